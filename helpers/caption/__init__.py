@@ -1,0 +1,1 @@
+"""02: a caption for every image."""

@@ -1,0 +1,243 @@
+"""The settings of the five notebooks: a frozen dataclass each, checked when it is made.
+
+A notebook calls `configure(TrainConfig, more, run=run, ...)`; None means the default, or the preset's value.
+"""
+
+import re
+from dataclasses import MISSING, Field, dataclass, field, fields
+from datetime import date
+from typing import Any, TypeVar
+
+from helpers.errors import RunError
+from helpers.run import RUN_NAME
+
+Config = TypeVar("Config")
+
+
+def number(default: float | None, low: float, high: float) -> Any:
+    """A field that holds a number from `low` to `high`, whole where the default is."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def choice(*options: str) -> Any:
+    """A field that holds one of `options`, the first by default."""
+    return field(default=options[0], metadata={"options": options})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrapeConfig:
+    """01_scrape: where the images come from."""
+
+    run: str = "demo"
+    source: str = choice("demo", "folder")
+    folder: str = ""  # of source=folder; images with .txt captions beside them
+    account: str = ""  # whose art it is, for the cards
+    max_posts: int = number(0, 0, 1_000_000)  # 0 takes all
+    permission: str = choice("private study", "own work", "permission of the artist")
+    demo_posts: int = number(100, 4, 5000)  # of source=demo; a post has one to three pictures
+    max_image_mpx: int = number(80, 1, 1000)  # larger files are refused before they are decoded
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.source == "folder" and not self.folder:
+            raise RunError("source is 'folder' but folder is empty: set folder to the path of your images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig:
+    """02_caption: who says what each image shows."""
+
+    run: str = "demo"
+    captioner: str = choice("sidecar")
+    banned_words: str = ""  # comma-separated; a caption with one of them is reported
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """03_dataset: what is trained on, and what is held out."""
+
+    run: str = "demo"
+    suffix: str = " in a mira watercolor style"  # ends every caption; the words that call the style
+    validation_share: float = number(0.15, 0.02, 0.5)
+    min_side_px: int = number(96, 16, 4096)  # smaller images are left out
+    seed: int = number(0, 0, 2**31)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.suffix and self.suffix == self.suffix.lstrip():
+            raise RunError(f"suffix is {self.suffix!r}: begin it with a space or it joins the caption's last word")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """04_train: the fine-tune. Fields of PRESETS have the preset's value unless one is given."""
+
+    run: str = "demo"
+    preset: str = choice("demo", "t4", "l4", "a100", "seed")
+    base_model: str = "assets/tiny-sd"  # a hub id or a folder in diffusers layout
+    method: str = choice("full", "lora")
+    max_steps: int = number(300, 1, 1_000_000)  # optimizer steps
+    learning_rate: float = number(5e-4, 1e-8, 1.0)
+    train_batch_size: int = number(8, 1, 512)
+    gradient_accumulation_steps: int = number(1, 1, 512)
+    resolution_px: int = number(128, 32, 2048)
+    rank: int = number(16, 1, 512)  # of a LoRA; its alpha is the same
+    seed: int = number(0, 0, 2**31)
+    mixed_precision: str = choice("auto", "no", "fp16", "bf16")
+    lr_scheduler: str = choice("cosine", "constant", "constant_with_warmup", "linear")
+    lr_warmup_steps: int = number(20, 0, 100_000)
+    weight_decay: float = number(1e-2, 0.0, 1.0)
+    max_grad_norm: float = number(1.0, 0.0, 1000.0)
+    snr_gamma: float = number(5.0, 0.0, 100.0)  # 0 weighs all timesteps alike
+    noise_offset: float = number(0.0, 0.0, 1.0)
+    caption_dropout: float = number(0.1, 0.0, 1.0)  # for classifier-free guidance
+    prior_share: float = number(0.5, 0.0, 4.0)  # the base's own samples, as a share of the training images
+    gradient_checkpointing: bool = False
+    attention: str = choice("auto", "sdpa", "xformers")
+    save_every_steps: int = number(100, 1, 1_000_000)
+    validate_every_steps: int = number(50, 1, 1_000_000)
+    preview_every_steps: int = number(100, 1, 1_000_000)
+    keep_checkpoints: int = number(2, 1, 1000)
+    prompts: tuple[str, ...] = ()  # of the previews, without the suffix; empty takes held-out captions
+    preview_seed: int = number(1000, 0, 2**31)
+    guidance_scale: float = number(4.0, 1.0, 30.0)
+    num_inference_steps: int = number(20, 1, 1000)
+    allow_slow: bool = False  # train a full-size model without a GPU all the same
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.resolution_px % 8:
+            raise RunError(f"resolution_px is {self.resolution_px}: use a multiple of 8, as in 512")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """05_inference: what is drawn, and how the model is judged."""
+
+    run: str = "demo"
+    prompts: str = ""  # one a line; empty draws the prompts of the previews
+    negative_prompt: str = ""
+    num_inference_steps: int = number(20, 1, 1000)
+    guidance_scale: float = number(4.0, 1.0, 30.0)
+    seed: int = number(1000, 0, 2**31)
+    num_images: int = number(1, 1, 64)  # of each prompt
+    batch_size: int = number(8, 1, 64)
+    judged_samples: int = number(48, 8, 4096)  # in each group that the verdict compares
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+SEED_PROMPTS = (
+    "blue and yellow cats shopping at plant store",
+    "a turtle character dressed as teacher standing next to a chalkboard with equations on it",
+    "blue and yellow cats riding bikes together through tropical forest path",
+    "raccoon character wearing gold chain driving red sports car down highway",
+)
+DEMO_PROMPTS = (  # (colour, animal) pairs that no drawn training picture holds
+    "a blue cat next to a red car on a green hill",
+    "a purple rabbit next to a green tree in the snow",
+    "a red bear next to a yellow umbrella on a sandy beach",
+    "a pink elephant next to a blue balloon at sunset",
+    "a yellow frog next to a purple mushroom at night",
+    "an orange turtle next to a blue house on a green hill",
+)
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+_COLUMNS = (
+    "base_model",
+    "method",
+    "max_steps",
+    "learning_rate",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "resolution_px",
+    "lr_scheduler",
+    "gradient_checkpointing",
+    "save_every_steps",
+    "prompts",
+)
+# fmt: off
+_ROWS = {
+    #        base              method  steps  rate  batch accum px   schedule    ckpt   save  prompts
+    "demo": ("assets/tiny-sd", "full",   300, 5e-4,     8,  1, 128, "cosine",   False,  100, DEMO_PROMPTS),
+    "t4":   (SD15,             "lora",  2000, 1e-4,     2,  2, 512, "cosine",   True,   250, ()),
+    "l4":   (SD15,             "lora",  2000, 1e-4,     4,  1, 512, "cosine",   False,  250, ()),
+    "a100": (SD15,             "full",  4000, 5e-6,     8,  1, 512, "cosine",   False,  500, ()),
+    "seed": (SD15,             "full",  5000, 1e-5,     1,  4, 512, "constant", True,   500, SEED_PROMPTS),
+}
+# fmt: on
+PRESETS = {name: dict(zip(_COLUMNS, row, strict=True)) for name, row in _ROWS.items()}
+PRESETS["seed"] |= {"snr_gamma": 0.0, "caption_dropout": 0.0, "prior_share": 0.0, "mixed_precision": "fp16"}
+for _name in ("t4", "l4", "a100", "seed"):
+    PRESETS[_name] |= {
+        "lr_warmup_steps": 0 if _name == "seed" else 100,
+        "validate_every_steps": PRESETS[_name]["save_every_steps"],
+        "preview_every_steps": PRESETS[_name]["save_every_steps"],
+        "guidance_scale": 7.5,
+    }
+
+CONFIGS = {
+    "scrape": ScrapeConfig,
+    "caption": CaptionConfig,
+    "dataset": DatasetConfig,
+    "train": TrainConfig,
+    "inference": InferenceConfig,
+}
+
+
+def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: Any) -> Config:
+    """Make a config from a notebook's parameters and its `more`, None meaning the default or the preset's value.
+
+    Raises RunError for a name that the config does not have, or a value out of its bounds.
+    """
+    known = {f.name for f in fields(kind)}
+    for name in more or {}:
+        if name not in known:
+            raise RunError(f"more has {name!r}, which {kind.__name__} does not know: it knows {_names(known)}")
+    given = {name: value for name, value in (values | (more or {})).items() if value is not None}
+    if kind is TrainConfig:
+        given = PRESETS.get(given.get("preset", "demo"), {}) | given
+    return kind(**given)
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def check(config: Any) -> None:
+    """Check each field's type and bounds. Raises RunError naming the field, its value and its bounds."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, int) and _default_type(f) is float:
+            object.__setattr__(config, f.name, float(value))
+        elif isinstance(value, list) and _default_type(f) is tuple:
+            object.__setattr__(config, f.name, tuple(value))
+        elif type(value) is not _default_type(f):
+            raise RunError(f"{f.name} is {value!r}: give a {_default_type(f).__name__}")
+        _check_bounds(f, getattr(config, f.name))
+    if not RUN_NAME.fullmatch(config.run):
+        raise RunError(f"run is {config.run!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
+
+
+def _default_type(f: Field) -> type:
+    assert f.default is not MISSING
+    return type(f.default)
+
+
+def _check_bounds(f: Field, value: Any) -> None:
+    if "options" in f.metadata and value not in f.metadata["options"]:
+        raise RunError(f"{f.name} is {value!r}: choose one of {', '.join(f.metadata['options'])}")
+    if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
+        raise RunError(f"{f.name} is {value}: give a number from {f.metadata['low']} to {f.metadata['high']}")
+
+
+def as_date(name: str, text: str) -> date | None:
+    """`2024-05-31` as a date, nothing as None. Raises RunError for anything else."""
+    if not text:
+        return None
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        raise RunError(f"{name} is {text!r}: give a date as in 2024-05-31")
+    return date.fromisoformat(text)

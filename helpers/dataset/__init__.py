@@ -1,0 +1,1 @@
+"""03: what is trained on, and what is held out."""

@@ -1,0 +1,60 @@
+"""Drawn pictures as tensors, and the plain descent that both stages of the tiny base's training share."""
+
+import math
+from collections.abc import Iterator
+from multiprocessing import Pool
+
+import numpy as np
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from helpers.demo.paint import paint_flat, paint_watercolour
+from helpers.demo.scenes import random_scene
+
+
+def _pixels(job: tuple[str, int]) -> np.ndarray:
+    style, seed = job
+    paint = paint_flat if style == "flat" else paint_watercolour
+    return np.asarray(paint(random_scene(seed)))
+
+
+def draw(style: str, seeds: range) -> Tensor:
+    """Scenes of these seeds as (N, 3, SIZE_PX, SIZE_PX) uint8; `style` is flat or watercolour."""
+    with Pool() as pool:
+        jobs = pool.imap(_pixels, ((style, seed) for seed in seeds), chunksize=32)
+        pixels = np.stack(list(tqdm(jobs, f"draw {style}", total=len(seeds), mininterval=5)))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def to_model(pixels: Tensor) -> Tensor:
+    """uint8 pixels to float32 in -1..1, laid out for convolutions."""
+    return (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def cosine_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine down to 2% (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    return peak * min(1, (step + 1) / warmup) * (0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02)
+
+
+def optimise(
+    modules: list[nn.Module], losses: Iterator[Tensor], steps: int, peak_rate: float, ema_decay: float, name: str
+) -> None:
+    """Follow `losses` downhill with AdamW and leave the weights' moving average in the modules."""
+    params = [p for module in modules for p in module.parameters()]
+    optimizer = torch.optim.AdamW(params, lr=peak_rate, betas=(0.9, 0.98), weight_decay=1e-2)
+    ema = EMAModel(params, decay=ema_decay)
+    running, bar = None, tqdm(range(steps), name, mininterval=30)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_rate(step, steps, peak_rate)
+        loss = next(losses)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        ema.step(params)
+        running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
+        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+    ema.copy_to(params)

@@ -1,0 +1,155 @@
+"""Train the tiny base model from a seed: `python -m helpers.demo.pretrain [--out assets/tiny-sd]`.
+
+Its parts are Stable Diffusion v1's (Rombach et al. 2022, arXiv:2112.10752), each a few hundred times
+smaller. It sees flat scenes alone, so watercolour is news to it; its autoencoder sees both styles, as
+Stable Diffusion's has seen everything.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from helpers.demo.autoencoder import encode, train_autoencoder
+from helpers.demo.optimise import draw, optimise
+from helpers.demo.paint import SIZE_PX
+from helpers.demo.scenes import PRETRAIN_SCENES_FROM, random_scene
+from helpers.demo.tokenizer import make_tokenizer
+
+# SD v1's own schedule
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the base is made of; seeds of scenes are disjoint from the demo's own (scrape/demo.py)."""
+
+    seed: int = 0
+    vae_steps: int = 4000
+    vae_scenes: int = 1000  # in each style
+    unet_steps: int = 9000
+    unet_scenes: int = 14000
+    batch: int = 16
+    learning_rate: float = 1e-3
+    noise_offset: float = 0.1  # lets night be dark and snow bright although the last step is not pure noise
+    caption_dropout: float = 0.1  # for classifier-free guidance
+    text_width: int = 96
+
+
+def new_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    width = recipe.text_width
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_unet(recipe: Recipe) -> UNet2DConditionModel:
+    """Three levels of 32, 16 and 8 cells; the words reach the lower two."""
+    return UNet2DConditionModel(
+        sample_size=SIZE_PX // 4,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        block_out_channels=(32, 64, 112),
+        layers_per_block=1,
+        cross_attention_dim=recipe.text_width,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).to(memory_format=torch.channels_last)
+
+
+def train_unet(
+    recipe: Recipe, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    torch.manual_seed(recipe.seed + 1)
+    seeds = range(PRETRAIN_SCENES_FROM, PRETRAIN_SCENES_FROM + recipe.unet_scenes)
+    latents = encode(vae, draw("flat", seeds))
+    captions = [random_scene(seed).caption for seed in seeds]
+    text_encoder, unet = new_text_encoder(recipe, tokenizer).train(), new_unet(recipe).train()
+    losses = _unet_losses(unet, text_encoder, latents, _token_ids(tokenizer, captions), recipe)
+    optimise([unet, text_encoder], losses, recipe.unet_steps, recipe.learning_rate, 0.999, "unet")
+    return text_encoder.eval(), unet.eval()
+
+
+def _token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def _unet_losses(
+    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, latents: Tensor, token_ids: Tensor, recipe: Recipe
+) -> Iterator[Tensor]:
+    """Ho et al. 2020's loss with min-SNR weights (Hang et al. 2023, gamma 5), dropped captions and noise offset."""
+    schedule = DDPMScheduler(**SCHEDULE)
+    empty = torch.full_like(token_ids[0], text_encoder.config.eos_token_id)
+    empty[0] = text_encoder.config.bos_token_id
+    while True:
+        picked = torch.randint(0, len(latents), (recipe.batch,))
+        dropped = torch.rand(recipe.batch, 1) < recipe.caption_dropout
+        words = text_encoder(torch.where(dropped, empty, token_ids[picked])).last_hidden_state
+        clean = latents[picked]
+        noise = torch.randn_like(clean) + recipe.noise_offset * torch.randn(recipe.batch, 4, 1, 1)
+        timesteps = torch.randint(0, schedule.config.num_train_timesteps, (recipe.batch,))
+        noisy = schedule.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        error = (unet(noisy, timesteps, words).sample - noise).square().mean((1, 2, 3))
+        snr = compute_snr(schedule, timesteps)
+        yield (error * snr.clamp(max=5) / snr).mean()
+
+
+def assemble(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """A StableDiffusionPipeline with the scheduler that SD v1-5 ships."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
+    """Train what is missing under `work`, then write the fp16 pipeline to `out`."""
+    tokenizer = make_tokenizer()
+    vae_folder = work / "vae"
+    if not vae_folder.is_dir():
+        train_autoencoder(recipe.seed, recipe.vae_steps, recipe.vae_scenes).save_pretrained(vae_folder)
+    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+    text_encoder, unet = train_unet(recipe, vae, tokenizer)
+    pipeline = assemble(vae, text_encoder, tokenizer, unet)
+    pipeline.save_pretrained(work / "fp32")
+    pipeline.to(torch.float16).save_pretrained(out)
+    print(f"wrote {out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("assets/tiny-sd"))
+    parser.add_argument("--work", type=Path, default=Path("build/pretrain"), help="intermediate results, reused")
+    for name, default in (("seed", 0), ("unet_steps", Recipe.unet_steps), ("vae_steps", Recipe.vae_steps)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    pretrain(Recipe(seed=args.seed, unet_steps=args.unet_steps, vae_steps=args.vae_steps), args.out, args.work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What the machine can do, each choice with its reason."""
+
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how tensors are computed; printing one tells why."""
+
+    device: torch.device
+    precision: str  # no, fp16 or bf16, as accelerate names it
+    attention: str  # sdpa or xformers
+    reasons: tuple[str, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of frozen weights and activations."""
+        return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
+
+    def __str__(self) -> str:
+        return "\n".join(self.reasons)
+
+
+def pick_device(mixed_precision: str = "auto", attention: str = "auto") -> Device:
+    """Choose device, precision and attention kernel for this machine."""
+    device, why_device = _device()
+    precision, why_precision = _precision(device, mixed_precision)
+    kernel, why_kernel = _attention(device, attention)
+    return Device(device, precision, kernel, (why_device, why_precision, why_kernel))
+
+
+def _device() -> tuple[torch.device, str]:
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), f"cpu: no GPU here, {os.cpu_count()} cores"
+    name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+    return torch.device("cuda"), f"cuda: {name} with {memory / GB:.0f} GB"
+
+
+def _precision(device: torch.device, wanted: str) -> tuple[str, str]:
+    if device.type == "cpu":
+        return "no", "fp32: a CPU gains nothing from half precision"
+    major, minor = torch.cuda.get_device_capability()
+    has_bf16 = major >= 8  # is_bf16_supported() says yes where it is only emulated
+    if wanted == "auto":
+        wanted = "bf16" if has_bf16 else "fp16"
+    if wanted == "bf16" and not has_bf16:
+        return "fp16", f"fp16: compute capability {major}.{minor} has no bf16"
+    return wanted, f"{wanted}: compute capability {major}.{minor}"
+
+
+def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
+    if wanted == "sdpa" or device.type == "cpu":
+        return "sdpa", f"sdpa: PyTorch's own attention ({'asked for' if wanted == 'sdpa' else 'no GPU'})"
+    if importlib.util.find_spec("xformers") is None:
+        return "sdpa", "sdpa: xformers is not installed"
+    try:
+        import xformers.ops
+
+        query = torch.zeros(1, 8, 1, 16, device=device, dtype=torch.float16)
+        xformers.ops.memory_efficient_attention(query, query, query)
+    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+        return "sdpa", f"sdpa: xformers does not run here ({str(error).splitlines()[0]})"
+    if wanted == "auto":
+        return "sdpa", "sdpa: runs the same kernels as xformers, which is installed"
+    return "xformers", "xformers: asked for, and it runs here"
+
+
+def free_disk_gb(path: str = ".") -> float:
+    return shutil.disk_usage(path).free / GB
+
+
+def work_offline_if_local(base_model: str) -> None:
+    """Have the Hugging Face libraries ask no hub when the base model is a folder."""
+    if os.path.isdir(base_model):
+        os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")

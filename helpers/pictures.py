@@ -1,0 +1,140 @@
+"""Grids of images and curves, for the notebooks and the report."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, FAINT, PAPER = "#2a2230", "#9a93a0", "#ffffff"
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """An image file as upright RGB: EXIF orientation applied, transparency on white, any mode converted."""
+    with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16":  # 16-bit greyscale, which convert() would clip to white
+        image = image.point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def grid(
+    images: Sequence[Image.Image],
+    columns: int,
+    labels: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    cell_px: int = 160,
+) -> Image.Image:
+    """Images in rows, scaled into square cells; a label below each, a title before each row."""
+    font = ImageFont.load_default(size=max(10, cell_px // 13))
+    label_px = _label_height(labels, font, cell_px)
+    rows = -(-len(images) // columns)
+    gap, title_px = 6, font.size + 8 if row_titles else 0
+    row_px = cell_px + label_px + title_px + gap
+    sheet = Image.new("RGB", (columns * (cell_px + gap) + gap, rows * row_px + gap), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, title in enumerate(row_titles):
+        draw.text((gap, row * row_px + 4), title, INK, font)
+    for i, image in enumerate(images):
+        x, y = gap + i % columns * (cell_px + gap), gap + i // columns * row_px + title_px
+        tile = _fit(image, cell_px)
+        sheet.paste(tile, (x + (cell_px - tile.width) // 2, y + (cell_px - tile.height) // 2))
+        if i < len(labels):
+            draw.multiline_text((x, y + cell_px + 2), _wrap(labels[i], font, cell_px), INK, font)
+    return sheet
+
+
+def _fit(image: Image.Image, side_px: int) -> Image.Image:
+    """Scaled to fit a square; small ones by whole factors, so that their pixels stay crisp."""
+    factor = side_px / max(image.size)
+    method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC
+    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), method)
+
+
+def _label_height(labels: Sequence[str], font: ImageFont.FreeTypeFont, width_px: int) -> int:
+    lines = max((_wrap(label, font, width_px).count("\n") + 1 for label in labels), default=0)
+    return lines * (font.size + 5) + 4 if lines else 0
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: int = 4) -> str:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width_px:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    kept = [line for line in lines if line]
+    if len(kept) > most_lines:
+        kept = [*kept[: most_lines - 1], kept[most_lines - 1] + " …"]
+    return "\n".join(kept)
+
+
+def contact_sheet(paths: Iterable[Path], columns: int = 10, most: int = 60, cell_px: int = 96) -> Image.Image:
+    """At most `most` image files, evenly picked, as a grid."""
+    return grid([open_rgb(path) for path in evenly(list(paths), most)], columns, cell_px=cell_px)
+
+
+def evenly(items: Sequence, most: int) -> list:
+    """At most `most` items, evenly spread over the sequence."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as a data: address, for a page that stands alone."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def loss_curves(
+    train: Sequence[tuple[int, float]],
+    validation: Sequence[tuple[int, float]],
+    probe: Sequence[tuple[int, float]] = (),
+) -> "Figure":
+    """Loss over optimizer steps: training (noisy, and its moving mean), held-out, and the same on training images."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axes = figure.subplots()
+    if train:
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color="#d9cfe0", linewidth=0.8)
+        axes.plot(steps, _moving_mean(losses), color="#8b6fa8", label="training, at random noise")
+    for points, colour, label in ((probe, "#4a90c2", "training images"), (validation, "#d1495b", "held-out images")):
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=f"{label}, at fixed noise")
+    axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    if train or validation:
+        axes.legend(frameon=False)
+    return figure
+
+
+def _moving_mean(values: Sequence[float], share: float = 0.9) -> list[float]:
+    means: list[float] = []
+    for value in values:
+        means.append(share * means[-1] + (1 - share) * value if means else value)
+    return means
+
+
+def figure_svg(figure: "Figure") -> str:
+    """A figure as inline SVG."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

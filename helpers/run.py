@@ -1,0 +1,99 @@
+"""A run's folder: the only module that knows the name of a file in it."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import RunError
+from helpers.store import read_json, recover_folder, write_json
+
+RUNS = Path("runs")
+STAGES = ("scrape", "caption", "dataset", "train", "inference")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{1,96}\.(jpg|png|webp)")  # names are made by us, never taken
+
+
+def notebook_name(stage: str) -> str:
+    """`train` to `04_train`."""
+    return f"{STAGES.index(stage) + 1:02d}_{stage}"
+
+
+class Run:
+    """The folder `runs/NAME` and what lies where in it. Making a Run makes no folder."""
+
+    def __init__(self, name: str) -> None:
+        """Raises RunError for a name that is not letters, digits, `-` and `_`."""
+        if not RUN_NAME.fullmatch(name):
+            raise RunError(f"run is {name!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
+        self.name, self.folder = name, RUNS / name
+        # 01
+        self.images = self.folder / "images"
+        self.posts = self.folder / "posts.jsonl"
+        self.rejected = self.folder / "rejected.jsonl"
+        # 02
+        self.captions = self.folder / "captions.jsonl"
+        # 03
+        self.dataset = self.folder / "dataset"
+        # 04
+        self.cache = self.folder / "cache"
+        self.checkpoints = self.folder / "checkpoints"
+        self.train_log = self.folder / "train_log.jsonl"
+        self.tensorboard = self.folder / "tensorboard"
+        self.previews = self.folder / "previews"
+        self.model = self.folder / "model"
+        self.verdict = self.folder / "verdict.json"
+        # 05
+        self.samples = self.folder / "samples"
+        self.report_html = self.folder / "report.html"
+        self.report_json = self.folder / "report.json"
+        self.notebooks = self.folder / "notebooks"
+        for folder in (self.dataset, self.model):
+            recover_folder(folder)
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r})"
+
+    def image(self, file_name: str) -> Path:
+        """The path of an image. Raises RunError for a name that we did not make (`../x.jpg`)."""
+        if not IMAGE_NAME.fullmatch(file_name):
+            raise RunError(
+                f"{file_name!r} is no image name of this project: mend the line of {self.posts} that has it"
+            )
+        return self.images / file_name
+
+    def sidecar(self, file_name: str) -> Path:
+        """The caption file beside an image, as trainers for this work conventionally name it."""
+        return self.image(file_name).with_suffix(".txt")
+
+    def split(self, name: str) -> Path:
+        """The folder of a split, `train` or `validation`."""
+        return self.dataset / name
+
+    def split_metadata(self, name: str) -> Path:
+        return self.split(name) / "metadata.csv"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def preview(self, step: int) -> Path:
+        return self.previews / f"step-{step:06d}.png"
+
+    def config(self, stage: str) -> Path:
+        return self.folder / "config" / f"{stage}.json"
+
+    def notebook(self, stage: str) -> Path:
+        return self.notebooks / f"{notebook_name(stage)}.ipynb"
+
+    def write_config(self, stage: str, config: Any) -> None:
+        """Keep a stage's resolved settings."""
+        write_json(self.config(stage), asdict(config))
+
+    def read_config(self, stage: str) -> dict[str, Any]:
+        return read_json(self.require(self.config(stage), stage))
+
+    def require(self, path: Path, stage: str) -> Path:
+        """The path, if it is there. Raises RunError naming the notebook that writes it."""
+        if not path.exists():
+            raise RunError(f"{path} is missing: run {notebook_name(stage)} with run={self.name!r} first")
+        return path

@@ -1,0 +1,1 @@
+"""01: images and where they come from."""

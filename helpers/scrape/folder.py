@@ -1,0 +1,72 @@
+"""Source: a folder of one's own images, with captions in .txt files beside them."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from helpers.config import ScrapeConfig
+from helpers.errors import RunError
+from helpers.scrape.found import Found
+
+# SHORTCODE_INDEX as Instagram tools name files: eleven characters that no plain word has
+INSTAGRAM_NAME = re.compile(r"(?=[\w-]*[a-z])(?=\w[\w-]*[A-Z0-9])([A-Z][\w-]{10})_(\d{1,2})", re.ASCII)
+MAX_STEM = 60
+
+
+def find(config: ScrapeConfig) -> list[Found]:
+    """Every file below the folder that is no caption, in order of path; hidden ones are passed over.
+
+    Raises RunError if the folder is not there or empty, or a caption has no image beside it.
+    """
+    root = Path(config.folder).expanduser()
+    if not root.is_dir():
+        raise RunError(f"folder {root} is not there: give the path of a folder with your images")
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and not _is_hidden(path, root)]
+    captions = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    images = [path for path in files if path.suffix.lower() != ".txt"]
+    if not images:
+        raise RunError(f"folder {root} holds no image: put JPEG, PNG or WEBP files into it")
+    for stem, path in captions.items():
+        if stem not in {image.with_suffix("") for image in images}:
+            raise RunError(f"{path} captions an image that is not there: add the image, or take the .txt away")
+    names = _Names()
+    return [_found(path, root, captions.get(path.with_suffix("")), names) for path in images]
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _found(path: Path, root: Path, caption_path: Path | None, names: "_Names") -> Found:
+    shortcode, index = names.give(path.relative_to(root))
+    caption = _read_caption(caption_path) if caption_path else None
+    name = path.relative_to(root).as_posix()
+    return Found(name, shortcode, index, path.read_bytes, caption)
+
+
+def _read_caption(path: Path) -> str:
+    """A caption file's text on one line. Raises RunError if it is not UTF-8."""
+    try:
+        return " ".join(path.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError:
+        raise RunError(f"{path} is not UTF-8 text: save it again as UTF-8") from None
+
+
+class _Names:
+    """Gives each path a shortcode and an index of its own, made of letters, digits, - and _ alone."""
+
+    def __init__(self) -> None:
+        self.given: set[tuple[str, int]] = set()
+
+    def give(self, path: Path) -> tuple[str, int]:
+        match = INSTAGRAM_NAME.fullmatch(path.stem)
+        shortcode, index = (match[1], int(match[2])) if match else (_plain(path), 1)
+        if (shortcode.lower(), index) in self.given or not shortcode:
+            digest = hashlib.sha256(path.as_posix().encode()).hexdigest()[:8]
+            shortcode = f"{shortcode}-{digest}".strip("-")
+        self.given.add((shortcode.lower(), index))
+        return shortcode, index
+
+
+def _plain(path: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", path.with_suffix("").as_posix()).strip("-")[:MAX_STEM]

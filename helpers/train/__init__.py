@@ -1,0 +1,1 @@
+"""04: the fine-tune. loop.py is the place to begin reading."""
