@@ -20,7 +20,9 @@ NOT_MIRRORED = frozenset({"cache"})  # can be computed again
 
 
 def on_colab() -> bool:
-    return "COLAB_RELEASE_TAG" in os.environ and importlib.util.find_spec("google.colab") is not None
+    return (
+        "COLAB_RELEASE_TAG" in os.environ and importlib.util.find_spec("google.colab") is not None
+    )
 
 
 def mount_drive() -> bool:
@@ -77,8 +79,14 @@ def badge(notebook: str) -> str:
 def rewrite_repository(new: str, root: Path = Path()) -> list[Path]:
     """Replace REPOSITORY by `new` wherever it stands; return the files that changed."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", new):
-        raise RunError(f"{new!r} is no repository: give OWNER/NAME as it stands in its GitHub address")
-    files = [root / "helpers/colab.py", root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]
+        raise RunError(
+            f"{new!r} is no repository: give OWNER/NAME as it stands in its GitHub address"
+        )
+    files = [
+        root / "helpers/colab.py",
+        root / "README.md",
+        *sorted((root / "notebooks").glob("*.ipynb")),
+    ]
     changed = []
     for path in files:
         text = path.read_text(encoding="utf-8")

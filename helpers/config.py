@@ -3,9 +3,8 @@
 A notebook calls `configure(TrainConfig, more, run=run, ...)`; None means the default, or the preset's value.
 """
 
-import re
+import ast
 from dataclasses import MISSING, Field, dataclass, field, fields
-from datetime import date
 from typing import Any, TypeVar
 
 from helpers.errors import RunError
@@ -40,7 +39,9 @@ class ScrapeConfig:
     def __post_init__(self) -> None:
         check(self)
         if self.source == "folder" and not self.folder:
-            raise RunError("source is 'folder' but folder is empty: set folder to the path of your images")
+            raise RunError(
+                "source is 'folder' but folder is empty: set folder to the path of your images"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,9 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         check(self)
         if self.suffix and self.suffix == self.suffix.lstrip():
-            raise RunError(f"suffix is {self.suffix!r}: begin it with a space or it joins the caption's last word")
+            raise RunError(
+                f"suffix is {self.suffix!r}: begin it with a space or it joins the caption's last word"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +97,18 @@ class TrainConfig:
     snr_gamma: float = number(5.0, 0.0, 100.0)  # 0 weighs all timesteps alike
     noise_offset: float = number(0.0, 0.0, 1.0)
     caption_dropout: float = number(0.1, 0.0, 1.0)  # for classifier-free guidance
-    prior_share: float = number(0.5, 0.0, 4.0)  # the base's own samples, as a share of the training images
+    prior_share: float = number(
+        0.5, 0.0, 4.0
+    )  # the base's own samples, as a share of the training images
     gradient_checkpointing: bool = False
     attention: str = choice("auto", "sdpa", "xformers")
     save_every_steps: int = number(100, 1, 1_000_000)
     validate_every_steps: int = number(50, 1, 1_000_000)
     preview_every_steps: int = number(100, 1, 1_000_000)
     keep_checkpoints: int = number(2, 1, 1000)
-    prompts: tuple[str, ...] = ()  # of the previews, without the suffix; empty takes held-out captions
+    prompts: tuple[
+        str, ...
+    ] = ()  # of the previews, without the suffix; empty takes held-out captions
     preview_seed: int = number(1000, 0, 2**31)
     guidance_scale: float = number(4.0, 1.0, 30.0)
     num_inference_steps: int = number(20, 1, 1000)
@@ -124,6 +131,7 @@ class InferenceConfig:
     guidance_scale: float = number(4.0, 1.0, 30.0)
     seed: int = number(1000, 0, 2**31)
     num_images: int = number(1, 1, 64)  # of each prompt
+    add_suffix: bool = True  # end each prompt with the dataset's suffix
     batch_size: int = number(8, 1, 64)
     judged_samples: int = number(48, 8, 4096)  # in each group that the verdict compares
 
@@ -170,7 +178,12 @@ _ROWS = {
 }
 # fmt: on
 PRESETS = {name: dict(zip(_COLUMNS, row, strict=True)) for name, row in _ROWS.items()}
-PRESETS["seed"] |= {"snr_gamma": 0.0, "caption_dropout": 0.0, "prior_share": 0.0, "mixed_precision": "fp16"}
+PRESETS["seed"] |= {
+    "snr_gamma": 0.0,
+    "caption_dropout": 0.0,
+    "prior_share": 0.0,
+    "mixed_precision": "fp16",
+}
 for _name in ("t4", "l4", "a100", "seed"):
     PRESETS[_name] |= {
         "lr_warmup_steps": 0 if _name == "seed" else 100,
@@ -196,11 +209,25 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
     known = {f.name for f in fields(kind)}
     for name in more or {}:
         if name not in known:
-            raise RunError(f"more has {name!r}, which {kind.__name__} does not know: it knows {_names(known)}")
+            raise RunError(
+                f"more has {name!r}, which {kind.__name__} does not know: it knows {_names(known)}"
+            )
     given = {name: value for name, value in (values | (more or {})).items() if value is not None}
     if kind is TrainConfig:
         given = PRESETS.get(given.get("preset", "demo"), {}) | given
     return kind(**given)
+
+
+def from_text(kind: type, name: str, text: str) -> Any:
+    """A value typed on a command line, in the type of the field `name`. Raises RunError if it is none."""
+    wanted = next(_default_type(f) for f in fields(kind) if f.name == name)
+    if text == "None" or wanted is str:
+        return None if text == "None" else text
+    try:
+        value = ast.literal_eval(text.capitalize() if wanted is bool else text)
+    except (ValueError, SyntaxError):
+        raise RunError(f"{name} is {text!r}: give a {wanted.__name__}") from None
+    return value
 
 
 def _names(names: set[str]) -> str:
@@ -219,7 +246,9 @@ def check(config: Any) -> None:
             raise RunError(f"{f.name} is {value!r}: give a {_default_type(f).__name__}")
         _check_bounds(f, getattr(config, f.name))
     if not RUN_NAME.fullmatch(config.run):
-        raise RunError(f"run is {config.run!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
+        raise RunError(
+            f"run is {config.run!r}: use 1 to 64 letters, digits, - and _, as in my-art-1"
+        )
 
 
 def _default_type(f: Field) -> type:
@@ -231,13 +260,6 @@ def _check_bounds(f: Field, value: Any) -> None:
     if "options" in f.metadata and value not in f.metadata["options"]:
         raise RunError(f"{f.name} is {value!r}: choose one of {', '.join(f.metadata['options'])}")
     if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
-        raise RunError(f"{f.name} is {value}: give a number from {f.metadata['low']} to {f.metadata['high']}")
-
-
-def as_date(name: str, text: str) -> date | None:
-    """`2024-05-31` as a date, nothing as None. Raises RunError for anything else."""
-    if not text:
-        return None
-    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
-        raise RunError(f"{name} is {text!r}: give a date as in 2024-05-31")
-    return date.fromisoformat(text)
+        raise RunError(
+            f"{f.name} is {value}: give a number from {f.metadata['low']} to {f.metadata['high']}"
+        )

@@ -2,10 +2,12 @@
 
 import importlib.util
 import os
-import shutil
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 GB = 1e9
 
@@ -57,7 +59,10 @@ def _precision(device: torch.device, wanted: str) -> tuple[str, str]:
 
 def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
     if wanted == "sdpa" or device.type == "cpu":
-        return "sdpa", f"sdpa: PyTorch's own attention ({'asked for' if wanted == 'sdpa' else 'no GPU'})"
+        return (
+            "sdpa",
+            f"sdpa: PyTorch's own attention ({'asked for' if wanted == 'sdpa' else 'no GPU'})",
+        )
     if importlib.util.find_spec("xformers") is None:
         return "sdpa", "sdpa: xformers is not installed"
     try:
@@ -72,11 +77,23 @@ def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
     return "xformers", "xformers: asked for, and it runs here"
 
 
-def free_disk_gb(path: str = ".") -> float:
-    return shutil.disk_usage(path).free / GB
-
-
 def work_offline_if_local(base_model: str) -> None:
     """Have the Hugging Face libraries ask no hub when the base model is a folder."""
     if os.path.isdir(base_model):
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+
+
+def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:
+    """A Stable Diffusion pipeline from a hub id or a folder, `parts` in place of its own; it prints nothing."""
+    work_offline_if_local(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
+        pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=dtype, **parts)
+    return pipeline
+
+
+def sample_fast(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """Have a pipeline sample by DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), which needs few steps, quietly."""
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

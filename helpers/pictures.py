@@ -60,7 +60,9 @@ def _fit(image: Image.Image, side_px: int) -> Image.Image:
     """Scaled to fit a square; small ones by whole factors, so that their pixels stay crisp."""
     factor = side_px / max(image.size)
     method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC
-    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), method)
+    return image.resize(
+        (max(1, round(image.width * factor)), max(1, round(image.height * factor))), method
+    )
 
 
 def _label_height(labels: Sequence[str], font: ImageFont.FreeTypeFont, width_px: int) -> int:
@@ -82,7 +84,9 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: in
     return "\n".join(kept)
 
 
-def contact_sheet(paths: Iterable[Path], columns: int = 10, most: int = 60, cell_px: int = 96) -> Image.Image:
+def contact_sheet(
+    paths: Iterable[Path], columns: int = 10, most: int = 60, cell_px: int = 96
+) -> Image.Image:
     """At most `most` image files, evenly picked, as a grid."""
     return grid([open_rgb(path) for path in evenly(list(paths), most)], columns, cell_px=cell_px)
 
@@ -101,29 +105,32 @@ def data_url(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def loss_curves(
-    train: Sequence[tuple[int, float]],
-    validation: Sequence[tuple[int, float]],
-    probe: Sequence[tuple[int, float]] = (),
-) -> "Figure":
-    """Loss over optimizer steps: training (noisy, and its moving mean), held-out, and the same on training images."""
+def loss_curves(log: Sequence[dict[str, float]]) -> "Figure":
+    """Loss over optimizer steps from the rows of train_log.jsonl: in training, and at fixed noise."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axes = figure.subplots()
-    if train:
-        steps, losses = zip(*train, strict=True)
-        axes.plot(steps, losses, color="#d9cfe0", linewidth=0.8)
-        axes.plot(steps, _moving_mean(losses), color="#8b6fa8", label="training, at random noise")
-    for points, colour, label in ((probe, "#4a90c2", "training images"), (validation, "#d1495b", "held-out images")):
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=f"{label}, at fixed noise")
+    if losses := _points(log, "loss"):
+        steps, values = zip(*losses, strict=True)
+        axes.plot(steps, values, color="#d9cfe0", linewidth=0.8)
+        axes.plot(steps, _moving_mean(values), color="#8b6fa8", label="training, at random noise")
+    for name, colour, label in (
+        ("probe_loss", "#4a90c2", "training images, at fixed noise"),
+        ("held_out_loss", "#d1495b", "held-out images, at fixed noise"),
+    ):
+        if points := _points(log, name):
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=label)
     axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    if train or validation:
+    if log:
         axes.legend(frameon=False)
     return figure
+
+
+def _points(log: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[name]) for row in log if name in row]
 
 
 def _moving_mean(values: Sequence[float], share: float = 0.9) -> list[float]:

@@ -1,5 +1,6 @@
 """The rows that cross a border between two stages: one JSON object a line, keyed by `file_name`."""
 
+import csv
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -87,3 +88,26 @@ def reject(path: Path, row: Rejection) -> None:
     """Add a rejection, once."""
     if row not in read_rows(path, Rejection):
         append_row(path, row)
+
+
+def read_metadata(path: Path) -> list[tuple[str, str]]:
+    """The (file_name, text) rows of a split's metadata.csv.
+
+    Raises RunError if it has no such columns, or a file name that leads out of its folder.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"file_name", "text"} <= rows[0].keys():
+        raise RunError(f"{path} has no rows of file_name,text: run 03_dataset again")
+    for row in rows:
+        if Path(row["file_name"]).name != row["file_name"]:
+            raise RunError(
+                f"{path} names {row['file_name']!r}, which is not in its folder: run 03_dataset again"
+            )
+    return [(row["file_name"], row["text"]) for row in rows]
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of train_log.jsonl; a last line cut by a kill is left out."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]

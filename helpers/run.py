@@ -1,6 +1,9 @@
 """A run's folder: the only module that knows the name of a file in it."""
 
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,7 @@ class Run:
         self.report_html = self.folder / "report.html"
         self.report_json = self.folder / "report.json"
         self.notebooks = self.folder / "notebooks"
+        self.seconds = self.folder / "seconds.json"
         for folder in (self.dataset, self.model):
             recover_folder(folder)
 
@@ -73,6 +77,12 @@ class Run:
     def split_metadata(self, name: str) -> Path:
         return self.split(name) / "metadata.csv"
 
+    def split_images(self, name: str) -> list[Path]:
+        """The image files of a split, in order of name."""
+        return sorted(
+            path for path in self.split(name).glob("*") if IMAGE_NAME.fullmatch(path.name)
+        )
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
 
@@ -92,8 +102,23 @@ class Run:
     def read_config(self, stage: str) -> dict[str, Any]:
         return read_json(self.require(self.config(stage), stage))
 
+    def read_seconds(self) -> dict[str, float]:
+        """How long each stage has worked so far, over all its reruns."""
+        return read_json(self.seconds) if self.seconds.is_file() else {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to the stage's seconds."""
+        began = time.perf_counter()
+        yield
+        seconds = self.read_seconds()
+        seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - began, 2)
+        write_json(self.seconds, seconds)
+
     def require(self, path: Path, stage: str) -> Path:
         """The path, if it is there. Raises RunError naming the notebook that writes it."""
         if not path.exists():
-            raise RunError(f"{path} is missing: run {notebook_name(stage)} with run={self.name!r} first")
+            raise RunError(
+                f"{path} is missing: run {notebook_name(stage)} with run={self.name!r} first"
+            )
         return path

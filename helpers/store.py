@@ -149,7 +149,11 @@ def mirror(source: Path, target: Path, skip: frozenset[str] = frozenset()) -> in
 
     Names beginning with a dot are work in progress and stay behind, and so do folders named in `skip`.
     """
-    files = [p for p in sorted(source.rglob("*")) if p.is_file() and _travels(p.relative_to(source), skip)]
+    files = [
+        p
+        for p in sorted(source.rglob("*"))
+        if p.is_file() and _travels(p.relative_to(source), skip)
+    ]
     files.sort(key=lambda path: path.name == MANIFEST)
     stale = [path for path in files if _differs(path, target / path.relative_to(source))]
     for path in stale:

@@ -24,16 +24,20 @@ def pending(config: CaptionConfig, run: Run) -> list[Post]:
 def _is_stale(config: CaptionConfig, run: Run, post: Post, caption: Caption | None) -> bool:
     if caption is None or not caption.is_usable:
         return True
-    return caption.status == "ok" and CAPTIONERS[config.captioner](run, post).caption != caption.caption
+    return (
+        caption.status == "ok"
+        and CAPTIONERS[config.captioner](run, post).caption != caption.caption
+    )
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
     """Caption images one by one, each kept before the next is begun. A rerun captions only what is missing."""
     run.write_config("caption", config)
-    for post in posts:
-        row = CAPTIONERS[config.captioner](run, post)
-        append_row(run.captions, row)
-        yield row
+    with run.timed("caption"):
+        for post in posts:
+            row = CAPTIONERS[config.captioner](run, post)
+            append_row(run.captions, row)
+            yield row
 
 
 def problems(config: CaptionConfig, run: Run) -> dict[str, list[Caption]]:
@@ -60,7 +64,9 @@ def verify_captions(run: Run) -> str:
     rows = latest(read_rows(run.require(run.captions, "caption"), Caption))
     for name in rows:
         if name not in posts:
-            raise RunError(f"{run.captions} captions {name}, which {run.posts} does not list: take that line out")
+            raise RunError(
+                f"{run.captions} captions {name}, which {run.posts} does not list: take that line out"
+            )
     captioned = [row for row in rows.values() if row.is_usable]
     if not captioned:
         folder = run.read_config("scrape")["folder"] or "your images"

@@ -11,6 +11,7 @@ from helpers.config import DatasetConfig
 from helpers.dataset.card import card
 from helpers.errors import RunError
 from helpers.pictures import open_rgb
+from helpers.records import read_metadata
 from helpers.run import Run
 from helpers.store import damage, folder_hash, replacing_folder, write_text
 
@@ -45,12 +46,6 @@ def _put(image: Path, folder: Path) -> str:
     return f"{image.stem}.png"
 
 
-def read_split(run: Run, name: str) -> pd.DataFrame:
-    """A split's file names and texts. Raises RunError if 03 has not run."""
-    path = run.require(run.split_metadata(name), "dataset")
-    return pd.read_csv(path, keep_default_na=False)
-
-
 def verify_dataset(run: Run) -> str:
     """Load the dataset as a user would, check it against its manifest, and say what is in it.
 
@@ -66,7 +61,9 @@ def verify_dataset(run: Run) -> str:
         loaded = datasets.load_dataset("imagefolder", data_dir=str(run.dataset), cache_dir=cache)
         counts = {name: len(part) for name, part in loaded.items()}
     for name, count in counts.items():
-        if count != len(read_split(run, name)):
-            raise RunError(f"{run.split(name)} holds {count} images, not what its metadata.csv lists: run 03 again")
+        if count != len(read_metadata(run.split_metadata(name))):
+            raise RunError(
+                f"{run.split(name)} holds {count} images, not what its metadata.csv lists: run 03 again"
+            )
     listed = ", ".join(f"{count} {name}" for name, count in counts.items())
     return f"{listed} images in {run.dataset}, hash {folder_hash(run.dataset)[:12]}"

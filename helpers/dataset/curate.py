@@ -28,8 +28,12 @@ def table(run: Run) -> pd.DataFrame:
             "captioner": [row.captioner for row in usable],
         }
     )
-    joined = pd.DataFrame(posts.values()).merge(words, on="file_name", how="left", validate="one_to_one")
-    return joined.fillna({"caption": "", "captioner": ""}).sort_values("file_name", ignore_index=True)
+    joined = pd.DataFrame(posts.values()).merge(
+        words, on="file_name", how="left", validate="one_to_one"
+    )
+    return joined.fillna({"caption": "", "captioner": ""}).sort_values(
+        "file_name", ignore_index=True
+    )
 
 
 def judge(config: DatasetConfig, images: pd.DataFrame) -> pd.Series:
@@ -39,7 +43,9 @@ def judge(config: DatasetConfig, images: pd.DataFrame) -> pd.Series:
     reason = pd.Series("", index=images.index, dtype=object)
     reason[images["file_name"] != first] = "is the same file as " + first
     reason[side_px < config.min_side_px] = (
-        "its shorter side of " + side_px.astype(str) + f" px is below min_side_px {config.min_side_px}"
+        "its shorter side of "
+        + side_px.astype(str)
+        + f" px is below min_side_px {config.min_side_px}"
     )
     reason[images["caption"] == ""] = "has no caption"
     return reason
@@ -56,7 +62,9 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
     for row in left_out.itertuples():
         reject(run.rejected, Rejection(row.file_name, "dataset", row.reason))
     if len(kept) < 4:
-        why = "; ".join(f"{count} {reason}" for reason, count in left_out["reason"].value_counts().items())
+        why = "; ".join(
+            f"{count} {reason}" for reason, count in left_out["reason"].value_counts().items()
+        )
         raise RunError(
             f"{len(kept)} of {len(images)} images are left, and training needs 4: add images or mend these ({why})"
         )

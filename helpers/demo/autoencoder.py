@@ -94,7 +94,10 @@ def _losses(vae: AutoencoderKL, pixels: Tensor, steps: int) -> Iterator[Tensor]:
         crop = to_model(picked[:, :, top : top + side_px, left : left + side_px])
         latents = vae.encode(crop).latent_dist.mean
         jitter = LATENT_JITTER * latents.detach().std() * torch.randn_like(latents)
-        yield reconstruction_loss(vae.decode(latents + jitter).sample, crop) + 1e-4 * latents.square().mean()
+        yield (
+            reconstruction_loss(vae.decode(latents + jitter).sample, crop)
+            + 1e-4 * latents.square().mean()
+        )
 
 
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
@@ -102,7 +105,13 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
     error = out - target
     edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) * 0.3
     chroma = (error[:, :2] - error[:, 1:]).abs().mean()
-    return error.abs().mean() + edges + chroma + F.avg_pool2d(error, 4).abs().mean() + 0.5 * error.square().mean()
+    return (
+        error.abs().mean()
+        + edges
+        + chroma
+        + F.avg_pool2d(error, 4).abs().mean()
+        + 0.5 * error.square().mean()
+    )
 
 
 @torch.no_grad()
@@ -128,4 +137,7 @@ def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """uint8 pixels to scaled latents (N, 4, 32, 32)."""
     batches = tqdm(pixels.split(50), "encode", mininterval=10)
-    return torch.cat([vae.encode(to_model(batch)).latent_dist.mean for batch in batches]) * SCALING_FACTOR
+    return (
+        torch.cat([vae.encode(to_model(batch)).latent_dist.mean for batch in batches])
+        * SCALING_FACTOR
+    )

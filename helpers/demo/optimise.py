@@ -35,11 +35,18 @@ def to_model(pixels: Tensor) -> Tensor:
 
 def cosine_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
     """Linear warm-up, then a cosine down to 2% (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
-    return peak * min(1, (step + 1) / warmup) * (0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02)
+    return (
+        peak * min(1, (step + 1) / warmup) * (0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02)
+    )
 
 
 def optimise(
-    modules: list[nn.Module], losses: Iterator[Tensor], steps: int, peak_rate: float, ema_decay: float, name: str
+    modules: list[nn.Module],
+    losses: Iterator[Tensor],
+    steps: int,
+    peak_rate: float,
+    ema_decay: float,
+    name: str,
 ) -> None:
     """Follow `losses` downhill with AdamW and leave the weights' moving average in the modules."""
     params = [p for module in modules for p in module.parameters()]

@@ -85,7 +85,9 @@ class _Sheet:
     def _noise(self, cells: int) -> np.ndarray:
         """Smooth noise with `cells` cells to a side."""
         values = Image.fromarray((self.rng.random((cells, cells)) * 255).astype(np.uint8))
-        return np.asarray(values.resize((self.n, self.n), Image.Resampling.BICUBIC), np.float32) / 255
+        return (
+            np.asarray(values.resize((self.n, self.n), Image.Resampling.BICUBIC), np.float32) / 255
+        )
 
     def _grain(self) -> np.ndarray:
         grain = _blur(self.rng.random((self.n, self.n)), 0.8 * self.unit)
@@ -102,7 +104,9 @@ class _Sheet:
         """The painted part of the paper, with an irregular margin."""
         margin = 0.035 + 0.05 * self._noise(7)
         y, x = np.mgrid[0 : self.n, 0 : self.n] / self.n
-        inside = (x > margin) & (x < 1 - margin[::-1]) & (y > margin.T) & (y < 1 - margin.T[:, ::-1])
+        inside = (
+            (x > margin) & (x < 1 - margin[::-1]) & (y > margin.T) & (y < 1 - margin.T[:, ::-1])
+        )
         return inside.astype(np.float32)
 
     def coverage(self, shapes: tuple[Shape, ...]) -> np.ndarray:
@@ -122,7 +126,9 @@ class _Sheet:
         """Paint a layer over what is there: lift the wet paint below, lay the wash, draw the line."""
         soft = _blur(coverage, 1.0 * self.unit)[..., None]
         self.colour = self.colour * (1 - 0.93 * soft) + self.paper * 0.93 * soft
-        self.ink *= 1 - 0.95 * _blur(coverage, 0.5 * self.unit)  # what stands in front hides lines behind
+        self.ink *= 1 - 0.95 * _blur(
+            coverage, 0.5 * self.unit
+        )  # what stands in front hides lines behind
         if layer.colour == DARK:
             self.ink = np.maximum(self.ink, 0.92 * _blur(coverage, 0.4 * self.unit))
             return

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -23,7 +29,12 @@ from helpers.demo.scenes import PRETRAIN_SCENES_FROM, random_scene
 from helpers.demo.tokenizer import make_tokenizer
 
 # SD v1's own schedule
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -33,11 +44,13 @@ class Recipe:
     seed: int = 0
     vae_steps: int = 4000
     vae_scenes: int = 1000  # in each style
-    unet_steps: int = 9000
-    unet_scenes: int = 14000
+    unet_steps: int = 7000
+    unet_scenes: int = 12000
     batch: int = 16
     learning_rate: float = 1e-3
-    noise_offset: float = 0.1  # lets night be dark and snow bright although the last step is not pure noise
+    noise_offset: float = (
+        0.1  # lets night be dark and snow bright although the last step is not pure noise
+    )
     caption_dropout: float = 0.1  # for classifier-free guidance
     text_width: int = 96
 
@@ -92,7 +105,11 @@ def _token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def _unet_losses(
-    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, latents: Tensor, token_ids: Tensor, recipe: Recipe
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    latents: Tensor,
+    token_ids: Tensor,
+    recipe: Recipe,
 ) -> Iterator[Tensor]:
     """Ho et al. 2020's loss with min-SNR weights (Hang et al. 2023, gamma 5), dropped captions and noise offset."""
     schedule = DDPMScheduler(**SCHEDULE)
@@ -105,14 +122,19 @@ def _unet_losses(
         clean = latents[picked]
         noise = torch.randn_like(clean) + recipe.noise_offset * torch.randn(recipe.batch, 4, 1, 1)
         timesteps = torch.randint(0, schedule.config.num_train_timesteps, (recipe.batch,))
-        noisy = schedule.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        noisy = schedule.add_noise(clean, noise, timesteps).contiguous(
+            memory_format=torch.channels_last
+        )
         error = (unet(noisy, timesteps, words).sample - noise).square().mean((1, 2, 3))
         snr = compute_snr(schedule, timesteps)
         yield (error * snr.clamp(max=5) / snr).mean()
 
 
 def assemble(
-    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
 ) -> StableDiffusionPipeline:
     """A StableDiffusionPipeline with the scheduler that SD v1-5 ships."""
     return StableDiffusionPipeline(
@@ -132,23 +154,37 @@ def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
     tokenizer = make_tokenizer()
     vae_folder = work / "vae"
     if not vae_folder.is_dir():
-        train_autoencoder(recipe.seed, recipe.vae_steps, recipe.vae_scenes).save_pretrained(vae_folder)
+        train_autoencoder(recipe.seed, recipe.vae_steps, recipe.vae_scenes).save_pretrained(
+            vae_folder
+        )
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     text_encoder, unet = train_unet(recipe, vae, tokenizer)
     pipeline = assemble(vae, text_encoder, tokenizer, unet)
     pipeline.save_pretrained(work / "fp32")
     pipeline.to(torch.float16).save_pretrained(out)
-    print(f"wrote {out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
+    print(
+        f"wrote {out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("assets/tiny-sd"))
-    parser.add_argument("--work", type=Path, default=Path("build/pretrain"), help="intermediate results, reused")
-    for name, default in (("seed", 0), ("unet_steps", Recipe.unet_steps), ("vae_steps", Recipe.vae_steps)):
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/pretrain"), help="intermediate results, reused"
+    )
+    for name, default in (
+        ("seed", 0),
+        ("unet_steps", Recipe.unet_steps),
+        ("vae_steps", Recipe.vae_steps),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
-    pretrain(Recipe(seed=args.seed, unet_steps=args.unet_steps, vae_steps=args.vae_steps), args.out, args.work)
+    pretrain(
+        Recipe(seed=args.seed, unet_steps=args.unet_steps, vae_steps=args.vae_steps),
+        args.out,
+        args.work,
+    )
 
 
 if __name__ == "__main__":

@@ -84,10 +84,14 @@ def layers(scene: Scene) -> list[Layer]:
     ground_y = rng.uniform(0.86, 0.92)
     painted = PLACES[scene.place](rng)
     if scene.thing is None:
-        return painted + _put(rng, scene.animal, rng.uniform(0.42, 0.58), ground_y, rng.uniform(0.34, 0.37))
+        return painted + _put(
+            rng, scene.animal, rng.uniform(0.42, 0.58), ground_y, rng.uniform(0.34, 0.37)
+        )
     side = rng.choice((-1, 1))
     thing_x, animal_x = 0.5 + side * rng.uniform(0.22, 0.25), 0.5 - side * rng.uniform(0.22, 0.25)
-    painted += _put(rng, scene.thing, thing_x, ground_y - rng.uniform(0.02, 0.06), rng.uniform(0.22, 0.245))
+    painted += _put(
+        rng, scene.thing, thing_x, ground_y - rng.uniform(0.02, 0.06), rng.uniform(0.22, 0.245)
+    )
     return painted + _put(rng, scene.animal, animal_x, ground_y, rng.uniform(0.25, 0.275))
 
 
@@ -97,6 +101,8 @@ def _put(rng: Random, figure: Figure, x: float, ground_y: float, scale: float) -
     flip = rng.random() < 0.5
     y = ground_y - 0.95 * scale
     return [
-        Layer(layer.colour, tuple(s.moved(x, y, scale, flip=flip) for s in layer.shapes), layer.inked)
+        Layer(
+            layer.colour, tuple(s.moved(x, y, scale, flip=flip) for s in layer.shapes), layer.inked
+        )
         for layer in draw(COLOURS[figure.colour])
     ]

@@ -36,7 +36,9 @@ class Shape:
         sign = -scale if flip else scale
         points = [(dx + sign * x, dy + scale * y) for x, y in self.points]
         if self.kind in ("oval", "dome"):
-            points = list(zip(*map(sorted, zip(*points, strict=True)), strict=True))  # corners in order, also after a flip
+            points = list(
+                zip(*map(sorted, zip(*points, strict=True)), strict=True)
+            )  # corners in order, also after a flip
         return Shape(self.kind, tuple(points), self.width * scale)
 
 
@@ -91,12 +93,21 @@ def _tones(colour: RGB) -> tuple[RGB, RGB]:
 def cat(colour: RGB) -> list[Layer]:
     dark, light = _tones(colour)
     ears = pair(polygon((-0.54, -0.3), (-0.56, -1.0), (-0.06, -0.66)))
-    whiskers = [*pair(stroke(0.03, (0.2, -0.1), (0.62, -0.18))), *pair(stroke(0.03, (0.2, -0.04), (0.62, 0.02)))]
+    whiskers = [
+        *pair(stroke(0.03, (0.2, -0.1), (0.62, -0.18))),
+        *pair(stroke(0.03, (0.2, -0.04), (0.62, 0.02))),
+    ]
     return [
         Layer(dark, (stroke(0.17, (0.4, 0.8), (0.84, 0.66), (0.92, 0.2), (0.74, -0.04)),), True),
         Layer(colour, (oval(0, 0.55, 0.5, 0.44),), True),
         Layer(colour, (*ears, oval(0, -0.28, 0.58, 0.48)), True),
-        Layer(light, (oval(0, 0.64, 0.26, 0.28), *pair(polygon((-0.45, -0.6), (-0.47, -0.84), (-0.24, -0.68))))),
+        Layer(
+            light,
+            (
+                oval(0, 0.64, 0.26, 0.28),
+                *pair(polygon((-0.45, -0.6), (-0.47, -0.84), (-0.24, -0.68))),
+            ),
+        ),
         eyes(0.24, -0.34),
         Layer(DARK, (polygon((-0.08, -0.16), (0.08, -0.16), (0, -0.06)), *whiskers)),
     ]
@@ -120,7 +131,14 @@ def bear(colour: RGB) -> list[Layer]:
     return [
         Layer(colour, (*pair(oval(0.64, 0.45, 0.18, 0.3)), oval(0, 0.52, 0.62, 0.47)), True),
         Layer(colour, (*pair(oval(0.46, -0.74, 0.23, 0.23)), oval(0, -0.33, 0.6, 0.52)), True),
-        Layer(light, (oval(0, 0.58, 0.36, 0.33), oval(0, -0.14, 0.28, 0.22), *pair(oval(0.46, -0.74, 0.11, 0.11)))),
+        Layer(
+            light,
+            (
+                oval(0, 0.58, 0.36, 0.33),
+                oval(0, -0.14, 0.28, 0.22),
+                *pair(oval(0.46, -0.74, 0.11, 0.11)),
+            ),
+        ),
         eyes(0.25, -0.44),
         Layer(DARK, (oval(0, -0.22, 0.13, 0.09),)),
     ]
@@ -161,7 +179,14 @@ def turtle(colour: RGB) -> list[Layer]:
     return [
         Layer(skin, (oval(0.76, 0.22, 0.29, 0.28), *legs, tail), True),
         Layer(colour, (dome(-0.06, 0.62, 0.8, 1.2),), True),
-        Layer(dark, (oval(-0.42, 0.3, 0.17, 0.15), oval(-0.06, -0.14, 0.2, 0.18), oval(0.3, 0.3, 0.17, 0.15))),
+        Layer(
+            dark,
+            (
+                oval(-0.42, 0.3, 0.17, 0.15),
+                oval(-0.06, -0.14, 0.2, 0.18),
+                oval(0.3, 0.3, 0.17, 0.15),
+            ),
+        ),
         Layer(DARK, (oval(0.84, 0.16, 0.075, 0.09), stroke(0.05, (0.8, 0.36), (0.96, 0.33)))),
     ]
 
@@ -172,7 +197,14 @@ def car(colour: RGB) -> list[Layer]:
         polygon((0.08, 0.12), (0.08, -0.2), (0.28, -0.2), (0.44, 0.12)),
     )
     return [
-        Layer(colour, (polygon((-0.64, 0.2), (-0.42, -0.34), (0.37, -0.34), (0.64, 0.2)), box(-1, 0.1, 1, 0.64)), True),
+        Layer(
+            colour,
+            (
+                polygon((-0.64, 0.2), (-0.42, -0.34), (0.37, -0.34), (0.64, 0.2)),
+                box(-1, 0.1, 1, 0.64),
+            ),
+            True,
+        ),
         Layer(GLASS, windows),
         Layer(DARK, pair(oval(0.55, 0.68, 0.27, 0.27))),
         Layer(GREY, pair(oval(0.55, 0.68, 0.11, 0.11))),
@@ -201,7 +233,11 @@ def balloon(colour: RGB) -> list[Layer]:
     _, light = _tones(colour)
     return [
         Layer(DARK, (stroke(0.05, (0, 0.1), (0.07, 0.45), (-0.05, 0.95)),)),
-        Layer(colour, (oval(0, -0.42, 0.54, 0.6), polygon((0, 0.1), (-0.12, 0.28), (0.12, 0.28))), True),
+        Layer(
+            colour,
+            (oval(0, -0.42, 0.54, 0.6), polygon((0, 0.1), (-0.12, 0.28), (0.12, 0.28))),
+            True,
+        ),
         Layer(light, (oval(-0.2, -0.64, 0.12, 0.17),)),
     ]
 
@@ -219,7 +255,14 @@ def mushroom(colour: RGB) -> list[Layer]:
     return [
         Layer(CREAM, (polygon((-0.25, 0.1), (0.25, 0.1), (0.34, 0.95), (-0.34, 0.95)),), True),
         Layer(colour, (dome(0, 0.24, 0.9, 0.98),), True),
-        Layer(WHITE, (oval(-0.42, 0.02, 0.15, 0.13), oval(0.06, -0.4, 0.18, 0.15), oval(0.48, 0.04, 0.13, 0.12))),
+        Layer(
+            WHITE,
+            (
+                oval(-0.42, 0.02, 0.15, 0.13),
+                oval(0.06, -0.4, 0.18, 0.15),
+                oval(0.48, 0.04, 0.13, 0.12),
+            ),
+        ),
     ]
 
 
@@ -244,10 +287,16 @@ def sandy_beach(rng: Random) -> list[Layer]:
 
 def snow(rng: Random) -> list[Layer]:
     top = rng.uniform(0.56, 0.62)
-    flakes = tuple(oval(rng.random(), rng.uniform(0.03, top - 0.05), 0.014, 0.014) for _ in range(12))
+    flakes = tuple(
+        oval(rng.random(), rng.uniform(0.03, top - 0.05), 0.014, 0.014) for _ in range(12)
+    )
     return [
         Layer((148, 174, 202), (box(0, 0, 1, 1),)),
-        Layer((242, 246, 250), (oval(0.2, 1.3, 0.8, 1.3 - top), oval(0.85, 1.3, 0.7, 1.28 - top)), True),
+        Layer(
+            (242, 246, 250),
+            (oval(0.2, 1.3, 0.8, 1.3 - top), oval(0.85, 1.3, 0.7, 1.28 - top)),
+            True,
+        ),
         Layer(WHITE, flakes),
     ]
 
@@ -272,8 +321,22 @@ def sunset(rng: Random) -> list[Layer]:
     ]
 
 
-ANIMALS = {"cat": cat, "rabbit": rabbit, "bear": bear, "elephant": elephant, "frog": frog, "turtle": turtle}
-THINGS = {"car": car, "house": house, "tree": tree, "balloon": balloon, "umbrella": umbrella, "mushroom": mushroom}
+ANIMALS = {
+    "cat": cat,
+    "rabbit": rabbit,
+    "bear": bear,
+    "elephant": elephant,
+    "frog": frog,
+    "turtle": turtle,
+}
+THINGS = {
+    "car": car,
+    "house": house,
+    "tree": tree,
+    "balloon": balloon,
+    "umbrella": umbrella,
+    "mushroom": mushroom,
+}
 PLACES = {
     "on a green hill": green_hill,
     "on a sandy beach": sandy_beach,

@@ -22,7 +22,9 @@ def find(config: ScrapeConfig) -> list[Found]:
     for number in range(config.demo_posts):
         pictures = rng.choice((1, 1, 2, 3))
         day = FIRST_DAY + timedelta(days=3 * number, minutes=rng.randrange(600))
-        found += [_found(number, index, len(found) + index, day) for index in range(1, pictures + 1)]
+        found += [
+            _found(number, index, len(found) + index, day) for index in range(1, pictures + 1)
+        ]
     return found
 
 

@@ -9,7 +9,9 @@ from helpers.errors import RunError
 from helpers.scrape.found import Found
 
 # SHORTCODE_INDEX as Instagram tools name files: eleven characters that no plain word has
-INSTAGRAM_NAME = re.compile(r"(?=[\w-]*[a-z])(?=\w[\w-]*[A-Z0-9])([A-Z][\w-]{10})_(\d{1,2})", re.ASCII)
+INSTAGRAM_NAME = re.compile(
+    r"(?=[\w-]*[a-z])(?=\w[\w-]*[A-Z0-9])([A-Z][\w-]{10})_(\d{1,2})", re.ASCII
+)
 MAX_STEM = 60
 
 
@@ -21,14 +23,18 @@ def find(config: ScrapeConfig) -> list[Found]:
     root = Path(config.folder).expanduser()
     if not root.is_dir():
         raise RunError(f"folder {root} is not there: give the path of a folder with your images")
-    files = [path for path in sorted(root.rglob("*")) if path.is_file() and not _is_hidden(path, root)]
+    files = [
+        path for path in sorted(root.rglob("*")) if path.is_file() and not _is_hidden(path, root)
+    ]
     captions = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
     images = [path for path in files if path.suffix.lower() != ".txt"]
     if not images:
         raise RunError(f"folder {root} holds no image: put JPEG, PNG or WEBP files into it")
     for stem, path in captions.items():
         if stem not in {image.with_suffix("") for image in images}:
-            raise RunError(f"{path} captions an image that is not there: add the image, or take the .txt away")
+            raise RunError(
+                f"{path} captions an image that is not there: add the image, or take the .txt away"
+            )
     names = _Names()
     return [_found(path, root, captions.get(path.with_suffix("")), names) for path in images]
 

@@ -23,4 +23,7 @@ class Found:
 
     def known_name(self, known: dict) -> str | None:
         """The file name under which the run has this image, if it has it."""
-        return next((f"{self.stem}.{s}" for s in ("jpg", "png", "webp") if f"{self.stem}.{s}" in known), None)
+        return next(
+            (f"{self.stem}.{s}" for s in ("jpg", "png", "webp") if f"{self.stem}.{s}" in known),
+            None,
+        )

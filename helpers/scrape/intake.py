@@ -4,7 +4,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
@@ -16,9 +16,15 @@ from helpers.scrape import demo, folder
 from helpers.scrape.found import Found
 from helpers.store import sha256, write_bytes, write_text
 
-SOURCES: dict[str, Callable[[ScrapeConfig], list[Found]]] = {"demo": demo.find, "folder": folder.find}
+SOURCES: dict[str, Callable[[ScrapeConfig], list[Found]]] = {
+    "demo": demo.find,
+    "folder": folder.find,
+}
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
+ORIENTATION, SIDEWAYS = (
+    0x0112,
+    (5, 6, 7, 8),
+)  # the EXIF tag, and its values that swap width and height
 
 
 @dataclass(frozen=True)
@@ -59,23 +65,20 @@ def take(config: ScrapeConfig, run: Run, found: list[Found]) -> Iterator[Taken]:
     """Let images in one by one; those that are there already are passed over without being read again.
 
     An image that is refused gets a line in rejected.jsonl, and the next one follows.
-    Raises RunError if none at all could be taken.
     """
     run.write_config("scrape", config)
     known = latest(read_rows(run.posts, Post))
-    for item in found:
-        post = known.get(item.known_name(known))
-        if post is None or not run.image(post.file_name).is_file():
-            taken = _take_one(config, run, item)
-        else:
-            taken = Taken(item.name, post)
-        if taken.post:
-            _keep_sidecar(run, taken.post, item.caption)
-        yield taken
-    if not run.posts.exists():
-        raise RunError(
-            f"none of the {len(found)} files of source={config.source!r} is an image: see {run.rejected}"
-        )
+    with run.timed("scrape"):
+        for item in found:
+            taken = _known(run, known, item) or _take_one(config, run, item)
+            if taken.post:
+                _keep_sidecar(run, taken.post, item.caption)
+            yield taken
+
+
+def _known(run: Run, known: dict[str, Post], item: Found) -> Taken | None:
+    post = known.get(item.known_name(known))
+    return Taken(item.name, post) if post and run.image(post.file_name).is_file() else None
 
 
 def _take_one(config: ScrapeConfig, run: Run, item: Found) -> Taken:
@@ -136,20 +139,29 @@ def inspect(content: bytes, max_mpx: int) -> tuple[str, int, int]:
 def verify_images(run: Run) -> str:
     """Check every image against its line in posts.jsonl, and say what is there.
 
-    Raises RunError naming the first image that is missing or changed.
+    Raises RunError if there is none at all, or naming the first that is missing or changed.
     """
+    left_out = [row for row in read_rows(run.rejected, Rejection) if row.stage == "scrape"]
+    if left_out and not run.posts.exists():
+        raise RunError(
+            f"none of {len(left_out)} files is an image; {_reasons(left_out)}: see {run.rejected}"
+        )
     posts = latest(read_rows(run.require(run.posts, "scrape"), Post)).values()
     for post in posts:
         path = run.image(post.file_name)
         if not path.is_file():
             raise RunError(f"{path} is missing though {run.posts} lists it: run 01_scrape again")
         if sha256(path) != post.sha256:
-            raise RunError(f"{path} changed since it was taken: put the original back, or delete it and run 01 again")
+            raise RunError(
+                f"{path} changed since it was taken: put the original back, or delete it and run 01 again"
+            )
     shortcodes = {post.shortcode for post in posts}
-    left_out = len([row for row in read_rows(run.rejected, Rejection) if row.stage == "scrape"])
-    return f"{len(posts)} images of {len(shortcodes)} posts in {run.images}, {left_out} left out"
+    line = (
+        f"{len(posts)} images of {len(shortcodes)} posts in {run.images}, {len(left_out)} left out"
+    )
+    return f"{line}: {_reasons(left_out)}" if left_out else line
 
 
-def as_table(taken: list[Taken]) -> list[dict[str, object]]:
-    """What was taken as rows for a data frame."""
-    return [asdict(item.post) for item in taken if item.post]
+def _reasons(left_out: list[Rejection], most: int = 3) -> str:
+    listed = "; ".join(f"{row.file_name} {row.reason}" for row in left_out[:most])
+    return listed + ("; ..." if len(left_out) > most else "")

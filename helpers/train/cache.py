@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers.config import TrainConfig
+from helpers.device import sample_fast
 from helpers.errors import RunError
 from helpers.pictures import open_rgb
 from helpers.run import Run
@@ -36,7 +37,9 @@ class Examples:
         return len(self.latents)
 
     def __add__(self, other: "Examples") -> "Examples":
-        return Examples(torch.cat([self.latents, other.latents]), torch.cat([self.texts, other.texts]))
+        return Examples(
+            torch.cat([self.latents, other.latents]), torch.cat([self.texts, other.texts])
+        )
 
 
 def _kept(run: Run, name: str, key: object, compute: Callable[[], Examples]) -> Examples:
@@ -51,7 +54,9 @@ def _kept(run: Run, name: str, key: object, compute: Callable[[], Examples]) -> 
     return examples
 
 
-def image_examples(run: Run, parts: Parts, config: TrainConfig, split: str, rows: Sequence[tuple[str, str]]) -> Examples:
+def image_examples(
+    run: Run, parts: Parts, config: TrainConfig, split: str, rows: Sequence[tuple[str, str]]
+) -> Examples:
     """Encode the images and texts of a split, given as (file_name, text)."""
     paths = [run.split(split) / file_name for file_name, _ in rows]
     texts = [text for _, text in rows]
@@ -66,11 +71,15 @@ def image_examples(run: Run, parts: Parts, config: TrainConfig, split: str, rows
         run,
         split,
         key,
-        lambda: Examples(encode_images(parts, paths, config.resolution_px), encode_texts(parts, texts)),
+        lambda: Examples(
+            encode_images(parts, paths, config.resolution_px), encode_texts(parts, texts)
+        ),
     )
 
 
-def prior_examples(run: Run, parts: Parts, config: TrainConfig, captions: Sequence[str]) -> Examples:
+def prior_examples(
+    run: Run, parts: Parts, config: TrainConfig, captions: Sequence[str]
+) -> Examples:
     """The base model's own samples of captions without the suffix, to be kept in the training mix.
 
     Prior preservation (Ruiz et al. 2023, arXiv:2208.12242): what is not said to be in the style stays as it
@@ -112,7 +121,9 @@ def _pixels(path: Path, side_px: int) -> Tensor:
         raise RunError(f"{path} does not decode ({error}): run 03_dataset again") from error
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.resize((side_px, side_px), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+    image = image.resize(
+        (side_px, side_px), Image.Resampling.LANCZOS, (left, top, left + side, top + side)
+    )
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return flat.view(side_px, side_px, 3).permute(2, 0, 1).float() / 127.5 - 1
 
@@ -120,7 +131,9 @@ def _pixels(path: Path, side_px: int) -> Tensor:
 @torch.no_grad()
 def encode_texts(parts: Parts, texts: Sequence[str], batch: int = 32) -> Tensor:
     """Texts to the text encoder's last hidden state (N, T, D), float32 on the CPU."""
-    ids = parts.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ids = parts.tokenizer(
+        list(texts), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
     encoded = [
         parts.text_encoder(part.to(parts.text_encoder.device)).last_hidden_state.float().cpu()
         for part in ids.split(batch)
@@ -129,14 +142,14 @@ def encode_texts(parts: Parts, texts: Sequence[str], batch: int = 32) -> Tensor:
 
 
 @torch.no_grad()
-def _sample_latents(parts: Parts, config: TrainConfig, captions: Sequence[str], batch: int = 8) -> Tensor:
-    from diffusers import DPMSolverMultistepScheduler
-
-    pipeline = parts.pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+def _sample_latents(
+    parts: Parts, config: TrainConfig, captions: Sequence[str], batch: int = 8
+) -> Tensor:
+    pipeline = sample_fast(parts.pipeline())
     latents = []
-    for start in tqdm(range(0, len(captions), batch), "draw the base model's own style", leave=False):
+    for start in tqdm(
+        range(0, len(captions), batch), "draw the base model's own style", leave=False
+    ):
         some = list(captions[start : start + batch])
         images = pipeline(
             some,

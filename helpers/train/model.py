@@ -57,9 +57,15 @@ def load_parts(base_model: str, device: Device) -> Parts:
     work_offline_if_local(base_model)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
-            vae = AutoencoderKL.from_pretrained(base_model, subfolder="vae", torch_dtype=torch.float32)
-            unet = UNet2DConditionModel.from_pretrained(base_model, subfolder="unet", torch_dtype=torch.float32)
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # newer diffusers say dtype for torch_dtype
+            vae = AutoencoderKL.from_pretrained(
+                base_model, subfolder="vae", torch_dtype=torch.float32
+            )
+            unet = UNet2DConditionModel.from_pretrained(
+                base_model, subfolder="unet", torch_dtype=torch.float32
+            )
         text_encoder = CLIPTextModel.from_pretrained(
             base_model, subfolder="text_encoder", torch_dtype=torch.float32
         )

@@ -28,7 +28,9 @@ def image_at(position: int, count: int, seed: int) -> int:
     return _permutation(seed, epoch, count)[place]
 
 
-def draws_at(position: int, shape: torch.Size, timesteps: int, seed: int) -> tuple[Tensor, int, float]:
+def draws_at(
+    position: int, shape: torch.Size, timesteps: int, seed: int
+) -> tuple[Tensor, int, float]:
     """The noise (`shape`), timestep and dropout number in 0..1 of a position."""
     source = generator(seed, "draws", position)
     noise = torch.randn(shape, generator=source)

@@ -1,0 +1,148 @@
+"""The notebooks one after another, headlessly: `python -m helpers.batch RUN [--from 03] [-p NAME VALUE]...`."""
+
+import argparse
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import papermill
+
+from helpers.config import CONFIGS, configure, from_text
+from helpers.errors import RunError
+from helpers.run import STAGES, Run, notebook_name
+
+NOTEBOOKS = Path("notebooks")
+
+
+def parameters_of(stage: str) -> list[str]:
+    """The names of a notebook's parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(papermill.inspect_notebook(str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb")))
+
+
+def chosen_stages(first: str | None, only: str | None) -> list[str]:
+    """The stages from `first` (as in 03) on, or those of `only` (as in 01,04). Raises RunError for another number."""
+    numbers = {f"{i + 1:02d}": stage for i, stage in enumerate(STAGES)}
+    for number in [first or "01", *(only.split(",") if only else [])]:
+        if number not in numbers:
+            raise RunError(f"there is no notebook {number!r}: give one of {', '.join(numbers)}")
+    wanted = only.split(",") if only else [n for n in numbers if n >= (first or "01")]
+    return [numbers[number] for number in numbers if number in wanted]
+
+
+def plan(run: str, stages: list[str], given: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Each stage's parameters, checked against its notebook and its config before anything runs.
+
+    Raises RunError for a parameter that none of the notebooks knows, or a value out of its bounds.
+    """
+    known = {stage: parameters_of(stage) for stage in STAGES}
+    for name in given:
+        if not any(name in names for names in known.values()):
+            every = sorted({name for names in known.values() for name in names})
+            raise RunError(
+                f"no notebook knows the parameter {name!r}; they know {', '.join(every)}"
+            )
+        if not any(name in known[stage] for stage in stages):
+            raise RunError(
+                f"parameter {name!r} belongs to a notebook that would not run: leave it out"
+            )
+    planned = {}
+    for stage in stages:
+        typed = {k: _typed(stage, k, text) for k, text in given.items() if k in known[stage]}
+        more = typed.pop("more", {})
+        configure(CONFIGS[stage], more, **{"run": run, **typed})
+        planned[stage] = {"run": run, **typed, **({"more": more} if more else {})}
+    return planned
+
+
+def _typed(stage: str, name: str, text: str) -> Any:
+    if name != "more":
+        return from_text(CONFIGS[stage], name, text)
+    import ast
+
+    try:
+        more = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        more = None
+    if not isinstance(more, dict):
+        raise RunError(f"more is {text!r}: give a dict such as {{'save_every_steps': 5}}")
+    return {key: value for key, value in more.items()}
+
+
+def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
+    """Run a notebook; its executed copy goes to the run folder. Returns the seconds it took.
+
+    Raises RunError with the notebook's own error on one line.
+    """
+    began = time.perf_counter()
+    target = run.notebook(stage)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb"),
+            str(target),
+            parameters,
+            progress_bar=False,
+            kernel_name="python3",
+        )
+    except papermill.PapermillExecutionError as error:
+        what = error.evalue if error.ename == "RunError" else f"{error.ename}: {error.evalue}"
+        raise RunError(f"{notebook_name(stage)} stopped: {what} (see {target})") from None
+    return time.perf_counter() - began
+
+
+def outcome(run: Run, stage: str) -> str:
+    """What the notebook said last: the line of its hand-over cell."""
+    import nbformat
+
+    cells = nbformat.read(run.notebook(stage), as_version=4).cells
+    printed = [
+        o.text
+        for c in cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if o.output_type == "stream" and o.name == "stdout"
+    ]
+    return printed[-1].strip() if printed else ""
+
+
+def walk(run: Run, planned: dict[str, dict[str, Any]]) -> None:
+    """Run the planned notebooks in order, with a line before and after each."""
+    for number, (stage, parameters) in enumerate(planned.items(), 1):
+        print(f"[{number}/{len(planned)}] {notebook_name(stage)} ...", flush=True)
+        seconds = execute(run, stage, parameters)
+        print(f"      {seconds:.0f} s: {outcome(run, stage)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.batch", description=__doc__.split(":")[0]
+    )
+    parser.add_argument("run", help="the run's name; its folder is runs/RUN")
+    parser.add_argument("--from", dest="first", metavar="03", help="begin with this notebook")
+    parser.add_argument("--only", metavar="01,04", help="run these notebooks alone")
+    parser.add_argument("--preset", help="of 04_train: demo, t4, l4, a100 or seed")
+    parser.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a notebook's parameter",
+    )
+    args = parser.parse_args()
+    given = dict(args.p) | ({"preset": args.preset} if args.preset else {})
+    run = Run(args.run)
+    walk(run, plan(args.run, chosen_stages(args.first, args.only), given))
+
+
+if __name__ == "__main__":
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        main()
+    except RunError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""05: draw, judge, report."""

@@ -1,0 +1,39 @@
+"""The training of 04 from a shell, on any number of processes: `accelerate launch -m helpers.train RUN`.
+
+The settings are those that 04_train left in the run, or a preset's: `--preset t4 -p max_steps 500`.
+"""
+
+import argparse
+import sys
+
+from helpers.config import TrainConfig, configure, from_text
+from helpers.errors import RunError
+from helpers.run import Run
+from helpers.train.loop import train, verify_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m helpers.train", description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("--preset", help="start from a preset, not from the run's own settings")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    args = parser.parse_args()
+    run = Run(args.run)
+    kept = {} if args.preset or not run.config("train").is_file() else run.read_config("train")
+    given = {"run": args.run} | ({"preset": args.preset} if args.preset else {})
+    typed = {name: from_text(TrainConfig, name, value) for name, value in args.p}
+    config = configure(TrainConfig, kept | typed | given)
+    for step in train(config, run):
+        if step.held_out_loss is not None:
+            print(
+                f"step {step.step}/{config.max_steps}: held-out loss {step.held_out_loss:.4f}",
+                flush=True,
+            )
+    print(verify_model(run))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RunError as error:
+        sys.exit(f"error: {error}")

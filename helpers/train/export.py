@@ -1,0 +1,62 @@
+"""What training leaves: a pipeline that `DiffusionPipeline.from_pretrained` loads, and the LoRA by itself."""
+
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.utils import get_peft_model_state_dict
+
+from helpers.config import TrainConfig
+from helpers.device import Device, load_pipeline
+from helpers.run import Run
+from helpers.store import replacing_folder, write_text
+from helpers.train.model import Parts
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+CARD = """---
+license: creativeml-openrail-m
+base_model: {base_model}
+pipeline_tag: text-to-image
+library_name: diffusers
+---
+
+# {run}
+
+{base_model}, fine-tuned ({method}, {max_steps} steps of {batch} images, learning rate {learning_rate:g},
+{resolution_px} px, seed {seed}). End a prompt with `{suffix}` for the style.
+
+    from diffusers import DiffusionPipeline
+    DiffusionPipeline.from_pretrained("path/to/this/folder")("a prompt{suffix}").images[0].save("picture.png")
+
+Made for study on one artist's work. Do not pass its pictures off as theirs.
+"""
+
+
+def save_model(run: Run, config: TrainConfig, parts: Parts, device: Device) -> None:
+    """Write model/ whole: the base with the trained UNet in place; a LoRA is merged, and kept in model/lora/."""
+    with replacing_folder(run.model) as folder:
+        if config.method == "lora":
+            pipeline = _with_lora(config, parts, device, folder / "lora")
+        else:
+            pipeline = load_pipeline(config.base_model, device.dtype, unet=parts.unet)
+            pipeline.unet.to(device.dtype)
+        pipeline.save_pretrained(folder)
+        write_text(folder / "README.md", _card(run, config))
+
+
+def _with_lora(
+    config: TrainConfig, parts: Parts, device: Device, folder: Path
+) -> StableDiffusionPipeline:
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(parts.unet))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+    pipeline = load_pipeline(config.base_model, device.dtype)
+    pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    return pipeline
+
+
+def _card(run: Run, config: TrainConfig) -> str:
+    batch = config.train_batch_size * config.gradient_accumulation_steps
+    suffix = run.read_config("dataset")["suffix"]
+    return CARD.format(**vars(config) | {"run": run.name, "batch": batch, "suffix": suffix})

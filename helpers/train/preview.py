@@ -1,0 +1,43 @@
+"""The same prompts at the same seeds, from the base model to the last step."""
+
+import torch
+from PIL import Image
+
+from helpers.config import TrainConfig
+from helpers.device import sample_fast
+from helpers.pictures import grid
+from helpers.run import Run
+from helpers.store import replacing_file
+from helpers.train.model import Parts
+
+
+@torch.no_grad()
+def draw_previews(parts: Parts, config: TrainConfig, prompts: list[str]) -> list[Image.Image]:
+    """One picture of each prompt, at a seed of its own; training's random state is left alone."""
+    pipeline = sample_fast(parts.pipeline())
+    was_training = parts.unet.training
+    parts.unet.eval()
+    images = pipeline(
+        prompts,
+        height=config.resolution_px,
+        width=config.resolution_px,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        generator=[
+            torch.Generator().manual_seed(config.preview_seed + i) for i in range(len(prompts))
+        ],
+    ).images
+    parts.unet.train(was_training)
+    return images
+
+
+def write_preview(
+    run: Run, step: int, parts: Parts, config: TrainConfig, prompts: list[str]
+) -> None:
+    """Draw the previews of a step into previews/step-NNNNNN.png."""
+    images = draw_previews(parts, config, prompts)
+    cell_px = max(160, min(config.resolution_px, 256))
+    with replacing_file(run.preview(step)) as beside:
+        grid(
+            images, columns=len(images) if len(images) <= 6 else 4, labels=prompts, cell_px=cell_px
+        ).save(beside)
