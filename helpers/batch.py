@@ -1,6 +1,7 @@
 """The notebooks one after another, headlessly: `python -m helpers.batch RUN [--from 03] [-p NAME VALUE]...`."""
 
 import argparse
+import ast
 import logging
 import sys
 import time
@@ -8,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 
 from helpers.config import CONFIGS, configure, from_text
@@ -62,15 +64,13 @@ def plan(run: str, stages: list[str], given: dict[str, str]) -> dict[str, dict[s
 def _typed(stage: str, name: str, text: str) -> Any:
     if name != "more":
         return from_text(CONFIGS[stage], name, text)
-    import ast
-
     try:
         more = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         more = None
     if not isinstance(more, dict):
         raise RunError(f"more is {text!r}: give a dict such as {{'save_every_steps': 5}}")
-    return {key: value for key, value in more.items()}
+    return more
 
 
 def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
@@ -88,6 +88,9 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
             parameters,
             progress_bar=False,
             kernel_name="python3",
+            extra_arguments=[
+                "--IPKernelApp.log_level=CRITICAL"
+            ],  # it warns of its own loopback socket
         )
     except papermill.PapermillExecutionError as error:
         what = error.evalue if error.ename == "RunError" else f"{error.ename}: {error.evalue}"
@@ -97,8 +100,6 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
 
 def outcome(run: Run, stage: str) -> str:
     """What the notebook said last: the line of its hand-over cell."""
-    import nbformat
-
     cells = nbformat.read(run.notebook(stage), as_version=4).cells
     printed = [
         o.text

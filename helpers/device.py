@@ -4,6 +4,7 @@ import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
 
 def work_offline_if_local(base_model: str) -> None:
     """Have the Hugging Face libraries ask no hub when the base model is a folder."""
-    if os.path.isdir(base_model):
+    if Path(base_model).is_dir():
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
 

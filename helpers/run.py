@@ -22,36 +22,48 @@ def notebook_name(stage: str) -> str:
     return f"{STAGES.index(stage) + 1:02d}_{stage}"
 
 
+class _In:
+    """A path in the run's folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: "Run", _kind: type) -> Path:
+        return run.folder / self.name
+
+
 class Run:
     """The folder `runs/NAME` and what lies where in it. Making a Run makes no folder."""
+
+    # 01
+    images = _In("images")
+    posts = _In("posts.jsonl")
+    rejected = _In("rejected.jsonl")  # by 01 and 03
+    # 02
+    captions = _In("captions.jsonl")
+    # 03
+    dataset = _In("dataset")
+    # 04
+    cache = _In("cache")  # may be deleted at any time
+    checkpoints = _In("checkpoints")
+    train_log = _In("train_log.jsonl")
+    tensorboard = _In("tensorboard")
+    previews = _In("previews")
+    model = _In("model")
+    verdict = _In("verdict.json")
+    # 05
+    samples = _In("samples")
+    report_html = _In("report.html")
+    report_json = _In("report.json")
+    # all
+    notebooks = _In("notebooks")
+    seconds = _In("seconds.json")
 
     def __init__(self, name: str) -> None:
         """Raises RunError for a name that is not letters, digits, `-` and `_`."""
         if not RUN_NAME.fullmatch(name):
             raise RunError(f"run is {name!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
         self.name, self.folder = name, RUNS / name
-        # 01
-        self.images = self.folder / "images"
-        self.posts = self.folder / "posts.jsonl"
-        self.rejected = self.folder / "rejected.jsonl"
-        # 02
-        self.captions = self.folder / "captions.jsonl"
-        # 03
-        self.dataset = self.folder / "dataset"
-        # 04
-        self.cache = self.folder / "cache"
-        self.checkpoints = self.folder / "checkpoints"
-        self.train_log = self.folder / "train_log.jsonl"
-        self.tensorboard = self.folder / "tensorboard"
-        self.previews = self.folder / "previews"
-        self.model = self.folder / "model"
-        self.verdict = self.folder / "verdict.json"
-        # 05
-        self.samples = self.folder / "samples"
-        self.report_html = self.folder / "report.html"
-        self.report_json = self.folder / "report.json"
-        self.notebooks = self.folder / "notebooks"
-        self.seconds = self.folder / "seconds.json"
         for folder in (self.dataset, self.model):
             recover_folder(folder)
 

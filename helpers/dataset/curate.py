@@ -18,7 +18,8 @@ def table(run: Run) -> pd.DataFrame:
     for name in captions:
         if name not in posts or not run.image(name).is_file():
             raise RunError(
-                f"{run.captions} captions {name}, which is not in {run.images}: run 01_scrape again, or take the line out"
+                f"{run.captions} captions {name}, which is not in {run.images}: "
+                "run 01_scrape again, or take that line out"
             )
     usable = [row for row in captions.values() if row.is_usable]
     words = pd.DataFrame(

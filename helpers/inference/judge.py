@@ -1,7 +1,6 @@
 """Did the style move, does the suffix switch it, did it copy? The base and the tuned model on the same prompts."""
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -18,7 +17,6 @@ from helpers.inference.style import (
     thumbnail,
 )
 from helpers.pictures import open_rgb
-from helpers.records import read_metadata
 from helpers.run import Run
 
 LIKELY_COPY = 0.99  # a sample is called a copy beyond this quantile of held-out pictures' likeness
@@ -76,13 +74,9 @@ def draw_groups(config: InferenceConfig, studio: Studio) -> Groups:
     )
 
 
-def split_paths(run: Run, split: str) -> list[Path]:
-    return [run.split(split) / name for name, _ in read_metadata(run.split_metadata(split))]
-
-
 def _split_images(run: Run, split: str, side_px: int = 256) -> list[Image.Image]:
     images = []
-    for path in split_paths(run, split):
+    for path in run.split_images(split):
         image = open_rgb(path)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -126,7 +120,3 @@ def _copies(groups: Groups) -> dict[str, object]:
         "share": float(np.mean([likeness > threshold for _, likeness in found])),
         "likest": {"sample": likest, "train": found[likest][0], "likeness": found[likest][1]},
     }
-
-
-def as_json(judgement: Judgement) -> dict[str, object]:
-    return asdict(judgement)

@@ -1,6 +1,6 @@
 """report.html, one page that stands alone, and report.json, the same figures for machines."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,8 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from helpers.config import InferenceConfig
-from helpers.inference.judge import Groups, draw_groups, judge, split_paths
-from helpers.inference.sample import Request, Studio, requests_of
+from helpers.inference.judge import Groups, draw_groups, judge
+from helpers.inference.sample import Studio, requests_of
 from helpers.pictures import (
     contact_sheet,
     data_url,
@@ -38,53 +38,55 @@ def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
         there = read_json(run.report_json)
         if there["inputs"] == inputs:
             return there
+    run.write_config("inference", config)
     with run.timed("inference"):
         groups = draw_groups(config, studio)
-        trios = _draw_trios(config, studio)
+        before_and_after = _before_and_after(config, studio)
     figures = _figures(studio, groups, inputs)
-    write_text(run.report_html, _page(studio, figures, groups, trios))
+    write_text(run.report_html, _page(studio, figures, groups, before_and_after))
     write_json(run.report_json, figures)
     return figures
 
 
-def _draw_trios(config: InferenceConfig, studio: Studio) -> list[Image.Image]:
-    """The fixed prompts by the base model, the tuned one, and the tuned one without the suffix, row after row."""
+def _before_and_after(config: InferenceConfig, studio: Studio) -> Image.Image:
+    """The fixed prompts by the base model, the tuned one, and the tuned one without the suffix, in three rows."""
     asked = requests_of(config, studio)
-    rows = [
-        [Request(**asdict(request) | {"model": "base"}) for request in asked],
-        asked,
-        [
-            Request(**asdict(request) | {"prompt": request.prompt.removesuffix(studio.suffix)})
-            for request in asked
-        ],
-    ]
-    return [image for row in rows for image in studio.draw(row, config.batch_size)]
+    plain = [replace(r, prompt=r.prompt.removesuffix(studio.suffix)) for r in asked]
+    rows = {
+        "base model, with the suffix": [replace(request, model="base") for request in asked],
+        "tuned, with the suffix": asked,
+        "tuned, without the suffix": plain,
+    }
+    images = [image for row in rows.values() for image in studio.draw(row, config.batch_size)]
+    labels = [request.prompt for request in plain] * len(rows)
+    return grid(images, len(asked), labels, tuple(rows), cell_px=192)
 
 
 def _figures(studio: Studio, groups: Groups, inputs: dict[str, Any]) -> dict[str, Any]:
     run = studio.run
     verdict = read_json(run.verdict)
     judgement = asdict(judge(groups))
-    captions = list(latest(read_rows(run.captions, Caption)).values())
     return {
         "run": run.name,
         "verdict": words(verdict, judgement),
         "validation_loss": {name: verdict[name] for name in ("base", "last", "best", "best_step")},
         "training": verdict["words"],
         **judgement,
-        "images": {
-            split: len(read_metadata(run.split_metadata(split)))
-            for split in ("train", "validation")
-        },
+        **_costs(run),
+        "hashes": {name: verdict[name] for name in ("dataset", "base_model")}
+        | {"model": studio.model_hash},
+        "inputs": inputs,
+    }
+
+
+def _costs(run: Run) -> dict[str, Any]:
+    captions = latest(read_rows(run.captions, Caption)).values()
+    splits = ("train", "validation")
+    return {
+        "images": {split: len(read_metadata(run.split_metadata(split))) for split in splits},
         "seconds": run.read_seconds(),
         "cost_usd": 0.0,
         "tokens": sum(row.input_tokens + row.output_tokens for row in captions),
-        "hashes": {
-            "dataset": verdict["dataset"],
-            "base_model": verdict["base_model"],
-            "model": studio.model_hash,
-        },
-        "inputs": inputs,
     }
 
 
@@ -109,37 +111,25 @@ def words(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
     )
 
 
-def _page(studio: Studio, figures: dict[str, Any], groups: Groups, trios: list[Image.Image]) -> str:
+def _page(
+    studio: Studio, figures: dict[str, Any], groups: Groups, before_and_after: Image.Image
+) -> str:
     run = studio.run
-    prompts = [
-        request.prompt.removesuffix(studio.suffix)
-        for request in requests_of(_config_of(run), studio)
-    ]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template(TEMPLATE).render(
         figures=figures,
         suffix=studio.suffix,
-        stages=STAGES,
         posts=_accounts(run),
-        trios=data_url(_trio_grid(trios, prompts)),
+        before_and_after=data_url(before_and_after),
         curves=figure_svg(loss_curves(read_log(run.train_log))),
-        previews=[
-            (path.stem.removeprefix("step-").lstrip("0") or "0", data_url(open_rgb(path)))
-            for path in _preview_paths(run)
-        ],
-        contact=data_url(contact_sheet(split_paths(run, "train"))),
-        held_out=data_url(contact_sheet(split_paths(run, "validation"), most=20)),
+        previews=_previews(run),
+        contact=data_url(contact_sheet(run.split_images("train"))),
+        held_out=data_url(contact_sheet(run.split_images("validation"), most=20)),
         captions=evenly(read_metadata(run.split_metadata("train")), 8),
         rejected=read_rows(run.rejected, Rejection),
         likest=data_url(_likest_pair(figures, groups)),
-        configs={
-            stage: read_json(run.config(stage)) for stage in STAGES if run.config(stage).is_file()
-        },
+        configs={s: read_json(run.config(s)) for s in STAGES if run.config(s).is_file()},
     )
-
-
-def _config_of(run: Run) -> InferenceConfig:
-    return InferenceConfig(**run.read_config("inference"))
 
 
 def _accounts(run: Run) -> dict[str, str]:
@@ -151,16 +141,10 @@ def _accounts(run: Run) -> dict[str, str]:
     }
 
 
-def _trio_grid(trios: list[Image.Image], prompts: list[str]) -> Image.Image:
-    titles = ("base model, with the suffix", "tuned, with the suffix", "tuned, without the suffix")
-    columns = len(trios) // 3
-    return grid(
-        trios, columns, labels=[*prompts, *prompts, *prompts], row_titles=titles, cell_px=192
-    )
-
-
-def _preview_paths(run: Run) -> list[Path]:
-    return evenly(sorted(run.previews.glob("step-*.png")), 8)
+def _previews(run: Run, most: int = 8) -> list[tuple[int, str]]:
+    """(step, picture) of the previews, evenly picked."""
+    paths = evenly(sorted(run.previews.glob("step-*.png")), most)
+    return [(int(path.stem.removeprefix("step-")), data_url(open_rgb(path))) for path in paths]
 
 
 def _likest_pair(figures: dict[str, Any], groups: Groups) -> Image.Image:

@@ -12,22 +12,16 @@ HALFWAY = 0.5
 
 def features(image: Image.Image) -> np.ndarray:
     """26 figures on colour, border, line and grain of a picture, blind to what it shows."""
-    pixels = (
-        np.asarray(
-            image.convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS), np.float32
-        )
-        / 255
-    )
-    grey = pixels.mean(-1)
+    small = image.convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+    pixels = np.asarray(small, np.float32) / 255  # (SIDE_PX, SIDE_PX, 3)
+    return np.concatenate([_colours(pixels), _lines(pixels.mean(-1))])
+
+
+def _colours(pixels: np.ndarray) -> np.ndarray:
     saturation = pixels.max(-1) - pixels.min(-1)
     rim = SIDE_PX // 16
-    border = np.concatenate(
-        [p.reshape(-1, 3) for p in (pixels[:rim], pixels[-rim:], pixels[:, :rim], pixels[:, -rim:])]
-    )
-    across, down = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=0))
-    bend = np.abs(
-        4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    )
+    strips = (pixels[:rim], pixels[-rim:], pixels[:, :rim], pixels[:, -rim:])
+    border = np.concatenate([strip.reshape(-1, 3) for strip in strips])
     return np.concatenate(
         [
             pixels.mean((0, 1)),
@@ -36,6 +30,16 @@ def features(image: Image.Image) -> np.ndarray:
             border.std(0),
             np.quantile(saturation, (0.1, 0.5, 0.9)),
             [saturation.mean(), saturation.std()],
+        ]
+    )
+
+
+def _lines(grey: np.ndarray) -> np.ndarray:
+    across, down = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=0))
+    inner = grey[1:-1, 1:-1]
+    bend = np.abs(4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:])
+    return np.concatenate(
+        [
             np.log(np.quantile(bend, (0.25, 0.5, 0.75, 0.95)) + 1e-3),
             [across.mean(), down.mean(), (across < 0.004).mean()],
             [(grey < 0.22).mean(), (grey > 0.88).mean()],

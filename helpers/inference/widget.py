@@ -8,7 +8,7 @@ from PIL import Image
 
 from helpers.config import InferenceConfig
 from helpers.errors import RunError
-from helpers.inference.sample import Request, Studio
+from helpers.inference.sample import Progress, Request, Studio
 
 MOST_SEED = 2**31 - 1
 WIDE = widgets.Layout(width="640px")
@@ -28,46 +28,23 @@ class PromptBox:
             prompt, description="Prompt", layout=WIDE, style=STYLE, rows=2
         )
         self.negative_prompt = widgets.Text(
-            config.negative_prompt,
-            description="Without",
-            placeholder="what it should not show",
-            layout=WIDE,
-            style=STYLE,
+            config.negative_prompt, description="Without", layout=WIDE, style=STYLE
         )
-        self.styled = widgets.Checkbox(
-            value=True, description="in the style (adds the suffix)", indent=False, layout=NARROW
-        )
-        self.compare = widgets.Checkbox(
-            value=True, description="base model beside it", indent=False, layout=NARROW
-        )
-        self.steps = self._slider("Steps", config.num_inference_steps, 1, 60)
-        self.guidance = widgets.FloatSlider(
-            value=config.guidance_scale,
-            min=1,
-            max=15,
-            step=0.5,
-            description="Guidance",
-            layout=NARROW,
-            style=STYLE,
-        )
-        self.count = self._slider("Pictures", 4, 1, 8)
+        self.steps = _slider("Steps", config.num_inference_steps, 1, 60)
+        self.guidance = _slider("Guidance", config.guidance_scale, 1.0, 15.0)
+        self.count = _slider("Pictures", 4, 1, 8)
         self.seed = widgets.BoundedIntText(
             value=config.seed, min=0, max=MOST_SEED, description="Seed", layout=NARROW, style=STYLE
         )
-        self.random_seed = widgets.Checkbox(
-            value=False, description="another seed each time", indent=False, layout=NARROW
-        )
-        self.button = widgets.Button(description="Draw", button_style="primary", icon="paint-brush")
+        self.styled = _checkbox("in the style (adds the suffix)", ticked=True)
+        self.compare = _checkbox("base model beside it", ticked=True)
+        self.random_seed = _checkbox("another seed each time", ticked=False)
+        self.button = widgets.Button(description="Draw", button_style="primary")
         self.bar = widgets.IntProgress(min=0, max=1, layout=NARROW)
         self.message = widgets.HTML()
         self.gallery = widgets.VBox()
         self.button.on_click(self._on_draw)
         self.view = self._lay_out()
-
-    def _slider(self, name: str, value: int, low: int, high: int) -> widgets.IntSlider:
-        return widgets.IntSlider(
-            value=value, min=low, max=high, description=name, layout=NARROW, style=STYLE
-        )
 
     def _lay_out(self) -> widgets.VBox:
         rows = [
@@ -75,8 +52,8 @@ class PromptBox:
             self.negative_prompt,
             widgets.HBox([self.steps, self.guidance]),
             widgets.HBox([self.count, self.seed]),
-            widgets.HBox([self.styled, self.compare]),
-            widgets.HBox([self.random_seed]),
+            widgets.HBox([self.styled, self.random_seed]),
+            self.compare,
             widgets.HBox([self.button, self.bar]),
             self.message,
             self.gallery,
@@ -127,7 +104,7 @@ class PromptBox:
             for i in range(self.count.value)
         ]
 
-    def _progress(self, part: int, parts: int):  # noqa: ANN202
+    def _progress(self, part: int, parts: int) -> Progress:
         def show(done: int, steps: int) -> None:
             self.bar.max = steps * parts
             self.bar.value = steps * part + done
@@ -147,6 +124,18 @@ class PromptBox:
 
     def _say(self, text: str) -> None:
         self.message.value = text
+
+
+def _slider(name: str, value: float, low: float, high: float) -> widgets.Widget:
+    kind = widgets.IntSlider if isinstance(value, int) else widgets.FloatSlider
+    step = 1 if isinstance(value, int) else 0.5
+    return kind(
+        value=value, min=low, max=high, step=step, description=name, layout=NARROW, style=STYLE
+    )
+
+
+def _checkbox(text: str, *, ticked: bool) -> widgets.Checkbox:
+    return widgets.Checkbox(value=ticked, description=text, indent=False, layout=NARROW)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -47,7 +47,8 @@ def save_model(run: Run, config: TrainConfig, parts: Parts, device: Device) -> N
 def _with_lora(
     config: TrainConfig, parts: Parts, device: Device, folder: Path
 ) -> StableDiffusionPipeline:
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(parts.unet))
+    trained = convert_state_dict_to_diffusers(get_peft_model_state_dict(parts.unet))
+    layers = {name: tensor.contiguous() for name, tensor in trained.items()}  # from channels-last
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
     pipeline = load_pipeline(config.base_model, device.dtype)
     pipeline.load_lora_weights(folder, weight_name=LORA_FILE)

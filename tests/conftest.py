@@ -1,0 +1,141 @@
+"""A place to work in: a copy of the repository's layout with runs of its own, and a model small enough to train."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from helpers.demo.pretrain import SCHEDULE
+from helpers.demo.tokenizer import make_tokenizer
+from helpers.run import Run
+
+ROOT = Path(__file__).parent.parent
+ORIENTATION = 0x0112
+
+torch.set_num_threads(1)  # equal bits are promised at one thread count
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder with the repository's code linked in; runs/ is made inside it."""
+    for name in ("helpers", "notebooks", "assets", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """A random Stable Diffusion v1 of 0.1 M parameters, as a folder in diffusers layout."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            mid_block_add_attention=False,
+            sample_size=32,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+            up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        ),
+        scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def photograph(
+    path: Path, seed: int, size=(120, 90), orientation: int = 1, mode: str = "RGB"
+) -> Path:
+    """A real JPEG, PNG or WEBP of soft shapes, with the EXIF orientation that a camera writes."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(3, 5, 4, generator=generator).mul(255).byte().permute(1, 2, 0).numpy()
+    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, exif=exif)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of twelve captioned photographs, as a person has them."""
+    folder = tmp_path / "my pictures"
+    for i in range(12):
+        path = photograph(folder / f"Holiday {i:02d}.JPG", i, orientation=6 if i % 3 == 0 else 1)
+        path.with_suffix(".txt").write_text(f"a picture of place number {i}\n")
+    return folder
+
+
+SMALL_TRAINING = {
+    "max_steps": 4,
+    "train_batch_size": 2,
+    "resolution_px": 32,
+    "num_inference_steps": 2,
+    "save_every_steps": 2,
+    "validate_every_steps": 2,
+    "preview_every_steps": 4,
+}
+
+
+@pytest.fixture
+def dataset(workplace, pictures):
+    """A run of those photographs that has come as far as 03."""
+    return make_dataset("pictures", pictures)
+
+
+def make_dataset(name: str, pictures: Path) -> Run:
+    from helpers.caption.ledger import caption_images, pending
+    from helpers.config import CaptionConfig, DatasetConfig, ScrapeConfig
+    from helpers.dataset.build import build
+    from helpers.dataset.curate import curate
+    from helpers.dataset.split import split
+    from helpers.scrape.intake import find, take
+
+    run = Run(name)
+    scrape = ScrapeConfig(run=name, source="folder", folder=str(pictures))
+    list(take(scrape, run, find(scrape, run)))
+    caption = CaptionConfig(run=name)
+    list(caption_images(caption, run, pending(caption, run)))
+    config = DatasetConfig(run=name, min_side_px=32)
+    kept, left_out = curate(config, run)
+    build(config, run, kept.assign(split=split(kept, 0.25, 0)), left_out)
+    return run
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

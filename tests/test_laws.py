@@ -1,0 +1,141 @@
+"""The laws of the house, read off the code itself."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "helpers").rglob("*.py"))
+ROOMS = ("scrape", "caption", "dataset", "train", "inference")
+LONGEST_FUNCTION = 25  # lines without signature and docstring
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "helpers").parts[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+class TestEveryModule:
+    def test_rooms_never_import_each_other(self, path):
+        others = {r for r in (*ROOMS, "demo") if r != room(path)}
+        if room(path) == "scrape":
+            others.remove("demo")
+        taken = {r for r in others for name in imports(path) if name.startswith(f"helpers.{r}.")}
+        assert not taken
+
+    def test_only_colab_py_imports_google_colab(self, path):
+        if path.name != "colab.py":
+            assert not any(name.startswith("google") for name in imports(path))
+
+    def test_nothing_is_pickled(self, path):
+        assert not {"pickle", "dill", "shelve", "joblib"} & imports(path)
+        assert "torch.load" not in path.read_text()
+
+    def test_functions_fit_on_a_third_of_a_screen(self, path):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                assert length <= LONGEST_FUNCTION, f"{node.name} has {length} lines"
+
+    def test_what_is_public_says_what_it_does(self, path):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree) or path.parent == ROOT / "helpers" or not tree.body
+
+    def test_every_signature_is_typed(self, path):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                untyped = [a.arg for a in node.args.args + node.args.kwonlyargs if not a.annotation]
+                assert set(untyped) <= {"self", "cls"} and node.returns, node.name
+
+
+@pytest.mark.parametrize(
+    "name", ["scrape.intake", "caption.ledger", "dataset.build", "dataset.curate"]
+)
+def test_the_first_three_rooms_load_without_torch(name):
+    code = f"import sys, helpers.{name}; print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_colab_is_known_to_one_module():
+    for path in MODULES:
+        if path.name != "colab.py":
+            assert "/content" not in path.read_text(), path
+
+
+def test_the_run_folder_is_known_to_one_module():
+    names = (
+        "posts.jsonl",
+        "captions.jsonl",
+        "train_log.jsonl",
+        "report.html",
+        "metadata.csv",
+        "runs/",
+    )
+    for path in MODULES:
+        if path.name != "run.py":
+            code = ast.unparse(_without_docstrings(ast.parse(path.read_text())))
+            found = [name for name in names if f"/ '{name}'" in code or f"Path('{name}')" in code]
+            assert not found, path
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def test_no_cuda_package_is_pinned():
+    pins = (ROOT / "tests/constraints.txt").read_text()
+    assert not re.search(r"nvidia|cuda|triton", pins.split("\n", 1)[1], re.IGNORECASE)
+    assert "torch==2.13.0\n" in pins
+
+
+def test_requirements_leave_colabs_packages_alone():
+    """Each bound is met by what Colab has, so pip changes nothing there."""
+    from packaging.requirements import Requirement
+
+    colab = dict(
+        line.split("==")
+        for line in (ROOT / "tests/constraints-colab.txt").read_text().lower().splitlines()
+        if "==" in line
+    )
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            bound = Requirement(line)
+            if bound.name in colab and bound.name != "torch":
+                assert bound.specifier.contains(colab[bound.name]), line
+
+
+def test_the_base_model_is_small_and_what_its_hashes_say():
+    from helpers.store import damage
+
+    base = ROOT / "assets/tiny-sd"
+    assert damage(base) is None
+    assert sum(f.stat().st_size for f in base.rglob("*") if f.is_file()) <= 10e6
+    assert not [f for f in base.rglob("*") if f.suffix in (".bin", ".pt", ".ckpt")]
+    index = json.loads((base / "model_index.json").read_text())
+    assert {index[part][1] for part in ("vae", "text_encoder", "unet")} == {
+        "AutoencoderKL",
+        "CLIPTextModel",
+        "UNet2DConditionModel",
+    }

@@ -1,0 +1,249 @@
+import json
+import math
+import os
+import shutil
+import signal
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import SMALL_TRAINING, lines
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from helpers.config import TrainConfig, configure
+from helpers.device import pick_device
+from helpers.errors import RunError
+from helpers.run import Run
+from helpers.store import damage
+from helpers.train.cache import Examples
+from helpers.train.loop import train, verify_model
+from helpers.train.loss import FixedLoss, diffusion_loss, snr_weights
+from helpers.train.order import draws_at, image_at
+from helpers.train.verdict import judge
+
+
+def settings(tiny_base, **more):
+    given = {"run": "pictures", "base_model": str(tiny_base), **SMALL_TRAINING, **more}
+    return configure(TrainConfig, given)
+
+
+def weights(run):
+    return load_file(run.model / "unet/diffusion_pytorch_model.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_it_leaves_the_run_folder_and_a_model_that_draws(dataset, tiny_base, method):
+    seen = list(train(settings(tiny_base, method=method), dataset))
+    assert [step.step for step in seen] == [0, 1, 2, 3, 4]
+    assert [step.step for step in seen if step.held_out_loss is not None] == [0, 2, 4]
+    assert [row["step"] for row in lines(dataset.train_log)] == [0, 1, 2, 3, 4]
+    assert {p.name for p in dataset.previews.iterdir()} == {"step-000000.png", "step-000004.png"}
+    assert {p.name for p in dataset.checkpoints.iterdir()} == {"step-000002", "step-000004"}
+    assert list(dataset.tensorboard.glob("events*"))
+    assert (dataset.model / "lora/pytorch_lora_weights.safetensors").is_file() == (method == "lora")
+    assert "is complete: held-out loss" in verify_model(dataset)
+    pipeline = DiffusionPipeline.from_pretrained(dataset.model)
+    assert pipeline("a cat", num_inference_steps=2).images[0].size == (32, 32)
+    base = load_file(tiny_base / "unet/diffusion_pytorch_model.safetensors")
+    assert not same(base, weights(dataset))  # a no-op training would pass all of the above
+
+
+def test_a_rerun_of_an_ended_training_does_nothing(dataset, tiny_base):
+    list(train(settings(tiny_base), dataset))
+    before = dataset.train_log.stat().st_mtime_ns
+    assert list(train(settings(tiny_base, save_every_steps=3), dataset)) == []
+    assert dataset.train_log.stat().st_mtime_ns == before
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(dataset, tiny_base, monkeypatch):
+    config = settings(
+        tiny_base, max_steps=7, save_every_steps=2, caption_dropout=0.5, noise_offset=0.1
+    )
+    list(train(config, dataset))
+    undisturbed = weights(dataset)
+    for name in ("checkpoints", "model"):
+        (dataset.folder / name).rename(dataset.folder / f"{name}.first")
+    dataset.verdict.unlink()
+    for stop in (1, 3, 5):
+        child = os.fork()
+        if child == 0:
+            for step in train(config, dataset):
+                if step.step == stop:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert [step.step for step in train(config, dataset)] == [5, 6, 7]
+    assert same(undisturbed, weights(dataset))
+    assert [row["step"] for row in lines(dataset.train_log)] == list(range(8))
+
+
+def test_a_damaged_checkpoint_is_passed_over(dataset, tiny_base):
+    config = settings(tiny_base, max_steps=6)
+    steps = train(config, dataset)
+    while next(steps).step < 5:
+        pass
+    steps.close()
+    newest = dataset.checkpoint(4) / "weights.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    assert [step.step for step in train(config, dataset)][0] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"learning_rate": 1e-3}, "learning_rate was 0.0005, not 0.001"),
+        ({"seed": 5}, "seed was 0, not 5"),
+    ],
+)
+def test_another_training_in_the_same_run_is_refused(dataset, tiny_base, change, words):
+    list(train(settings(tiny_base), dataset))
+    with pytest.raises(RunError, match=words) as caught:
+        list(train(settings(tiny_base, **change), dataset))
+    assert "a run name of its own" in str(caught.value) and damage(dataset.model) is None
+
+
+def test_training_before_03_names_the_notebook(workplace, tiny_base):
+    with pytest.raises(RunError, match="run 03_dataset with run='none' first"):
+        list(train(settings(tiny_base, run="none"), Run("none")))
+
+
+def test_a_base_that_is_not_there_says_what_to_give(dataset, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for base in (tmp_path / "empty", tmp_path / "nowhere"):
+        with pytest.raises(
+            RunError, match="could not be loaded .*: give a hub id such as"
+        ) as caught:
+            list(train(settings(base), dataset))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_full_size_model_without_a_gpu_says_its_price_and_stops(dataset, tmp_path):
+    """Stable Diffusion v1-5's own UNet configuration, of which no weights are needed to say so."""
+    unet = UNet2DConditionModel.config_name
+    sd15 = {
+        "_class_name": "UNet2DConditionModel",
+        "block_out_channels": [320, 640, 1280, 1280],
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+        "sample_size": 64,
+    }
+    (tmp_path / "sd/unet").mkdir(parents=True)
+    (tmp_path / "sd/unet" / unet).write_text(json.dumps(sd15))
+    with pytest.raises(
+        RunError, match=r"has 860 M parameters and there is no GPU here: 2000 steps of about \d+ s"
+    ):
+        list(
+            train(
+                configure(
+                    TrainConfig, run="pictures", preset="t4", base_model=str(tmp_path / "sd")
+                ),
+                dataset,
+            )
+        )
+    assert not dataset.config("train").exists()
+
+
+@pytest.fixture
+def broken_base(tiny_base, tmp_path):
+    """A base model with a weight that is no number."""
+    shutil.copytree(tiny_base, tmp_path / "broken")
+    path = tmp_path / "broken/unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    save_file(
+        tensors | {"conv_out.bias": tensors["conv_out.bias"] * math.nan}, path, {"format": "pt"}
+    )
+    return tmp_path / "broken"
+
+
+def test_a_loss_that_is_no_number_stops_the_run(dataset, broken_base):
+    with pytest.raises(RunError, match="the loss was no number 5 times .*lower learning_rate"):
+        list(train(settings(broken_base, max_steps=9, prior_share=0.0), dataset))
+
+
+def tiny_problem(prediction_type="epsilon"):
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+        cross_attention_dim=8,
+        attention_head_dim=2,
+    )
+    schedule = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=prediction_type)
+    latents, noise, texts = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.randn(3, 5, 8)
+    return unet, schedule, latents, texts, noise, torch.tensor([3, 400, 990])
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_is_what_plain_diffusers_computes(prediction_type):
+    unet, schedule, latents, texts, noise, timesteps = tiny_problem(prediction_type)
+    ours = diffusion_loss(unet, schedule, latents, texts, noise, timesteps)
+    alpha = schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    target = (
+        noise
+        if prediction_type == "epsilon"
+        else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    )
+    theirs = (
+        (unet(noisy, timesteps, encoder_hidden_states=texts).sample - target).pow(2).mean((1, 2, 3))
+    )
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_min_snr_weights_are_the_papers():
+    _, schedule, *_, timesteps = tiny_problem()
+    alpha = schedule.alphas_cumprod[timesteps]
+    snr = alpha / (1 - alpha)
+    assert torch.allclose(
+        snr_weights(schedule, timesteps, 5.0), torch.clamp(snr, max=5) / snr, rtol=1e-4
+    )
+    assert snr_weights(schedule, timesteps, 0.0).tolist() == [1, 1, 1]
+
+
+def test_the_fixed_loss_gives_the_same_bits_and_leaves_random_state_alone():
+    unet, schedule, latents, texts, *_ = tiny_problem()
+    fixed = FixedLoss(Examples(latents, texts), schedule, seed=0, pairs=12)
+    state = torch.get_rng_state()
+    assert fixed(unet, nullcontext) == fixed(unet, nullcontext)
+    assert torch.equal(state, torch.get_rng_state()) and unet.training
+
+
+def test_every_image_comes_once_an_epoch_in_another_order():
+    epochs = [[image_at(p, 10, seed=3) for p in range(e * 10, e * 10 + 10)] for e in range(5)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def test_draws_depend_on_the_position_alone():
+    first = draws_at(17, torch.Size((4, 8, 8)), 1000, 0)
+    draws_at(18, torch.Size((4, 8, 8)), 1000, 0)
+    again = draws_at(17, torch.Size((4, 8, 8)), 1000, 0)
+    assert torch.equal(first[0], again[0]) and first[1:] == again[1:]
+    steps = [draws_at(p, torch.Size((1,)), 1000, 0)[1] for p in range(2000)]
+    assert 450 < sum(steps) / 2000 < 550 and min(steps) < 10 and max(steps) > 990
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ([1.0, 0.6, 0.4, 0.3, 0.25], "still learning"),
+        ([1.0, 0.4, 0.31, 0.302, 0.3], "flat"),
+        ([1.0, 0.3, 0.4, 0.5, 0.6], "overfitting since step 100"),
+    ],
+)
+def test_the_verdict_reads_the_held_out_curve(losses, words):
+    verdict = judge([(100 * i, loss) for i, loss in enumerate(losses)])
+    assert verdict.words.startswith(words) and verdict.base == 1.0
+
+
+def test_a_cpu_trains_in_full_precision_and_says_why():
+    device = pick_device("fp16", "auto")
+    if device.device.type == "cpu":
+        assert device.precision == "no" and "no GPU" in str(device)
