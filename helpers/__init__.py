@@ -1,0 +1,6 @@
+"""What the notebooks call: rooms for the five stages, on one ground floor."""
+
+import os
+
+# transformers warns at import of image processors that want torchvision, which nothing here uses
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def plan(run: str, stages: list[str], given: dict[str, str]) -> dict[str, dict[s
 
     Raises RunError for a parameter that none of the notebooks knows, or a value out of its bounds.
     """
+    given = dict(given)
     known = {stage: parameters_of(stage) for stage in STAGES}
     for name in given:
         if not any(name in names for names in known.values()):
@@ -52,24 +54,31 @@ def plan(run: str, stages: list[str], given: dict[str, str]) -> dict[str, dict[s
             raise RunError(
                 f"parameter {name!r} belongs to a notebook that would not run: leave it out"
             )
+    more = _more(given.pop("more", "{}"), stages)
     planned = {}
     for stage in stages:
-        typed = {k: _typed(stage, k, text) for k, text in given.items() if k in known[stage]}
-        more = typed.pop("more", {})
-        configure(CONFIGS[stage], more, **{"run": run, **typed})
-        planned[stage] = {"run": run, **typed, **({"more": more} if more else {})}
+        typed = {k: from_text(CONFIGS[stage], k, given[k]) for k in given if k in known[stage]}
+        mine = {k: v for k, v in more.items() if k in _fields(stage)}
+        configure(CONFIGS[stage], mine, run=run, **typed)
+        planned[stage] = {"run": run, **typed, **({"more": mine} if mine else {})}
     return planned
 
 
-def _typed(stage: str, name: str, text: str) -> Any:
-    if name != "more":
-        return from_text(CONFIGS[stage], name, text)
+def _fields(stage: str) -> set[str]:
+    return {field.name for field in fields(CONFIGS[stage])}
+
+
+def _more(text: str, stages: list[str]) -> dict[str, Any]:
+    """The further settings; each goes to the notebooks whose config has it. Raises RunError if none does."""
     try:
         more = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         more = None
     if not isinstance(more, dict):
         raise RunError(f"more is {text!r}: give a dict such as {{'save_every_steps': 5}}")
+    for name in more:
+        if not any(name in _fields(stage) for stage in stages):
+            raise RunError(f"more has {name!r}, which no notebook that would run knows")
     return more
 
 

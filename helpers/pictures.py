@@ -4,12 +4,8 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 INK, FAINT, PAPER = "#2a2230", "#9a93a0", "#ffffff"
 
@@ -88,7 +84,8 @@ def contact_sheet(
     paths: Iterable[Path], columns: int = 10, most: int = 60, cell_px: int = 96
 ) -> Image.Image:
     """At most `most` image files, evenly picked, as a grid."""
-    return grid([open_rgb(path) for path in evenly(list(paths), most)], columns, cell_px=cell_px)
+    images = [open_rgb(path) for path in evenly(list(paths), most)]
+    return grid(images, max(1, min(columns, len(images))), cell_px=cell_px)
 
 
 def evenly(items: Sequence, most: int) -> list:
@@ -101,15 +98,15 @@ def evenly(items: Sequence, most: int) -> list:
 def data_url(image: Image.Image) -> str:
     """A picture as a data: address, for a page that stands alone."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90, subsampling=0)
+    image.convert("RGB").save(buffer, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def loss_curves(log: Sequence[dict[str, float]]) -> "Figure":
+def loss_curves(log: Sequence[dict[str, float]]) -> Image.Image:
     """Loss over optimizer steps from the rows of train_log.jsonl: in training, and at fixed noise."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 3.8), dpi=110, layout="constrained")
     axes = figure.subplots()
     if losses := _points(log, "loss"):
         steps, values = zip(*losses, strict=True)
@@ -126,7 +123,9 @@ def loss_curves(log: Sequence[dict[str, float]]) -> "Figure":
     axes.grid(alpha=0.25)
     if log:
         axes.legend(frameon=False)
-    return figure
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer)
 
 
 def _points(log: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
@@ -138,10 +137,3 @@ def _moving_mean(values: Sequence[float], share: float = 0.9) -> list[float]:
     for value in values:
         means.append(share * means[-1] + (1 - share) * value if means else value)
     return means
-
-
-def figure_svg(figure: "Figure") -> str:
-    """A figure as inline SVG."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True)
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing import Pool
 
 import numpy as np
@@ -14,16 +15,15 @@ from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import random_scene
 
 
-def _pixels(job: tuple[str, int]) -> np.ndarray:
-    style, seed = job
+def _pixels(style: str, held_out: bool | None, seed: int) -> np.ndarray:
     paint = paint_flat if style == "flat" else paint_watercolour
-    return np.asarray(paint(random_scene(seed)))
+    return np.asarray(paint(random_scene(seed, held_out=held_out)))
 
 
-def draw(style: str, seeds: range) -> Tensor:
+def draw(style: str, seeds: range, *, held_out: bool | None = False) -> Tensor:
     """Scenes of these seeds as (N, 3, SIZE_PX, SIZE_PX) uint8; `style` is flat or watercolour."""
     with Pool() as pool:
-        jobs = pool.imap(_pixels, ((style, seed) for seed in seeds), chunksize=32)
+        jobs = pool.imap(partial(_pixels, style, held_out), seeds, chunksize=32)
         pixels = np.stack(list(tqdm(jobs, f"draw {style}", total=len(seeds), mininterval=5)))
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 

@@ -1,0 +1,61 @@
+import subprocess
+import sys
+
+import pytest
+
+from helpers.batch import chosen_stages, plan
+from helpers.errors import RunError
+
+
+def batch(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "helpers.batch", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("x", "-p", "nonsense", 1), "no notebook knows the parameter 'nonsense'"),
+        (("x", "-p", "max_steps", 0), "max_steps is 0: give a number from 1"),
+        (("x", "-p", "max_steps", "soon"), "max_steps is 'soon'"),
+        (("x", "-p", "more", "{'no_such_field': 1}"), "more has 'no_such_field'"),
+        (("x", "--only", "01", "-p", "max_steps", 5), "belongs to a notebook that would not run"),
+        (("x", "--from", "07"), "there is no notebook '07'"),
+        (("x", "--preset", "tpu"), "preset is 'tpu': choose one of demo"),
+        (("../x",), "run is '../x'"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line_before_anything_runs(workplace, arguments, words):
+    done = batch(*arguments)
+    assert done.returncode == 1 and done.stdout == ""
+    assert words in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert not (workplace / "runs").exists()
+
+
+def test_a_notebook_before_its_predecessor_says_which_to_run(workplace):
+    done = batch("x", "--only", "03")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "runs/x/posts.jsonl is missing: run 01_scrape with run='x' first" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_stages_are_chosen_by_number():
+    assert chosen_stages("03", None) == ["dataset", "train", "inference"]
+    assert chosen_stages(None, "01,04") == ["scrape", "train"]
+
+
+def test_a_parameter_goes_to_the_notebooks_that_know_it(workplace):
+    planned = plan("x", ["dataset", "train"], {"seed": "3", "suffix": " in oil"})
+    assert planned["dataset"] == {"run": "x", "seed": 3, "suffix": " in oil"}
+    assert planned["train"] == {"run": "x", "seed": 3}
+
+
+def test_more_goes_to_the_only_notebook_that_knows_its_fields(workplace):
+    planned = plan("x", ["dataset", "train"], {"more": "{'save_every_steps': 5}"})
+    assert planned["train"]["more"] == {"save_every_steps": 5} and "more" not in planned["dataset"]
+    with pytest.raises(RunError, match="more has 'colour', which no notebook that would run knows"):
+        plan("x", ["dataset", "train"], {"more": "{'colour': 5}"})

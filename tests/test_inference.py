@@ -1,0 +1,181 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import SMALL_TRAINING, make_dataset, photograph
+from PIL import Image
+
+from helpers.config import InferenceConfig, TrainConfig, configure
+from helpers.errors import RunError
+from helpers.inference.judge import Groups, judge
+from helpers.inference.report import report, verify_report
+from helpers.inference.sample import Request, Studio, draw_missing, requests_of
+from helpers.inference.style import StyleAxis, features, nearest, style_gain, thumbnail
+from helpers.inference.widget import PromptBox
+from helpers.run import Run
+from helpers.train.loop import train
+
+CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8)
+
+
+@pytest.fixture(scope="module")
+def trained_folder(tmp_path_factory, tiny_base):
+    """A workplace with a run that has come as far as 04, made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("trained")
+        patch.chdir(folder)
+        for i in range(12):
+            path = photograph(folder / f"in/{i}.jpg", i)
+            path.with_suffix(".txt").write_text(f"<b>thing</b> number {i}")
+        run = make_dataset("pictures", folder / "in")
+        given = {"run": "pictures", "base_model": str(tiny_base), **SMALL_TRAINING}
+        list(train(configure(TrainConfig, given), run))
+    return folder
+
+
+@pytest.fixture
+def studio(trained_folder, monkeypatch):
+    monkeypatch.chdir(trained_folder)
+    return Studio(Run("pictures"))
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(studio):
+    asked = [Request("a cat", seed, num_inference_steps=2) for seed in range(5)]
+    together = studio.draw(asked, batch_size=5)
+    alone = [studio.draw([request])[0] for request in asked]
+    for first, second in zip(together, alone, strict=True):
+        assert np.abs(np.asarray(first, int) - np.asarray(second, int)).max() <= 1
+
+
+def test_prompts_get_the_suffix_once_and_seeds_of_their_own(studio):
+    config = InferenceConfig(
+        run="pictures", prompts="a cat\n\na dog in a mira watercolor style", num_images=2, seed=5
+    )
+    asked = requests_of(config, studio)
+    assert [request.seed for request in asked] == [5, 6, 7, 8]
+    assert {request.prompt.count("mira watercolor") for request in asked} == {1}
+
+
+def test_samples_lie_beside_their_settings_and_are_drawn_once(studio):
+    asked = requests_of(
+        InferenceConfig(run="pictures", prompts="a cat", num_inference_steps=2), studio
+    )
+    (path,) = draw_missing(studio, asked, 4)
+    settings = json.loads(path.with_suffix(".json").read_text())
+    assert settings["prompt"] == asked[0].prompt and settings["model_hash"] == studio.model_hash
+    before = path.stat().st_mtime_ns
+    assert list(draw_missing(studio, asked, 4)) == [path] and path.stat().st_mtime_ns == before
+
+
+def test_the_report_is_one_page_that_needs_nothing(studio):
+    figures = report(CONFIG, studio)
+    page = studio.run.report_html.read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page
+    assert "<b>thing</b>" not in page and "&lt;b&gt;thing" in page  # captions are escaped
+    HTMLParser().feed(page)
+    for name in ("base", "last", "best", "best_step"):
+        assert name in figures["validation_loss"]
+    gain = figures["style_gain"]
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert {"with_suffix", "without_suffix"} <= figures["suffix_switch"].keys()
+    assert {"copies", "seconds", "cost_usd", "hashes"} <= figures.keys()
+    assert figures["verdict"] in verify_report(studio.run)
+
+
+def test_a_second_report_is_read_not_made(studio):
+    report(CONFIG, studio)
+    before = studio.run.report_html.stat().st_mtime_ns
+    report(CONFIG, studio)
+    assert studio.run.report_html.stat().st_mtime_ns == before
+
+
+def test_the_prompt_box_draws_both_models_and_keeps_them(studio):
+    box = PromptBox(studio, CONFIG, "a turtle")
+    box.count.value, box.seed.value, box.steps.value = 2, 77, 2
+    box.button.click()
+    assert "Kept in" in box.message.value and not box.button.disabled
+    assert len(box.gallery.children) == 2
+    assert (studio.run.samples / "a-turtle-tuned-78.png").is_file()
+    assert (studio.run.samples / "a-turtle-base-77.json").is_file()
+    assert box.bar.value == box.bar.max
+
+
+def test_an_empty_prompt_is_told_in_the_box(studio):
+    box = PromptBox(studio, CONFIG, "  ")
+    box.button.click()
+    assert box.message.value == "Type a prompt first."
+
+
+def test_inference_before_training_names_the_notebook(workplace):
+    with pytest.raises(RunError, match="run 04_train with run='none' first"):
+        Studio(Run("none"))
+
+
+def test_a_damaged_model_is_not_loaded(studio):
+    path = studio.run.model / "README.md"
+    text = path.read_text()
+    path.write_text("other")
+    with pytest.raises(
+        RunError, match=r"README.md is not what manifest.json says: run 04_train again"
+    ):
+        Studio(studio.run)
+    path.write_text(text)
+
+
+def washes(count, strength, seed):
+    """Pictures between flat colour (0) and speckled paper (1)."""
+    rng = np.random.default_rng(seed)
+    pictures = []
+    for _ in range(count):
+        flat = np.ones((64, 64, 3)) * rng.uniform(0.2, 0.9, 3)
+        flat[20:40, 20:40] = rng.uniform(0, 1, 3)
+        noisy = (
+            flat * (1 - 0.5 * strength)
+            + 0.4 * strength
+            + 0.15 * strength * rng.normal(size=flat.shape)
+        )
+        pictures.append(Image.fromarray((np.clip(noisy, 0, 1) * 255).astype(np.uint8)))
+    return pictures
+
+
+def test_style_gain_orders_base_half_way_tuned_and_art():
+    def group(s, seed):
+        return np.stack([features(picture) for picture in washes(40, s, seed)])
+
+    axis = StyleAxis.between(group(0, 1), group(1, 2))
+    base, art = axis.place(group(0, 3)), axis.place(group(1, 4))
+    gains = [style_gain(base, axis.place(group(s, 5)), art) for s in (0, 0.5, 0.9)]
+    assert gains[0].high < gains[1].low and gains[1].high < gains[2].low
+    assert abs(gains[0].value) < 0.1 and 0.7 < gains[2].value < 1.2
+
+
+def test_the_judgement_tells_a_switch_from_none():
+    def groups(plain):
+        return Groups(
+            washes(40, 1, 1),
+            washes(20, 1, 2),
+            washes(40, 0, 3),
+            washes(40, 0.95, 4),
+            washes(40, plain, 5),
+        )
+
+    assert judge(groups(0)).suffix_switch["without_suffix"] > 0.9
+    assert judge(groups(1)).suffix_switch["without_suffix"] < 0.1
+    assert judge(groups(0)).suffix_switch["with_suffix"] > 0.9
+
+
+def test_a_copy_is_found_mirrored_and_resized():
+    others = np.stack([thumbnail(photo_like(i)) for i in range(50)])
+    copy = photo_like(7).resize((70, 60)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    index, likeness = nearest(thumbnail(copy), others)
+    assert index == 7 and likeness > 0.97
+    assert nearest(thumbnail(photo_like(99)), others)[1] < 0.9
+
+
+def photo_like(seed):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray((rng.random((6, 6, 3)) * 255).astype(np.uint8)).resize(
+        (96, 96), Image.Resampling.BICUBIC
+    )
