@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test bench soak strip lab base
+.PHONY: demo test bench browser soak strip lab base
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.txt tests/requirements.txt tests/constraints.txt
@@ -23,6 +23,10 @@ test: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks.demo
+
+browser: .venv/installed
+	$(BIN)/python -m pip install -q -r tests/requirements-browser.txt
+	$(BIN)/python -m tests.browser.walk
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak

@@ -63,7 +63,7 @@ class DatasetConfig:
     run: str = "demo"
     suffix: str = " in a mira watercolor style"  # ends every caption; the words that call the style
     validation_share: float = number(0.15, 0.02, 0.5)
-    min_side_px: int = number(96, 16, 4096)  # smaller images are left out
+    min_side_px: int = number(64, 16, 4096)  # smaller images are left out
     seed: int = number(0, 0, 2**31)
 
     def __post_init__(self) -> None:

@@ -101,6 +101,10 @@ class Run:
     def preview(self, step: int) -> Path:
         return self.previews / f"step-{step:06d}.png"
 
+    def preview_files(self) -> list[Path]:
+        """The previews that there are, in order of step."""
+        return sorted(self.previews.glob("step-*.png"))
+
     def config(self, stage: str) -> Path:
         return self.folder / "config" / f"{stage}.json"
 

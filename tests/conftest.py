@@ -1,7 +1,10 @@
 """A place to work in: a copy of the repository's layout with runs of its own, and a model small enough to train."""
 
 import json
+import os
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hugging Face libraries when they are imported
 
 import pytest
 import torch

@@ -1,5 +1,4 @@
 import pytest
-from conftest import lines, photograph
 
 from helpers.caption.ledger import caption_images, pending, problems, verify_captions
 from helpers.config import CaptionConfig, ScrapeConfig
@@ -7,6 +6,7 @@ from helpers.errors import RunError
 from helpers.records import Caption, append_row, latest, read_rows
 from helpers.run import Run
 from helpers.scrape.intake import find, take
+from tests.conftest import lines, photograph
 
 CONFIG = CaptionConfig(run="mine")
 

@@ -4,7 +4,6 @@ import hashlib
 import datasets
 import pandas as pd
 import pytest
-from conftest import make_dataset, photograph
 from PIL import Image
 
 from helpers.config import DatasetConfig
@@ -15,6 +14,7 @@ from helpers.errors import RunError
 from helpers.records import Caption, Rejection, append_row, read_metadata, read_rows
 from helpers.run import Run
 from helpers.store import folder_hash
+from tests.conftest import make_dataset, photograph
 
 
 def carousels(posts=100, pictures=3):

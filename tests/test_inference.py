@@ -4,7 +4,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import SMALL_TRAINING, make_dataset, photograph
 from PIL import Image
 
 from helpers.config import InferenceConfig, TrainConfig, configure
@@ -16,6 +15,7 @@ from helpers.inference.style import StyleAxis, features, nearest, style_gain, th
 from helpers.inference.widget import PromptBox
 from helpers.run import Run
 from helpers.train.loop import train
+from tests.conftest import SMALL_TRAINING, make_dataset, photograph
 
 CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8)
 

@@ -1,5 +1,4 @@
 import pytest
-from conftest import lines, photograph
 from PIL import Image
 
 from helpers.config import ScrapeConfig
@@ -7,6 +6,7 @@ from helpers.errors import RunError
 from helpers.records import Post, Rejection, read_rows
 from helpers.run import IMAGE_NAME, Run
 from helpers.scrape.intake import find, take, verify_images
+from tests.conftest import lines, photograph
 
 
 def scrape(folder, name="mine", **more):

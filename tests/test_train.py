@@ -7,7 +7,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import SMALL_TRAINING, lines
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +20,7 @@ from helpers.train.loop import train, verify_model
 from helpers.train.loss import FixedLoss, diffusion_loss, snr_weights
 from helpers.train.order import draws_at, image_at
 from helpers.train.verdict import judge
+from tests.conftest import SMALL_TRAINING, lines
 
 
 def settings(tiny_base, **more):
@@ -58,6 +58,13 @@ def test_a_rerun_of_an_ended_training_does_nothing(dataset, tiny_base):
     before = dataset.train_log.stat().st_mtime_ns
     assert list(train(settings(tiny_base, save_every_steps=3), dataset)) == []
     assert dataset.train_log.stat().st_mtime_ns == before
+
+
+def test_more_steps_go_on_and_fewer_are_there_already(dataset, tiny_base):
+    list(train(settings(tiny_base), dataset))
+    assert list(train(settings(tiny_base, max_steps=2), dataset)) == []
+    assert [step.step for step in train(settings(tiny_base, max_steps=6), dataset)] == [5, 6]
+    assert [row["step"] for row in lines(dataset.train_log)] == list(range(7))
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(dataset, tiny_base, monkeypatch):

@@ -7,8 +7,9 @@ import sys
 import nbformat
 import papermill
 import pytest
-from conftest import lines
 from diffusers import DiffusionPipeline
+
+from tests.conftest import lines
 
 SMALL = {
     "max_steps": 3,

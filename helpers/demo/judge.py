@@ -9,8 +9,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -135,7 +137,7 @@ def exam(count: int) -> list[Scene]:
     return scenes
 
 
-def sample(model: str, prompts: list[str], guidance_scale: float, steps: int) -> list:
+def sample(model: str, prompts: list[str], guidance_scale: float, steps: int) -> list[Image.Image]:
     """A picture of each prompt at a seed of its own."""
     pipeline = sample_fast(load_pipeline(model, torch.float32))
     images = []
@@ -146,6 +148,11 @@ def sample(model: str, prompts: list[str], guidance_scale: float, steps: int) ->
             some, num_inference_steps=steps, guidance_scale=guidance_scale, generator=seeds
         ).images
     return images
+
+
+def pixels_of(images: list[Image.Image]) -> Tensor:
+    """Pictures of one size as (N, 3, H, W) uint8."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
 def shares(judge: Judge, pixels: Tensor, scenes: list[Scene], style: str) -> dict[str, float]:
@@ -172,13 +179,7 @@ def main() -> None:
     figures = {"drawn": shares(judge, draw(style, seeds, held_out=None), drawn, style)}
     prompts = [scene.caption + (SUFFIX if args.suffix else "") for scene in scenes]
     images = sample(args.model, prompts, args.guidance_scale, args.steps)
-    pixels = torch.stack(
-        [
-            torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8).view(128, 128, 3)
-            for i in images
-        ]
-    )
-    figures["samples"] = shares(judge, pixels.permute(0, 3, 1, 2), scenes, style)
+    figures["samples"] = shares(judge, pixels_of(images), scenes, style)
     print(json.dumps(figures, indent=2))
     if args.grid:
         grid(images[:48], 12, [scene.caption for scene in scenes[:48]], cell_px=128).save(args.grid)

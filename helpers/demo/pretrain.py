@@ -27,6 +27,7 @@ from helpers.demo.optimise import draw, optimise
 from helpers.demo.paint import SIZE_PX
 from helpers.demo.scenes import PRETRAIN_SCENES_FROM, random_scene
 from helpers.demo.tokenizer import make_tokenizer
+from helpers.store import replacing_folder
 
 # SD v1's own schedule
 SCHEDULE = {
@@ -160,8 +161,8 @@ def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     text_encoder, unet = train_unet(recipe, vae, tokenizer)
     pipeline = assemble(vae, text_encoder, tokenizer, unet)
-    pipeline.save_pretrained(work / "fp32")
-    pipeline.to(torch.float16).save_pretrained(out)
+    with replacing_folder(out) as folder:
+        pipeline.to(torch.float16).save_pretrained(folder)
     print(
         f"wrote {out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB"
     )

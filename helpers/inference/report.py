@@ -142,7 +142,7 @@ def _accounts(run: Run) -> dict[str, str]:
 
 def _previews(run: Run, most: int = 8) -> list[tuple[int, str]]:
     """(step, picture) of the previews, evenly picked."""
-    paths = evenly(sorted(run.previews.glob("step-*.png")), most)
+    paths = evenly(run.preview_files(), most)
     return [(int(path.stem.removeprefix("step-")), data_url(open_rgb(path))) for path in paths]
 
 

@@ -29,16 +29,20 @@ from helpers.train.order import draws_at, image_at
 from helpers.train.preview import write_preview
 from helpers.train.verdict import judge
 
-# Fields that change what is watched or kept, not what is learnt
+# Fields that change how long or how closely, not what a step learns
 NOT_LEARNT = (
     "run",
     "preset",
+    "max_steps",
     "prompts",
     "preview_seed",
     "keep_checkpoints",
     "allow_slow",
     "attention",
-) + tuple(f"{what}_every_steps" for what in ("save", "validate", "preview"))
+    "save_every_steps",
+    "validate_every_steps",
+    "preview_every_steps",
+)
 MOST_BAD_STEPS = 5
 
 
@@ -73,12 +77,15 @@ def train(config: TrainConfig, run: Run) -> Iterator[Step]:
 
 
 def is_finished(config: TrainConfig, run: Run) -> bool:
-    """Whether this very training has ended and left its model."""
+    """Whether this very training has come as far as asked, and left its model."""
     if not (run.config("train").is_file() and run.verdict.is_file()) or damage(run.model):
         return False
-    done = run.read_config("train") | {name: getattr(config, name) for name in NOT_LEARNT}
-    same_data = read_json(run.verdict)["dataset"] == folder_hash(run.dataset)
-    return same_data and TrainConfig(**done) == config
+    verdict, done = read_json(run.verdict), run.read_config("train")
+    same_settings = (
+        TrainConfig(**done | {name: getattr(config, name) for name in NOT_LEARNT}) == config
+    )
+    same_data = verdict["dataset"] == folder_hash(run.dataset)
+    return same_settings and same_data and verdict["steps"] >= config.max_steps
 
 
 class Training:
@@ -272,8 +279,8 @@ class Training:
             save_model(self.run, self.config, self.parts, self.device)
             rows = read_log(self.run.train_log)
             verdict = judge([(r["step"], r["held_out_loss"]) for r in rows if "held_out_loss" in r])
-            hashes = {"dataset": self.belongs.dataset, "base_model": self.belongs.base_model}
-            write_json(self.run.verdict, vars(verdict) | hashes)
+            origin = {"dataset": self.belongs.dataset, "base_model": self.belongs.base_model}
+            write_json(self.run.verdict, vars(verdict) | {"steps": self.step} | origin)
         self.accelerator.wait_for_everyone()
 
 
