@@ -4,3 +4,5 @@ import os
 
 # transformers warns at import of image processors that want torchvision, which nothing here uses
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# datasets reports each loading of a folder, even a local one, to a counter on the network
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,15 +77,8 @@ def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
     return "xformers", "xformers: asked for, and it runs here"
 
 
-def work_offline_if_local(base_model: str) -> None:
-    """Have the Hugging Face libraries ask no hub when the base model is a folder."""
-    if Path(base_model).is_dir():
-        os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-
-
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:
     """A Stable Diffusion pipeline from a hub id or a folder, `parts` in place of its own; it prints nothing."""
-    work_offline_if_local(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=dtype, **parts)

@@ -69,9 +69,9 @@ def train(config: TrainConfig, run: Run) -> Iterator[Step]:
     if is_finished(config, run):
         return
     refuse_slow(config, pick_device(config.mixed_precision, config.attention))
-    run.write_config("train", config)
     with run.timed("train"):
         training = Training(config, run)
+        run.write_config("train", config)
         yield from training.steps()
         training.finish()
 

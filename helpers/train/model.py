@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from helpers.config import TrainConfig
-from helpers.device import Device, work_offline_if_local
+from helpers.device import Device
 from helpers.errors import RunError
 
 LARGE = 100e6  # parameters; a UNet beyond this wants a GPU
@@ -60,7 +60,6 @@ def load_parts(base_model: str, device: Device) -> Parts:
 
     Raises RunError if it is not there or not in diffusers layout.
     """
-    work_offline_if_local(base_model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -131,7 +130,6 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
     """
     if device.device.type != "cpu" or config.allow_slow:
         return
-    work_offline_if_local(config.base_model)
     try:
         unet_config = UNet2DConditionModel.load_config(config.base_model, subfolder="unet")
     except (OSError, ValueError) as error:
