@@ -15,7 +15,7 @@ from helpers.store import mirror, write_text
 
 REPOSITORY = "annalaura-diffusion/annalaura-diffusion"
 DRIVE = Path("/content/drive/MyDrive")
-DRIVE_RUNS = DRIVE / "annalaura-diffusion" / "runs"
+FOLDER_ON_DRIVE = "annalaura-diffusion/runs"
 NOT_MIRRORED = frozenset({"cache"})  # can be computed again
 
 
@@ -42,7 +42,7 @@ def restore(run: Run) -> str:
     """Bring back what Google Drive has of a run that a lost machine took along."""
     if not mount_drive():
         return f"{run.folder}: kept on this machine"
-    kept = DRIVE_RUNS / run.name
+    kept = DRIVE / FOLDER_ON_DRIVE / run.name
     count = mirror(kept, run.folder) if kept.is_dir() else 0
     return f"{run.folder}: mirrored to {kept}, {count} files brought back"
 
@@ -50,7 +50,7 @@ def restore(run: Run) -> str:
 def keep(run: Run) -> None:
     """Copy what is new in the run to Google Drive, if that is mounted."""
     if DRIVE.is_dir():
-        mirror(run.folder, DRIVE_RUNS / run.name, NOT_MIRRORED)
+        mirror(run.folder, DRIVE / FOLDER_ON_DRIVE / run.name, NOT_MIRRORED)
 
 
 def secret(name: str) -> str:

@@ -1,0 +1,64 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import colab
+from helpers.errors import RunError
+from helpers.run import Run
+from helpers.store import damage, replacing_folder
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_one_command_rewrites_every_badge_and_clone_line(tmp_path):
+    for name in ("helpers", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    command = [sys.executable, "-m", "helpers.colab", "someone/their-fork"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("rewrote") == 7
+    for path in (*tmp_path.glob("notebooks/*.ipynb"), tmp_path / "README.md"):
+        text = path.read_text()
+        assert (
+            colab.REPOSITORY not in text and "github/someone/their-fork/blob/main/notebooks" in text
+        )
+    assert (
+        "github.com/someone/their-fork /content"
+        in (tmp_path / "notebooks/01_scrape.ipynb").read_text()
+    )
+
+
+def test_a_name_that_is_no_repository_is_refused(tmp_path):
+    with pytest.raises(RunError, match="give OWNER/NAME"):
+        colab.rewrite_repository("only-a-name", tmp_path)
+
+
+def test_a_run_comes_back_from_drive_on_a_new_machine(workplace, monkeypatch):
+    monkeypatch.setattr(colab, "DRIVE", workplace / "drive")
+    (workplace / "drive").mkdir()
+    run = Run("art")
+    with replacing_folder(run.model) as beside:
+        (beside / "w").write_text("weights")
+    run.cache.mkdir()
+    (run.cache / "latents").write_text("big")
+    colab.keep(run)
+    shutil.rmtree(run.folder)  # the machine is lost
+    assert "2 files brought back" in colab.restore(run)
+    assert damage(run.model) is None and not run.cache.exists()
+
+
+def test_without_drive_the_run_stays_here(workplace):
+    run = Run("art")
+    assert "kept on this machine" in colab.restore(run)
+    colab.keep(run)
+
+
+def test_a_key_comes_from_the_environment_or_says_how_to_set_it(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "value")
+    assert colab.secret("SOME_KEY") == "value"
+    monkeypatch.delenv("SOME_KEY")
+    with pytest.raises(RunError, match="SOME_KEY is not set: on Colab add it under Secrets"):
+        colab.secret("SOME_KEY")
