@@ -39,11 +39,11 @@ def mount_drive() -> bool:
 
 
 def restore(run: Run) -> str:
-    """Bring back what Google Drive has of a run that a lost machine took along."""
+    """Bring back what a lost machine took along of a run; what is here already is never replaced."""
     if not mount_drive():
         return f"{run.folder}: kept on this machine"
     kept = DRIVE / FOLDER_ON_DRIVE / run.name
-    count = mirror(kept, run.folder) if kept.is_dir() else 0
+    count = mirror(kept, run.folder, replace=False) if kept.is_dir() else 0
     return f"{run.folder}: mirrored to {kept}, {count} files brought back"
 
 

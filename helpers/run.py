@@ -122,14 +122,18 @@ class Run:
         """How long each stage has worked so far, over all its reruns."""
         return read_json(self.seconds) if self.seconds.is_file() else {}
 
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Count time that a stage has worked."""
+        all_seconds = self.read_seconds()
+        all_seconds[stage] = round(all_seconds.get(stage, 0) + seconds, 2)
+        write_json(self.seconds, all_seconds)
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to the stage's seconds."""
+        """Count the time spent inside."""
         began = time.perf_counter()
         yield
-        seconds = self.read_seconds()
-        seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - began, 2)
-        write_json(self.seconds, seconds)
+        self.add_seconds(stage, time.perf_counter() - began)
 
     def require(self, path: Path, stage: str) -> Path:
         """The path, if it is there. Raises RunError naming the notebook that writes it."""

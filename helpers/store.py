@@ -144,29 +144,32 @@ def folder_hash(folder: Path) -> str:
     return sha256(folder / MANIFEST)
 
 
-def mirror(source: Path, target: Path, skip: frozenset[str] = frozenset()) -> int:
-    """Copy files that are new or changed from `source` to `target`, manifests last; return how many.
+def mirror(
+    source: Path, target: Path, skip: frozenset[str] = frozenset(), *, replace: bool = True
+) -> int:
+    """Copy files that `target` lacks, and with `replace` those that are newer; return how many.
 
-    Names beginning with a dot are work in progress and stay behind, and so do folders named in `skip`.
+    Manifests go last. Names beginning with a dot are work in progress and stay behind, and so do
+    folders named in `skip`.
     """
-    files = [
-        p
-        for p in sorted(source.rglob("*"))
-        if p.is_file() and _travels(p.relative_to(source), skip)
+    names = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
+    names = [name for name in names if _travels(name, skip)]
+    names.sort(key=lambda name: name.name == MANIFEST)
+    wanted = [
+        name
+        for name in names
+        if not (target / name).is_file() or (replace and _is_newer(source / name, target / name))
     ]
-    files.sort(key=lambda path: path.name == MANIFEST)
-    stale = [path for path in files if _differs(path, target / path.relative_to(source))]
-    for path in stale:
-        with replacing_file(target / path.relative_to(source)) as beside:
-            shutil.copy2(path, beside)
-    return len(stale)
+    for name in wanted:
+        with replacing_file(target / name) as beside:
+            shutil.copy2(source / name, beside)
+    return len(wanted)
 
 
 def _travels(path: Path, skip: frozenset[str]) -> bool:
     return not any(part.startswith(".") or part in skip for part in path.parts)
 
 
-def _differs(path: Path, copy: Path) -> bool:
-    if not copy.is_file() or copy.stat().st_size != path.stat().st_size:
-        return True
-    return int(copy.stat().st_mtime) < int(path.stat().st_mtime)
+def _is_newer(path: Path, copy: Path) -> bool:
+    ours, theirs = path.stat(), copy.stat()
+    return ours.st_size != theirs.st_size or int(ours.st_mtime) > int(theirs.st_mtime)

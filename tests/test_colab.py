@@ -8,7 +8,7 @@ import pytest
 from helpers import colab
 from helpers.errors import RunError
 from helpers.run import Run
-from helpers.store import damage, replacing_folder
+from helpers.store import append_line, damage, replacing_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,6 +48,17 @@ def test_a_run_comes_back_from_drive_on_a_new_machine(workplace, monkeypatch):
     shutil.rmtree(run.folder)  # the machine is lost
     assert "2 files brought back" in colab.restore(run)
     assert damage(run.model) is None and not run.cache.exists()
+
+
+def test_work_that_is_ahead_of_drive_is_never_replaced_by_it(workplace, monkeypatch):
+    monkeypatch.setattr(colab, "DRIVE", workplace / "drive")
+    (workplace / "drive").mkdir()
+    run = Run("art")
+    append_line(run.train_log, "one")
+    colab.keep(run)
+    append_line(run.train_log, "two")
+    colab.restore(run)
+    assert run.train_log.read_text() == "one\ntwo\n"
 
 
 def test_without_drive_the_run_stays_here(workplace):

@@ -3,6 +3,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -20,7 +22,7 @@ from helpers.train.loop import train, verify_model
 from helpers.train.loss import FixedLoss, diffusion_loss, snr_weights
 from helpers.train.order import draws_at, image_at
 from helpers.train.verdict import judge
-from tests.conftest import SMALL_TRAINING, lines
+from tests.conftest import SMALL_TRAINING, lines, make_dataset
 
 
 def settings(tiny_base, **more):
@@ -67,25 +69,58 @@ def test_more_steps_go_on_and_fewer_are_there_already(dataset, tiny_base):
     assert [row["step"] for row in lines(dataset.train_log)] == list(range(7))
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(dataset, tiny_base, monkeypatch):
-    config = settings(
-        tiny_base, max_steps=7, save_every_steps=2, caption_dropout=0.5, noise_offset=0.1
-    )
-    list(train(config, dataset))
-    undisturbed = weights(dataset)
+def test_a_killed_training_goes_on_to_the_same_bits(dataset, tiny_base):
+    kill_and_compare(dataset, tiny_base, stops=(1, 3, 5), steps=7)
+
+
+@pytest.mark.soak
+def test_forty_kills_change_no_bit(dataset, tiny_base):
+    stops = [
+        int(s) for s in torch.randint(1, 60, (40,), generator=torch.Generator().manual_seed(0))
+    ]
+    kill_and_compare(dataset, tiny_base, stops=sorted(stops), steps=60)
+
+
+def kill_and_compare(run, tiny_base, stops, steps):
+    """Train undisturbed, then again with a SIGKILL after each of `stops`, and compare the weights' bits."""
+    more = {
+        "max_steps": steps,
+        "caption_dropout": 0.5,
+        "noise_offset": 0.1,
+        "validate_every_steps": 20,
+    }
+    config = settings(tiny_base, **more)
+    list(train(config, run))
+    undisturbed = weights(run)
     for name in ("checkpoints", "model"):
-        (dataset.folder / name).rename(dataset.folder / f"{name}.first")
-    dataset.verdict.unlink()
-    for stop in (1, 3, 5):
+        (run.folder / name).rename(run.folder / f"{name}.first")
+    run.verdict.unlink()
+    for stop in stops:
         child = os.fork()
         if child == 0:
-            for step in train(config, dataset):
-                if step.step == stop:
+            for step in train(config, run):
+                if step.step >= stop:
                     os.kill(os.getpid(), signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert [step.step for step in train(config, dataset)] == [5, 6, 7]
-    assert same(undisturbed, weights(dataset))
-    assert [row["step"] for row in lines(dataset.train_log)] == list(range(8))
+    assert list(train(config, run))[-1].step == steps
+    assert same(undisturbed, weights(run))
+    assert [row["step"] for row in lines(run.train_log)] == list(range(steps + 1))
+
+
+def test_two_processes_see_the_same_images_and_reach_the_same_loss(dataset, tiny_base, pictures):
+    """`accelerate launch` with gloo on two CPU processes, against one process with the same batch."""
+    list(train(settings(tiny_base, train_batch_size=4), dataset))
+    twin = make_dataset("twin", pictures)
+    given = {**SMALL_TRAINING, "base_model": tiny_base, "train_batch_size": 2}
+    typed = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [*launch, "-m", "helpers.train", "twin", *typed]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    alone, together = lines(dataset.train_log), lines(twin.train_log)
+    assert [row["step"] for row in together] == [0, 1, 2, 3, 4]
+    for one, two in zip(alone[1:], together[1:], strict=True):
+        assert abs(one["loss"] - two["loss"]) < 1e-4
 
 
 def test_a_damaged_checkpoint_is_passed_over(dataset, tiny_base):

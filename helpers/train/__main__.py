@@ -6,6 +6,9 @@ The settings are those that 04_train left in the run, or a preset's: `--preset t
 import argparse
 import sys
 
+import torch
+from accelerate import PartialState
+
 from helpers.config import TrainConfig, configure, from_text
 from helpers.errors import RunError
 from helpers.run import Run
@@ -23,13 +26,11 @@ def main() -> None:
     given = {"run": args.run} | ({"preset": args.preset} if args.preset else {})
     typed = {name: from_text(TrainConfig, name, value) for name, value in args.p}
     config = configure(TrainConfig, kept | typed | given)
+    say = PartialState(cpu=not torch.cuda.is_available()).print  # once, however many processes
     for step in train(config, run):
         if step.held_out_loss is not None:
-            print(
-                f"step {step.step}/{config.max_steps}: held-out loss {step.held_out_loss:.4f}",
-                flush=True,
-            )
-    print(verify_model(run))
+            say(f"step {step.step}/{config.max_steps}: held-out loss {step.held_out_loss:.4f}")
+    say(verify_model(run))
 
 
 if __name__ == "__main__":

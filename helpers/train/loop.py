@@ -69,11 +69,9 @@ def train(config: TrainConfig, run: Run) -> Iterator[Step]:
     if is_finished(config, run):
         return
     refuse_slow(config, pick_device(config.mixed_precision, config.attention))
-    with run.timed("train"):
-        training = Training(config, run)
-        run.write_config("train", config)
-        yield from training.steps()
-        training.finish()
+    training = Training(config, run)
+    yield from training.steps()
+    training.finish()
 
 
 def is_finished(config: TrainConfig, run: Run) -> bool:
@@ -93,6 +91,7 @@ class Training:
 
     def __init__(self, config: TrainConfig, run: Run) -> None:
         self.config, self.run = config, run
+        self.counted_until = time.perf_counter()
         self.device = pick_device(config.mixed_precision, config.attention)
         self.accelerator = Accelerator(
             mixed_precision=self.device.precision,
@@ -103,12 +102,14 @@ class Training:
         self.parts = load_parts(config.base_model, self.device)
         self.belongs = self._belongs()
         self.suffix = run.read_config("dataset")["suffix"]
-        self._make_examples()
+        with self.accelerator.main_process_first():
+            self._make_examples()
         self._make_optimizer()
         self.step = checkpoint.resume(
             run, self.weights, self.optimizer, self.schedule, self.belongs
         )
         if self.accelerator.is_main_process:
+            run.write_config("train", config)
             self._cut_log()
             self.board = SummaryWriter(run.tensorboard, purge_step=self.step + 1)
 
@@ -119,7 +120,7 @@ class Training:
         )
 
     def _make_examples(self) -> None:
-        """Cache what the frozen parts compute, then send them off the GPU."""
+        """Have all that the frozen parts compute computed, once."""
         config, run, parts = self.config, self.run, self.parts
         rows = {
             split: read_metadata(run.split_metadata(split)) for split in ("train", "validation")
@@ -264,16 +265,26 @@ class Training:
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            keep = self.config.keep_checkpoints
-            optimizer = self.optimizer
             checkpoint.save(
-                self.run, self.step, self.weights, optimizer, self.schedule, self.belongs, keep
+                self.run,
+                self.step,
+                self.weights,
+                self.optimizer,
+                self.schedule,
+                self.belongs,
+                self.config.keep_checkpoints,
             )
+            self._count_seconds()
             keep_on_drive(self.run)
         self.accelerator.wait_for_everyone()
 
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.run.add_seconds("train", now - self.counted_until)
+        self.counted_until = now
+
     def finish(self) -> None:
-        """Leave the verdict and the model."""
+        """Leave the model and the verdict."""
         if self.accelerator.is_main_process:
             self.board.close()
             save_model(self.run, self.config, self.parts, self.device)
@@ -281,6 +292,7 @@ class Training:
             verdict = judge([(r["step"], r["held_out_loss"]) for r in rows if "held_out_loss" in r])
             origin = {"dataset": self.belongs.dataset, "base_model": self.belongs.base_model}
             write_json(self.run.verdict, vars(verdict) | {"steps": self.step} | origin)
+            self._count_seconds()
         self.accelerator.wait_for_everyone()
 
 
