@@ -119,6 +119,21 @@ def test_what_is_left_out_has_a_reason(workplace, pictures):
     assert run.image("small_1.jpg").is_file()  # nothing is deleted
 
 
+def test_of_two_equal_files_the_captioned_one_stays(workplace, pictures):
+    twin = pictures / "A twin.jpg"  # comes first, and has no words
+    twin.write_bytes((pictures / "Holiday 01.JPG").read_bytes())
+    run = make_dataset("twins", pictures)
+    (row,) = read_rows(run.rejected, Rejection)
+    assert (row.file_name, row.reason) == ("A-twin_1.jpg", "has no caption")
+
+
+def test_no_caption_at_all_is_one_line(workplace, pictures):
+    for path in pictures.glob("*.txt"):
+        path.unlink()
+    with pytest.raises(RunError, match=r"0 of 12 images are left, .*\(12 has no caption\)"):
+        make_dataset("wordless", pictures)
+
+
 def test_a_caption_for_an_image_that_is_not_there_is_refused(dataset):
     append_row(dataset.captions, Caption("ghost_1.jpg", "boo", "ok", "sidecar"))
     with pytest.raises(

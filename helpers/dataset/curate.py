@@ -27,7 +27,8 @@ def table(run: Run) -> pd.DataFrame:
             "file_name": [row.file_name for row in usable],
             "caption": [row.caption for row in usable],
             "captioner": [row.captioner for row in usable],
-        }
+        },
+        dtype=str,
     )
     joined = pd.DataFrame(posts.values()).merge(
         words, on="file_name", how="left", validate="one_to_one"
@@ -40,15 +41,17 @@ def table(run: Run) -> pd.DataFrame:
 def judge(config: DatasetConfig, images: pd.DataFrame) -> pd.Series:
     """The reason for which each image is left out, empty for those that stay."""
     side_px = images[["width_px", "height_px"]].min(axis="columns")
-    first = images.groupby("sha256")["file_name"].transform("first")
     reason = pd.Series("", index=images.index, dtype=object)
-    reason[images["file_name"] != first] = "is the same file as " + first
     reason[side_px < config.min_side_px] = (
         "its shorter side of "
         + side_px.astype(str)
         + f" px is below min_side_px {config.min_side_px}"
     )
     reason[images["caption"] == ""] = "has no caption"
+    usable = images[reason == ""]
+    first = usable.groupby("sha256")["file_name"].transform("first")
+    again = usable.index[usable["file_name"] != first]
+    reason[again] = "is the same file as " + first[again]
     return reason
 
 
