@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,12 @@ class Device:
     def dtype(self) -> torch.dtype:
         """Of frozen weights and activations."""
         return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
+
+    def autocast(self) -> AbstractContextManager:
+        """Compute in half precision inside, where that was chosen; weights of either dtype will do."""
+        if self.precision == "no":
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
 
     def __str__(self) -> str:
         return "\n".join(self.reasons)

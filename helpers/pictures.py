@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-INK, FAINT, PAPER = "#2a2230", "#9a93a0", "#ffffff"
+INK, PAPER = "#2a2230", "#ffffff"
+GAP_PX = 6
 
 
 def open_rgb(path: Path) -> Image.Image:
@@ -33,22 +34,33 @@ def grid(
     row_titles: Sequence[str] = (),
     cell_px: int = 160,
 ) -> Image.Image:
-    """Images in rows, scaled into square cells; a label below each, a title before each row."""
+    """Images in rows, scaled into square cells, with a title before each row.
+
+    labels  one for each image, or one for each column, which then stands below the last row
+    """
+    rows = -(-len(images) // columns)
+    below_last = len(labels) == columns < len(images)
     font = ImageFont.load_default(size=max(10, cell_px // 13))
     label_px = _label_height(labels, font, cell_px)
-    rows = -(-len(images) // columns)
-    gap, title_px = 6, font.size + 8 if row_titles else 0
-    row_px = cell_px + label_px + title_px + gap
-    sheet = Image.new("RGB", (columns * (cell_px + gap) + gap, rows * row_px + gap), PAPER)
+    title_px = font.size + 8 if row_titles else 0
+    row_px = title_px + cell_px + GAP_PX + (0 if below_last else label_px)
+    size = (columns * (cell_px + GAP_PX) + GAP_PX, rows * row_px + GAP_PX + below_last * label_px)
+    sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     for row, title in enumerate(row_titles):
-        draw.text((gap, row * row_px + 4), title, INK, font)
+        draw.text((GAP_PX, row * row_px + 4), title, INK, font)
     for i, image in enumerate(images):
-        x, y = gap + i % columns * (cell_px + gap), gap + i // columns * row_px + title_px
+        x, y = (
+            GAP_PX + i % columns * (cell_px + GAP_PX),
+            i // columns * row_px + title_px + GAP_PX // 2,
+        )
         tile = _fit(image, cell_px)
         sheet.paste(tile, (x + (cell_px - tile.width) // 2, y + (cell_px - tile.height) // 2))
-        if i < len(labels):
-            draw.multiline_text((x, y + cell_px + 2), _wrap(labels[i], font, cell_px), INK, font)
+        number = i - (rows - 1) * columns if below_last else i
+        if 0 <= number < len(labels):
+            draw.multiline_text(
+                (x, y + cell_px + 2), _wrap(labels[number], font, cell_px), INK, font
+            )
     return sheet
 
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,14 +12,16 @@ from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from helpers.config import TrainConfig, configure
-from helpers.device import pick_device
+from helpers.device import Device, pick_device
 from helpers.errors import RunError
 from helpers.run import Run
 from helpers.store import damage
-from helpers.train.cache import Examples
+from helpers.train.cache import Examples, encode_texts
 from helpers.train.loop import train, verify_model
 from helpers.train.loss import FixedLoss, diffusion_loss, snr_weights
+from helpers.train.model import load_parts
 from helpers.train.order import draws_at, image_at
+from helpers.train.preview import draw_previews
 from helpers.train.verdict import judge
 from tests.conftest import SMALL_TRAINING, lines, make_dataset
 
@@ -108,12 +109,15 @@ def kill_and_compare(run, tiny_base, stops, steps):
 
 
 def test_two_processes_see_the_same_images_and_reach_the_same_loss(dataset, tiny_base, pictures):
-    """`accelerate launch` with gloo on two CPU processes, against one process with the same batch."""
+    """Two CPU processes by gloo, against one process with the same batch.
+
+    torchrun starts them, since `accelerate launch` does so on CPUs by MPI alone.
+    """
     list(train(settings(tiny_base, train_batch_size=4), dataset))
     twin = make_dataset("twin", pictures)
     given = {**SMALL_TRAINING, "base_model": tiny_base, "train_batch_size": 2}
     typed = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command = [*launch, "-m", "helpers.train", "twin", *typed]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -253,8 +257,23 @@ def test_the_fixed_loss_gives_the_same_bits_and_leaves_random_state_alone():
     unet, schedule, latents, texts, *_ = tiny_problem()
     fixed = FixedLoss(Examples(latents, texts), schedule, seed=0, pairs=12)
     state = torch.get_rng_state()
-    assert fixed(unet, nullcontext) == fixed(unet, nullcontext)
+    device = pick_device()
+    unet.to(device.device)
+    assert fixed(unet, device) == fixed(unet, device)
     assert torch.equal(state, torch.get_rng_state()) and unet.training
+
+
+def test_parts_in_half_precision_sample_and_measure_beside_trained_ones_in_full(tiny_base):
+    """As on a GPU: the UNet in float32, all that is frozen in half, autocast in between."""
+    half = Device(torch.device("cpu"), "bf16", "sdpa", ())
+    parts = load_parts(str(tiny_base), half)
+    assert parts.vae.dtype == torch.bfloat16 and parts.unet.dtype == torch.float32
+    (image,) = draw_previews(parts, settings(tiny_base), ["a cat"])
+    assert image.size == (32, 32)
+    examples = Examples(torch.randn(2, 4, 16, 16), encode_texts(parts, ["a", "b"]))
+    measure = FixedLoss(examples, parts.noise_scheduler, seed=0, pairs=8)
+    in_full = measure(parts.unet, Device(torch.device("cpu"), "no", "sdpa", ()))
+    assert abs(measure(parts.unet, half) - in_full) < 0.02 * in_full
 
 
 def test_every_image_comes_once_an_epoch_in_another_order():

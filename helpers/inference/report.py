@@ -57,8 +57,7 @@ def _before_and_after(config: InferenceConfig, studio: Studio) -> Image.Image:
         "tuned, without the suffix": plain,
     }
     images = [image for row in rows.values() for image in studio.draw(row, config.batch_size)]
-    labels = [request.prompt for request in plain] * len(rows)
-    return grid(images, len(asked), labels, tuple(rows), cell_px=192)
+    return grid(images, len(asked), [r.prompt for r in plain], tuple(rows), cell_px=192)
 
 
 def _figures(studio: Studio, groups: Groups, inputs: dict[str, Any]) -> dict[str, Any]:

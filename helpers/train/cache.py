@@ -151,14 +151,15 @@ def _sample_latents(
         range(0, len(captions), batch), "draw the base model's own style", leave=False
     ):
         some = list(captions[start : start + batch])
-        images = pipeline(
-            some,
-            height=config.resolution_px,
-            width=config.resolution_px,
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            generator=[generator(config.seed, "prior", start + i) for i in range(len(some))],
-            output_type="latent",
-        ).images
+        with parts.device.autocast():
+            images = pipeline(
+                some,
+                height=config.resolution_px,
+                width=config.resolution_px,
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                generator=[generator(config.seed, "prior", start + i) for i in range(len(some))],
+                output_type="latent",
+            ).images
         latents.append(images.float().cpu())
     return torch.cat(latents)

@@ -7,7 +7,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 
 from helpers.config import TrainConfig
-from helpers.device import Device, load_pipeline
+from helpers.device import load_pipeline
 from helpers.run import Run
 from helpers.store import replacing_folder, write_text
 from helpers.train.model import Parts
@@ -32,25 +32,23 @@ Made for study on one artist's work. Do not pass its pictures off as theirs.
 """
 
 
-def save_model(run: Run, config: TrainConfig, parts: Parts, device: Device) -> None:
+def save_model(run: Run, config: TrainConfig, parts: Parts) -> None:
     """Write model/ whole: the base with the trained UNet in place; a LoRA is merged, and kept in model/lora/."""
     with replacing_folder(run.model) as folder:
         if config.method == "lora":
-            pipeline = _with_lora(config, parts, device, folder / "lora")
+            pipeline = _with_lora(config, parts, folder / "lora")
         else:
-            pipeline = load_pipeline(config.base_model, device.dtype, unet=parts.unet)
-            pipeline.unet.to(device.dtype)
+            pipeline = load_pipeline(config.base_model, parts.device.dtype, unet=parts.unet)
+            pipeline.unet.to(parts.device.dtype)
         pipeline.save_pretrained(folder)
         write_text(folder / "README.md", _card(run, config))
 
 
-def _with_lora(
-    config: TrainConfig, parts: Parts, device: Device, folder: Path
-) -> StableDiffusionPipeline:
+def _with_lora(config: TrainConfig, parts: Parts, folder: Path) -> StableDiffusionPipeline:
     trained = convert_state_dict_to_diffusers(get_peft_model_state_dict(parts.unet))
     layers = {name: tensor.contiguous() for name, tensor in trained.items()}  # from channels-last
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
-    pipeline = load_pipeline(config.base_model, device.dtype)
+    pipeline = load_pipeline(config.base_model, parts.device.dtype)
     pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()

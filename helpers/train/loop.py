@@ -246,9 +246,7 @@ class Training:
         config, last = self.config, self.step == self.config.max_steps
         if self.step % config.validate_every_steps == 0 or last:
             unet = self.accelerator.unwrap_model(self.unet)
-            held_out, probe = (
-                loss(unet, self.accelerator.autocast) for loss in (self.held_out, self.probe)
-            )
+            held_out, probe = self.held_out(unet, self.device), self.probe(unet, self.device)
             step = Step(**{**asdict(step), "held_out_loss": held_out, "probe_loss": probe})
         if self.accelerator.is_main_process:
             if self.step % config.preview_every_steps == 0 or last:
@@ -287,7 +285,7 @@ class Training:
         """Leave the model and the verdict."""
         if self.accelerator.is_main_process:
             self.board.close()
-            save_model(self.run, self.config, self.parts, self.device)
+            save_model(self.run, self.config, self.parts)
             rows = read_log(self.run.train_log)
             verdict = judge([(r["step"], r["held_out_loss"]) for r in rows if "held_out_loss" in r])
             origin = {"dataset": self.belongs.dataset, "base_model": self.belongs.base_model}

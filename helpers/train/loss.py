@@ -1,13 +1,11 @@
 """The loss that is trained on, and the same loss at fixed noise that is watched."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
+from helpers.device import Device
 from helpers.train.cache import Examples
 from helpers.train.order import generator
 
@@ -72,18 +70,13 @@ class FixedLoss:
         self.examples = examples
 
     @torch.no_grad()
-    def __call__(
-        self,
-        unet: UNet2DConditionModel,
-        autocast: Callable[[], AbstractContextManager],
-        batch: int = 16,
-    ) -> float:
+    def __call__(self, unet: UNet2DConditionModel, device: Device, batch: int = 16) -> float:
         """The mean loss of the UNet as it is now."""
         was_training = unet.training
         unet.eval()
         losses = []
         for picked in torch.arange(len(self.index)).split(batch):
-            with autocast():
+            with device.autocast():
                 losses.append(
                     diffusion_loss(unet, self.schedule, *self._batch(picked, unet.device))
                 )

@@ -35,11 +35,7 @@ class Parts:
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     noise_scheduler: DDPMScheduler
-
-    @property
-    def vae_factor(self) -> int:
-        """Pixels to a latent cell: 8 in Stable Diffusion, 4 in the tiny base."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+    device: Device
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The parts as a pipeline that samples fast with the weights as they are now."""
@@ -82,7 +78,7 @@ def load_parts(base_model: str, device: Device) -> Parts:
         frozen.requires_grad_(False).eval().to(device.device, device.dtype)
     if device.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
-    return Parts(tokenizer, text_encoder, vae, unet.to(device.device), noise_scheduler)
+    return Parts(tokenizer, text_encoder, vae, unet.to(device.device), noise_scheduler, device)
 
 
 def _no_such_base(base_model: str, error: Exception) -> RunError:

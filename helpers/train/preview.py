@@ -17,16 +17,16 @@ def draw_previews(parts: Parts, config: TrainConfig, prompts: list[str]) -> list
     pipeline = sample_fast(parts.pipeline())
     was_training = parts.unet.training
     parts.unet.eval()
-    images = pipeline(
-        prompts,
-        height=config.resolution_px,
-        width=config.resolution_px,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        generator=[
-            torch.Generator().manual_seed(config.preview_seed + i) for i in range(len(prompts))
-        ],
-    ).images
+    seeds = range(config.preview_seed, config.preview_seed + len(prompts))
+    with parts.device.autocast():
+        images = pipeline(
+            prompts,
+            height=config.resolution_px,
+            width=config.resolution_px,
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        ).images
     parts.unet.train(was_training)
     return images
 
