@@ -47,15 +47,19 @@ def optimise(
     peak_rate: float,
     ema_decay: float,
     name: str,
+    decay_steps: int | None = None,
 ) -> None:
-    """Follow `losses` downhill with AdamW and leave the weights' moving average in the modules."""
+    """Follow `losses` downhill with AdamW and leave the weights' moving average in the modules.
+
+    decay_steps  the length of the cosine, `steps` where it is not given
+    """
     params = [p for module in modules for p in module.parameters()]
     optimizer = torch.optim.AdamW(params, lr=peak_rate, betas=(0.9, 0.98), weight_decay=1e-2)
     ema = EMAModel(params, decay=ema_decay)
     running, bar = None, tqdm(range(steps), name, mininterval=30)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(step, steps, peak_rate)
+            group["lr"] = cosine_rate(step, decay_steps or steps, peak_rate)
         loss = next(losses)
         optimizer.zero_grad()
         loss.backward()

@@ -45,7 +45,8 @@ class Recipe:
     seed: int = 0
     vae_steps: int = 4000
     vae_scenes: int = 1000  # in each style
-    unet_steps: int = 7000
+    unet_steps: int = 5000
+    decay_steps: int = 7000  # of the cosine, whose end the moving average makes good
     unet_scenes: int = 12000
     batch: int = 16
     learning_rate: float = 1e-3
@@ -97,7 +98,15 @@ def train_unet(
     captions = [random_scene(seed).caption for seed in seeds]
     text_encoder, unet = new_text_encoder(recipe, tokenizer).train(), new_unet(recipe).train()
     losses = _unet_losses(unet, text_encoder, latents, _token_ids(tokenizer, captions), recipe)
-    optimise([unet, text_encoder], losses, recipe.unet_steps, recipe.learning_rate, 0.999, "unet")
+    optimise(
+        [unet, text_encoder],
+        losses,
+        recipe.unet_steps,
+        recipe.learning_rate,
+        0.999,
+        "unet",
+        recipe.decay_steps,
+    )
     return text_encoder.eval(), unet.eval()
 
 
