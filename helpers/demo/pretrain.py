@@ -29,6 +29,7 @@ from helpers.demo.scenes import PRETRAIN_SCENES_FROM, random_scene
 from helpers.demo.tokenizer import make_tokenizer
 from helpers.store import replacing_folder
 
+NEW_WORD_LENGTH = 2.0  # where words of the captions come to 0.5
 # SD v1's own schedule
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -75,6 +76,19 @@ def new_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
+@torch.no_grad()
+def voice_new_words(text_encoder: CLIPTextModel, seen_ids: Tensor) -> None:
+    """Lengthen the embeddings of tokens that no caption held, so that the encoder hears them at all.
+
+    Stable Diffusion's encoder knows every word a little; here a word such as the suffix's would
+    otherwise hardly change what the UNet is told, and no fine-tune could make it a switch.
+    """
+    embeddings = text_encoder.get_input_embeddings().weight
+    unseen = torch.ones(len(embeddings), dtype=torch.bool)
+    unseen[seen_ids.unique()] = False
+    embeddings[unseen] *= NEW_WORD_LENGTH / embeddings[unseen].norm(dim=1, keepdim=True)
+
+
 def new_unet(recipe: Recipe) -> UNet2DConditionModel:
     """Three levels of 32, 16 and 8 cells; the words reach the lower two."""
     return UNet2DConditionModel(
@@ -97,16 +111,17 @@ def train_unet(
     latents = encode(vae, draw("flat", seeds))
     captions = [random_scene(seed).caption for seed in seeds]
     text_encoder, unet = new_text_encoder(recipe, tokenizer).train(), new_unet(recipe).train()
-    losses = _unet_losses(unet, text_encoder, latents, _token_ids(tokenizer, captions), recipe)
+    token_ids = _token_ids(tokenizer, captions)
     optimise(
         [unet, text_encoder],
-        losses,
+        _unet_losses(unet, text_encoder, latents, token_ids, recipe),
         recipe.unet_steps,
         recipe.learning_rate,
         0.999,
         "unet",
         recipe.decay_steps,
     )
+    voice_new_words(text_encoder, token_ids)
     return text_encoder.eval(), unet.eval()
 
 
