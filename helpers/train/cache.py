@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers.config import TrainConfig
-from helpers.device import sample_fast
 from helpers.errors import RunError
 from helpers.pictures import open_rgb
 from helpers.run import Run
@@ -141,25 +140,13 @@ def encode_texts(parts: Parts, texts: Sequence[str], batch: int = 32) -> Tensor:
     return torch.cat(encoded)
 
 
-@torch.no_grad()
 def _sample_latents(
     parts: Parts, config: TrainConfig, captions: Sequence[str], batch: int = 8
 ) -> Tensor:
-    pipeline = sample_fast(parts.pipeline())
     latents = []
-    for start in tqdm(
-        range(0, len(captions), batch), "draw the base model's own style", leave=False
-    ):
+    starts = range(0, len(captions), batch)
+    for start in tqdm(starts, "draw the base model's own style", leave=False):
         some = list(captions[start : start + batch])
-        with parts.device.autocast():
-            images = pipeline(
-                some,
-                height=config.resolution_px,
-                width=config.resolution_px,
-                num_inference_steps=config.num_inference_steps,
-                guidance_scale=config.guidance_scale,
-                generator=[generator(config.seed, "prior", start + i) for i in range(len(some))],
-                output_type="latent",
-            ).images
-        latents.append(images.float().cpu())
+        generators = [generator(config.seed, "prior", start + i) for i in range(len(some))]
+        latents.append(parts.draw(config, some, generators, "latent").float().cpu())
     return torch.cat(latents)

@@ -4,6 +4,7 @@ import hashlib
 import time
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import (
@@ -37,9 +38,35 @@ class Parts:
     noise_scheduler: DDPMScheduler
     device: Device
 
-    def pipeline(self) -> StableDiffusionPipeline:
-        """The parts as a pipeline that samples fast with the weights as they are now."""
-        return StableDiffusionPipeline(
+    @torch.no_grad()
+    def draw(
+        self,
+        config: TrainConfig,
+        prompts: list[str],
+        generators: list[torch.Generator],
+        output_type: str = "pil",
+    ) -> Any:
+        """Sample prompts with the weights as they are now: pictures, or with `latent` a (N, 4, h, w) tensor.
+
+        Each picture has a generator of its own, so training's random state is left alone.
+        """
+        was_training = self.unet.training
+        self.unet.eval()
+        with self.device.autocast():
+            images = self._pipeline()(
+                prompts,
+                height=config.resolution_px,
+                width=config.resolution_px,
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                generator=generators,
+                output_type=output_type,
+            ).images
+        self.unet.train(was_training)
+        return images
+
+    def _pipeline(self) -> StableDiffusionPipeline:
+        pipeline = StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
@@ -49,6 +76,8 @@ class Parts:
             feature_extractor=None,
             requires_safety_checker=False,
         )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
 
 def load_parts(base_model: str, device: Device) -> Parts:

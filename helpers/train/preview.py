@@ -4,31 +4,16 @@ import torch
 from PIL import Image
 
 from helpers.config import TrainConfig
-from helpers.device import sample_fast
 from helpers.pictures import grid
 from helpers.run import Run
 from helpers.store import replacing_file
 from helpers.train.model import Parts
 
 
-@torch.no_grad()
 def draw_previews(parts: Parts, config: TrainConfig, prompts: list[str]) -> list[Image.Image]:
-    """One picture of each prompt, at a seed of its own; training's random state is left alone."""
-    pipeline = sample_fast(parts.pipeline())
-    was_training = parts.unet.training
-    parts.unet.eval()
+    """One picture of each prompt, at a seed of its own."""
     seeds = range(config.preview_seed, config.preview_seed + len(prompts))
-    with parts.device.autocast():
-        images = pipeline(
-            prompts,
-            height=config.resolution_px,
-            width=config.resolution_px,
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        ).images
-    parts.unet.train(was_training)
-    return images
+    return parts.draw(config, prompts, [torch.Generator().manual_seed(seed) for seed in seeds])
 
 
 def write_preview(
