@@ -1,7 +1,8 @@
 """Train the tiny base model from a seed: `python -m helpers.demo.pretrain [--out assets/tiny-sd]`.
 
 Its parts are Stable Diffusion v1's (Rombach et al. 2022, arXiv:2112.10752), each a few hundred times
-smaller. It sees flat scenes alone, so watercolour is news to it; its autoencoder sees both styles, as
+smaller. It sees flat scenes, then some in simple looks (looks.py) that their captions name, so it knows
+what a style is, and watercolour is news to it. Its autoencoder sees flat scenes and watercolours, as
 Stable Diffusion's has seen everything.
 """
 
@@ -23,6 +24,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from helpers.demo.autoencoder import encode, train_autoencoder
+from helpers.demo.looks import LOOKS, wear
+from helpers.demo.looks import suffix as look_suffix
 from helpers.demo.optimise import draw, optimise
 from helpers.demo.paint import SIZE_PX
 from helpers.demo.scenes import PRETRAIN_SCENES_FROM, random_scene
@@ -47,10 +50,10 @@ class Recipe:
     vae_steps: int = 4000
     vae_scenes: int = 1000  # in each style
     unet_steps: int = 5000
-    decay_steps: int = 7000  # of the cosine, whose end the moving average makes good
     unet_scenes: int = 12000
+    look_steps: int = 1500
+    look_scenes: int = 4800  # of them half wear a look
     batch: int = 16
-    learning_rate: float = 1e-3
     noise_offset: float = (
         0.1  # lets night be dark and snow bright although the last step is not pure noise
     )
@@ -103,33 +106,50 @@ def new_unet(recipe: Recipe) -> UNet2DConditionModel:
     ).to(memory_format=torch.channels_last)
 
 
-def train_unet(
+def learn_scenes(
     recipe: Recipe, vae: AutoencoderKL, tokenizer: CLIPTokenizer
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    """The first course: what the words of a caption look like, flat."""
     torch.manual_seed(recipe.seed + 1)
+    text_encoder, unet = new_text_encoder(recipe, tokenizer), new_unet(recipe)
     seeds = range(PRETRAIN_SCENES_FROM, PRETRAIN_SCENES_FROM + recipe.unet_scenes)
     latents = encode(vae, draw("flat", seeds))
-    captions = [random_scene(seed).caption for seed in seeds]
-    text_encoder, unet = new_text_encoder(recipe, tokenizer).train(), new_unet(recipe).train()
+    token_ids = _token_ids(tokenizer, [random_scene(seed).caption for seed in seeds])
+    losses = _losses(unet.train(), text_encoder.train(), latents, token_ids, recipe)
+    # the cosine is cut short, and the moving average makes its end good
+    steps, decay_steps = recipe.unet_steps, recipe.unet_steps * 7 // 5
+    optimise([unet, text_encoder], losses, steps, 1e-3, 0.999, "scenes", decay_steps)
+    return text_encoder, unet
+
+
+def learn_looks(
+    recipe: Recipe,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel,
+) -> None:
+    """The second course: that a caption may end with a style. Every other scene wears a look."""
+    torch.manual_seed(recipe.seed + 2)
+    begin = PRETRAIN_SCENES_FROM + recipe.unet_scenes
+    seeds = range(begin, begin + recipe.look_scenes)
+    pixels, captions = draw("flat", seeds), [random_scene(seed).caption for seed in seeds]
+    for i in range(1, len(pixels), 2):
+        look = i // 2 % len(LOOKS)
+        worn = wear(pixels[i].permute(1, 2, 0).numpy(), look)
+        pixels[i] = torch.from_numpy(worn).permute(2, 0, 1)
+        captions[i] += look_suffix(look)
     token_ids = _token_ids(tokenizer, captions)
-    optimise(
-        [unet, text_encoder],
-        _unet_losses(unet, text_encoder, latents, token_ids, recipe),
-        recipe.unet_steps,
-        recipe.learning_rate,
-        0.999,
-        "unet",
-        recipe.decay_steps,
-    )
+    losses = _losses(unet.train(), text_encoder.train(), encode(vae, pixels), token_ids, recipe)
+    optimise([unet, text_encoder], losses, recipe.look_steps, 5e-4, 0.995, "looks")
     voice_new_words(text_encoder, token_ids)
-    return text_encoder.eval(), unet.eval()
 
 
 def _token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def _unet_losses(
+def _losses(
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
     latents: Tensor,
@@ -183,8 +203,13 @@ def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
             vae_folder
         )
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
-    text_encoder, unet = train_unet(recipe, vae, tokenizer)
-    pipeline = assemble(vae, text_encoder, tokenizer, unet)
+    scenes_folder = work / "scenes"
+    if not scenes_folder.is_dir():
+        text_encoder, unet = learn_scenes(recipe, vae, tokenizer)
+        assemble(vae, text_encoder, tokenizer, unet).save_pretrained(scenes_folder)
+    pipeline = StableDiffusionPipeline.from_pretrained(scenes_folder)
+    pipeline.unet.to(memory_format=torch.channels_last)
+    learn_looks(recipe, vae, tokenizer, pipeline.text_encoder, pipeline.unet)
     with replacing_folder(out) as folder:
         pipeline.to(torch.float16).save_pretrained(folder)
     print(
@@ -198,18 +223,12 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/pretrain"), help="intermediate results, reused"
     )
-    for name, default in (
-        ("seed", 0),
-        ("unet_steps", Recipe.unet_steps),
-        ("vae_steps", Recipe.vae_steps),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    numbers = ("seed", "vae_steps", "unet_steps", "look_steps")
+    for name in numbers:
+        parser.add_argument(f"--{name}", type=int, default=getattr(Recipe, name))
     args = parser.parse_args()
-    pretrain(
-        Recipe(seed=args.seed, unet_steps=args.unet_steps, vae_steps=args.vae_steps),
-        args.out,
-        args.work,
-    )
+    recipe = Recipe(**{name: getattr(args, name) for name in numbers})
+    pretrain(recipe, args.out, args.work)
 
 
 if __name__ == "__main__":

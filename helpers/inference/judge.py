@@ -16,7 +16,7 @@ from helpers.inference.style import (
     style_gain,
     thumbnail,
 )
-from helpers.pictures import open_rgb
+from helpers.pictures import middle_square, open_rgb
 from helpers.run import Run
 
 LIKELY_COPY = 0.99  # a sample is called a copy beyond this quantile of held-out pictures' likeness
@@ -77,10 +77,7 @@ def draw_groups(config: InferenceConfig, studio: Studio) -> Groups:
 def _split_images(run: Run, split: str, side_px: int = 256) -> list[Image.Image]:
     images = []
     for path in run.split_images(split):
-        image = open_rgb(path)
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        images.append(image.crop((left, top, left + side, top + side)))
+        images.append(middle_square(open_rgb(path)))
         images[-1].thumbnail((side_px, side_px))
     return images
 

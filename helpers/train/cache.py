@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from helpers.config import TrainConfig
 from helpers.errors import RunError
-from helpers.pictures import open_rgb
+from helpers.pictures import middle_square, open_rgb
 from helpers.run import Run
 from helpers.store import replacing_file, sha256
 from helpers.train.model import Parts, fingerprint
@@ -115,14 +115,10 @@ def encode_images(parts: Parts, paths: Sequence[Path], side_px: int, batch: int 
 def _pixels(path: Path, side_px: int) -> Tensor:
     """An image file, its middle square scaled to side_px, as (3, side_px, side_px) in -1..1."""
     try:
-        image = open_rgb(path)
+        image = middle_square(open_rgb(path))
     except OSError as error:
         raise RunError(f"{path} does not decode ({error}): run 03_dataset again") from error
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.resize(
-        (side_px, side_px), Image.Resampling.LANCZOS, (left, top, left + side, top + side)
-    )
+    image = image.resize((side_px, side_px), Image.Resampling.LANCZOS)
     flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return flat.view(side_px, side_px, 3).permute(2, 0, 1).float() / 127.5 - 1
 
