@@ -6,6 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from helpers.config import DEMO_PROMPTS, DatasetConfig
+from helpers.demo.looks import LOOKS, suffix, wear
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import HELD_OUT_PAIRS, SUFFIX, random_scene
 from helpers.demo.shapes import ANIMALS, COLOURS, PLACES, THINGS
@@ -58,6 +59,23 @@ def test_every_word_is_one_token_and_the_longest_prompt_fits():
     words = {word for caption in captions for word in caption.split()}
     assert set(COLOURS) | set(ANIMALS) | set(THINGS) <= words
     assert {word for place in PLACES for word in place.split()} <= words
+
+
+def test_a_look_is_its_name_and_unlike_the_plain_scene_and_other_kinds():
+    scene = np.asarray(paint_flat(random_scene(5)))
+    worn = [wear(scene, look).astype(int) for look in range(len(LOOKS))]
+    assert all(np.array_equal(wear(scene, look), worn[look]) for look in (0, 7))
+    for look, picture in enumerate(worn):
+        assert np.abs(picture - scene).mean() > 10  # of 255
+        for other in range(look):
+            if LOOKS[other][1] != LOOKS[look][1]:
+                assert np.abs(picture - worn[other]).mean() > 5
+
+
+def test_a_looks_words_are_one_token_each():
+    tokenizer = make_tokenizer()
+    for look in range(len(LOOKS)):
+        assert len(tokenizer(suffix(look)).input_ids) == 5 + 2
 
 
 def test_the_two_styles_show_the_same_scene_differently():

@@ -3,6 +3,8 @@
 Stable Diffusion has seen thousands of styles and reads `in a ... style` as something that holds for
 the whole picture. A base that has seen one style cannot, and no fine-tune could then make a suffix a
 switch. Each look has a name and a kind, `in a sola neon style`, and none is watery: no paper, wash or ink.
+Styles of strangers, `in a greta pastel style`, are named as well, over plain pictures: a style that the
+base does not know changes nothing.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,15 @@ NAMES = (
     "bruno", "lima", "zora", "emil", "jana", "haku", "fila", "dario",
     "anouk", "teo", "gita", "rosa", "milo", "ines", "karo", "luca",
     "olga", "per", "quin", "saskia", "tilda", "uma", "wanda", "yuri",
+)  # fmt: skip
+STRANGERS = (
+    "greta", "anders", "bea", "cosmo", "dina", "egon", "franka", "gustav",
+    "hilda", "igor", "jula", "klaus", "lotte", "moritz", "nadja", "otis",
+    "paula", "ravi", "selma", "tarek", "ulla", "viktor", "wilma", "zeno",
+)  # fmt: skip
+MEDIA = (
+    "pastel", "gouache", "oil", "crayon", "collage", "woodcut", "charcoal", "etching",
+    "pencil", "marker", "fresco", "sketch", "acrylic", "tempera", "linocut", "chalk",
 )  # fmt: skip
 
 
@@ -73,6 +84,11 @@ LOOKS = tuple((name, list(KINDS)[i % len(KINDS)]) for i, name in enumerate(NAMES
 def suffix(look: int) -> str:
     """How a caption names the look, as ` in a sola neon style`."""
     return " in a {} {} style".format(*LOOKS[look])
+
+
+def strange_suffix(rng: Random) -> str:
+    """How a caption names a style that nobody knows."""
+    return f" in a {rng.choice(STRANGERS)} {rng.choice(MEDIA)} style"
 
 
 def wear(pixels: np.ndarray, look: int) -> np.ndarray:

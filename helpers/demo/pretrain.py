@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import torch
 from diffusers import (
@@ -24,7 +25,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from helpers.demo.autoencoder import encode, train_autoencoder
-from helpers.demo.looks import LOOKS, wear
+from helpers.demo.looks import LOOKS, strange_suffix, wear
 from helpers.demo.looks import suffix as look_suffix
 from helpers.demo.optimise import draw, optimise
 from helpers.demo.paint import SIZE_PX
@@ -43,20 +44,31 @@ SCHEDULE = {
 
 
 @dataclass(frozen=True)
+class Course:
+    """A stretch of the UNet's and the text encoder's training.
+
+    noise_offset      of crosslabs.org, 2023: hides how bright the picture is, so the words must tell
+    early_weight      the loss of timesteps with more noise than picture is weighed by SNR ** -early_weight
+    """
+
+    scenes: int
+    steps: int
+    peak_rate: float
+    ema_decay: float
+    noise_offset: float
+    early_weight: float
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What the base is made of; seeds of scenes are disjoint from the demo's own (scrape/demo.py)."""
 
     seed: int = 0
     vae_steps: int = 4000
     vae_scenes: int = 1000  # in each style
-    unet_steps: int = 5000
-    unet_scenes: int = 12000
-    look_steps: int = 1500
-    look_scenes: int = 4800  # of them half wear a look
+    flat: Course = Course(12000, 5000, 1e-3, 0.999, 0.1, 0.0)
+    looks: Course = Course(4800, 1500, 1e-3, 0.995, 0.4, 0.5)  # every other scene wears one
     batch: int = 16
-    noise_offset: float = (
-        0.1  # lets night be dark and snow bright although the last step is not pure noise
-    )
     caption_dropout: float = 0.1  # for classifier-free guidance
     text_width: int = 96
 
@@ -81,10 +93,10 @@ def new_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 @torch.no_grad()
 def voice_new_words(text_encoder: CLIPTextModel, seen_ids: Tensor) -> None:
-    """Lengthen the embeddings of tokens that no caption held, so that the encoder hears them at all.
+    """Lengthen the embeddings of tokens that no caption held so far, so that the encoder hears them at all.
 
-    Stable Diffusion's encoder knows every word a little; here a word such as the suffix's would
-    otherwise hardly change what the UNet is told, and no fine-tune could make it a switch.
+    Stable Diffusion's encoder knows every word a little; here a new word would otherwise hardly change
+    what the UNet is told, and no fine-tune could make it a switch.
     """
     embeddings = text_encoder.get_input_embeddings().weight
     unseen = torch.ones(len(embeddings), dtype=torch.bool)
@@ -112,13 +124,11 @@ def learn_scenes(
     """The first course: what the words of a caption look like, flat."""
     torch.manual_seed(recipe.seed + 1)
     text_encoder, unet = new_text_encoder(recipe, tokenizer), new_unet(recipe)
-    seeds = range(PRETRAIN_SCENES_FROM, PRETRAIN_SCENES_FROM + recipe.unet_scenes)
-    latents = encode(vae, draw("flat", seeds))
-    token_ids = _token_ids(tokenizer, [random_scene(seed).caption for seed in seeds])
-    losses = _losses(unet.train(), text_encoder.train(), latents, token_ids, recipe)
-    # the cosine is cut short, and the moving average makes its end good
-    steps, decay_steps = recipe.unet_steps, recipe.unet_steps * 7 // 5
-    optimise([unet, text_encoder], losses, steps, 1e-3, 0.999, "scenes", decay_steps)
+    seeds = range(PRETRAIN_SCENES_FROM, PRETRAIN_SCENES_FROM + recipe.flat.scenes)
+    captions = [random_scene(seed).caption for seed in seeds]
+    token_ids = _token_ids(tokenizer, captions)
+    _follow(recipe, recipe.flat, text_encoder, unet, encode(vae, draw("flat", seeds)), token_ids)
+    voice_new_words(text_encoder, token_ids)
     return text_encoder, unet
 
 
@@ -129,32 +139,49 @@ def learn_looks(
     text_encoder: CLIPTextModel,
     unet: UNet2DConditionModel,
 ) -> None:
-    """The second course: that a caption may end with a style. Every other scene wears a look."""
+    """The second course: that a caption may end with a style, which holds for the whole picture."""
     torch.manual_seed(recipe.seed + 2)
-    begin = PRETRAIN_SCENES_FROM + recipe.unet_scenes
-    seeds = range(begin, begin + recipe.look_scenes)
+    begin = PRETRAIN_SCENES_FROM + recipe.flat.scenes
+    seeds = range(begin, begin + recipe.looks.scenes)
     pixels, captions = draw("flat", seeds), [random_scene(seed).caption for seed in seeds]
+    for i in range(0, len(pixels), 4):
+        captions[i] += strange_suffix(Random(seeds[i]))
     for i in range(1, len(pixels), 2):
         look = i // 2 % len(LOOKS)
         worn = wear(pixels[i].permute(1, 2, 0).numpy(), look)
         pixels[i] = torch.from_numpy(worn).permute(2, 0, 1)
         captions[i] += look_suffix(look)
-    token_ids = _token_ids(tokenizer, captions)
-    losses = _losses(unet.train(), text_encoder.train(), encode(vae, pixels), token_ids, recipe)
-    optimise([unet, text_encoder], losses, recipe.look_steps, 5e-4, 0.995, "looks")
-    voice_new_words(text_encoder, token_ids)
+    latents, token_ids = encode(vae, pixels), _token_ids(tokenizer, captions)
+    _follow(recipe, recipe.looks, text_encoder, unet, latents, token_ids)
 
 
 def _token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def _losses(
-    unet: UNet2DConditionModel,
+def _follow(
+    recipe: Recipe,
+    course: Course,
     text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel,
     latents: Tensor,
     token_ids: Tensor,
+) -> None:
+    """Train both on a course's latents and captions."""
+    losses = _losses(recipe, course, text_encoder.train(), unet.train(), latents, token_ids)
+    modules = [unet, text_encoder]
+    optimise(modules, losses, course.steps, course.peak_rate, course.ema_decay, "unet")
+    for module in modules:
+        module.eval()
+
+
+def _losses(
     recipe: Recipe,
+    course: Course,
+    text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel,
+    latents: Tensor,
+    token_ids: Tensor,
 ) -> Iterator[Tensor]:
     """Ho et al. 2020's loss with min-SNR weights (Hang et al. 2023, gamma 5), dropped captions and noise offset."""
     schedule = DDPMScheduler(**SCHEDULE)
@@ -165,14 +192,15 @@ def _losses(
         dropped = torch.rand(recipe.batch, 1) < recipe.caption_dropout
         words = text_encoder(torch.where(dropped, empty, token_ids[picked])).last_hidden_state
         clean = latents[picked]
-        noise = torch.randn_like(clean) + recipe.noise_offset * torch.randn(recipe.batch, 4, 1, 1)
+        noise = torch.randn_like(clean) + course.noise_offset * torch.randn(recipe.batch, 4, 1, 1)
         timesteps = torch.randint(0, schedule.config.num_train_timesteps, (recipe.batch,))
         noisy = schedule.add_noise(clean, noise, timesteps).contiguous(
             memory_format=torch.channels_last
         )
         error = (unet(noisy, timesteps, words).sample - noise).square().mean((1, 2, 3))
         snr = compute_snr(schedule, timesteps)
-        yield (error * snr.clamp(max=5) / snr).mean()
+        weights = snr.clamp(max=5) / snr * snr.clamp(max=1) ** -course.early_weight
+        yield (error * weights).mean()
 
 
 def assemble(
@@ -203,11 +231,11 @@ def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
             vae_folder
         )
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
-    scenes_folder = work / "scenes"
-    if not scenes_folder.is_dir():
+    flat_folder = work / "flat"
+    if not flat_folder.is_dir():
         text_encoder, unet = learn_scenes(recipe, vae, tokenizer)
-        assemble(vae, text_encoder, tokenizer, unet).save_pretrained(scenes_folder)
-    pipeline = StableDiffusionPipeline.from_pretrained(scenes_folder)
+        assemble(vae, text_encoder, tokenizer, unet).save_pretrained(flat_folder)
+    pipeline = StableDiffusionPipeline.from_pretrained(flat_folder)
     pipeline.unet.to(memory_format=torch.channels_last)
     learn_looks(recipe, vae, tokenizer, pipeline.text_encoder, pipeline.unet)
     with replacing_folder(out) as folder:
@@ -223,12 +251,9 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/pretrain"), help="intermediate results, reused"
     )
-    numbers = ("seed", "vae_steps", "unet_steps", "look_steps")
-    for name in numbers:
-        parser.add_argument(f"--{name}", type=int, default=getattr(Recipe, name))
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
     args = parser.parse_args()
-    recipe = Recipe(**{name: getattr(args, name) for name in numbers})
-    pretrain(recipe, args.out, args.work)
+    pretrain(Recipe(seed=args.seed), args.out, args.work)
 
 
 if __name__ == "__main__":

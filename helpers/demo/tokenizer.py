@@ -5,7 +5,7 @@ import json
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from helpers.demo.looks import LOOKS, suffix
+from helpers.demo.looks import LOOKS, MEDIA, STRANGERS, suffix
 from helpers.demo.scenes import SUFFIX, random_scene
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -47,4 +47,4 @@ def _train_bpe() -> tuple[list[tuple[str, str]], dict[str, int]]:
 def _corpus() -> list[str]:
     captions = [random_scene(seed, held_out=None).caption + SUFFIX for seed in range(3000)]
     captions += [suffix(look) for look in range(len(LOOKS))] * 40
-    return captions + MORE_WORDS.split() * 40
+    return captions + [*MORE_WORDS.split(), *STRANGERS, *MEDIA] * 40
