@@ -82,8 +82,8 @@ class TrainConfig:
     preset: str = choice("demo", "t4", "l4", "a100", "seed")
     base_model: str = "assets/tiny-sd"  # a hub id or a folder in diffusers layout
     method: str = choice("full", "lora")
-    max_steps: int = number(300, 1, 1_000_000)  # optimizer steps
-    learning_rate: float = number(5e-4, 1e-8, 1.0)
+    max_steps: int = number(450, 1, 1_000_000)  # optimizer steps
+    learning_rate: float = number(1e-3, 1e-8, 1.0)
     train_batch_size: int = number(8, 1, 512)
     gradient_accumulation_steps: int = number(1, 1, 512)
     resolution_px: int = number(128, 32, 2048)
@@ -133,7 +133,7 @@ class InferenceConfig:
     num_images: int = number(1, 1, 64)  # of each prompt
     add_suffix: bool = True  # end each prompt with the dataset's suffix
     batch_size: int = number(8, 1, 64)
-    judged_samples: int = number(48, 8, 4096)  # in each group that the verdict compares
+    judged_samples: int = number(32, 8, 4096)  # in each group that the verdict compares
 
     def __post_init__(self) -> None:
         check(self)
@@ -170,7 +170,7 @@ _COLUMNS = (
 # fmt: off
 _ROWS = {
     #        base              method  steps  rate  batch accum px   schedule    ckpt   save  prompts
-    "demo": ("assets/tiny-sd", "full",   300, 5e-4,     8,  1, 128, "cosine",   False,  100, DEMO_PROMPTS),
+    "demo": ("assets/tiny-sd", "full",   450, 1e-3,     8,  1, 128, "cosine",   False,  150, DEMO_PROMPTS),
     "t4":   (SD15,             "lora",  2000, 1e-4,     2,  2, 512, "cosine",   True,   250, ()),
     "l4":   (SD15,             "lora",  2000, 1e-4,     4,  1, 512, "cosine",   False,  250, ()),
     "a100": (SD15,             "full",  4000, 5e-6,     8,  1, 512, "cosine",   False,  500, ()),
@@ -178,6 +178,7 @@ _ROWS = {
 }
 # fmt: on
 PRESETS = {name: dict(zip(_COLUMNS, row, strict=True)) for name, row in _ROWS.items()}
+PRESETS["demo"] |= {"noise_offset": 0.3, "preview_every_steps": 150}
 PRESETS["seed"] |= {
     "snr_gamma": 0.0,
     "caption_dropout": 0.0,
