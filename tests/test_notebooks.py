@@ -96,6 +96,12 @@ def test_words_go_before_every_action(stage):
     assert cells[-1].cell_type == "markdown" and cells[-1].source.startswith("## Next")
 
 
+def test_no_line_has_two_dollars_which_jupyter_takes_for_mathematics(stage):
+    for cell in read(stage).cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(r"(?<!\\)\$[^$\n]*(?<!\\)\$", cell.source), cell.source
+
+
 def test_links_lead_to_notebooks_that_are_there(stage):
     for cell in read(stage).cells:
         for target in re.findall(r"\]\((\d\d_\w+\.ipynb)\)", cell.source):

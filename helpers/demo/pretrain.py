@@ -67,7 +67,7 @@ class Recipe:
     vae_steps: int = 4000
     vae_scenes: int = 1000  # in each style
     flat: Course = Course(12000, 5000, 1e-3, 0.999, 0.1, 0.0)
-    looks: Course = Course(4800, 1500, 1e-3, 0.995, 0.4, 0.5)  # every other scene wears one
+    looks: Course = Course(4800, 3000, 1e-3, 0.997, 0.4, 0.5)  # every other scene wears one
     batch: int = 16
     caption_dropout: float = 0.1  # for classifier-free guidance
     text_width: int = 96
