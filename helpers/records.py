@@ -26,6 +26,10 @@ class Post:
     height_px: int
     sha256: str
     permission: str
+    size_bytes: int = 0
+    post_caption: str = ""  # as published; the caption to train on is 02's
+    alt_text: str = ""
+    likes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def find(config: ScrapeConfig) -> list[Found]:
             raise RunError(
                 f"{path} captions an image that is not there: add the image, or take the .txt away"
             )
-    names = _Names()
+    names = Names()
     return [_found(path, root, captions.get(path.with_suffix("")), names) for path in images]
 
 
@@ -43,7 +43,7 @@ def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _found(path: Path, root: Path, caption_path: Path | None, names: "_Names") -> Found:
+def _found(path: Path, root: Path, caption_path: Path | None, names: "Names") -> Found:
     shortcode, index = names.give(path.relative_to(root))
     caption = _read_caption(caption_path) if caption_path else None
     name = path.relative_to(root).as_posix()
@@ -58,7 +58,7 @@ def _read_caption(path: Path) -> str:
         raise RunError(f"{path} is not UTF-8 text: save it again as UTF-8") from None
 
 
-class _Names:
+class Names:
     """Gives each path a shortcode and an index of its own, made of letters, digits, - and _ alone."""
 
     def __init__(self) -> None:
