@@ -184,6 +184,7 @@ class Instagram:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             head = b""
             while b"\r\n\r\n" not in head:
                 head += connection.recv(4096) or b"\r\n\r\n"
@@ -330,9 +331,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         user = self.site.user() | {"all_media_count": len(self.site.posts)}
         shown = [user]
         if not self.site.is_private:
-            shown.append(user | {"polaris_ordered_timeline_connection": self.site.timeline("", False)})
+            shown.append(
+                user | {"polaris_ordered_timeline_connection": self.site.timeline("", False)}
+            )
         scripts = [
-            json.dumps({"require": [[{"__bbox": {"result": {"data": {"xig_user_by_username": u}}}}]]})
+            json.dumps(
+                {"require": [[{"__bbox": {"result": {"data": {"xig_user_by_username": u}}}}]]}
+            )
             for u in shown
         ]
         page = "".join(f'<script type="application/json" data-x>{s}</script>' for s in scripts)
@@ -352,7 +357,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             page = self.site.timeline(after if after.isdecimal() else "", True)
             data = {"xdt_api__v1__feed__user_timeline_graphql_connection": page}
         else:
-            data = {"node": {"polaris_ordered_timeline_connection": self.site.timeline(after, False)}}
+            data = {
+                "node": {"polaris_ordered_timeline_connection": self.site.timeline(after, False)}
+            }
         self.send(200, {"data": data})
 
     def give_post(self, code: str) -> None:
@@ -424,7 +431,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send(200, {"status": "ok", "data": data})
 
     def fail_malformed(self, code: str) -> None:
-        data = {"xdt_api__v1__media__shortcode__web_info": {"items": [{"code": code, "media_type": 1}]}}
+        data = {
+            "xdt_api__v1__media__shortcode__web_info": {"items": [{"code": code, "media_type": 1}]}
+        }
         self.send(200, {"status": "ok", "data": data})
 
     def fail_redirect(self, _: str) -> None:

@@ -1,12 +1,14 @@
 """Whose timeline it is: an account is known by its number, which stays when it is renamed."""
 
+from functools import partial
+
 from instaloader import NodeIterator, Post, Profile, get_json_structure, load_structure
 
 from helpers.errors import RunError
 from helpers.run import Run
 from helpers.scrape.cursor import Cursor
 from helpers.scrape.found import Stopped
-from helpers.scrape.session import Session
+from helpers.scrape.session import Session, Vanished
 
 
 def profile_of(name: str, session: Session, cursor: Cursor, run: Run) -> Profile:
@@ -17,7 +19,7 @@ def profile_of(name: str, session: Session, cursor: Cursor, run: Run) -> Profile
     if cursor.profile and cursor.account == name:
         profile = load_structure(session.context, cursor.profile)
     else:
-        profile = session.ask(lambda: Profile.from_username(session.context, name))
+        profile = session.ask(partial(Profile.from_username, session.context, name))
         _check_person(cursor, name, str(profile.userid), run)
         cursor.account, cursor.user_id = name, str(profile.userid)
         cursor.profile = get_json_structure(profile)
@@ -36,23 +38,27 @@ def _check_person(cursor: Cursor, name: str, user_id: str, run: Run) -> None:
 
 
 def open_timeline(profile: Profile, session: Session, cursor: Cursor) -> NodeIterator[Post]:
-    """The account's posts. Raises Stopped where Instagram refuses them, and tells a new name if there is one."""
+    """The account's posts.
+
+    Raises Stopped where Instagram refuses them, where the account has a new name, or someone else has its name.
+    """
     try:
         posts = session.ask(profile.get_posts)
-    except Stopped:
+    except Vanished:
         _check_name(_name_now(session, cursor), cursor)
         raise
     _check_name(profile.username, cursor)
+    timeline_id = str(posts.freeze().query_variables.get("id") or cursor.timeline_id)
+    if cursor.timeline_id not in ("", timeline_id):
+        _check_still_same(session, cursor)
+    cursor.timeline_id = timeline_id
     return posts
 
 
 def _name_now(session: Session, cursor: Cursor) -> str:
-    """The account's present name by its number, which only someone logged in is told."""
-    if not session.is_logged_in:
-        return cursor.account
+    """The account's present name, by its number; the old one if Instagram does not tell."""
     try:
-        question = lambda: Profile.from_id(session.context, int(cursor.user_id))  # noqa: E731
-        return session.ask(question).username
+        return session.ask(partial(Profile.from_id, session.context, int(cursor.user_id))).username
     except Stopped:
         return cursor.account
 
@@ -62,3 +68,12 @@ def _check_name(name: str, cursor: Cursor) -> None:
         raise Stopped(
             f"@{cursor.account} is called @{name} now: set account to {name!r} and run 01_scrape again"
         ) from None
+
+
+def _check_still_same(session: Session, cursor: Cursor) -> None:
+    profile = session.ask(partial(Profile.from_username, session.context, cursor.account))
+    if str(profile.userid) != cursor.user_id:
+        raise Stopped(
+            f"@{cursor.account} is another person now than the one walked before: "
+            "find out that one's new name, set account to it and run 01_scrape again"
+        )

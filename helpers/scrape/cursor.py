@@ -18,6 +18,7 @@ class Cursor:
 
     account: str = ""
     user_id: str = ""  # stays when an account is renamed
+    timeline_id: str = ""  # by which an anonymous visitor asks for its pages
     profile: dict[str, Any] | None = None
     since: str = ""
     until: str = ""

@@ -13,6 +13,7 @@ UPGRADE = f"upgrade instaloader (here is {VERSION}): pip install -U instaloader,
 AGAIN = "run 01_scrape again"
 OTHER_WAYS = "or take the artist's own export (source=export)"
 
+NO_ACCOUNT = r"ProfileNotExists|page of profile|: 404 [^|]*instagram\.com/(?!api/|graphql/)[\w.]"
 # what the exceptions' names and texts hold, and what is told; the first that matches counts
 _WORDS = (
     (
@@ -53,7 +54,7 @@ _WORDS = (
         f"Instagram forbids it (403): {UPGRADE}; else wait a day, {{login}}, and {AGAIN}",
     ),
     (
-        r"ProfileNotExists|page of profile",
+        NO_ACCOUNT,
         f"Instagram shows no account @{{account}}: check the name (it may be renamed or gone), or {UPGRADE}; "
         f"then {AGAIN}",
     ),
@@ -89,6 +90,11 @@ def explain(error: BaseException, account: str, logged_in: bool) -> str:
     return (
         f"Instagram's answer makes no sense here ({type(error).__name__}): {UPGRADE}, then {AGAIN}"
     )
+
+
+def is_vanished(error: BaseException) -> bool:
+    """Whether the account's page is not there."""
+    return bool(re.search(NO_ACCOUNT, _text(error)))
 
 
 def explain_post(error: BaseException) -> str | None:

@@ -12,12 +12,16 @@ from helpers.config import ScrapeConfig
 from helpers.errors import RunError
 from helpers.scrape.found import Stopped
 from helpers.scrape.login import cookies
-from helpers.scrape.refusals import UPGRADE, explain, explain_post
+from helpers.scrape.refusals import UPGRADE, explain, explain_post, is_vanished
 
 Answer = TypeVar("Answer")
 REQUEST_TIMEOUT_S = 60.0
 TOLD_FROM_S = 15.0  # shorter pauses are not worth a line
 POSTS_IN_A_ROW = 3  # that cannot be had: then it is not the posts
+
+
+class Vanished(Stopped):
+    """There is no account of that name, or not any more."""
 
 
 class Budget:
@@ -99,14 +103,15 @@ class Session:
         return self.context.is_logged_in
 
     def ask(self, question: Callable[[], Answer]) -> Answer:
-        """instaloader's answer. Raises Stopped for whatever it raises."""
+        """instaloader's answer. Raises Stopped for whatever it raises, Vanished where the account is not there."""
         try:
             with redirect_stderr(io.StringIO()):
                 return question()
         except (Stopped, RunError):
             raise
         except Exception as error:
-            raise Stopped(explain(error, self.account, self.is_logged_in)) from None
+            kind = Vanished if is_vanished(error) else Stopped
+            raise kind(explain(error, self.account, self.is_logged_in)) from None
 
     def ask_post(
         self, question: Callable[[], Answer], is_its_own: Callable[[], bool] = lambda: True
