@@ -21,6 +21,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from helpers.config import ScrapeConfig
+from helpers.records import Post, read_rows
+from helpers.run import Run
+from helpers.scrape.found import Source
+from helpers.scrape.intake import Taken, find, take, verify_images
+
 KINDS = {  # of requests, by the number of the query
     "28904005159232689": "timeline",
     "29104886249145907": "timeline",
@@ -484,3 +490,34 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return
             self.wfile.write(content[i : i + 1])
             self.wfile.flush()
+
+
+# 01 on it
+
+
+def config(account: str = "artist", **more: object) -> ScrapeConfig:
+    return ScrapeConfig(run="art", source="instagram", account=account, pauses=False, **more)
+
+
+def walk(**more: object) -> tuple[Run, Source, list[Taken]]:
+    run, settings = Run("art"), config(**more)
+    source = find(settings, run)
+    return run, source, list(take(settings, run, source))
+
+
+def stems(run: Run) -> list[str]:
+    """CODE_INDEX of each image taken, in order."""
+    return [post.file_name.rpartition(".")[0] for post in read_rows(run.posts, Post)]
+
+
+def assert_told(stopped, words):
+    assert words in stopped and "\n" not in stopped and len(stopped) < 300
+    assert "run 01_scrape again" in stopped
+    assert not any(canary in stopped for canary in CANARIES.values())
+
+
+def assert_a_rerun_completes(site, **more):
+    site.faults.clear()
+    run, source, _ = walk(**more)
+    assert not source.stopped and "Stopped early" not in verify_images(run)
+    assert sorted(stems(run)) == sorted(site.images()) and len(stems(run)) == len(set(stems(run)))

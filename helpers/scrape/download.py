@@ -17,6 +17,7 @@ from helpers.scrape.found import Final
 
 MEDIA_HOSTS = (".cdninstagram.com", ".fbcdn.net")
 PLAIN_HOST = re.compile(r"[a-z0-9.-]+")
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 MOST_REDIRECTS = 3
 CONNECT_S, READ_S = 10.0, 30.0  # without a sign from the other side
 
@@ -64,11 +65,17 @@ def media_host(url: str) -> str:
 def public_address(host: str) -> str:
     """An address of a host. Raises Final if any of them is private, local or otherwise not of the open net."""
     addresses = {entry[4][0] for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)}
-    for address in sorted(addresses):
-        found = ipaddress.ip_address(address.split("%")[0])
-        if not found.is_global or found.is_multicast:
-            raise Final("its host leads to an address that is not public")
+    if not addresses or not all(map(_is_public, addresses)):
+        raise Final("its host leads to an address that is not public")
     return sorted(addresses, key=len)[0]  # the shorter ones are IPv4
+
+
+def _is_public(address: str) -> bool:
+    found = ipaddress.ip_address(address.split("%")[0])
+    if found.version == 6:  # an IPv4 address may be written into it
+        in_nat64 = ipaddress.IPv4Address(int(found) % 2**32) if found in NAT64 else None
+        found = found.ipv4_mapped or found.sixtofour or in_nat64 or found
+    return found.is_global and not found.is_multicast
 
 
 class _Pinned(HTTPAdapter):

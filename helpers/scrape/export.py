@@ -83,7 +83,8 @@ def _posts(name: str, entry: Entry) -> Iterator[dict[str, Any]]:
         posts = [posts] if "media" in posts else next(iter(posts.values()), [])
     for post in posts if isinstance(posts, list) else []:
         media = post.get("media") if isinstance(post, dict) else None
-        media = [part for part in media or [] if isinstance(part, dict) and part.get("uri")]
+        media = media if isinstance(media, list) else []
+        media = [part for part in media if isinstance(part, dict) and part.get("uri")]
         if media:
             yield {**post, "media": media}
 

@@ -146,9 +146,9 @@ def verify_images(run: Run) -> str:
     Raises RunError if there is none at all, or naming the first that is missing or changed.
     """
     posts = list(latest(read_rows(run.posts, Post)).values())
-    left_out, stopped = _left_out(run, posts), Cursor.read(run.cursor).stopped
+    refused, stopped = left_out(run), Cursor.read(run.cursor).stopped
     if not posts:
-        raise RunError(_nothing(run, left_out, stopped))
+        raise RunError(_nothing(run, refused, stopped))
     for post in posts:
         path = run.image(post.file_name)
         if not path.is_file():
@@ -158,27 +158,25 @@ def verify_images(run: Run) -> str:
                 f"{path} changed since it was taken: put the original back, or delete it and run 01 again"
             )
     line = f"{len(posts)} images of {len({post.shortcode for post in posts})} posts in {run.images}"
-    line += f", {len(left_out)} left out" + (f": {_reasons(left_out)}" if left_out else "")
+    line += f", {len(refused)} left out" + (f": {_reasons(refused)}" if refused else "")
     return f"{line}. Stopped early: {stopped}" if stopped else line
 
 
-def _left_out(run: Run, posts: list[Post]) -> list[Rejection]:
-    """What 01 refused and has not taken since."""
-    taken = {post.file_name.rpartition(".")[0] for post in posts}
+def left_out(run: Run) -> list[Rejection]:
+    """What 01 refused and has not taken since, with the last reason of each."""
+    taken = {row.file_name.rpartition(".")[0] for row in read_rows(run.posts, Post)}
     rows = [row for row in read_rows(run.rejected, Rejection) if row.stage == "scrape"]
     return [row for name, row in latest(rows).items() if name not in taken]
 
 
-def _nothing(run: Run, left_out: list[Rejection], stopped: str) -> str:
+def _nothing(run: Run, refused: list[Rejection], stopped: str) -> str:
     if stopped:
         return f"no image came in: {stopped}"
-    if left_out:
-        return (
-            f"none of {len(left_out)} files is an image; {_reasons(left_out)}: see {run.rejected}"
-        )
+    if refused:
+        return f"none of {len(refused)} files is an image; {_reasons(refused)}: see {run.rejected}"
     return f"{run.posts} is missing: run 01_scrape with run={run.name!r} first"
 
 
-def _reasons(left_out: list[Rejection], most: int = 3) -> str:
-    listed = "; ".join(f"{row.file_name} {row.reason}" for row in left_out[:most])
-    return listed + ("; ..." if len(left_out) > most else "")
+def _reasons(refused: list[Rejection], most: int = 3) -> str:
+    listed = "; ".join(f"{row.file_name} {row.reason}" for row in refused[:most])
+    return listed + ("; ..." if len(refused) > most else "")

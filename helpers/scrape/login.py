@@ -83,7 +83,9 @@ def log_in(user: str) -> Path:
 
     Raises RunError if Instagram does not let the user in.
     """
-    loader = instaloader.Instaloader(quiet=True, max_connection_attempts=1, request_timeout=60)
+    loader = instaloader.Instaloader(
+        sleep=False, quiet=True, max_connection_attempts=1, request_timeout=60.0
+    )
     try:
         with redirect_stderr(io.StringIO()):
             _answer(loader, user)
