@@ -1,8 +1,8 @@
 """01 on an Instagram of loopback: the real instaloader, real JPEGs, every refusal, and kills."""
 
 import json
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +11,11 @@ from collections import Counter
 
 import pytest
 
+from helpers import colab
 from helpers.errors import RunError
 from helpers.records import Post, Rejection, read_rows
 from helpers.run import Run
+from helpers.scrape import intake
 from helpers.scrape.intake import find, take, verify_images
 from tests.conftest import lines
 from tests.loopback_instagram import (
@@ -37,14 +39,22 @@ def assert_whole(run, site):
     assert "left out" in verify_images(run)
 
 
-@pytest.mark.parametrize("who", ["anonymous", "logged in"])
-def test_two_hundred_posts_come_in_once_each_and_in_order(serve, monkeypatch, who):
+@pytest.mark.parametrize(
+    ("who", "count"),
+    [
+        ("anonymous", 200),
+        ("logged in", 50),
+        pytest.param("logged in", 200, marks=pytest.mark.soak),
+    ],
+)
+def test_two_hundred_posts_come_in_once_each_and_in_order(serve, monkeypatch, who, count):
     if who == "logged in":
         monkeypatch.setenv("INSTAGRAM_COOKIES", COOKIES)
-    site = serve(200)
+    site = serve(count)
     run, source, taken = walk(permission="permission of the artist")
     assert (
-        source.words.startswith(f"@artist: 200 posts, {who}, instaloader 4.") and not source.stopped
+        source.words.startswith(f"@artist: {count} posts, {who}, instaloader 4.")
+        and not source.stopped
     )
     assert_whole(run, site)
     rows = {post.file_name: post for post in read_rows(run.posts, Post)}
@@ -54,10 +64,8 @@ def test_two_hundred_posts_come_in_once_each_and_in_order(serve, monkeypatch, wh
             assert (row.shortcode, row.account, row.likes) == (fake.code, "artist", fake.likes)
             assert row.url == f"https://www.instagram.com/p/{fake.code}/"
             assert row.post_caption == fake.caption and row.alt_text == f"May show {stem}"
-            assert row.size_bytes == len(picture(stem)) and (row.width_px, row.height_px) == (
-                48,
-                60,
-            )
+            assert (row.width_px, row.height_px) == (48, 60)  # the widest rendition
+            assert row.size_bytes == len(picture(stem))
             assert row.permission == "permission of the artist" and row.taken_at.endswith("+00:00")
     videos = {row.file_name for row in read_rows(run.rejected, Rejection)}
     assert len(videos) == sum(post.slides.count("video") for post in site.posts)
@@ -206,8 +214,10 @@ def test_a_cursor_that_is_ahead_of_the_images_is_made_good(serve):
 
 SCRIPT = """
 import sys
+from helpers import colab
 from helpers.config import ScrapeConfig
 from helpers.run import Run
+from helpers.scrape import intake
 from helpers.scrape.intake import find, take
 config = ScrapeConfig(run="art", source="instagram", account="artist", pauses=False)
 list(take(config, Run("art"), find(config, Run("art"))))
@@ -226,7 +236,7 @@ def killed_sessions(site, kills, rng):
             nonlocal countdown
             countdown -= now == phase
             if countdown == 0:
-                threading.Timer(delay_s, os.kill, (process.pid, signal.SIGKILL)).start()
+                threading.Timer(delay_s, process.kill).start()
 
         site.on_request, begin = strike, len(site.log)
         killed = process.wait() == -signal.SIGKILL
@@ -379,6 +389,32 @@ def test_a_place_of_another_login_or_of_long_ago_is_walked_from_the_top(serve, m
     assert len(site.asked("image")) < len(site.images())
 
 
+def test_what_another_instaloader_kept_is_asked_for_again(serve):
+    site = serve(10, page=4)
+    site.fail("image", "429", after=9)
+    site.fail("post", "429", after=6)
+    run, _, _ = walk()
+    cursor = json.loads(run.cursor.read_text())
+    del cursor["frozen"]["node"]["doc_id"]
+    cursor["pending"] = {"node": {}, "instaloader": {"version": "3", "node_type": "Post"}}
+    run.cursor.write_text(json.dumps(cursor))
+    assert_a_rerun_completes(site)
+
+
+def test_a_long_walk_is_copied_to_drive_as_it_goes(serve, workplace, monkeypatch):
+    site = serve(6)
+    monkeypatch.setattr(colab, "DRIVE", workplace / "drive")
+    monkeypatch.setattr(intake, "KEEP_EVERY_S", 0.0)
+    (workplace / "drive").mkdir()
+    run = Run("art")
+    offered = take(config(), run, find(config(), run))
+    for _ in range(4):
+        next(offered)
+    shutil.rmtree(run.folder)  # the machine is lost
+    assert "files brought back" in colab.restore(run) and len(stems(run)) >= 3
+    assert_a_rerun_completes(site)
+
+
 def test_a_cursor_that_cannot_be_read_says_what_to_do(serve):
     serve(4)
     run, _, _ = walk()
@@ -389,7 +425,7 @@ def test_a_cursor_that_cannot_be_read_says_what_to_do(serve):
 
 def test_every_line_is_the_runs_own_and_instaloader_prints_nothing(serve, capfd):
     site = serve(8, page=3)
-    site.fail("post", "429", after=2)
+    site.fail("post", "429", after=4)
     run, _, _ = walk()
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""

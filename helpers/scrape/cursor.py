@@ -1,7 +1,7 @@
 """How far the walk on Instagram has come: one JSON file in the run, replaced as a whole."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,7 +43,7 @@ class Cursor:
             ) from None
 
     def write(self, path: Path) -> None:
-        write_text(path, json.dumps(asdict(self), ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(vars(self), ensure_ascii=False) + "\n")
 
     def limit(self, since: str, until: str) -> None:
         """Walk another span of time: what lay outside of the last one may lie inside."""

@@ -73,24 +73,32 @@ class Walk:
 
     def _walk(self) -> Iterator[Found]:
         lacking = self.cursor.unfinished(self.run)
-        if pending := self.cursor.pending:
-            yield from self._offer(read(load_structure(self.session.context, pending)))
+        yield from self._taken_up()
         if self.config.posts:
-            done = self.cursor.finished
-            yield from self._named([code for code in self.config.shortcodes if code not in done])
+            wanted = self.config.shortcodes[: self.config.max_posts or None]
+            yield from self._named([code for code in wanted if code not in self.cursor.finished])
         elif not self._is_full():
             yield from self._account()
-        yield from self._named(lacking, again=True)
+        for code in lacking:
+            self.session.lost = 0  # what was lost before may well be lost for ever
+            yield from self._named([code])
         if not self._count():
             span = " in that span of time" if self.config.since or self.config.until else ""
             raise Stopped(f"there are no posts{span}: check account, posts, since and until")
 
-    def _named(self, codes: list[str], again: bool = False) -> Iterator[Found]:
+    def _taken_up(self) -> Iterator[Found]:
+        """The rest of the post that was in hand when the last walk ended; it costs no request."""
+        if pending := self.cursor.pending:
+            context = self.session.context
+            media = self.session.ask_post(lambda: read(load_structure(context, pending)))
+            if isinstance(
+                media, Media
+            ):  # not so if another instaloader kept it: then it is asked for
+                yield from self._offer(media)
+
+    def _named(self, codes: list[str]) -> Iterator[Found]:
         for code in codes:
-            if again:
-                self.session.lost = 0  # what was lost before may well be lost for ever
-            if again or not self._is_full():
-                yield from self._offer(self._ask_for(code), code)
+            yield from self._offer(self._ask_for(code), code)
 
     def _ask_for(self, code: str) -> Media | str:
         self.session.budget.check()

@@ -179,4 +179,4 @@ def _nothing(run: Run, refused: list[Rejection], stopped: str) -> str:
 
 def _reasons(refused: list[Rejection], most: int = 3) -> str:
     listed = "; ".join(f"{row.file_name} {row.reason}" for row in refused[:most])
-    return listed + ("; ..." if len(refused) > most else "")
+    return listed + (f"; and {len(refused) - most} more" if len(refused) > most else "")

@@ -34,12 +34,12 @@ class Timeline:
 
     def enter(self, context: InstaloaderContext) -> None:
         """Stand where the last walk stood; at the top if that was of another login, another version, or long ago."""
-        frozen = self.cursor.frozen and load_structure(context, copy.deepcopy(self.cursor.frozen))
-        if frozen and datetime.now().timestamp() < (frozen.best_before or 0):
-            try:
+        try:
+            frozen = load_structure(context, copy.deepcopy(self.cursor.frozen or {}))
+            if datetime.now().timestamp() < (frozen.best_before or 0):
                 return self._thaw(frozen)
-            except InvalidArgumentException:
-                pass
+        except (InvalidArgumentException, TypeError, KeyError, AttributeError):
+            pass  # as of another instaloader
         return self._thaw(self.opened.freeze())
 
     def skip(self) -> None:
@@ -71,7 +71,7 @@ class Timeline:
     @property
     def code_in_hand(self) -> str:
         """The shortcode of the post that came last, be it that it could not be read."""
-        return str(self.posts.freeze().remaining_data["edges"][0]["node"].get("code"))
+        return _code(self.posts.freeze().remaining_data["edges"][0])
 
     @property
     def place(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _without(
     then no further page is asked for. Without `first_node`, thawing costs no request for it.
     """
     page = frozen.remaining_data
-    codes = [str(edge["node"].get("code")) for edge in page["edges"]]
+    codes = [_code(edge) for edge in page["edges"]]
     pinned = PINNED if frozen.total_index else min(PINNED, len(codes) - 1)
     places = range(frozen.total_index, frozen.total_index + len(codes))
     ends = [c in done_before and p >= pinned for p, c in zip(places, codes, strict=True)]
@@ -109,3 +109,8 @@ def _without(
     return frozen._replace(
         remaining_data=page, first_node=None, total_index=frozen.total_index + passed
     )
+
+
+def _code(edge: dict[str, Any]) -> str:
+    node = edge["node"]
+    return str(node.get("code")) if isinstance(node, dict) else "unknown"
