@@ -240,6 +240,24 @@ def test_a_dataset_with_its_images_inside_comes_in_byte_for_byte(workplace, monk
     assert run.sidecar(names[2]).read_text() == "c d" and not run.sidecar(names[1]).exists()
 
 
+def test_images_of_one_name_in_a_dataset_stay_apart(workplace, monkeypatch):
+    monkeypatch.setenv("HOME", str(workplace))
+    for i in range(4):
+        photograph(workplace / f"same/train/part{i}/C1a2B3c4D5e_1.jpg", i)
+    run, _, _ = taken_from("hub", dataset_id=str(workplace / "same"))
+    assert len({row.sha256 for row in read_rows(run.posts, Post)}) == 4
+    assert "4 images of 4 posts" in verify_images(run)
+    assert not any(row.url for row in read_rows(run.posts, Post))
+
+
+def test_a_dataset_without_images_is_refused(workplace, monkeypatch):
+    monkeypatch.setenv("HOME", str(workplace))
+    (workplace / "words").mkdir()
+    (workplace / "words/train.csv").write_text("text\na\nb\n")
+    with pytest.raises(RunError, match="has no column of images"):
+        taken_from("hub", dataset_id=str(workplace / "words"))
+
+
 def test_a_dataset_that_names_a_file_elsewhere_does_not_get_it(dataset_folder, workplace):
     photograph(workplace / "private.jpg", 5)
     (dataset_folder / "train/linked.jpg").symlink_to(workplace / "private.jpg")

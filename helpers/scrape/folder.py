@@ -83,9 +83,10 @@ class Names:
     def give(self, path: Path) -> tuple[str, int]:
         match = INSTAGRAM_NAME.fullmatch(path.stem)
         shortcode, index = (match[1], int(match[2])) if match else (_plain(path), 1)
-        if (shortcode.lower(), index) in self.given or not shortcode:
-            digest = hashlib.sha256(path.as_posix().encode()).hexdigest()[:8]
-            shortcode = f"{shortcode}-{digest}".strip("-")
+        plain, made_of = shortcode, path.as_posix()
+        while (shortcode.lower(), index) in self.given or not shortcode:
+            digest = hashlib.sha256(made_of.encode()).hexdigest()[:8]
+            shortcode, made_of = f"{plain}-{digest}".strip("-"), made_of + "+"
         self.given.add((shortcode.lower(), index))
         return shortcode, index
 

@@ -31,33 +31,37 @@ def find(config: ScrapeConfig) -> list[Found]:
             f"dataset_id {name!r} is not to be had ({type(error).__name__}): give a hub id such as name/dataset "
             "(for a private one set HF_TOKEN), or a folder in imagefolder layout"
         ) from None
-    allowed = folder if folder.is_dir() else Path(datasets.config.HF_CACHE_HOME)
-    names = Names()
-    return [
-        item
-        for split, part in splits.items()
-        for item in _of_split(split, part, allowed.resolve(), names, name)
-    ]
+    is_local = folder.is_dir()
+    allowed = (folder if is_local else Path(datasets.config.HF_CACHE_HOME)).resolve()
+    address = "" if is_local else f"https://huggingface.co/datasets/{name}"
+    names, found = Names(), []
+    for split, part in splits.items():
+        found += _of_split(split, part, allowed, names, address)
+    if not found:
+        raise RunError(f"dataset_id {name!r} has no column of images: choose an image dataset")
+    return found
 
 
-def _of_split(split: str, part: "Dataset", allowed: Path, names: Names, url: str) -> list[Found]:
+def _of_split(
+    split: str, part: "Dataset", allowed: Path, names: Names, address: str
+) -> list[Found]:
     import datasets
     import pyarrow.compute
 
     columns = [n for n, kind in part.features.items() if isinstance(kind, datasets.Image)]
     if not columns:
-        raise RunError(f"dataset_id {url!r} has no column of images: choose an image dataset")
+        return []
     part = part.cast_column(columns[0], datasets.Image(decode=False))
     table = part.with_format("arrow")[:]
     paths = pyarrow.compute.struct_field(table[columns[0]], "path").to_pylist()
     words = next((table[name].to_pylist() for name in CAPTIONS if name in table.column_names), None)
-    address = f"https://huggingface.co/datasets/{url}" if not allowed.name == url else ""
     found = []
     for i, path in enumerate(paths):
-        shortcode, index = names.give(Path(Path(path).name if path else f"{split}-{i:05d}"))
+        name = Path(path).name if path else f"{split}-{i:05d}"
+        shortcode, index = names.give(Path(name))
         caption = " ".join(str(words[i]).split()) if words and words[i] is not None else None
         load = partial(_bytes, part, i, columns[0], allowed)
-        found.append(Found(f"{split}/{path or i}", shortcode, index, load, caption, url=address))
+        found.append(Found(f"{split}/{name}", shortcode, index, load, caption, url=address))
     return found
 
 

@@ -91,9 +91,7 @@ class Walk:
         if pending := self.cursor.pending:
             context = self.session.context
             media = self.session.ask_post(lambda: read(load_structure(context, pending)))
-            if isinstance(
-                media, Media
-            ):  # not so if another instaloader kept it: then it is asked for
+            if isinstance(media, Media):  # else another instaloader kept it, and it is asked for
                 yield from self._offer(media)
 
     def _named(self, codes: list[str]) -> Iterator[Found]:
