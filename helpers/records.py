@@ -59,7 +59,8 @@ class Rejection:
 
 
 def append_row(path: Path, row: object) -> None:
-    append_line(path, json.dumps(asdict(row), ensure_ascii=False))
+    line = json.dumps(asdict(row), ensure_ascii=False)
+    append_line(path, line.encode("utf-8", "replace").decode())  # half an emoji is no UTF-8
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:

@@ -176,7 +176,7 @@ def test_two_hundred_hostile_names_in_an_export_lead_nowhere(workplace):
         archive.writestr("your_instagram_activity/media/posts_1.json", json.dumps(posts))
         archive.writestr("media/posts/fine.jpg", good)
         for name in names:
-            archive.writestr(zipfile.ZipInfo(name or "x"), good)
+            archive.writestr(zipfile.ZipInfo(name.replace("\ud83d", "") or "x"), good)
     before, run = tree(workplace), Run("x")
     config = ScrapeConfig(run="x", source="export", folder=str(workplace / "export.zip"))
     with socketless():

@@ -170,6 +170,14 @@ def test_single_posts_come_by_shortcode_or_address(serve):
     assert site.log == []
 
 
+def test_a_caption_cut_within_an_emoji_does_no_harm(serve):
+    site = serve(6)
+    site.posts[1].caption = "cut \ud83d"
+    run, _, _ = walk()
+    assert stems(run) == site.images()
+    assert read_rows(run.posts, Post)[1].post_caption == "cut ?"
+
+
 def test_the_cover_of_a_video_comes_if_it_is_wanted(serve):
     site = serve(5)
     run, _, _ = walk(video_covers=True)

@@ -107,7 +107,8 @@ def test_an_export_comes_in_whole_with_its_captions_mended(workplace, name, root
     assert run.posts.read_bytes() == before and "10 images of 6 posts" in verify_images(run)
 
 
-def test_an_export_in_parts_is_one(workplace):
+@pytest.mark.parametrize("name", ["posts_1.json", "posts_2.json"])
+def test_an_export_in_parts_is_one(workplace, name):
     posts = export_posts()
     uris = uris_of(posts)
     write_export(workplace / "parts/a.zip", posts[:3], files=uris[4:])

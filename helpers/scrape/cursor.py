@@ -43,7 +43,7 @@ class Cursor:
             ) from None
 
     def write(self, path: Path) -> None:
-        write_text(path, json.dumps(vars(self), ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(vars(self)) + "\n")
 
     def limit(self, since: str, until: str) -> None:
         """Walk another span of time: what lay outside of the last one may lie inside."""

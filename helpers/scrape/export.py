@@ -29,9 +29,9 @@ HOW = "ask Instagram for your information in JSON, and give the ZIP as it comes"
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in one of the ZIPs."""
+    """A file in one of the ZIPs, which stays open: an export lists tens of thousands of files."""
 
-    archive: Path
+    archive: zipfile.ZipFile
     info: zipfile.ZipInfo
 
 
@@ -40,11 +40,13 @@ def find(config: ScrapeConfig) -> list[Found]:
 
     Raises RunError if there is no such ZIP, or it lists no posts.
     """
-    entries = _entries(_archives(Path(config.folder).expanduser()))
+    listed = _entries(_archives(Path(config.folder).expanduser()))
+    entries = {entry.info.filename: entry for entry in reversed(listed)}
     found, seen = [], set()
-    for name in sorted(name for name in entries if POSTS.fullmatch(name)):
-        root = POSTS.fullmatch(name)[1]
-        for post in _posts(name, entries[name]):
+    for entry in listed:
+        match = POSTS.fullmatch(entry.info.filename)
+        root = match[1] if match else ""
+        for post in _posts(entry) if match else ():
             code = _shortcode(post)
             if code not in seen:
                 found += _pictures(post, code, root, entries, config.max_image_mb * 10**6)
@@ -61,24 +63,25 @@ def _archives(path: Path) -> list[Path]:
     return archives
 
 
-def _entries(archives: list[Path]) -> dict[str, Entry]:
-    """Every file of every part by its name there; the first of a name counts."""
-    entries: dict[str, Entry] = {}
-    for archive in archives:
+def _entries(archives: list[Path]) -> list[Entry]:
+    """Every file of every part, by name within each."""
+    entries: list[Entry] = []
+    for path in archives:
         try:
-            with zipfile.ZipFile(archive) as opened:
-                for info in opened.infolist():
-                    entries.setdefault(info.filename, Entry(archive, info))
+            archive = zipfile.ZipFile(path)
+            infos = sorted(archive.infolist(), key=lambda info: info.filename)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-            raise RunError(f"{archive} is no whole ZIP: download it again") from None
+            raise RunError(f"{path} is no whole ZIP: download it again") from None
+        entries += [Entry(archive, info) for info in infos]
     return entries
 
 
-def _posts(name: str, entry: Entry) -> Iterator[dict[str, Any]]:
+def _posts(entry: Entry) -> Iterator[dict[str, Any]]:
     try:
         posts = json.loads(_read(entry, MOST_JSON_BYTES, ratio=None))
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{entry.archive} has a {name} that cannot be read ({error})") from None
+        where = f"{entry.info.filename} in {entry.archive.filename}"
+        raise RunError(f"{where} cannot be read ({type(error).__name__}): {HOW}") from None
     if isinstance(posts, dict):  # an account with one post
         posts = [posts] if "media" in posts else next(iter(posts.values()), [])
     for post in posts if isinstance(posts, list) else []:
@@ -150,7 +153,7 @@ def _read(entry: Entry, most_bytes: int, ratio: int | None) -> bytes:
     if ratio and info.file_size > ratio * max(1, info.compress_size):
         raise Final("unpacks to far more than a picture would")
     try:
-        with zipfile.ZipFile(entry.archive) as archive, archive.open(info) as file:
+        with entry.archive.open(info) as file:
             content = file.read(most_bytes + 1)
     except Exception as error:  # zipfile raises what its decompressors do
         raise Final(f"is damaged in the ZIP ({type(error).__name__})") from None
