@@ -20,8 +20,9 @@ def profile_of(name: str, session: Session, cursor: Cursor, run: Run) -> Profile
         profile = load_structure(session.context, cursor.profile)
     else:
         profile = session.ask(partial(Profile.from_username, session.context, name))
-        _check_person(cursor, name, str(profile.userid), run)
-        cursor.account, cursor.user_id = name, str(profile.userid)
+        user_id = str(session.ask(lambda: profile.userid))
+        _check_person(cursor, name, user_id, run)
+        cursor.account, cursor.user_id = name, user_id
         cursor.profile = get_json_structure(profile)
         cursor.write(run.cursor)
     if session.context.user_id == cursor.user_id:

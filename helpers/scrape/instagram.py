@@ -202,14 +202,19 @@ class Walk:
     def _fetch(self, media: Media, index: int) -> bytes:
         if index > len(media.slides):
             raise Final("is no longer part of its post")
-        self.lost += 1
-        if self.lost > DOWNLOADS_IN_A_ROW:
+        if self.lost >= DOWNLOADS_IN_A_ROW:
             raise Stopped(
                 f"the last {DOWNLOADS_IN_A_ROW} downloads failed: check the network, then run 01_scrape again"
             )
         url, most_bytes = media.slides[index - 1].url, self.config.max_image_mb * 10**6
         open_session = self.session.context.get_anonymous_session
-        return fetch(url, open_session, most_bytes, self.config.max_image_s)
+        try:
+            return fetch(url, open_session, most_bytes, self.config.max_image_s)
+        except Final:
+            raise
+        except ValueError:
+            self.lost += 1
+            raise
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
