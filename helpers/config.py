@@ -4,7 +4,9 @@ A notebook calls `configure(TrainConfig, more, run=run, ...)`; None means the de
 """
 
 import ast
+import re
 from dataclasses import MISSING, Field, dataclass, field, fields
+from datetime import date
 from typing import Any, TypeVar
 
 from helpers.errors import RunError
@@ -28,20 +30,84 @@ class ScrapeConfig:
     """01_scrape: where the images come from."""
 
     run: str = "demo"
-    source: str = choice("demo", "folder")
-    folder: str = ""  # of source=folder; images with .txt captions beside them
-    account: str = ""  # whose art it is, for the cards
+    source: str = choice("demo", "instagram", "folder", "export", "hub")
+    account: str = ""  # whose art it is; source=instagram walks it
+    posts: str = ""  # of source=instagram: these alone; shortcodes or addresses, comma-separated
+    folder: str = (
+        ""  # your images with .txt captions beside them; of source=export: Instagram's ZIP
+    )
+    dataset_id: str = ""  # of source=hub: a hub id, or a folder in imagefolder layout
+    since: str = ""  # 2024-01-31, the first day that counts (UTC)
+    until: str = ""  # the last day that counts
     max_posts: int = number(0, 0, 1_000_000)  # 0 takes all
     permission: str = choice("private study", "own work", "permission of the artist")
     demo_posts: int = number(100, 4, 5000)  # of source=demo; a post has one to three pictures
     max_image_mpx: int = number(80, 1, 1000)  # larger files are refused before they are decoded
+    max_image_mb: int = number(50, 1, 1000)  # of a download, or a file in a ZIP
+    max_image_s: float = number(60.0, 0.1, 3600.0)  # of a download
+    max_minutes: float = number(90.0, 0.0, 100_000.0)  # of one walk on Instagram; 0 sets no limit
+    pauses: bool = True  # instaloader's short random pauses before each question to Instagram
+    video_covers: bool = False  # take the cover picture of a video
 
     def __post_init__(self) -> None:
         check(self)
-        if self.source == "folder" and not self.folder:
-            raise RunError(
-                "source is 'folder' but folder is empty: set folder to the path of your images"
-            )
+        name, what = _NEEDED.get(self.source, ("run", ""))
+        if not getattr(self, name) and not (self.source == "instagram" and self.posts):
+            raise RunError(f"source is {self.source!r} but {name} is empty: set {name} to {what}")
+        for name in ("since", "until"):
+            _check_day(name, getattr(self, name))
+        if self.since and self.until and self.since > self.until:
+            raise RunError(f"since {self.since} is after until {self.until}: swap them")
+        if self.source == "instagram":
+            assert self.username is not None and self.shortcodes is not None  # each raises RunError
+
+    @property
+    def username(self) -> str:
+        """The account's name without `@` or address, empty if none is given. Raises RunError if it is no name."""
+        match = _ACCOUNT.fullmatch(self.account.strip())
+        if self.account.strip() and not match:
+            raise RunError(f"account is {self.account!r}: give its name alone, as in some.artist")
+        return match[1].lower() if match else ""
+
+    @property
+    def shortcodes(self) -> list[str]:
+        """The shortcodes in `posts`, each once, in order. Raises RunError for what is neither one nor an address."""
+        parts = [part for part in re.split(r"[,\s]+", self.posts) if part]
+        matches = [_POST.fullmatch(part) for part in parts]
+        for part, match in zip(parts, matches, strict=True):
+            if not match:
+                raise RunError(
+                    f"posts has {part!r}: give shortcodes, or addresses such as "
+                    "https://www.instagram.com/p/C1a2B3c4D5e/"
+                )
+        return list(dict.fromkeys(match[1] for match in matches))
+
+    def covers(self, taken_at: str) -> bool:
+        """Whether an ISO time lies from `since` to `until`, both days counted; one that nobody knows does."""
+        day = taken_at[:10]
+        return not day or (self.since or day) <= day <= (self.until or day)
+
+
+_NEEDED = {
+    "instagram": ("account", "the account's name, or posts to their addresses"),
+    "folder": ("folder", "the path of your images"),
+    "export": ("folder", "the path of the ZIP that Instagram gave you"),
+    "hub": ("dataset_id", "a hub id such as name/dataset, or a folder"),
+}
+_ADDRESS = r"(?:https?://)?(?:www\.|m\.)?instagram\.com/"
+_ACCOUNT = re.compile(rf"(?:{_ADDRESS}|@)?([A-Za-z0-9._]{{1,30}})/?(?:\?.*)?", re.ASCII)
+_POST = re.compile(
+    rf"(?:{_ADDRESS}(?:[A-Za-z0-9._]+/)?(?:p|reels?|tv)/)?([A-Za-z0-9_-]{{5,64}})/?(?:[?#].*)?"
+)
+
+
+def _check_day(name: str, value: str) -> None:
+    try:
+        is_day = not value or date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        is_day = False
+    if not is_day:
+        raise RunError(f"{name} is {value!r}: give a day as in 2024-01-31, or leave it empty")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,15 @@
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 INK, PAPER = "#2a2230", "#ffffff"
 GAP_PX = 6
@@ -142,6 +147,26 @@ def loss_curves(log: Sequence[dict[str, float]]) -> Image.Image:
     axes.grid(alpha=0.25)
     if log:
         axes.legend(frameon=False)
+    return _drawn(figure)
+
+
+def bars(counts: "Mapping[str, int] | pd.Series", ylabel: str) -> Image.Image:
+    """A bar for each name, in the order given."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    pairs = list(counts.items())
+    axes.bar([name for name, _ in pairs], [count for _, count in pairs], color="#8b6fa8")
+    axes.set_xticks(evenly(range(len(pairs)), 12))
+    axes.tick_params(axis="x", rotation=30)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set(ylabel=ylabel, xlim=(-0.7, max(len(pairs), 12) - 0.3))
+    axes.spines[["top", "right"]].set_visible(False)
+    return _drawn(figure)
+
+
+def _drawn(figure: "Figure") -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer)

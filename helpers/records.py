@@ -26,6 +26,10 @@ class Post:
     height_px: int
     sha256: str
     permission: str
+    size_bytes: int = 0
+    post_caption: str = ""  # as published; the caption to train on is 02's
+    alt_text: str = ""
+    likes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Rejection:
 
 
 def append_row(path: Path, row: object) -> None:
-    append_line(path, json.dumps(asdict(row), ensure_ascii=False))
+    line = json.dumps(asdict(row), ensure_ascii=False)
+    append_line(path, line.encode("utf-8", "replace").decode())  # half an emoji is no UTF-8
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:

@@ -39,6 +39,7 @@ class Run:
     images = _In("images")
     posts = _In("posts.jsonl")
     rejected = _In("rejected.jsonl")  # by 01 and 03
+    cursor = _In("cursor.json")  # how far the walk on Instagram has come
     # 02
     captions = _In("captions.jsonl")
     # 03

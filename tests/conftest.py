@@ -142,3 +142,31 @@ def make_dataset(name: str, pictures: Path) -> Run:
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def serve(workplace, monkeypatch):
+    """Start an Instagram on loopback, and lead this process and those it starts to it."""
+    from tests.loopback_instagram import Instagram, make_posts
+
+    opened = []
+
+    def start(posts=6, **more):
+        site = Instagram(workplace, make_posts(posts) if isinstance(posts, int) else posts, **more)
+        opened.append(site.__enter__())
+        for name, value in site.environment().items():
+            monkeypatch.setenv(name, value)
+        return site
+
+    monkeypatch.setenv("HOME", str(workplace))
+    monkeypatch.delenv("INSTAGRAM_COOKIES", raising=False)
+    yield start
+    for site in opened:
+        site.__exit__()
+
+
+@pytest.fixture
+def logged_in(monkeypatch):
+    from tests.loopback_instagram import COOKIES
+
+    monkeypatch.setenv("INSTAGRAM_COOKIES", COOKIES)

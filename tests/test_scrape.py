@@ -153,7 +153,7 @@ def test_nothing_but_rubbish_is_one_line(workplace, tmp_path):
 
 def test_the_demo_draws_carousels_from_a_seed(workplace):
     config, run = ScrapeConfig(run="d", demo_posts=4), Run("d")
-    found = find(config, run)
+    found = find(config, run).items
     first = [item.load() for item in found[:2]]
-    assert [item.load() for item in find(config, run)[:2]] == first
+    assert [item.load() for item in find(config, run).items[:2]] == first
     assert len({item.shortcode for item in found}) == 4 and all(item.caption for item in found)

@@ -2,11 +2,12 @@
 
 import hashlib
 import re
+from functools import partial
 from pathlib import Path
 
 from helpers.config import ScrapeConfig
 from helpers.errors import RunError
-from helpers.scrape.found import Found
+from helpers.scrape.found import Final, Found
 
 # SHORTCODE_INDEX as Instagram tools name files: eleven characters that no plain word has
 INSTAGRAM_NAME = re.compile(
@@ -26,7 +27,11 @@ def find(config: ScrapeConfig) -> list[Found]:
     files = [
         path for path in sorted(root.rglob("*")) if path.is_file() and not _is_hidden(path, root)
     ]
-    captions = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    captions = {
+        path.with_suffix(""): path
+        for path in files
+        if path.suffix.lower() == ".txt" and _is_inside(path, root)
+    }
     images = [path for path in files if path.suffix.lower() != ".txt"]
     if not images:
         raise RunError(f"folder {root} holds no image: put JPEG, PNG or WEBP files into it")
@@ -35,19 +40,30 @@ def find(config: ScrapeConfig) -> list[Found]:
             raise RunError(
                 f"{path} captions an image that is not there: add the image, or take the .txt away"
             )
-    names = _Names()
+    names = Names()
     return [_found(path, root, captions.get(path.with_suffix("")), names) for path in images]
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    """Whether a path stays in the folder when its links are followed."""
+    return path.resolve().is_relative_to(root.resolve())
 
 
 def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _found(path: Path, root: Path, caption_path: Path | None, names: "_Names") -> Found:
+def _found(path: Path, root: Path, caption_path: Path | None, names: "Names") -> Found:
     shortcode, index = names.give(path.relative_to(root))
     caption = _read_caption(caption_path) if caption_path else None
     name = path.relative_to(root).as_posix()
-    return Found(name, shortcode, index, path.read_bytes, caption)
+    return Found(name, shortcode, index, partial(_read, path, root), caption)
+
+
+def _read(path: Path, root: Path) -> bytes:
+    if not _is_inside(path, root):
+        raise Final("is a link that leads out of the folder")
+    return path.read_bytes()
 
 
 def _read_caption(path: Path) -> str:
@@ -58,7 +74,7 @@ def _read_caption(path: Path) -> str:
         raise RunError(f"{path} is not UTF-8 text: save it again as UTF-8") from None
 
 
-class _Names:
+class Names:
     """Gives each path a shortcode and an index of its own, made of letters, digits, - and _ alone."""
 
     def __init__(self) -> None:
@@ -67,9 +83,10 @@ class _Names:
     def give(self, path: Path) -> tuple[str, int]:
         match = INSTAGRAM_NAME.fullmatch(path.stem)
         shortcode, index = (match[1], int(match[2])) if match else (_plain(path), 1)
-        if (shortcode.lower(), index) in self.given or not shortcode:
-            digest = hashlib.sha256(path.as_posix().encode()).hexdigest()[:8]
-            shortcode = f"{shortcode}-{digest}".strip("-")
+        plain, made_of = shortcode, path.as_posix()
+        while (shortcode.lower(), index) in self.given or not shortcode:
+            digest = hashlib.sha256(made_of.encode()).hexdigest()[:8]
+            shortcode, made_of = f"{plain}-{digest}".strip("-"), made_of + "+"
         self.given.add((shortcode.lower(), index))
         return shortcode, index
 

@@ -1,0 +1,76 @@
+"""Source: an image dataset of the Hugging Face hub, or a folder laid out like one."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helpers.config import ScrapeConfig
+from helpers.errors import RunError
+from helpers.scrape.folder import Names
+from helpers.scrape.found import Final, Found
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CAPTIONS = ("text", "caption", "prompt")  # columns that hold one, the first that there is counts
+
+
+def find(config: ScrapeConfig) -> list[Found]:
+    """Every image of every split; a text column becomes the captions beside the images.
+
+    Raises RunError if the dataset is not to be had, or has no images.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    name, folder = config.dataset_id, Path(config.dataset_id).expanduser()
+    try:
+        splits = datasets.load_dataset(str(folder) if folder.is_dir() else name)
+    except Exception as error:
+        raise RunError(
+            f"dataset_id {name!r} is not to be had ({type(error).__name__}): give a hub id such as name/dataset "
+            "(for a private one set HF_TOKEN), or a folder in imagefolder layout"
+        ) from None
+    is_local = folder.is_dir()
+    allowed = (folder if is_local else Path(datasets.config.HF_CACHE_HOME)).resolve()
+    address = "" if is_local else f"https://huggingface.co/datasets/{name}"
+    names, found = Names(), []
+    for split, part in splits.items():
+        found += _of_split(split, part, allowed, names, address)
+    if not found:
+        raise RunError(f"dataset_id {name!r} has no column of images: choose an image dataset")
+    return found
+
+
+def _of_split(
+    split: str, part: "Dataset", allowed: Path, names: Names, address: str
+) -> list[Found]:
+    import datasets
+    import pyarrow.compute
+
+    columns = [n for n, kind in part.features.items() if isinstance(kind, datasets.Image)]
+    if not columns:
+        return []
+    part = part.cast_column(columns[0], datasets.Image(decode=False))
+    table = part.with_format("arrow")[:]
+    paths = pyarrow.compute.struct_field(table[columns[0]], "path").to_pylist()
+    words = next((table[name].to_pylist() for name in CAPTIONS if name in table.column_names), None)
+    found = []
+    for i, path in enumerate(paths):
+        name = Path(path).name if path else f"{split}-{i:05d}"
+        shortcode, index = names.give(Path(name))
+        caption = " ".join(str(words[i]).split()) if words and words[i] is not None else None
+        load = partial(_bytes, part, i, columns[0], allowed)
+        found.append(Found(f"{split}/{name}", shortcode, index, load, caption, url=address))
+    return found
+
+
+def _bytes(part: "Dataset", i: int, column: str, allowed: Path) -> bytes:
+    """An image file as it is in the dataset. Raises Final for one that lies elsewhere on this machine."""
+    image = part[i][column]
+    if image["bytes"]:
+        return image["bytes"]
+    path = Path(image["path"] or "").resolve()
+    if not path.is_relative_to(allowed) or not path.is_file():
+        raise Final("lies outside of the dataset's folder")
+    return path.read_bytes()
