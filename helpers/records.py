@@ -30,7 +30,7 @@ class Post:
 
 @dataclass(frozen=True)
 class Caption:
-    """A line of captions.jsonl; the last line of a file_name counts."""
+    """A line of captions.jsonl; the last line of a file_name counts, and every line's cost."""
 
     file_name: str
     caption: str
@@ -39,6 +39,10 @@ class Caption:
     model: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost_usd: float = 0.0  # of this answer; one that never came back counts at its most
+    request: str = ""  # our id of it in a batch
 
     @property
     def is_usable(self) -> bool:

@@ -41,6 +41,7 @@ class Run:
     rejected = _In("rejected.jsonl")  # by 01 and 03
     # 02
     captions = _In("captions.jsonl")
+    caption_batches = _In("caption_batches.json")  # sent to be captioned, and their ids
     # 03
     dataset = _In("dataset")
     # 04
