@@ -88,6 +88,16 @@ def latest(rows: list[Row]) -> dict[str, Row]:
     return {row.file_name: row for row in rows}
 
 
+def caption_costs(path: Path) -> tuple[float, int]:
+    """(USD, tokens) of all answers in captions.jsonl, those that were of no use and those replaced since included."""
+    rows = read_rows(path, Caption)
+    tokens = sum(
+        row.input_tokens + row.output_tokens + row.cache_read_tokens + row.cache_write_tokens
+        for row in rows
+    )
+    return sum(row.cost_usd for row in rows), tokens
+
+
 def reject(path: Path, row: Rejection) -> None:
     """Add a rejection, once."""
     if row not in read_rows(path, Rejection):

@@ -333,7 +333,7 @@ class LoopbackClaude:
         if fault == "foreign":
             return [line, json.dumps({"custom_id": f"other-{number:05d}", "result": result})]
         if fault == "twice":
-            return [line, line.replace("apples", "pears")]
+            return [line, line]
         return [line, "{oops"] if fault == "bad-line" else [line]
 
 

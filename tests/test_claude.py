@@ -15,10 +15,9 @@ from helpers.caption.ledger import (
     pending,
     verify_captions,
 )
-from helpers.caption.session import spent_usd
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, latest, read_rows
+from helpers.records import Caption, Post, append_row, caption_costs, latest, read_rows
 from helpers.run import Run
 from tests.conftest import lines
 from tests.loopback_claude import ADVERSARIAL, LoopbackClaude, caption_of, numbered_picture
@@ -89,7 +88,7 @@ def test_the_rows_cost_what_the_server_bills(claude):
     run = make_run(10)
     caption(run)
     assert len(claude.bill) == 11
-    assert spent_usd(run) == pytest.approx(claude.billed_usd, rel=1e-9)
+    assert caption_costs(run.captions)[0] == pytest.approx(claude.billed_usd, rel=1e-9)
     row = rows_of(run)[name_of(5)]
     assert row.input_tokens and row.output_tokens and row.cache_read_tokens
 
@@ -276,7 +275,7 @@ def test_the_estimate_is_within_a_tenth_of_the_bill(claude, mode, more_words):
 
 def test_after_a_dry_run_the_estimate_knows_how_long_answers_are(claude):
     claude.more_words = " with a small bridge" * 3
-    run, config = make_run(40, size=(120, 90)), config_of()
+    run, config = make_run(60, size=(300, 420)), config_of()
     dry_run(config, run, pending(config, run))
     before = claude.billed_usd
     told = estimate(config, run, pending(config, run))

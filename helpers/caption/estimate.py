@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from statistics import mean
 
 from helpers.caption.prices import PRICES_OF, Usage, cost_usd
-from helpers.caption.session import Session, spent_usd
+from helpers.caption.session import Session
 from helpers.config import CaptionConfig
-from helpers.records import Caption, Post, read_rows
+from helpers.records import Caption, Post, caption_costs, read_rows
 from helpers.run import Run
 
 OUTPUT_TOKENS = (
@@ -67,7 +67,7 @@ def estimate(config: CaptionConfig, run: Run, posts: list[Post]) -> Estimate:
         now_usd=cost_usd(session.model, usage),
         batch_usd=cost_usd(session.model, usage, batch=True),
         uncached_usd=cost_usd(session.model, written, batch=True),
-        spent_usd=spent_usd(run),
+        spent_usd=caption_costs(run.captions)[0],
         budget_usd=config.budget_usd,
         model=config.model,
         warning=session.warning,

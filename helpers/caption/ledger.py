@@ -8,7 +8,7 @@ from helpers.caption.check import problems_of
 from helpers.colab import keep
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, latest, read_rows
+from helpers.records import Caption, Post, append_row, caption_costs, latest, read_rows
 from helpers.run import Run
 
 Captioner = Callable[[CaptionConfig, Run, list[Post]], Iterator[Caption]]
@@ -60,6 +60,15 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
                 keep(run)
 
 
+def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
+    """What captioning these images would cost, in a few lines, before anything is spent."""
+    if config.captioner != "claude":
+        return f"{len(posts)} images by {config.captioner}: $0"
+    from helpers.caption.estimate import estimate
+
+    return str(estimate(config, run, posts))
+
+
 def dry_run(config: CaptionConfig, run: Run, posts: list[Post], most: int = 3) -> list[Caption]:
     """Caption the first images now, to be looked at before the others are paid for."""
     return list(caption_images(replace(config, mode="now"), run, posts[:most]))
@@ -93,8 +102,7 @@ def verify_captions(run: Run) -> str:
     Raises RunError if a row's image is not there, or no image at all has a caption.
     """
     posts = latest(read_rows(run.require(run.posts, "scrape"), Post))
-    every = read_rows(run.require(run.captions, "caption"), Caption)
-    rows = latest(every)
+    rows = latest(read_rows(run.require(run.captions, "caption"), Caption))
     for name in rows:
         if name not in posts:
             raise RunError(
@@ -104,7 +112,7 @@ def verify_captions(run: Run) -> str:
     if not captioned:
         raise RunError(_nothing(run, len(posts)))
     missing = len(posts) - len(captioned)
-    cost = sum(row.cost_usd for row in every)
+    cost, _ = caption_costs(run.captions)
     paid = f", for ${cost:.4f}" if cost else ""
     return f"{len(captioned)} captions in {run.captions}, {missing} images without one{paid}"
 

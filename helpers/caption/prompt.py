@@ -1,7 +1,8 @@
 """What is sent to Claude: a style guide, example pairs, and one image.
 
 Guide and examples are the same in every request and come first, so that they are cached and cost a
-tenth; the guide alone is longer than the 512 tokens below which present models cache nothing. The one image comes last and has no name: which image an answer belongs to is never asked.
+tenth; the guide alone is longer than the 512 tokens below which present models cache nothing. The one
+image comes last and has no name: which image an answer belongs to is never asked.
 """
 
 import base64

@@ -28,7 +28,7 @@ from helpers.caption.prompt import Prompt, blank_patch, image_tokens
 from helpers.colab import secret
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, read_rows
+from helpers.records import Caption, Post, append_row, caption_costs
 from helpers.run import Run
 
 Result = TypeVar("Result")
@@ -109,7 +109,7 @@ class Session:
         self.client = anthropic.Anthropic(
             api_key=secret(KEY), max_retries=0, timeout=config.timeout_s
         )
-        self.purse = Purse(config.budget_usd, spent_usd(run))
+        self.purse = Purse(config.budget_usd, caption_costs(run.captions)[0])
         self.pace = Pace(config.concurrency)
         self._shared_tokens: int | None = None
         self._lock = threading.Lock()
@@ -219,11 +219,6 @@ class Session:
     def _before_sleep(self, state: RetryCallState) -> None:
         if getattr(state.outcome.exception(), "status_code", 0) in (429, 529):
             self.pace.refused()
-
-
-def spent_usd(run: Run) -> float:
-    """What the captions of a run have cost so far, over all reruns and all answers."""
-    return sum(row.cost_usd for row in read_rows(run.captions, Caption))
 
 
 def was_sent(error: BaseException) -> bool:
