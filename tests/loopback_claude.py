@@ -138,6 +138,7 @@ class LoopbackClaude:
             ("127.0.0.1", 0), type("Handler", (_Handler,), {"api": self})
         )
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # clients are killed here, and say no goodbye
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property

@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -367,12 +368,15 @@ KINDS = ["429", "429 after", "500", "529", "cut", "bad-json", "refusal", "max_to
 KINDS += ["says {}", "adversarial 2", "adversarial 10", "drop", "filter", "timeout"]
 
 
+def fault_in_thirty_percent(number, asked):
+    chance = random.Random(1000 * number + asked)
+    return chance.choice(KINDS) if chance.random() < 0.3 else ""
+
+
 def kill_while_captioning(claude, count, kills):
     """Caption `count` images with faults in 30% of the answers and a SIGKILL after each `count / kills` answers."""
     run = make_run(count)
-    claude.fault = lambda number, asked: (
-        KINDS[(number * 7 + asked) % len(KINDS)] if (number * 37 + asked * 11) % 10 < 3 else ""
-    )
+    claude.fault = fault_in_thirty_percent
     child, every = None, count // (kills + 1)
 
     def kill_at(billed):

@@ -103,6 +103,8 @@ def token_counter(tokenizer: str) -> tuple[Callable[[str], int], str]:
     if path is None:
         return estimated_tokens, " (estimated)"
     clip = Tokenizer.from_file(str(path))
+    clip.no_padding()
+    clip.no_truncation()  # else the file may cut at 77, and all captions would fit
     return lambda text: len(clip.encode(text).ids), ""
 
 

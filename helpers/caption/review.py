@@ -21,7 +21,7 @@ from helpers.records import Caption, Post, latest, read_rows
 from helpers.run import Run
 
 PAGE = 8  # rows
-PICTURE_PX = 220
+PICTURE_PX = 160
 EVERY, TO_READ = "all captions", "all that want a look"
 
 
@@ -59,15 +59,17 @@ class ReviewTable:
     def __init__(self, config: CaptionConfig, run: Run) -> None:
         self.config, self.run = config, run
         self.posts = latest(read_rows(run.posts, Post))
-        self.filter = widgets.Dropdown(description="Show", layout=widgets.Layout(width="420px"))
-        self.back = widgets.Button(description="Previous", icon="arrow-left")
-        self.forth = widgets.Button(description="Next", icon="arrow-right")
-        self.where, self.message = widgets.Label(), widgets.HTML()
+        narrow = widgets.Layout(width="110px")
+        self.back = widgets.Button(description="Previous", icon="arrow-left", layout=narrow)
+        self.forth = widgets.Button(description="Next", icon="arrow-right", layout=narrow)
+        self.where = widgets.Label(layout=widgets.Layout(width="220px"))
+        self.message = widgets.HTML()
         self.table = widgets.VBox()
         self.page = 0
         self._look()
-        kinds = [what for what, names in self.found.items() if names]
-        self.filter.options = [TO_READ, *kinds, EVERY] if kinds else [EVERY]
+        self.filter = widgets.Dropdown(
+            options=self._choices(), description="Show", layout=widgets.Layout(width="380px")
+        )
         self.filter.observe(lambda _: self._turn_to(0), "value")
         self.back.on_click(lambda _: self._turn_to(self.page - 1))
         self.forth.on_click(lambda _: self._turn_to(self.page + 1))
@@ -88,6 +90,10 @@ class ReviewTable:
             wanted = {name for names in self.found.values() for name in names}
             return [name for name in self.rows if name in wanted]
         return self.found.get(shown, [])
+
+    def _choices(self) -> list[str]:
+        kinds = [what for what, names in self.found.items() if names]
+        return [TO_READ, *kinds, EVERY] if kinds else [EVERY]
 
     def _look(self) -> None:
         """Read the ledger anew."""
@@ -111,7 +117,7 @@ class ReviewTable:
             row.caption,
             placeholder=row.status,
             continuous_update=False,
-            layout=widgets.Layout(width="100%"),
+            layout=widgets.Layout(width="98%"),
         )
         note = widgets.HTML(self._note(row))
         accept = widgets.Button(description="Accept", icon="check", button_style="success")
@@ -126,7 +132,7 @@ class ReviewTable:
         return widgets.HBox(
             [
                 picture,
-                widgets.VBox(right, layout=widgets.Layout(width="100%", margin="0 0 0 12px")),
+                widgets.VBox(right, layout=widgets.Layout(flex="1 1 0%", margin="0 0 0 12px")),
             ],
             layout=widgets.Layout(border="1px solid #ddd", padding="6px", margin="4px 0"),
         )
