@@ -65,10 +65,10 @@ class CaptionConfig:
     most_asks: int = number(3, 1, 10)  # of an image whose answers are not to the form
     most_retries: int = number(8, 0, 100)  # of a request that met a full or faltering server
     retry_wait_s: float = number(1.0, 0.0, 60.0)  # before the first retry; doubles
-    longest_wait_s: float = number(60.0, 0.0, 3600.0)
+    longest_wait_s: float = number(300.0, 0.0, 3600.0)  # longer ones end the run
     timeout_s: float = number(120.0, 0.05, 600.0)
     poll_s: float = number(30.0, 0.0, 3600.0)  # between looks at a batch
-    blip_model: str = "Salesforce/blip-image-captioning-base"  # a hub id or a folder
+    blip_model: str = "Salesforce/blip-image-captioning-large"  # a hub id or a folder
     clip_tokenizer: str = (
         "openai/clip-vit-large-patch14"  # of Stable Diffusion v1; hub id or folder
     )
@@ -76,7 +76,10 @@ class CaptionConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.price_usd and len(self.price_usd) != 2:
+        if (
+            self.price_usd
+            and [type(price) in (int, float) for price in self.price_usd] != [True] * 2
+        ):
             raise RunError(
                 f"price_usd is {self.price_usd}: give (input, output) in USD per million tokens"
             )

@@ -19,7 +19,7 @@ from typing import Any
 import anthropic
 from anthropic.types.messages import MessageBatch
 
-from helpers.caption.session import UNREADABLE, Session, why
+from helpers.caption.session import UNREADABLE, Session
 from helpers.colab import keep
 from helpers.errors import RunError
 from helpers.records import Caption, Post, latest, read_rows
@@ -142,25 +142,29 @@ def _send(
     session: Session, batch: Batch, requests: list[dict[str, Any]], *, may_be_there: bool = False
 ) -> None:
     """Create a batch, once, and keep its id. Raises RunError if the API refuses it."""
-    batch.done = not requests
+    tries = 0
 
     def send() -> str:
-        nonlocal may_be_there
-        if may_be_there and (there := _find(session, batch, len(requests))):
+        nonlocal tries
+        if (tries or may_be_there) and (there := _find(session, batch, len(requests))):
             return there
-        may_be_there = True
+        tries += 1
         return session.client.messages.batches.create(requests=requests).id
 
     try:
         batch.id = session.patiently(send) if requests else ""
-    except anthropic.APIStatusError as error:
-        if error.status_code < 500:
-            batch.done = True
-            _write(session.run, batch)
-        raise RunError(
-            f"Claude did not take a batch of {len(requests)} images: {why(error)}"
-        ) from error
-    _write(session.run, batch)
+        batch.done = not requests
+    except RunError as error:
+        batch.done = tries == 1 and not may_be_there and _is_refusal(error.__cause__)
+        raise
+    finally:
+        _write(session.run, batch)
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether the server surely made nothing of a request."""
+    status = getattr(error, "status_code", 0)
+    return 400 <= status < 500 and status not in (408, 409)
 
 
 def _find(session: Session, batch: Batch, count: int) -> str:
@@ -192,8 +196,6 @@ def _results(session: Session, batch_id: str) -> list[dict[str, Any]]:
     except RunError as error:
         if not isinstance(error.__cause__, anthropic.NotFoundError):
             raise
-    except anthropic.APIError:
-        raise
     except anthropic.AnthropicError:  # ended, and its results are archived
         pass
     print(f"batch {batch_id} is gone from the server: its images will be asked about again")

@@ -37,7 +37,7 @@ def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
     except (OSError, ValueError, KeyError) as error:
         raise RunError(
             f"blip_model {name!r} cannot be loaded ({str(error).splitlines()[0]}): give the hub id or the folder of "
-            "an image-to-text model such as Salesforce/blip-image-captioning-base"
+            "an image-to-text model such as Salesforce/blip-image-captioning-large"
         ) from error
     return processor, model.to(device).eval()
 

@@ -27,6 +27,8 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
     Raises RunError if the budget has not got the next request, or the API cannot be used at all; what
     was answered until then is kept.
     """
+    if not posts and all(batch.done for batch in batches.read_batches(run)):
+        return
     session = Session(config, run)
     asked = {post.file_name: post for post in posts}
     done: dict[str, Caption] = {}
@@ -49,6 +51,10 @@ def _is_worth_another(row: Caption) -> bool:
     return row.status.startswith("failed") and not row.status.startswith(AGAIN_LATER)
 
 
+def _is_no_answer(row: Caption) -> bool:
+    return row.status.startswith("failed") and not row.status.startswith("failed: answer")
+
+
 def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
     """Caption images by Messages, as many at once as the session's pace allows."""
     waiting, flying, in_a_row = deque(posts), set[Future[Caption]](), 0
@@ -64,7 +70,7 @@ def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
             landed, flying = wait(flying, return_when=FIRST_COMPLETED)
             for flight in landed:
                 row = flight.result()
-                in_a_row = in_a_row + 1 if row.status.startswith("failed") else 0
+                in_a_row = in_a_row + 1 if _is_no_answer(row) else 0
                 yield row
             if in_a_row >= MOST_FAILURES_IN_A_ROW:
                 raise RunError(

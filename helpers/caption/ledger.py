@@ -62,7 +62,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
     """What captioning these images would cost, in a few lines, before anything is spent."""
-    if config.captioner != "claude":
+    if config.captioner != "claude" or not posts:
         return f"{len(posts)} images by {config.captioner}: $0"
     from helpers.caption.estimate import estimate
 

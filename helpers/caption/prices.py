@@ -27,7 +27,9 @@ class Model:
     output: float
     cache_read: float
     cache_write: float  # for five minutes
-    smallest_cache: int  # tokens; a shorter prefix is silently not cached
+    smallest_cache: (
+        int  # tokens; a shorter prefix is silently not cached; 4096 where not documented
+    )
     thinking: str = ""  # the `type` to ask for; empty leaves it out
     effort: str = ""
     thinks: bool = False  # output tokens go to thinking as well

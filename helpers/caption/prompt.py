@@ -177,7 +177,7 @@ def example_pairs(config: CaptionConfig, run: Run) -> list[tuple[Path, str]]:
     """
     captions = latest(read_rows(run.captions, Caption)) if config.examples else {}
     pairs = []
-    for entry in config.examples:
+    for entry in map(str, config.examples):
         row = captions.get(entry)
         if row is not None and row.is_usable and IMAGE_NAME.fullmatch(entry):
             pairs.append((run.image(entry), row.caption))

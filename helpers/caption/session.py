@@ -34,7 +34,9 @@ from helpers.run import Run
 Result = TypeVar("Result")
 KEY = "ANTHROPIC_API_KEY"
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises
-ANSWERS_A_REQUEST = 25  # a request more in flight for as many answers: a kill loses 4% at most
+ANSWERS_A_REQUEST = (
+    40  # for as many answers a request more in flight: a kill loses a fortieth of them
+)
 FATAL = {
     401: f"the key in {KEY} is not accepted: make a new one at platform.claude.com",
     402: "the account has no credit: add some at platform.claude.com",
@@ -185,8 +187,8 @@ class Session:
     def patiently(self, call: Callable[[], Result], *, paid: bool = False) -> Result:
         """Make a call, again and again while the server is full or falters.
 
-        A paid call that was sent and not answered is not made again: that is for the caller to count.
-        Raises RunError where no further call could do better, else the SDK's own error.
+        A paid call that was sent and not answered is not made again: that is for the caller to count. Raises
+        RunError where no further call could do better; of a paid call the error itself, if it is this image's.
         """
         again = Retrying(
             stop=stop_after_attempt(1 + self.config.most_retries),
@@ -199,10 +201,15 @@ class Session:
         )
         try:
             return again(call)
-        except anthropic.APIStatusError as error:
-            if error.status_code in FATAL:
-                raise RunError(f"Claude: {FATAL[error.status_code]} ({why(error)})") from error
-            raise
+        except (anthropic.APIError, httpx2.TransportError, ValueError) as error:
+            status = getattr(error, "status_code", 0)
+            if status in FATAL:
+                raise RunError(f"Claude: {FATAL[status]} ({why(error)})") from error
+            if paid:
+                raise
+            raise RunError(
+                f"Claude did not answer as it should ({why(error)}): run this again later, nothing is lost"
+            ) from error
 
     def _wait(self, state: RetryCallState) -> float:
         """Seconds before the next call: what the server asks for, else random and doubling."""
