@@ -118,6 +118,7 @@ class LoopbackClaude:
     requests_left: int | None = None  # as the rate-limit headers say
     retry_after: str = "0"
     slow_s: float = 0.0
+    hang_s: float = 1.0  # of the fault `timeout`
     more_words: str = ""  # at the end of each caption
     polls: int = 1  # looks at a batch before it has ended
     on_answer: Callable[[int], None] = lambda _count: (
@@ -395,7 +396,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.api.slow_s)
         message = self.api.message(body, number, fault, batch=False)
         if fault == "timeout":
-            time.sleep(1.0)
+            time.sleep(self.api.hang_s)
         if fault == "bad-json":
             return self.reply(b'{"id": "msg_1", oops')
         if fault == "no-message":

@@ -17,6 +17,7 @@ from helpers.caption.ledger import (
     price,
     verify_captions,
 )
+from helpers.caption.limits import Pace
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
 from helpers.records import Caption, Post, append_row, caption_costs, latest, read_rows
@@ -149,7 +150,7 @@ PASSING += ["no-message", "says {}", 'says {"caption": ""}', "adversarial 2", "4
 def test_what_passes_is_asked_again(claude, fault):
     claude.fault = lambda number, asked: fault if number == 2 and asked == 0 else ""
     run = make_run(5)
-    caption(run, config_of(timeout_s=0.4))
+    caption(run, config_of(timeout_s=0.5 if fault == "timeout" else 10.0))
     assert {row.status for row in rows_of(run).values()} == {"ok"}
     assert_each_is_on_its_own_image(run)
     assert len(claude.bill) <= 6
@@ -251,6 +252,15 @@ def test_asking_claude_loads_no_torch():
     assert done.stdout == "False\n", done.stderr
 
 
+def test_many_bad_answers_or_images_in_a_row_are_reported_and_stop_nothing(claude):
+    claude.fault = lambda number, _: "says no" if number < 15 else ""
+    run = make_run(40)
+    for number in range(15, 30):
+        run.image(name_of(number)).write_bytes(b"no picture")
+    caption(run, config_of(most_asks=1))
+    assert Counter(row.status == "ok" for row in rows_of(run).values()) == {False: 30, True: 10}
+
+
 def test_a_wait_of_an_hour_is_not_slept_through(claude):
     claude.fault, claude.retry_after = (lambda *_: "429 after"), "3600"
     with pytest.raises(RunError, match="asks to wait 60 minutes: run this again then"):
@@ -267,8 +277,6 @@ def test_more_are_in_flight_the_more_are_answered_and_never_more_than_the_header
 
 
 def test_a_429_halves_what_is_in_flight(claude):
-    from helpers.caption.session import Pace
-
     pace = Pace(8)
     for _ in range(300):
         pace.answered({}, 1)
@@ -382,7 +390,7 @@ import sys
 from helpers.caption.ledger import caption_images, pending
 from helpers.config import CaptionConfig
 from helpers.run import Run
-config = CaptionConfig(run="art", captioner="claude", retry_wait_s=0, longest_wait_s=0, timeout_s=0.5)
+config = CaptionConfig(run="art", captioner="claude", retry_wait_s=0, longest_wait_s=0, timeout_s=2)
 run = Run("art")
 list(caption_images(config, run, pending(config, run)))
 """
@@ -398,7 +406,7 @@ def fault_in_thirty_percent(number, asked):
 def kill_while_captioning(claude, count, kills):
     """Caption `count` images with faults in 30% of the answers and a SIGKILL after each `count / kills` answers."""
     run = make_run(count)
-    claude.fault = fault_in_thirty_percent
+    claude.fault, claude.hang_s = fault_in_thirty_percent, 2.5
     child, every = None, count // (kills + 1)
 
     def kill_at(billed):

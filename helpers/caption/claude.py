@@ -30,21 +30,18 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
     if not posts and all(batch.done for batch in batches.read_batches(run)):
         return
     session = Session(config, run)
-    asked = {post.file_name: post for post in posts}
+    asked = {post.file_name for post in posts}
     done: dict[str, Caption] = {}
     for row in batches.finish(session):
         if row.file_name in asked and not row.status.startswith(AGAIN_LATER):
             done[row.file_name] = row
             yield row
-    open_still = [post for post in posts if post.file_name not in done]
     if config.mode == "batch":
-        for row in batches.caption(session, open_still):
+        for row in batches.caption(session, [post for post in posts if post.file_name not in done]):
             done[row.file_name] = row
             yield row
-    again = [name for name, row in done.items() if _is_worth_another(row)]
-    yield from caption_now(
-        session, [post for post in posts if post.file_name not in done or post.file_name in again]
-    )
+    answered = {name for name, row in done.items() if not _is_worth_another(row)}
+    yield from caption_now(session, [post for post in posts if post.file_name not in answered])
 
 
 def _is_worth_another(row: Caption) -> bool:
@@ -52,7 +49,9 @@ def _is_worth_another(row: Caption) -> bool:
 
 
 def _is_no_answer(row: Caption) -> bool:
-    return row.status.startswith("failed") and not row.status.startswith("failed: answer")
+    """Whether it was not the image, and not what the model said, that failed."""
+    of_the_image = ("failed: answer", "failed: cannot be read")
+    return row.status.startswith("failed") and not row.status.startswith(of_the_image)
 
 
 def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
