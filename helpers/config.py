@@ -115,11 +115,40 @@ class CaptionConfig:
     """02_caption: who says what each image shows."""
 
     run: str = "demo"
-    captioner: str = choice("sidecar")
+    captioner: str = choice("sidecar", "claude", "blip")
+    model: str = "claude-haiku-5-5"  # of captioner=claude
+    mode: str = choice("now", "batch")  # a batch takes up to a day, mostly under an hour
+    budget_usd: float = number(5.0, 0.0, 10_000.0)  # for all captions of the run, reruns included
     banned_words: str = ""  # comma-separated; a caption with one of them is reported
+    review: bool = True  # show the table to read and mend captions, where a person is there
+    style_guide: str = ""  # what a caption names and leaves out; empty takes prompt.STYLE_GUIDE
+    vocabulary: str = ""  # recurring characters: "Mira: the orange cat with a red scarf; ..."
+    examples: tuple[str, ...] = ()  # captioned images of the run, or paths of images with a .txt
+    max_caption_words: int = number(30, 4, 60)
+    image_side_px: int = number(756, 112, 1568)  # as sent; 27 patches of 28 px
+    price_usd: tuple[float, ...] = ()  # (input, output) per million tokens of an unlisted model
+    concurrency: int = number(8, 1, 64)  # requests in flight at most
+    most_asks: int = number(3, 1, 10)  # of an image whose answers are not to the form
+    most_retries: int = number(8, 0, 100)  # of a request that met a full or faltering server
+    retry_wait_s: float = number(1.0, 0.0, 60.0)  # before the first retry; doubles
+    longest_wait_s: float = number(300.0, 0.0, 3600.0)  # longer ones end the run
+    timeout_s: float = number(120.0, 0.05, 600.0)
+    poll_s: float = number(30.0, 0.0, 3600.0)  # between looks at a batch
+    blip_model: str = "Salesforce/blip-image-captioning-large"  # a hub id or a folder
+    clip_tokenizer: str = (
+        "openai/clip-vit-large-patch14"  # of Stable Diffusion v1; hub id or folder
+    )
+    suffix: str = ""  # as in 03, to count its tokens; empty takes what 03 has or will have
 
     def __post_init__(self) -> None:
         check(self)
+        if (
+            self.price_usd
+            and [type(price) in (int, float) for price in self.price_usd] != [True] * 2
+        ):
+            raise RunError(
+                f"price_usd is {self.price_usd}: give (input, output) in USD per million tokens"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

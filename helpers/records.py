@@ -34,7 +34,7 @@ class Post:
 
 @dataclass(frozen=True)
 class Caption:
-    """A line of captions.jsonl; the last line of a file_name counts."""
+    """A line of captions.jsonl; the last line of a file_name counts, and every line's cost."""
 
     file_name: str
     caption: str
@@ -43,6 +43,10 @@ class Caption:
     model: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost_usd: float = 0.0  # of this answer; one that never came back counts at its most
+    request: str = ""  # our id of it in a batch
 
     @property
     def is_usable(self) -> bool:
@@ -87,6 +91,16 @@ def _parse(path: Path, number: int, line: bytes, kind: type[Row]) -> Row:
 def latest(rows: list[Row]) -> dict[str, Row]:
     """The last row of each file_name, in the order in which the names first came."""
     return {row.file_name: row for row in rows}
+
+
+def caption_costs(path: Path) -> tuple[float, int]:
+    """(USD, tokens) of all answers in captions.jsonl, those that were of no use and those replaced since included."""
+    rows = read_rows(path, Caption)
+    tokens = sum(
+        row.input_tokens + row.output_tokens + row.cache_read_tokens + row.cache_write_tokens
+        for row in rows
+    )
+    return sum(row.cost_usd for row in rows), tokens
 
 
 def reject(path: Path, row: Rejection) -> None:

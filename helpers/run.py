@@ -42,6 +42,7 @@ class Run:
     cursor = _In("cursor.json")  # how far the walk on Instagram has come
     # 02
     captions = _In("captions.jsonl")
+    caption_batches = _In("caption_batches.json")  # sent to be captioned, and their ids
     # 03
     dataset = _In("dataset")
     # 04

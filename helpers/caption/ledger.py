@@ -1,20 +1,38 @@
 """captions.jsonl: appended an image at a time, the last line of a file name counts."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from helpers.caption import sidecar
+from helpers.caption.check import problems_of
+from helpers.colab import keep
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, latest, read_rows
+from helpers.records import Caption, Post, append_row, caption_costs, latest, read_rows
 from helpers.run import Run
 
-CAPTIONERS: dict[str, Callable[[Run, Post], Caption]] = {"sidecar": sidecar.caption_image}
+Captioner = Callable[[CaptionConfig, Run, list[Post]], Iterator[Caption]]
+MIRROR_EVERY = 100  # captions; a lost Colab machine costs no more than these
+
+
+def captioner_of(config: CaptionConfig) -> Captioner:
+    """What captions images. Each of them keeps a row before it yields it; none is loaded before it is chosen."""
+    match config.captioner:
+        case "claude":
+            from helpers.caption import claude
+
+            return claude.caption_images
+        case "blip":
+            from helpers.caption import blip
+
+            return blip.caption_images
+    return sidecar.caption_images
 
 
 def pending(config: CaptionConfig, run: Run) -> list[Post]:
     """The images that want a caption: those without a usable one, and those whose .txt says something new.
 
-    Raises RunError if 01 has not run.
+    A refusal stands until another captioner or model is chosen. Raises RunError if 01 has not run.
     """
     posts = latest(read_rows(run.require(run.posts, "scrape"), Post)).values()
     captions = latest(read_rows(run.captions, Caption))
@@ -22,41 +40,64 @@ def pending(config: CaptionConfig, run: Run) -> list[Post]:
 
 
 def _is_stale(config: CaptionConfig, run: Run, post: Post, caption: Caption | None) -> bool:
-    if caption is None or not caption.is_usable:
+    if caption is None:
         return True
-    return (
-        caption.status == "ok"
-        and CAPTIONERS[config.captioner](run, post).caption != caption.caption
-    )
+    if caption.status == "refused":
+        return (caption.captioner, caption.model) != (config.captioner, config.model)
+    if not caption.is_usable:
+        return True
+    is_from_text = caption.status == "ok" and config.captioner == caption.captioner == "sidecar"
+    return is_from_text and sidecar.caption_image(run, post).caption != caption.caption
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption images one by one, each kept before the next is begun. A rerun captions only what is missing."""
+    """Caption images, each kept as soon as it is answered. A rerun captions only what is missing."""
     run.write_config("caption", config)
     with run.timed("caption"):
-        for post in posts:
-            row = CAPTIONERS[config.captioner](run, post)
-            append_row(run.captions, row)
+        for number, row in enumerate(captioner_of(config)(config, run, posts), 1):
             yield row
+            if number % MIRROR_EVERY == 0:
+                keep(run)
+
+
+def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
+    """What captioning these images would cost, in a few lines, before anything is spent."""
+    if config.captioner != "claude" or not posts:
+        return f"{len(posts)} images by {config.captioner}: $0"
+    from helpers.caption.estimate import estimate
+
+    return str(estimate(config, run, posts))
+
+
+def dry_run(config: CaptionConfig, run: Run, posts: list[Post], most: int = 3) -> list[Caption]:
+    """Caption the first images now, to be looked at before the others are paid for."""
+    return list(caption_images(replace(config, mode="now"), run, posts[:most]))
+
+
+def ask_again(config: CaptionConfig, run: Run, post: Post) -> Caption:
+    """Caption one image anew, whatever its row says; the new row counts from now on."""
+    *_, row = captioner_of(config)(replace(config, mode="now"), run, [post])
+    return row
+
+
+def edit(run: Run, row: Caption, words: str) -> Caption:
+    """Keep a person's words, or their yes to the words there are, as a row of its own beside the captioner's."""
+    words = " ".join(words.split())
+    if not words:
+        raise RunError(f"the caption of {row.file_name} is empty: write what the image shows")
+    by = row.captioner if words == row.caption else "person"
+    edited = Caption(row.file_name, words, "edited", by, row.model if by != "person" else "")
+    append_row(run.captions, edited)
+    return edited
 
 
 def problems(config: CaptionConfig, run: Run) -> dict[str, list[Caption]]:
     """Captions that a person should look at, by what is the matter with them."""
-    rows = list(latest(read_rows(run.captions, Caption)).values())
-    words = {word.strip().lower() for word in config.banned_words.split(",") if word.strip()}
-    usable = [row for row in rows if row.is_usable]
-    seen: dict[str, int] = {}
-    for row in usable:
-        seen[row.caption] = seen.get(row.caption, 0) + 1
-    return {
-        "no caption": [row for row in rows if not row.is_usable],
-        "banned word": [row for row in usable if words & set(row.caption.lower().split())],
-        "same words as another": [row for row in usable if seen[row.caption] > 1],
-    }
+    return problems_of(config, run, latest(read_rows(run.captions, Caption)).values())
 
 
 def verify_captions(run: Run) -> str:
-    """Check that each image has a row, and say how many have a caption.
+    """Check that each image has a row, and say how many have a caption and what they cost.
 
     Raises RunError if a row's image is not there, or no image at all has a caption.
     """
@@ -69,10 +110,20 @@ def verify_captions(run: Run) -> str:
             )
     captioned = [row for row in rows.values() if row.is_usable]
     if not captioned:
-        folder = run.read_config("scrape")["folder"] or "your images"
-        raise RunError(
-            f"none of the {len(posts)} images has a caption: put a .txt beside each image in {folder}, "
-            "named alike, and run 01_scrape and 02_caption again"
-        )
+        raise RunError(_nothing(run, len(posts)))
     missing = len(posts) - len(captioned)
-    return f"{len(captioned)} captions in {run.captions}, {missing} images without one"
+    cost, _ = caption_costs(run.captions)
+    paid = f", for ${cost:.4f}" if cost else ""
+    return f"{len(captioned)} captions in {run.captions}, {missing} images without one{paid}"
+
+
+def _nothing(run: Run, count: int) -> str:
+    if run.read_config("caption")["captioner"] != "sidecar":
+        return (
+            f"none of the {count} images has a caption: read the status of each in {run.captions}"
+        )
+    folder = run.read_config("scrape")["folder"] or "your images"
+    return (
+        f"none of the {count} images has a caption: put a .txt beside each image in {folder}, "
+        "named alike, and run 01_scrape and 02_caption again"
+    )

@@ -1,7 +1,18 @@
 """Captioner: what the .txt beside an image says."""
 
-from helpers.records import Caption, Post
+from collections.abc import Iterator
+
+from helpers.config import CaptionConfig
+from helpers.records import Caption, Post, append_row
 from helpers.run import Run
+
+
+def caption_images(_config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
+    """The text of each image's .txt, or a row that says there is none; each kept before it is yielded."""
+    for post in posts:
+        row = caption_image(run, post)
+        append_row(run.captions, row)
+        yield row
 
 
 def caption_image(run: Run, post: Post) -> Caption:

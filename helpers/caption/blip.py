@@ -1,0 +1,69 @@
+"""Captioner: a local image-to-text model of transformers, by its hub id. No key, and no cost but time.
+
+The only module of the first three notebooks that loads torch, and only when it is chosen.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from helpers.config import CaptionConfig
+from helpers.errors import RunError
+from helpers.pictures import open_rgb
+from helpers.records import Caption, Post, append_row
+from helpers.run import Run
+
+MOST_TOKENS = 60
+BEAMS = 3
+
+
+def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
+    """Caption images one by one, each row kept before it is yielded. Raises RunError if the model is not to be had."""
+    processor, model = load(config.blip_model)
+    for post in posts:
+        row = _caption(config, run, post, processor, model)
+        append_row(run.captions, row)
+        yield row
+
+
+def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
+    """The model and its processor, on the GPU if there is one. Raises RunError if it is no image-to-text model."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+        model = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            f"blip_model {name!r} cannot be loaded ({str(error).splitlines()[0]}): give the hub id or the folder of "
+            "an image-to-text model such as Salesforce/blip-image-captioning-large"
+        ) from error
+    return processor, model.to(device).eval()
+
+
+def _caption(
+    config: CaptionConfig,
+    run: Run,
+    post: Post,
+    processor: AutoProcessor,
+    model: AutoModelForImageTextToText,
+) -> Caption:
+    try:
+        image = open_rgb(run.image(post.file_name))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        why = f"failed: cannot be read ({error})"
+        return Caption(post.file_name, "", why, "blip", config.blip_model)
+    text = describe(image, processor, model)
+    status = "ok" if text else "failed: the model said nothing"
+    return Caption(post.file_name, text, status, "blip", config.blip_model)
+
+
+@torch.inference_mode()
+def describe(
+    image: Image.Image, processor: AutoProcessor, model: AutoModelForImageTextToText
+) -> str:
+    """The likeliest caption by beam search: the same image gives the same words."""
+    inputs = processor(images=image, return_tensors="pt").to(model.device)
+    tokens = model.generate(**inputs, max_new_tokens=MOST_TOKENS, num_beams=BEAMS, do_sample=False)
+    return " ".join(processor.batch_decode(tokens, skip_special_tokens=True)[0].split())
