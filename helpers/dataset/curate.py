@@ -4,6 +4,7 @@ Nothing is deleted. What is left out stands in rejected.jsonl with its reason, a
 brings it in all the same.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
     images = table(run)
     images[["kind", "reason"]] = ""
     _mark_unusable(run, images)
-    images, looks = _with_figures(run, images)
-    judge(config, images, _lines(run.taken_back))
+    images, looks, palettes = _with_figures(run, images)
+    judge(config, images, palettes, _lines(run.taken_back))
     _mark_copies(config, run, images, looks)
     kept, left_out = images[images["reason"] == ""], images[images["reason"] != ""]
     rejections = [Rejection(row.file_name, "dataset", row.reason) for row in left_out.itertuples()]
@@ -81,9 +82,11 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
     _mark(images, ~is_there, "no image", f"is not in {run.images}: run 01_scrape again")
 
 
-def _with_figures(run: Run, images: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Look]]:
-    """Measure the images that have no reason against them yet; the looks are by file name."""
-    figures: dict[int, Quality] = {}
+def _with_figures(
+    run: Run, images: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, Look], dict[str, np.ndarray]]:
+    """Measure the images that have no reason against them yet; looks and palettes are by file name."""
+    figures: dict[str, Quality] = {}
     looks: dict[str, Look] = {}
     wanted = images.loc[images["reason"] == "", "file_name"]
     for i, name in tqdm(wanted.items(), "measure images", total=len(wanted), leave=False):
@@ -92,42 +95,56 @@ def _with_figures(run: Run, images: pd.DataFrame) -> tuple[pd.DataFrame, dict[st
         except OSError as error:
             images.loc[i, ["kind", "reason"]] = ["no image", f"does not decode: {error}"]
             continue
-        figures[i], looks[name] = measure(image), look(image)
-    measured = {name: {i: getattr(q, name) for i, q in figures.items()} for name in FIGURES}
-    images = images.assign(
-        **{name: pd.Series(values, dtype=float) for name, values in measured.items()}, oddness=0.0
-    )
-    if figures:
-        rows = list(figures)
-        palettes = np.stack([quality.palette for quality in figures.values()])
-        images.loc[rows, "oddness"] = oddness(palettes, images.loc[rows, "shortcode"].to_numpy(str))
-    return images, looks
+        figures[name], looks[name] = measure(image), look(image)
+    columns = {
+        figure: images["file_name"].map({name: getattr(q, figure) for name, q in figures.items()})
+        for figure in FIGURES
+    }
+    palettes = {name: quality.palette for name, quality in figures.items()}
+    return images.assign(**columns).astype(dict.fromkeys(FIGURES, float)), looks, palettes
 
 
-def judge(config: DatasetConfig, images: pd.DataFrame, taken_back: list[str]) -> None:
+def judge(
+    config: DatasetConfig,
+    images: pd.DataFrame,
+    palettes: dict[str, np.ndarray],
+    taken_back: list[str],
+) -> None:
     """Give each image with a flaw its reason: the figure, and the setting that it misses."""
+    may_go = ~images["file_name"].isin(taken_back)
+    for kind, is_flawed, reason in _flaws(config, images):
+        _mark(images, is_flawed & may_go, kind, reason)
+    rest = images[images["reason"] == ""]
+    if rest.empty:
+        return
+    odd = oddness(
+        np.stack([palettes[n] for n in rest["file_name"]]), rest["shortcode"].to_numpy(str)
+    )
+    images["oddness"] = pd.Series(odd, rest.index)
+    reason = "it is " + _shown(images["oddness"]) + " spreads from the other posts' pictures"
+    reason += f", above max_oddness {config.max_oddness:g}"
+    _mark(images, (images["oddness"] > config.max_oddness) & may_go, "odd one out", reason)
+
+
+def _flaws(
+    config: DatasetConfig, images: pd.DataFrame
+) -> Iterator[tuple[str, pd.Series, pd.Series]]:
+    """Each kind of flaw, which images have it, and the words for each of them."""
     sides = images[["width_px", "height_px"]]
     side_px, aspect = sides.min(axis=1), sides.max(axis=1) / sides.min(axis=1)
-    least = config.min_sharpness * images["sharpness"].median()
-    flaws = (
-        ("too small", side_px < config.min_side_px,
-         "its shorter side of " + side_px.astype(str) + f" px is below min_side_px {config.min_side_px}"),
-        ("extreme aspect", aspect > config.max_aspect,
-         "its longer side is " + _shown(aspect) + f" times the shorter, above max_aspect {config.max_aspect:g}"),
-        ("too dark", images["brightness"] < config.min_brightness,
-         "its brightness of " + _shown(images["brightness"]) + f" is below min_brightness {config.min_brightness:g}"),
-        ("mostly text", images["text_share"] > config.max_text_share,
-         "lines of text cover " + _shown(images["text_share"], 2)
-         + f" of its height, above max_text_share {config.max_text_share:g}"),
-        ("too blurry", images["sharpness"] < least,
-         "its sharpness of " + _shown(images["sharpness"])
-         + f" is below {least:.1f}, min_sharpness {config.min_sharpness:g} of the set's median"),
-        ("odd one out", images["oddness"] > config.max_oddness,
-         "it is " + _shown(images["oddness"])
-         + f" spreads from the other posts' pictures, above max_oddness {config.max_oddness:g}"),
-    )  # fmt: skip
-    for kind, is_flawed, reason in flaws:
-        _mark(images, is_flawed & ~images["file_name"].isin(taken_back), kind, reason)
+    bright, text, sharp = images["brightness"], images["text_share"], images["sharpness"]
+    least = config.min_sharpness * sharp.median()
+    words = "its shorter side of " + side_px.astype(str) + " px is below min_side_px "
+    yield "too small", side_px < config.min_side_px, words + str(config.min_side_px)
+    words = "its longer side is " + _shown(aspect) + " times the shorter, above max_aspect "
+    yield "extreme aspect", aspect > config.max_aspect, words + f"{config.max_aspect:g}"
+    words = "its brightness of " + _shown(bright) + " is below min_brightness "
+    yield "too dark", bright < config.min_brightness, words + f"{config.min_brightness:g}"
+    words = "lines of text cover " + _shown(text, 2) + " of its height, above max_text_share "
+    yield "mostly text", text > config.max_text_share, words + f"{config.max_text_share:g}"
+    words = "its sharpness of " + _shown(sharp) + f" is below {least:.1f}, min_sharpness "
+    words += f"{config.min_sharpness:g} of the set's median"
+    yield "too blurry", sharp < least, words
 
 
 def _shown(values: pd.Series, digits: int = 1) -> pd.Series:

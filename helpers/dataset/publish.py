@@ -53,9 +53,9 @@ def publish(config: DatasetConfig, run: Run) -> str:
                 f"{config.push_to} is a public repository already: make it private in its settings on the hub, "
                 "or give push_to another name"
             )
-        api.create_repo(config.push_to, repo_type="dataset", private=True, exist_ok=True)
-        _require_private(api, config.push_to)
-        files = _push(api, config.push_to, run.dataset)
+        if not known:
+            api.create_repo(config.push_to, repo_type="dataset", private=True)
+        files = _push(api, _require_private(api, config.push_to), run.dataset)
         if not config.private:
             api.update_repo_settings(config.push_to, private=False, repo_type="dataset")
         return _read_back(api, config, files)
@@ -107,19 +107,14 @@ def _require_private(api: HfApi, hub_id: str) -> DatasetInfo:
     return info
 
 
-def _push(api: HfApi, hub_id: str, folder: Path) -> set[str]:
+def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
     """Commit the files that the manifest lists, and take away what is there beside them; return their names."""
     files = {*read_json(folder / MANIFEST), MANIFEST}
-    there = {sibling.rfilename for sibling in api.dataset_info(hub_id).siblings or ()}
-    stale = sorted(there - files - {KEPT_BY_THE_HUB})
-    additions = [CommitOperationAdd(name, folder / name) for name in sorted(files)]
-    deletions = [CommitOperationDelete(name) for name in stale]
-    api.create_commit(
-        hub_id,
-        [*additions, *deletions],
-        commit_message=f"{len(files)} files by 03_dataset",
-        repo_type="dataset",
-    )
+    stale = {s.rfilename for s in info.siblings or ()} - files - {KEPT_BY_THE_HUB}
+    operations = [CommitOperationAdd(name, folder / name) for name in sorted(files)]
+    operations += [CommitOperationDelete(name) for name in sorted(stale)]
+    message = f"{len(files)} files by 03_dataset"
+    api.create_commit(info.id, operations, commit_message=message, repo_type="dataset")
     return files
 
 
