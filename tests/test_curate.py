@@ -1,5 +1,7 @@
 import io
 import re
+import subprocess
+import sys
 from functools import cache
 
 import ipywidgets
@@ -21,7 +23,7 @@ from helpers.errors import RunError
 from helpers.records import Post, Rejection, read_rows
 from helpers.run import Run
 from helpers.scrape.intake import find, take
-from tests.conftest import lines, make_dataset, photograph
+from tests.conftest import ROOT, lines, make_dataset, photograph
 
 CONFIG = DatasetConfig(run="art")
 
@@ -264,6 +266,14 @@ def test_clusters_are_shown_with_the_kept_one_first(workplace, art):
     sheet = cluster_sheet(run, kept, left_out)
     assert sheet.width > 5 * 120 and sheet.height < 2 * 160
     assert cluster_sheet(run, kept, left_out.iloc[:0]) == "no two images are copies of one another"
+
+
+def test_the_room_loads_without_torch():
+    names = "build card charts curate gallery history join layout publish quality resemblance split takedown"
+    code = f"import sys; [__import__('helpers.dataset.' + n) for n in {names.split()}]; "
+    code += "print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr
 
 
 def test_text_is_told_from_drawings():

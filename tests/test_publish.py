@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -185,6 +186,20 @@ def test_names_that_are_not_ours_are_never_written(dataset, hub):
     assert all("images in runs/beside" in words for words in said[:5])  # the rest is whole
     assert all("which 03 would not" in words for words in said[5:])
     assert not list(dataset.folder.parent.parent.rglob("*evil*"))
+
+
+def test_settings_of_a_stranger_are_checked(dataset, hub):
+    ask(hub, push("me/pictures"))
+    whole = hub.repos["me/pictures"].files
+    for i, settings in enumerate(({"seed": "x"}, {"evil": 1}, {"run": "../x", "private": False})):
+        about = json.dumps(json.loads(whole["about.json"]) | {"settings": settings}).encode()
+        entry = {"size": len(about), "sha256": hashlib.sha256(about).hexdigest()}
+        manifest = json.dumps(json.loads(whole[MANIFEST]) | {"about.json": entry}).encode()
+        hub.repos[f"me/s{i}"] = Repo(True, whole | {"about.json": about, MANIFEST: manifest})
+    said = ask(hub, *(("fetch", f"s{i}", f"me/s{i}") for i in range(3)))
+    assert "seed is 'x': give a int" in said[0] and "more has 'evil'" in said[1]
+    assert not Run("s0").dataset.exists() and not Run("s1").dataset.exists()
+    assert Run("s2").read_config("dataset")["private"] is True
 
 
 def test_metadata_that_leads_out_of_the_folder_is_refused_before_it_is_read(dataset, hub):

@@ -12,7 +12,7 @@ from helpers.caption.ledger import verify_captions
 from helpers.config import DatasetConfig
 from helpers.dataset import takedown
 from helpers.dataset.build import build, verify_dataset
-from helpers.dataset.curate import curate
+from helpers.dataset.curate import curate, take_back
 from helpers.dataset.layout import read_records
 from helpers.dataset.split import split
 from helpers.dataset.takedown import remove
@@ -54,9 +54,12 @@ def trained(run, step=100):
 
 def test_a_post_is_gone_from_everywhere(run):
     (run.cache / "latents").mkdir(parents=True)
+    take_back(run, f"{GONE}_1.jpg")
+    take_back(run, "other-0_1.jpg")
     assert len(traces(run)) > 6
     removal = remove(run, GONE)
     assert traces(run) == set() and not run.cache.exists()
+    assert run.taken_back.read_text() == "other-0_1.jpg\n"
     assert removal.files == (f"{GONE}_1.jpg", f"{GONE}_2.jpg") and removal.seen == ()
     assert "no checkpoint or model has seen it" in str(removal)
     assert "6 images of 6 posts" in verify_images(run) and "6 captions" in verify_captions(run)

@@ -34,7 +34,7 @@ def held_out(config: DatasetConfig, run: Run) -> set[str]:
     if not (run.dataset / ABOUT).is_file():
         return set()
     settings = read_about(run.dataset)["settings"]
-    if any(settings[name] != getattr(config, name) for name in ("validation_share", "seed")):
+    if any(settings.get(name) != getattr(config, name) for name in ("validation_share", "seed")):
         return set()
     return {r.image for r in read_records(run.dataset) if r.split == "validation"}
 
@@ -85,8 +85,10 @@ def verify_dataset(run: Run) -> str:
     if not (run.dataset / ABOUT).is_file():
         raise RunError(f"{run.dataset} is of an older 03_dataset: run it again")
     counts = _load(run)
-    settings = {k: v for k, v in run.read_config("dataset").items() if k not in NOT_IN_IT}
-    if settings != read_about(run.dataset)["settings"]:
+    settings, made_with = run.read_config("dataset"), read_about(run.dataset)["settings"]
+    if any(
+        settings.get(name) != value for name, value in made_with.items() if name not in NOT_IN_IT
+    ):
         raise RunError(
             f"{run.config('dataset')} is not what {run.dataset} was made with: run 03_dataset again"
         )

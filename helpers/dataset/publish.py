@@ -21,7 +21,7 @@ from helpers.colab import secret
 from helpers.config import DatasetConfig, configure
 from helpers.dataset.build import verify_dataset
 from helpers.dataset.history import remember
-from helpers.dataset.layout import MAY_BE_SHOWN, read_about, read_records
+from helpers.dataset.layout import MAY_BE_SHOWN, NOT_IN_IT, read_about, read_records
 from helpers.errors import RunError
 from helpers.run import Run
 from helpers.store import MANIFEST, damage, read_json, replacing_folder
@@ -140,13 +140,14 @@ def fetch(run: Run, hub_id: str) -> str:
         if what := damage(folder):
             raise RunError(f"{hub_id}: {what}: push it again")
         _refuse_to_replace(run, folder)
+        settings = {k: v for k, v in read_about(folder)["settings"].items() if k not in NOT_IN_IT}
+        config = configure(DatasetConfig, settings, run=run.name)
         remember(run)
         with replacing_folder(run.dataset) as beside:
             for name in read_json(folder / MANIFEST):
                 (beside / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(folder / name, beside / name)
-    settings = read_about(run.dataset)["settings"]
-    run.write_config("dataset", configure(DatasetConfig, settings, run=run.name))
+    run.write_config("dataset", config)
     return verify_dataset(run)
 
 

@@ -87,6 +87,9 @@ def _purge(run: Run, shortcode: str, files: set[str]) -> None:
     for path in (run.captions, run.posts, run.rejected):
         if path.is_file():
             rewrite(path, lambda row: row.get("file_name") not in files)
+    if run.taken_back.is_file():
+        names = run.taken_back.read_text(encoding="utf-8").split()
+        write_text(run.taken_back, "".join(f"{name}\n" for name in names if name not in files))
     shutil.rmtree(run.cache, ignore_errors=True)
     for name in files:
         run.sidecar(name).unlink(missing_ok=True)
@@ -137,6 +140,8 @@ def _beyond(run: Run) -> list[str]:
     """Where its pictures may be shown besides: pages that hold pictures, and the hub."""
     pages = [path for path in (run.notebooks, run.report_html) if path.exists()]
     lines = [f"{path} may show it: make it again, or delete it" for path in pages]
+    if (DRIVE / FOLDER_ON_DRIVE / run.name).is_dir():
+        lines.append("Google Drive's bin keeps it for 30 days: empty it")
     config = run.read_config("dataset") if run.config("dataset").is_file() else {}
     if pushed_to := config.get("push_to"):
         lines.append(
