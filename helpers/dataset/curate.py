@@ -187,7 +187,11 @@ def _clusters(
 
 
 def _best(run: Run, copy: pd.DataFrame) -> pd.Series:
-    """The sharpest of copies; of those nearly as sharp the largest file, then the first by name."""
+    """The sharpest of copies; of those nearly as sharp the one of most pixels, the largest file, the first by name."""
     sharp = copy[copy["detail"] >= NEARLY_AS_SHARP * copy["detail"].max()]
+    pixels = sharp["width_px"] * sharp["height_px"]
     sizes = sharp["file_name"].map(lambda name: run.image(name).stat().st_size)
-    return sharp.loc[sizes.idxmax()]
+    ranked = sharp.assign(pixels=pixels, size=sizes).sort_values(
+        ["pixels", "size", "file_name"], ascending=[False, False, True]
+    )
+    return ranked.iloc[0]
