@@ -13,6 +13,7 @@ from helpers.errors import RunError
 from helpers.run import RUN_NAME
 
 Config = TypeVar("Config")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def number(default: float | None, low: float, high: float) -> Any:
@@ -160,9 +161,21 @@ class DatasetConfig:
     validation_share: float = number(0.15, 0.02, 0.5)
     min_side_px: int = number(64, 16, 4096)  # smaller images are left out
     seed: int = number(0, 0, 2**31)
+    max_aspect: float = number(3.0, 1.0, 100.0)  # longer side over shorter
+    min_brightness: float = number(24.0, 0.0, 255.0)  # mean grey
+    min_sharpness: float = number(0.02, 0.0, 1.0)  # as a share of the set's median
+    max_text_share: float = number(0.25, 0.0, 1.0)  # of the height, covered by lines of text
+    max_oddness: float = number(10.0, 1.0, 1e6)  # spreads away from the other posts' pictures
+    max_hash_bits: int = number(28, 0, 64)  # of 256; more apart are no copies of one another
+    push_to: str = ""  # a hub id such as you/your-dataset; empty publishes nothing
+    private: bool = True
 
     def __post_init__(self) -> None:
         check(self)
+        if self.push_to and not HUB_ID.fullmatch(self.push_to):
+            raise RunError(
+                f"push_to is {self.push_to!r}: give your hub name and a dataset's, as in you/your-dataset"
+            )
         if self.suffix and self.suffix == self.suffix.lstrip():
             raise RunError(
                 f"suffix is {self.suffix!r}: begin it with a space or it joins the caption's last word"

@@ -2,12 +2,13 @@
 
 import csv
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
 from helpers.errors import RunError
-from helpers.store import append_line
+from helpers.store import append_line, write_bytes
 
 Row = TypeVar("Row")
 
@@ -107,6 +108,17 @@ def reject(path: Path, row: Rejection) -> None:
     """Add a rejection, once."""
     if row not in read_rows(path, Rejection):
         append_row(path, row)
+
+
+def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = ()) -> None:
+    """Keep the lines whose values `keep` accepts, as they are, and add rows; old or new, never a half."""
+    old = path.read_bytes() if path.is_file() else b""
+    whole = old.split(b"\n")[:-1]
+    kept = [line for line in whole if line and keep(json.loads(line))]
+    kept += [json.dumps(asdict(row), ensure_ascii=False).encode() for row in rows]
+    new = b"".join(line + b"\n" for line in kept)
+    if new != old:
+        write_bytes(path, new)
 
 
 def read_metadata(path: Path) -> list[tuple[str, str]]:

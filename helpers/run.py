@@ -45,6 +45,9 @@ class Run:
     caption_batches = _In("caption_batches.json")  # sent to be captioned, and their ids
     # 03
     dataset = _In("dataset")
+    datasets_before = _In("datasets_before.jsonl")  # a line per replaced one
+    taken_back = _In("taken_back.txt")  # images that a person wants in, whatever their flaws
+    taken_down = _In("taken_down.txt")  # shortcodes of posts that must not be here
     # 04
     cache = _In("cache")  # may be deleted at any time
     checkpoints = _In("checkpoints")

@@ -8,14 +8,35 @@ import pandas as pd
 from PIL import Image
 
 from helpers.config import DatasetConfig
-from helpers.dataset.card import card
+from helpers.dataset.card import write_card
+from helpers.dataset.history import remember
+from helpers.dataset.layout import (
+    ABOUT,
+    NOT_IN_IT,
+    SPLITS,
+    Record,
+    read_about,
+    read_records,
+    write_about,
+    write_records,
+)
 from helpers.errors import RunError
 from helpers.pictures import open_rgb
 from helpers.records import read_metadata
 from helpers.run import Run
-from helpers.store import damage, folder_hash, replacing_folder, write_text
+from helpers.store import damage, folder_hash, replacing_folder
 
 ORIENTATION = 0x0112  # the EXIF tag
+
+
+def held_out(config: DatasetConfig, run: Run) -> set[str]:
+    """The file names of 01 that the dataset which is there holds out, if it was split by the same share and seed."""
+    if not (run.dataset / ABOUT).is_file():
+        return set()
+    settings = read_about(run.dataset)["settings"]
+    if any(settings.get(name) != getattr(config, name) for name in ("validation_share", "seed")):
+        return set()
+    return {r.image for r in read_records(run.dataset) if r.split == "validation"}
 
 
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
@@ -24,46 +45,75 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
     The suffix is added to the captions here and nowhere else. Images stay whole; those that are not
     plain upright RGB are written as such. The same input gives the same bytes.
     """
-    run.write_config("dataset", config)
+    remember(run)
     with replacing_folder(run.dataset) as folder:
-        for name, images in kept.groupby("split"):
-            part = folder / run.split(name).name
-            part.mkdir()
-            names = [_put(run.image(file_name), part) for file_name in images["file_name"]]
-            metadata = pd.DataFrame({"file_name": names, "text": images["caption"] + config.suffix})
-            metadata.to_csv(part / run.split_metadata(name).name, index=False)
-        write_text(folder / "README.md", card(config, run, kept, left_out))
+        for split in kept["split"].unique():
+            (folder / split).mkdir()
+        records = [_put(run, folder, row, config.suffix) for row in kept.itertuples()]
+        write_records(folder, records, run.split_metadata("train").name)
+        write_about(folder, run.name, config, left_out["kind"].value_counts().to_dict())
+        write_card(folder)
+    run.write_config("dataset", config)
 
 
-def _put(image: Path, folder: Path) -> str:
-    """Copy an image as it is, or as an upright RGB PNG; return its name there."""
+def _put(run: Run, folder: Path, row: object, suffix: str) -> Record:
+    """Copy an image as it is, or as an upright RGB PNG."""
+    image = run.image(row.file_name)
+    # a spreadsheet takes a name that begins with a hyphen for a formula
+    name = f"_{image.name}" if image.name.startswith("-") else image.name
     with Image.open(image) as opened:
-        plain = opened.mode == "RGB" and opened.getexif().get(ORIENTATION, 1) == 1
-    if plain:
-        shutil.copyfile(image, folder / image.name)
-        return image.name
-    open_rgb(image).save(folder / f"{image.stem}.png")
-    return f"{image.stem}.png"
+        is_plain = opened.mode == "RGB" and opened.getexif().get(ORIENTATION, 1) == 1
+    if is_plain:
+        shutil.copyfile(image, folder / row.split / name)
+    else:
+        name = Path(name).with_suffix(".png").name
+        open_rgb(image).save(folder / row.split / name)
+    given = {
+        field: getattr(row, field) for field in Record.__dataclass_fields__ if hasattr(row, field)
+    }
+    return Record(**given | {"file_name": name, "image": image.name, "text": row.caption + suffix})
 
 
 def verify_dataset(run: Run) -> str:
     """Load the dataset as a user would, check it against its manifest, and say what is in it.
 
-    Raises RunError if a file is missing or changed.
+    Raises RunError if a file is missing or changed, or is not what the settings say.
     """
-    import datasets
-
     run.require(run.dataset, "dataset")
     if what := damage(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
-    datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as cache:
-        loaded = datasets.load_dataset("imagefolder", data_dir=str(run.dataset), cache_dir=cache)
-        counts = {name: len(part) for name, part in loaded.items()}
-    for name, count in counts.items():
-        if count != len(read_metadata(run.split_metadata(name))):
-            raise RunError(
-                f"{run.split(name)} holds {count} images, not what its metadata.csv lists: run 03 again"
-            )
+    if not (run.dataset / ABOUT).is_file():
+        raise RunError(f"{run.dataset} is of an older 03_dataset: run it again")
+    counts = _load(run)
+    settings, made_with = run.read_config("dataset"), read_about(run.dataset)["settings"]
+    if any(
+        settings.get(name) != value for name, value in made_with.items() if name not in NOT_IN_IT
+    ):
+        raise RunError(
+            f"{run.config('dataset')} is not what {run.dataset} was made with: run 03_dataset again"
+        )
     listed = ", ".join(f"{count} {name}" for name, count in counts.items())
     return f"{listed} images in {run.dataset}, hash {folder_hash(run.dataset)[:12]}"
+
+
+def _load(run: Run) -> dict[str, int]:
+    """The number of images in each split. Raises RunError where `datasets` finds other texts than are listed."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    listed = {split: read_metadata(run.split_metadata(split)) for split in _splits(run)}
+    with tempfile.TemporaryDirectory() as cache:
+        loaded = datasets.load_dataset("imagefolder", data_dir=str(run.dataset), cache_dir=cache)
+        texts = {name: sorted(map(str, part["text"])) for name, part in loaded.items()}
+    for split, rows in listed.items():
+        if texts.get(split) != sorted(text for _, text in rows):
+            raise RunError(
+                f"{run.split(split)} does not load as its metadata.csv lists it: run 03_dataset again"
+            )
+    return {split: len(rows) for split, rows in listed.items()}
+
+
+def _splits(run: Run) -> list[str]:
+    """The splits that have images. Raises RunError if there is none to train on."""
+    run.require(run.split_metadata("train"), "dataset")
+    return [split for split in SPLITS if run.split_metadata(split).is_file()]

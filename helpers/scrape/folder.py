@@ -1,4 +1,4 @@
-"""Source: a folder of one's own images, with captions in .txt files beside them."""
+"""Source: a folder of one's own images, with captions in .txt files beside them, or in a metadata.csv."""
 
 import hashlib
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from helpers.config import ScrapeConfig
 from helpers.errors import RunError
+from helpers.scrape import listed
 from helpers.scrape.found import Final, Found
 
 # SHORTCODE_INDEX as Instagram tools name files: eleven characters that no plain word has
@@ -17,6 +18,11 @@ MAX_STEM = 60
 
 
 def find(config: ScrapeConfig) -> list[Found]:
+    """The folder's images; those without a .txt take their captions from a metadata.csv, if there is one."""
+    return listed.with_captions(Path(config.folder).expanduser(), _walk(config))
+
+
+def _walk(config: ScrapeConfig) -> list[Found]:
     """Every file below the folder that is no caption, in order of path; hidden ones are passed over.
 
     Raises RunError if the folder is not there or empty, or a caption has no image beside it.
@@ -32,7 +38,7 @@ def find(config: ScrapeConfig) -> list[Found]:
         for path in files
         if path.suffix.lower() == ".txt" and _is_inside(path, root)
     }
-    images = [path for path in files if path.suffix.lower() != ".txt"]
+    images = [p for p in files if p.suffix.lower() != ".txt" and p.name != listed.METADATA]
     if not images:
         raise RunError(f"folder {root} holds no image: put JPEG, PNG or WEBP files into it")
     for stem, path in captions.items():

@@ -1,0 +1,88 @@
+"""Charts of the texts: how long they are, whom and where they show, and whether both sides of the split are alike."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import pandas as pd
+from PIL import Image
+
+MOST_TOKENS = 77  # what CLIP's text encoder reads, a start and an end among them
+# CLIP's own cut into pieces (Radford et al. 2021, simple_tokenizer.py), in the terms of Python's re
+PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
+PLACE = re.compile(
+    r"\b(?:in|on|at|under|through|inside|near|by|down|over|above|below|across|among) "
+    r"([^,.;]+?)(?= (?:with|and|while|in|on|at|next)\b|[,.;]|$)"
+)
+END_OF_SUBJECT = re.compile(
+    r"\s(?:\w{2,}ing|dressed|next|with|in|on|at|under|by|near|who|that|is|are|and an?|and the|and two)\b|[,.;]"
+)
+NO_PLACES = {"it", "them", "him", "her", "top", "front", "back", "side"}
+NO_NAMES = {"character", "characters", "a", "an", "the", "of"}
+COLOURS = ("#8b6fa8", "#d1a54b")
+
+
+def least_tokens(text: str) -> int:
+    """How many tokens CLIP makes of a text at least: a common word is one, a rare one several."""
+    return len(PIECE.findall(text.lower())) + 2
+
+
+def subject(caption: str) -> str:
+    """Whom a caption names first, without colours and such: `cats` of `blue and yellow cats shopping at ...`."""
+    words = [w for w in END_OF_SUBJECT.split(caption.lower(), 1)[0].split() if w not in NO_NAMES]
+    return words[-1] if words else ""
+
+
+def setting(caption: str) -> str:
+    """The last place that a caption names: `plant store` of `... shopping at plant store`."""
+    places = [
+        re.sub(r"^(?:an?|the) ", "", place.strip()) for place in PLACE.findall(caption.lower())
+    ]
+    places = [place for place in places if place.split(" ")[0] not in NO_PLACES]
+    return places[-1] if places else ""
+
+
+def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
+    """Token lengths, characters and settings of the column `caption`, for each side of the column `split`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), dpi=100, layout="constrained")
+    counts, lengths, characters, settings = figure.subplots(2, 2).flat
+    sides = {name: part["caption"] for name, part in images.groupby("split")}
+    counts.barh(list(sides), [len(part) for part in sides.values()], color=COLOURS[: len(sides)])
+    counts.set_title("images")
+    tokens = [[least_tokens(caption + suffix) for caption in part] for part in sides.values()]
+    bins = range(0, max(MOST_TOKENS, *map(max, tokens)) + 4, 3)
+    lengths.hist(tokens, bins, stacked=True, color=COLOURS[: len(sides)], label=list(sides))
+    lengths.axvline(MOST_TOKENS, color="#d1495b", linewidth=1)
+    lengths.set(title=f"tokens of a text, at least; CLIP reads {MOST_TOKENS}", ylabel="images")
+    _bars(characters, "characters, share of each side", _shares(sides, subject))
+    _bars(settings, "settings, share of each side", _shares(sides, setting))
+    figure.legend(*lengths.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer)
+
+
+def _shares(sides: dict[str, Iterable[str]], name_of: object) -> dict[str, dict[str, float]]:
+    counted = {side: Counter(map(name_of, captions)) for side, captions in sides.items()}
+    return {
+        side: {n: c / counts.total() for n, c in counts.items()} for side, counts in counted.items()
+    }
+
+
+def _bars(axes: object, title: str, sides: dict[str, dict[str, float]], most: int = 12) -> None:
+    """Horizontal bars of the names that are most frequent over both sides, a colour for each side."""
+    total = Counter()
+    for values in sides.values():
+        total.update({name: value for name, value in values.items() if name})
+    names = [name for name, _ in total.most_common(most)][::-1]
+    height = 0.8 / len(sides)
+    for i, (side, values) in enumerate(sides.items()):
+        where = [row + (i - (len(sides) - 1) / 2) * height for row in range(len(names))]
+        axes.barh(where, [values.get(n, 0) for n in names], height, color=COLOURS[i], label=side)
+    axes.set_yticks(range(len(names)), [name[:28].replace("$", r"\$") for name in names])
+    axes.set_title(title)

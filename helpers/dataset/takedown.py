@@ -1,0 +1,165 @@
+"""Take a post out of a run, everywhere: `python -m helpers.dataset.takedown RUN SHORTCODE`.
+
+This is the one place where something of the user's is deleted, since that is what is asked for. The shortcode
+is written to taken_down.txt first, and every following step is whole in itself: a rerun after a kill ends it.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.colab import DRIVE, FOLDER_ON_DRIVE
+from helpers.dataset.card import write_card
+from helpers.dataset.history import editions, remember
+from helpers.dataset.layout import copy_without, read_records
+from helpers.errors import RunError
+from helpers.records import Post, read_rows, rewrite
+from helpers.run import Run
+from helpers.store import replacing_folder, write_text
+
+SHORTCODE = re.compile(r"[A-Za-z0-9_-]{1,90}")
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What was taken out, and what has seen it.
+
+    files   names of the images that were here
+    seen    a sentence for each checkpoint and model that has seen the post, or may have
+    """
+
+    shortcode: str
+    files: tuple[str, ...]
+    seen: tuple[str, ...]
+    beyond: tuple[str, ...]  # where pictures of it may still be shown
+
+    def __str__(self) -> str:
+        gone = f"{self.shortcode} is taken down: {', '.join(self.files) or 'its images were gone already'}"
+        seen = self.seen or ("no checkpoint or model has seen it",)
+        return "\n".join((gone, *seen, *self.beyond))
+
+
+def remove(run: Run, shortcode: str) -> Removal:
+    """Take a post out of images, captions, rows, dataset and cache, here and on the mirrored Drive.
+
+    Safe to run again. Raises RunError if the run has no such post.
+    """
+    if not SHORTCODE.fullmatch(shortcode):
+        raise RunError(
+            f"{shortcode!r} is no shortcode: give the part of a post's address after /p/"
+        )
+    listed = run.taken_down.read_text().split() if run.taken_down.is_file() else []
+    files = _files(run, shortcode)
+    if not files and shortcode not in listed:
+        raise RunError(f"{run.folder} has no post {shortcode}: look it up in {run.posts}")
+    if shortcode not in listed:
+        write_text(run.taken_down, "".join(f"{name}\n" for name in (*listed, shortcode)))
+    seen = _seen(run, shortcode)
+    _purge(run, shortcode, files)
+    _purge_mirror(run, shortcode, files)
+    return Removal(shortcode, tuple(sorted(files)), tuple(seen), tuple(_beyond(run)))
+
+
+def _files(run: Run, shortcode: str) -> set[str]:
+    """The names of the post's images, by every row and file that there is."""
+    rows = {p.file_name for p in read_rows(run.posts, Post) if p.shortcode == shortcode}
+    rows |= {r.image for r in read_records(run.dataset) if r.shortcode == shortcode}
+    here = {path.name for path in run.images.glob(f"{shortcode}_*") if _is_of(path, shortcode)}
+    return rows | {name for name in here if not name.endswith(".txt")}
+
+
+def _is_of(path: Path, shortcode: str) -> bool:
+    return re.fullmatch(rf"{re.escape(shortcode)}_\d+\.(jpg|png|webp|txt)", path.name) is not None
+
+
+def _purge(run: Run, shortcode: str, files: set[str]) -> None:
+    """The dataset first, in one rename; then the rows that name the images; then the images themselves."""
+    shutil.rmtree(run.dataset.with_name(f".{run.dataset.name}.part"), ignore_errors=True)
+    if any(record.shortcode == shortcode for record in read_records(run.dataset)):
+        remember(run)
+        with replacing_folder(run.dataset) as beside:
+            copy_without(run.dataset, beside, shortcode)
+            write_card(beside)
+    for path in (run.captions, run.posts, run.rejected):
+        if path.is_file():
+            rewrite(path, lambda row: row.get("file_name") not in files)
+    if run.taken_back.is_file():
+        names = run.taken_back.read_text(encoding="utf-8").split()
+        write_text(run.taken_back, "".join(f"{name}\n" for name in names if name not in files))
+    shutil.rmtree(run.cache, ignore_errors=True)
+    for name in files:
+        run.sidecar(name).unlink(missing_ok=True)
+        run.image(name).unlink(missing_ok=True)
+    for path in run.images.glob(f"{shortcode}_*"):
+        if _is_of(path, shortcode):
+            path.unlink()
+
+
+def _purge_mirror(run: Run, shortcode: str, files: set[str]) -> None:
+    """The same on the mounted Drive; its copy of the dataset goes as a whole, and comes again when next mirrored."""
+    mirrored = Run(run.name)
+    mirrored.folder = DRIVE / FOLDER_ON_DRIVE / run.name
+    if mirrored.folder.is_dir():
+        shutil.rmtree(mirrored.dataset, ignore_errors=True)
+        _purge(mirrored, shortcode, files)
+
+
+def _seen(run: Run, shortcode: str) -> list[str]:
+    """A sentence for each checkpoint and for the model, by the hash of the dataset that its JSON files name."""
+    known = editions(run)
+    lines = []
+    for folder, words in _trained(run):
+        named = [edition for hash, edition in known.items() if hash in words]
+        if any(shortcode in edition.train for edition in named):
+            lines.append(f"{folder} was trained on it: train again without it, and delete this one")
+        elif any(shortcode in edition.validation for edition in named):
+            lines.append(f"{folder} was measured on it, not trained")
+        elif not named:
+            lines.append(f"{folder} may have seen it: its dataset is not on record")
+    return lines
+
+
+def _trained(run: Run) -> list[tuple[Path, str]]:
+    """Each checkpoint's folder and the model's, with all that its JSON files say."""
+    folders = [path for path in sorted(run.checkpoints.glob("*")) if path.is_dir()]
+    found = [(folder, _words(folder.glob("*.json"))) for folder in folders]
+    if run.model.is_dir():
+        found.append((run.model, _words((*run.model.glob("*.json"), run.verdict))))
+    return found
+
+
+def _words(paths: Iterable[Path]) -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
+
+
+def _beyond(run: Run) -> list[str]:
+    """Where its pictures may be shown besides: pages that hold pictures, and the hub."""
+    pages = [path for path in (run.notebooks, run.report_html) if path.exists()]
+    lines = [f"{path} may show it: make it again, or delete it" for path in pages]
+    if (DRIVE / FOLDER_ON_DRIVE / run.name).is_dir():
+        lines.append("Google Drive's bin keeps it for 30 days: empty it")
+    config = run.read_config("dataset") if run.config("dataset").is_file() else {}
+    if pushed_to := config.get("push_to"):
+        lines.append(
+            f"{pushed_to} on the hub has it, in its history too: delete that, and push anew"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m helpers.dataset.takedown", description=__doc__)
+    parser.add_argument("run", help="the run's name; its folder is runs/RUN")
+    parser.add_argument("shortcode", help="the part of a post's address after /p/")
+    args = parser.parse_args()
+    print(remove(Run(args.run), args.shortcode))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RunError as error:
+        sys.exit(f"error: {error}")

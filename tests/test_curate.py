@@ -1,0 +1,338 @@
+import io
+import re
+import subprocess
+import sys
+from functools import cache
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+
+from helpers.config import DatasetConfig, ScrapeConfig
+from helpers.dataset.charts import charts, least_tokens, setting, subject
+from helpers.dataset.curate import curate, take_back
+from helpers.dataset.gallery import cluster_sheet, gallery
+from helpers.dataset.quality import oddness, text_share
+from helpers.dataset.resemblance import copies, joined, look
+from helpers.demo.paint import paint_flat, paint_watercolour
+from helpers.demo.scenes import random_scene
+from helpers.errors import RunError
+from helpers.records import Post, Rejection, read_rows
+from helpers.run import Run
+from helpers.scrape.intake import find, take
+from tests.conftest import ROOT, lines, make_dataset, photograph
+
+CONFIG = DatasetConfig(run="art")
+
+
+def saved(image, kind="JPEG", quality=95):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def scaled(image, factor, method=Image.Resampling.LANCZOS):
+    return image.resize((round(image.width * factor), round(image.height * factor)), method)
+
+
+COPIES = {
+    "half": lambda image: scaled(image, 0.5),
+    "third, by neighbours": lambda image: scaled(image, 0.35, Image.Resampling.NEAREST),
+    "double": lambda image: scaled(image, 2, Image.Resampling.BICUBIC),
+    "JPEG 30": lambda image: saved(image, quality=30),
+    "JPEG 60": lambda image: saved(image, quality=60),
+    "WEBP 50": lambda image: saved(image, "WEBP", 50),
+    "mirrored": ImageOps.mirror,
+    "upside down": ImageOps.flip,
+    "turned": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "mirrored, half, JPEG 40": lambda image: saved(scaled(ImageOps.mirror(image), 0.5), quality=40),
+}
+
+
+@pytest.mark.parametrize("paint", [paint_watercolour, paint_flat])
+@pytest.mark.parametrize("count", [200, pytest.param(857, marks=pytest.mark.soak)])
+def test_copies_are_clustered_and_unrelated_drawings_are_not(paint, count):
+    drawings = [paint(random_scene(seed)) for seed in range(count)]
+    looks = [look(drawing) for drawing in drawings]
+    labels = joined(count, list(copies(looks, CONFIG.max_hash_bits)))
+    assert (np.bincount(labels)[labels] > 1).mean() <= 0.01
+    found = {
+        name: [
+            bool(list(copies([looks[i], look(make(drawings[i]))], CONFIG.max_hash_bits)))
+            for i in range(0, count, 10)
+        ]
+        for name, make in COPIES.items()
+    }
+    assert min(np.mean(hits) for hits in found.values()) >= 0.95, found
+
+
+def test_pictures_without_a_layout_or_of_another_colour_are_no_copies():
+    plain = [look(Image.new("RGB", (64, 64), (20 * i, 90, 90))) for i in range(6)]
+    assert not list(copies(plain, CONFIG.max_hash_bits))
+    drawing = paint_flat(random_scene(1))
+    red, green, blue = drawing.split()
+    other = Image.merge("RGB", (blue, red, green))
+    assert not list(copies([look(drawing), look(other)], CONFIG.max_hash_bits))
+
+
+def text_card(seed=0, size=(540, 540)):
+    image = Image.new("RGB", size, (238, 230, 220))
+    font, draw = ImageFont.load_default(size=size[0] // 18), ImageDraw.Draw(image)
+    words = "commissions are open again this week please write me a message".split()
+    for line in range(11):
+        text = " ".join(words[(seed + line * 3 + i) % len(words)] for i in range(5))
+        draw.text((size[0] // 18, size[0] * (line + 1) // 13), text, (40, 30, 60), font)
+    return image
+
+
+def photo(seed=0):
+    rng = np.random.default_rng(seed)
+    soft = Image.fromarray(rng.integers(20, 110, (12, 12, 3), np.uint8)).resize((160, 160))
+    noisy = np.asarray(soft, float) + rng.normal(0, 14, (160, 160, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+@cache
+def watercolour(seed):
+    return paint_watercolour(random_scene(seed))
+
+
+@pytest.fixture
+def art(tmp_path):
+    """A folder of thirty captioned watercolours."""
+    folder = tmp_path / "art"
+    for i in range(30):
+        put(folder, f"w{i:02d}", watercolour(i))
+    return folder
+
+
+def put(folder, name, image, caption="a picture", kind="png"):
+    folder.mkdir(exist_ok=True)
+    image.save(folder / f"{name}.{kind}")
+    (folder / f"{name}.txt").write_text(caption)
+
+
+def curated(folder, **settings):
+    run = make_dataset("art", folder)
+    kept, left_out = curate(DatasetConfig(run="art", **settings), run)
+    return run, kept, dict(zip(left_out["file_name"], left_out["reason"], strict=True))
+
+
+FLAWS = {
+    "too small": (lambda w: scaled(w, 0.4), "its shorter side of 51 px is below min_side_px 64"),
+    "extreme aspect": (lambda w: w.resize((512, 100)), "5.1 times the shorter, above max_aspect 3"),
+    "too dark": (lambda w: w.point(lambda v: v // 12), "is below min_brightness 24"),
+    "mostly text": (lambda w: text_card(), "of its height, above max_text_share 0.25"),
+    "too blurry": (
+        lambda w: scaled(w, 2).filter(ImageFilter.GaussianBlur(8)),
+        "min_sharpness 0.02 of the set's median",
+    ),
+    "odd one out": (
+        lambda w: photo(),
+        "spreads from the other posts' pictures, above max_oddness 10",
+    ),
+}
+
+
+def test_each_flaw_is_a_reason_with_its_figure_and_its_setting(workplace, art):
+    for i, (kind, (spoil, _)) in enumerate(FLAWS.items()):
+        put(art, kind.replace(" ", "-"), spoil(watercolour(100 + i)))
+    run, kept, reasons = curated(art)
+    assert set(reasons) == {f"{kind.replace(' ', '-')}_1.png" for kind in FLAWS} and len(kept) == 30
+    for kind, (_, words) in FLAWS.items():
+        reason = reasons[f"{kind.replace(' ', '-')}_1.png"]
+        assert words in reason and re.search(r"\d", reason), reason
+    assert {row.file_name: row.reason for row in read_rows(run.rejected, Rejection)} == reasons
+    assert all(run.image(name).is_file() for name in reasons)  # nothing is deleted
+
+
+def test_every_threshold_can_be_set(workplace, art):
+    for i, (kind, (spoil, _)) in enumerate(FLAWS.items()):
+        put(art, kind.replace(" ", "-"), spoil(watercolour(100 + i)))
+    _, kept, reasons = curated(
+        art,
+        min_side_px=16,
+        max_aspect=100.0,
+        min_brightness=0.0,
+        min_sharpness=0.0,
+        max_text_share=1.0,
+        max_oddness=1e6,
+    )
+    assert not reasons and len(kept) == 36
+
+
+def test_the_demo_is_left_as_it_is(workplace):
+    config, run = ScrapeConfig(run="demo", demo_posts=30), Run("demo")
+    list(take(config, run, find(config, run)))
+    from helpers.caption.ledger import caption_images, pending
+    from helpers.config import CaptionConfig
+
+    caption = CaptionConfig(run="demo")
+    list(caption_images(caption, run, pending(caption, run)))
+    kept, left_out = curate(DatasetConfig(run="demo"), run)
+    assert len(left_out) == 0 and len(kept) == len(read_rows(run.posts, Post)) > 40
+
+
+def test_the_sharpest_of_a_cluster_stays(workplace, art):
+    original = watercolour(7)  # w07
+    put(art, "a-half", scaled(original, 0.6))
+    put(art, "b-mirror", saved(ImageOps.mirror(original), quality=50), kind="jpg")
+    put(art, "c-soft", original.filter(ImageFilter.GaussianBlur(1.2)))
+    (art / "d-same.png").write_bytes((art / "w07.png").read_bytes())
+    (art / "d-same.txt").write_text("the same file")
+    _, kept, reasons = curated(art)
+    assert set(reasons) == {"a-half_1.png", "b-mirror_1.jpg", "c-soft_1.png", "w07_1.png"}
+    assert reasons["w07_1.png"] == "is the same file as d-same_1.png"
+    for name in ("a-half_1.png", "b-mirror_1.jpg", "c-soft_1.png"):
+        assert re.match(
+            r"shows the same as d-same_1.png: their hashes differ in \d+ of 256", reasons[name]
+        )
+    assert (kept["cluster"] == kept["file_name"]).all()
+
+
+def test_what_a_person_takes_back_stays_in_over_reruns(workplace, art):
+    put(art, "dark", watercolour(100).point(lambda v: v // 12))
+    put(art, "copy", scaled(watercolour(3), 0.6))
+    run, kept, reasons = curated(art)
+    assert set(reasons) == {"dark_1.png", "copy_1.png"}
+    for name in reasons:
+        take_back(run, name)
+        take_back(run, name)
+    for _ in range(2):
+        kept, left_out = curate(DatasetConfig(run="art"), run)
+        assert len(left_out) == 0 and len(kept) == 32 and not lines(run.rejected)
+    clusters = kept.set_index("file_name")["cluster"]
+    assert clusters["copy_1.png"] == clusters["w03_1.png"]  # so that both go to one side
+    assert run.taken_back.read_text() == "copy_1.png\ndark_1.png\n"
+    with pytest.raises(RunError, match="no image name of this project"):
+        take_back(run, "../x.jpg")
+
+
+def test_a_reason_that_holds_no_more_is_taken_from_the_list(workplace, art):
+    put(art, "small", scaled(watercolour(100), 0.4))
+    (art / "notes.gif").write_bytes(b"no image")
+    run, _, reasons = curated(art)
+    assert set(reasons) == {"small_1.png"} and len(lines(run.rejected)) == 2
+    curate(DatasetConfig(run="art", min_side_px=32), run)
+    assert [row["file_name"] for row in lines(run.rejected)] == ["notes.gif"]  # what 01 said stays
+
+
+def test_a_broken_image_is_left_out_and_the_rest_goes_on(workplace, art):
+    run = make_dataset("art", art)
+    image = run.image("w05_1.png")
+    image.write_bytes(image.read_bytes()[:900])
+    kept, left_out = curate(CONFIG, run)
+    assert len(kept) == 29 and left_out["reason"].item().startswith("does not decode")
+
+
+def test_the_gallery_takes_an_image_back_by_a_click(workplace, art):
+    put(art, "dark", watercolour(100).point(lambda v: v // 12))
+    photograph(art / "wordless.jpg", 3)
+    run = make_dataset("art", art)
+    _, left_out = curate(CONFIG, run)
+    shown = gallery(run, left_out)
+    buttons = [w for w in descendants(shown) if isinstance(w, ipywidgets.Button)]
+    words = [w.value for w in descendants(shown) if isinstance(w, ipywidgets.Label)]
+    assert "too dark: 1" in words and "no caption: 1" in words
+    assert sum(isinstance(w, ipywidgets.Image) for w in descendants(shown)) == 2
+    assert len(buttons) == 1  # a click cannot caption an image
+    buttons[0].click()
+    assert buttons[0].disabled and run.taken_back.read_text() == "dark_1.png\n"
+
+
+def descendants(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from descendants(child)
+
+
+def test_the_gallery_shows_words_of_others_as_words(workplace, art):
+    run = make_dataset("art", art)
+    _, left_out = curate(CONFIG, run)
+    evil = {"file_name": ["w00_1.png"], "kind": ["<b>x</b>"], "reason": ["<script>"]}
+    left_out = pd.DataFrame(evil)
+    kinds = {type(widget).__name__ for widget in descendants(gallery(run, left_out))}
+    assert kinds <= {"VBox", "Box", "Label", "Image", "Button"}  # none of which renders markup
+    assert len(list(descendants(gallery(run, left_out.iloc[:0])))) == 2
+
+
+def test_clusters_are_shown_with_the_kept_one_first(workplace, art):
+    put(art, "copy", scaled(watercolour(3), 0.6))
+    run = make_dataset("art", art)
+    kept, left_out = curate(CONFIG, run)
+    sheet = cluster_sheet(run, kept, left_out)
+    assert sheet.width > 5 * 120 and sheet.height < 2 * 160
+    assert cluster_sheet(run, kept, left_out.iloc[:0]) == "no two images are copies of one another"
+
+
+def test_the_room_loads_without_torch():
+    names = "build card charts curate gallery history join layout publish quality resemblance split takedown"
+    code = f"import sys; [__import__('helpers.dataset.' + n) for n in {names.split()}]; "
+    code += "print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_text_is_told_from_drawings():
+    cards = [text_card(i, size) for i in range(5) for size in ((540, 540), (1080, 1350))]
+    assert min(text_share(card.convert("L")) for card in cards) > CONFIG.max_text_share
+    drawn = [paint_flat(random_scene(i), 256) for i in range(40)] + [photo(i) for i in range(5)]
+    assert max(text_share(image.convert("L")) for image in drawn) < 0.1
+
+
+def test_a_whole_post_of_photos_is_odd_and_a_second_style_is_not():
+    rng = np.random.default_rng(0)
+    style, second, selfies = (
+        rng.normal(centre, 0.05, (count, 72)) for centre, count in ((0.1, 60), (0.4, 15), (0.8, 4))
+    )
+    palettes = np.concatenate([style, second, selfies])
+    posts = np.array([f"p{i}" for i in range(75)] + ["selfies"] * 4)
+    odd = oddness(palettes, posts) > CONFIG.max_oddness
+    assert odd[75:].all() and not odd[:75].any()
+    assert not oddness(palettes[:10], posts[:10]).any()  # too few to tell
+    assert np.isfinite(oddness(palettes[:30], np.array(["one"] * 30))).all()
+
+
+@pytest.mark.parametrize(
+    ("caption", "who", "where"),
+    [
+        ("blue and yellow cats shopping at plant store", "cats", "plant store"),
+        ("a turtle character dressed as teacher standing next to a chalkboard", "turtle", ""),
+        ("a blue cat next to a red car on a green hill", "cat", "green hill"),
+        ("", "", ""),
+    ],
+)
+def test_characters_and_settings_are_read_off_a_caption(caption, who, where):
+    assert (subject(caption), setting(caption)) == (who, where)
+
+
+def test_charts_stand_any_words(workplace, art):
+    _, kept, _ = curated(art)
+    kept = kept.assign(split=["train"] * 25 + ["validation"] * 5)
+    kept.loc[kept.index[:3], "caption"] = ["$x_{$ at $$", "日本 in 東京", "word " * 200]
+    assert charts(kept, " in a style").size[0] > 800
+    assert least_tokens("a cat's 2 toys!") == 8
+
+
+def test_the_notebook_runs_headlessly_with_everything_planted(workplace, art):
+    put(art, "copy", scaled(watercolour(3), 0.6))
+    photograph(art / "wordless.jpg", 3)
+    run = make_dataset("art", art)
+    done = papermill.execute_notebook(
+        "notebooks/03_dataset.ipynb",
+        "out.ipynb",
+        {"run": "art", "more": {"max_aspect": 2.5}},
+        progress_bar=False,
+    )
+    said = str(done)
+    for words in (
+        "30 kept, 2 left out",
+        "near copy",
+        "images are held out",
+        "not published: push_to",
+    ):
+        assert words in said, words
+    assert run.read_config("dataset")["max_aspect"] == 2.5
