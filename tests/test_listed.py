@@ -75,7 +75,7 @@ def test_plain_numbered_names_stay_posts_of_their_own(workplace, tmp_path):
         photograph(folder / f"watercolour_{i}.jpg", i)
     listed(folder, [(f"watercolour_{i}.jpg", f"picture {i}") for i in range(4)])
     posts = find(ScrapeConfig(run="x", source="folder", folder=str(folder)), Run("x"))
-    assert len({item.shortcode for item in posts}) == 4
+    assert len({item.shortcode for item in posts.items}) == 4
 
 
 def test_a_list_in_a_folder_below_counts_for_that_folder(workplace, tmp_path):
