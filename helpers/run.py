@@ -116,6 +116,10 @@ class Run:
     def notebook(self, stage: str) -> Path:
         return self.notebooks / f"{notebook_name(stage)}.ipynb"
 
+    def read_taken_down(self) -> list[str]:
+        """Shortcodes of posts that were taken down, in the order in which they were."""
+        return self.taken_down.read_text().split() if self.taken_down.is_file() else []
+
     def write_config(self, stage: str, config: Any) -> None:
         """Keep a stage's resolved settings."""
         write_json(self.config(stage), asdict(config))

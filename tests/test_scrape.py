@@ -2,6 +2,7 @@ import pytest
 from PIL import Image
 
 from helpers.config import ScrapeConfig
+from helpers.dataset.takedown import remove
 from helpers.errors import RunError
 from helpers.records import Post, Rejection, read_rows
 from helpers.run import IMAGE_NAME, Run
@@ -157,3 +158,12 @@ def test_the_demo_draws_carousels_from_a_seed(workplace):
     first = [item.load() for item in found[:2]]
     assert [item.load() for item in find(config, run).items[:2]] == first
     assert len({item.shortcode for item in found}) == 4 and all(item.caption for item in found)
+
+
+def test_a_post_that_was_taken_down_does_not_come_in_again(workplace, pictures):
+    run, _ = scrape(pictures)
+    assert remove(run, "Holiday-01").files
+    scrape(pictures)
+    assert not run.image("Holiday-01_1.jpg").exists() and "11 images" in verify_images(run)
+    (row,) = read_rows(run.rejected, Rejection)
+    assert row.reason == "was taken down"

@@ -114,8 +114,19 @@ def test_a_kill_at_each_file_operation_leaves_the_old_dataset_or_the_new_and_a_r
     assert hashes == {old, new} and kills > 20 / step
 
 
-def test_01_may_bring_it_back_but_03_leaves_it_out(run, tmp_path):
+def test_01_does_not_take_it_in_again(run, tmp_path):
     remove(run, GONE)
+    make_dataset("art", tmp_path / "art")
+    assert not list(run.images.glob(f"{GONE}_*"))
+    assert GONE not in {record.shortcode for record in read_records(run.dataset)}
+
+
+def test_where_an_old_copy_brings_it_back_03_leaves_it_out(run, tmp_path):
+    old = tmp_path / "old"
+    mirror(run.folder, old)
+    remove(run, GONE)
+    mirror(old, run.folder)
+    run.posts.write_bytes((old / run.posts.name).read_bytes())
     make_dataset("art", tmp_path / "art")
     assert GONE not in {record.shortcode for record in read_records(run.dataset)}
     reasons = {row.file_name: row.reason for row in read_rows(run.rejected, Rejection)}

@@ -74,7 +74,7 @@ def _mark(images: pd.DataFrame, which: pd.Series, kind: str, reason: str | pd.Se
 
 
 def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
-    taken_down = images["shortcode"].isin(_lines(run.taken_down))
+    taken_down = images["shortcode"].isin(run.read_taken_down())
     again = f"is of a post that {run.taken_down} lists: take it down again, or that line out"
     _mark(images, taken_down, "taken down", again)
     _mark(images, images["caption"] == "", "no caption", "has no caption")

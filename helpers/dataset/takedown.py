@@ -52,7 +52,7 @@ def remove(run: Run, shortcode: str) -> Removal:
         raise RunError(
             f"{shortcode!r} is no shortcode: give the part of a post's address after /p/"
         )
-    listed = run.taken_down.read_text().split() if run.taken_down.is_file() else []
+    listed = run.read_taken_down()
     files = _files(run, shortcode)
     if not files and shortcode not in listed:
         raise RunError(f"{run.folder} has no post {shortcode}: look it up in {run.posts}")

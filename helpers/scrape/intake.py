@@ -12,7 +12,7 @@ from helpers.records import Post, Rejection, append_row, latest, read_rows, reje
 from helpers.run import Run
 from helpers.scrape import demo, export, folder, hub, instagram
 from helpers.scrape.cursor import Cursor
-from helpers.scrape.found import Found, Source, Stopped
+from helpers.scrape.found import Final, Found, Source, Stopped
 from helpers.scrape.gate import Shape, load
 from helpers.store import sha256, write_bytes, write_text
 
@@ -101,6 +101,8 @@ def _known(run: Run, known: dict[str, Post], item: Found) -> Taken | None:
 
 def _take_one(config: ScrapeConfig, run: Run, known: dict[str, Post], item: Found) -> Taken:
     try:
+        if item.shortcode in run.read_taken_down():
+            raise Final("was taken down")
         content, shape = load(item, config.max_image_mpx)
     except (ValueError, OSError) as error:
         reject(run.rejected, Rejection(item.name, "scrape", str(error)))
