@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 
 from helpers.config import DatasetConfig
+from helpers.permission import MAY_BE_SHOWN
 from helpers.records import read_rows, rewrite
 from helpers.store import read_json, sha256, write_json
 
 SPLITS = ("train", "validation")
 CARD, ABOUT, RECORDS, SHEET = "README.md", "about.json", "provenance.jsonl", "contact_sheet.jpg"
-MAY_BE_SHOWN = ("own work", "permission of the artist")
 NOT_IN_IT = ("run", "push_to", "private")  # settings that change nothing of what is in the folder
 
 

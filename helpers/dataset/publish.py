@@ -8,21 +8,18 @@ import re
 import shutil
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo
 
-from helpers.colab import secret
 from helpers.config import DatasetConfig, configure
 from helpers.dataset.build import verify_dataset
 from helpers.dataset.history import remember
-from helpers.dataset.layout import MAY_BE_SHOWN, NOT_IN_IT, read_about, read_records
+from helpers.dataset.layout import NOT_IN_IT, read_about, read_records
 from helpers.errors import RunError
+from helpers.hub import make_private, open_hub, release, told
+from helpers.permission import require_shareable
 from helpers.run import Run
 from helpers.store import MANIFEST, damage, read_json, replacing_folder
 
@@ -44,67 +41,11 @@ def publish(config: DatasetConfig, run: Run) -> str:
         return "not published: push_to is empty"
     verify_dataset(run)
     if not config.private:
-        _refuse_unpermitted(run)
-    with _told(config.push_to):
-        api = HfApi(token=_token())
-        known = _look(api, config.push_to)
-        if known and not known.private:
-            raise RunError(
-                f"{config.push_to} is a public repository already: make it private in its settings on the hub, "
-                "or give push_to another name"
-            )
-        if not known:
-            api.create_repo(config.push_to, repo_type="dataset", private=True)
-        files = _push(api, _require_private(api, config.push_to), run.dataset)
-        if not config.private:
-            api.update_repo_settings(config.push_to, private=False, repo_type="dataset")
-        return _read_back(api, config, files)
-
-
-def _refuse_unpermitted(run: Run) -> None:
-    counts = Counter(record.permission for record in read_records(run.dataset))
-    refused = {name: count for name, count in counts.items() if name not in MAY_BE_SHOWN}
-    if refused or not counts:
-        listed = ", ".join(f"{count} are for {name!r}" for name, count in refused.items())
-        raise RunError(
-            f"private is False, but of {counts.total()} images {listed or 'none is known'}: only "
-            f"{' or '.join(map(repr, MAY_BE_SHOWN))} may be made public; leave private=True"
-        )
-
-
-@contextmanager
-def _told(hub_id: str) -> Iterator[None]:
-    """Whatever the hub or the way to it says, in one line."""
-    try:
-        yield
-    except RunError:
-        raise
-    except Exception as error:
-        what = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RunError(
-            f"the hub and {hub_id}: {what}; look at the name, the token's rights and the network, and try again"
-        ) from None
-
-
-def _token() -> str:
-    """The token of the hub's own login, of the environment, or of Colab's Secrets. Raises RunError if there is none."""
-    return get_token() or secret("HF_TOKEN")
-
-
-def _look(api: HfApi, hub_id: str) -> DatasetInfo | None:
-    try:
-        return api.dataset_info(hub_id)
-    except RepositoryNotFoundError:
-        return None
-
-
-def _require_private(api: HfApi, hub_id: str) -> DatasetInfo:
-    info = api.dataset_info(hub_id)
-    if info.private is not True:
-        raise RunError(
-            f"{hub_id} is not private though it was asked to be: look at its settings on the hub"
-        )
-    return info
+        require_shareable(record.permission for record in read_records(run.dataset))
+    with told(config.push_to):
+        api = open_hub()
+        files = _push(api, make_private(api, config.push_to, "dataset"), run.dataset)
+        return release(api, config.push_to, "dataset", files, private=config.private)
 
 
 def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
@@ -118,24 +59,13 @@ def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
     return files
 
 
-def _read_back(api: HfApi, config: DatasetConfig, files: set[str]) -> str:
-    info = _require_private(api, config.push_to) if config.private else _look(api, config.push_to)
-    missing = files - {sibling.rfilename for sibling in info.siblings or ()}
-    if missing:
-        raise RunError(
-            f"{config.push_to} lacks {sorted(missing)[0]} after the push: run the cell again"
-        )
-    seen = "private" if info.private else "public"
-    return f"{len(files)} files in {api.endpoint}/datasets/{config.push_to}, {seen}"
-
-
 def fetch(run: Run, hub_id: str) -> str:
     """Bring a dataset that 03 pushed into the run, verified by its manifest; 04 can start from it.
 
     Raises RunError if the run has another dataset, the repository holds none of 03's, or a file is not what
     the manifest says.
     """
-    with _told(hub_id), tempfile.TemporaryDirectory() as temporary:
+    with told(hub_id), tempfile.TemporaryDirectory() as temporary:
         folder = _download(hub_id, Path(temporary))
         if what := damage(folder):
             raise RunError(f"{hub_id}: {what}: push it again")
