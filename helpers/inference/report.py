@@ -8,7 +8,8 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from helpers.config import InferenceConfig
-from helpers.inference.judge import Groups, draw_groups, judge
+from helpers.inference.encoders import ImageModel
+from helpers.inference.judge import Groups, adherence, draw_groups, judge
 from helpers.inference.sample import Studio, requests_of
 from helpers.pictures import (
     contact_sheet,
@@ -41,7 +42,7 @@ def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
     with run.timed("inference"):
         groups = draw_groups(config, studio)
         before_and_after = _before_and_after(config, studio)
-    figures = _figures(studio, groups, inputs)
+    figures = _figures(config, studio, groups, inputs)
     write_text(run.report_html, _page(studio, figures, groups, before_and_after))
     write_json(run.report_json, figures)
     return figures
@@ -60,16 +61,20 @@ def _before_and_after(config: InferenceConfig, studio: Studio) -> Image.Image:
     return grid(images, len(asked), [r.prompt for r in plain], tuple(rows), cell_px=192)
 
 
-def _figures(studio: Studio, groups: Groups, inputs: dict[str, Any]) -> dict[str, Any]:
+def _figures(
+    config: InferenceConfig, studio: Studio, groups: Groups, inputs: dict[str, Any]
+) -> dict[str, Any]:
     run = studio.run
     verdict = read_json(run.verdict)
-    judgement = asdict(judge(groups))
+    encoder = ImageModel(config.encoder) if config.encoder else None
+    judgement = asdict(judge(groups, encoder))
     return {
         "run": run.name,
         "verdict": words(verdict, judgement),
         "validation_loss": {name: verdict[name] for name in ("base", "last", "best", "best_step")},
         "training": verdict["words"],
         **judgement,
+        "prompt_adherence": adherence(config, studio, groups),
         **_costs(run),
         "hashes": {name: verdict[name] for name in ("dataset", "base_model")}
         | {"model": studio.model_hash},
