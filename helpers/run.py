@@ -54,6 +54,7 @@ class Run:
     # 05
     samples = _In("samples")
     export = _In("export")
+    before_and_after = _In("previews/before_and_after.png")
     report_html = _In("report.html")
     report_json = _In("report.json")
     # all

@@ -80,7 +80,6 @@ def draw_groups(config: InferenceConfig, studio: Studio) -> Groups:
         base=sample("base", styled=True),
         tuned=sample("tuned", styled=True),
         plain=sample("tuned", styled=False),
-        probe=draw_probe(config, studio),
     )
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from helpers.config import InferenceConfig
 from helpers.inference.encoders import ImageModel
-from helpers.inference.judge import Groups, adherence, draw_groups, judge
+from helpers.inference.judge import Groups, adherence, draw_groups, draw_probe, judge
 from helpers.inference.sample import Studio, requests_of
 from helpers.pictures import (
     contact_sheet,
@@ -21,7 +21,7 @@ from helpers.pictures import (
 )
 from helpers.records import Caption, Post, Rejection, latest, read_log, read_metadata, read_rows
 from helpers.run import STAGES, Run
-from helpers.store import folder_hash, read_json, write_json, write_text
+from helpers.store import folder_hash, read_json, replacing_file, write_json, write_text
 
 TEMPLATE = "report.html.j2"
 
@@ -41,8 +41,11 @@ def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
     run.write_config("inference", config)
     with run.timed("inference"):
         groups = draw_groups(config, studio)
+        groups = replace(groups, probe=draw_probe(config, studio))
         before_and_after = _before_and_after(config, studio)
     figures = _figures(config, studio, groups, inputs)
+    with replacing_file(run.before_and_after) as beside:
+        before_and_after.save(beside)
     write_text(run.report_html, _page(studio, figures, groups, before_and_after))
     write_json(run.report_json, figures)
     return figures

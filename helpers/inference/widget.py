@@ -35,7 +35,8 @@ class PromptBox:
         self.studio, self.config = studio, config
         self._stop = threading.Event()
         self._worker: threading.Thread | None = None
-        self._make_fields(prompt)
+        self._make_words(prompt)
+        self._make_fields()
         self.button = widgets.Button(description="Draw", button_style="primary", icon="paint-brush")
         self.cancel = widgets.Button(description="Cancel", disabled=True, icon="stop")
         self.bar = widgets.IntProgress(min=0, max=1, layout=NARROW)
@@ -47,14 +48,19 @@ class PromptBox:
             self._remember(settings, open_rgb(path))
         self.view = self._lay_out()
 
-    def _make_fields(self, prompt: str) -> None:
-        config, side = self.config, self.studio.resolution_px
+    def _make_words(self, prompt: str) -> None:
         self.prompt = widgets.Textarea(
             prompt, description="Prompt", layout=WIDE, style=STYLE, rows=2
         )
         self.negative_prompt = widgets.Text(
-            config.negative_prompt, description="Without", layout=WIDE, style=STYLE
+            self.config.negative_prompt, description="Without", layout=WIDE, style=STYLE
         )
+        self.styled = _checkbox("in the style (adds the suffix)", ticked=True)
+        self.compare = _checkbox("base model beside it", ticked=True)
+        self.random_seed = _checkbox("another seed each time", ticked=False)
+
+    def _make_fields(self) -> None:
+        config, side = self.config, self.studio.resolution_px
         self.steps = _slider("Steps", config.num_inference_steps, 1, 60)
         self.guidance = _slider("Guidance", config.guidance_scale, 1.0, 15.0)
         self.count = _slider("Pictures", 4, 1, 8)
@@ -69,11 +75,8 @@ class PromptBox:
         self.checkpoint = _choice(
             widgets.SelectionSlider, "Checkpoint", [*steps, ("the model", "tuned")], "tuned"
         )
-        is_lora = self.studio.method == "lora"
-        self.strength = _slider("LoRA strength" if is_lora else "Strength", 1.0, 0.0, 1.5, 0.05)
-        self.styled = _checkbox("in the style (adds the suffix)", ticked=True)
-        self.compare = _checkbox("base model beside it", ticked=True)
-        self.random_seed = _checkbox("another seed each time", ticked=False)
+        name = "LoRA strength" if self.studio.method == "lora" else "Strength"
+        self.strength = _slider(name, 1.0, 0.0, 1.5, 0.05)
 
     def _lay_out(self) -> widgets.VBox:
         pairs = [
