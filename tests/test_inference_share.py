@@ -106,7 +106,7 @@ def test_the_card_names_a_base_on_the_hub(run):
     base = json.loads(config.read_text()) | {"base_model": "someone/base", "method": "lora"}
     config.write_text(json.dumps(base))
     header = yaml.safe_load(write_card(run).read_text().split("---")[1])
-    assert header["base_model"] == "someone/base" and header["base_model_relation"] == "adapter"
+    assert header["base_model"] == "someone/base" and header["base_model_relation"] == "finetune"
 
 
 def test_a_card_before_the_report_names_the_notebook(run):

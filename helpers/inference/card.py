@@ -45,23 +45,14 @@ def card_files(run: Run) -> dict[str, Path]:
 def card(run: Run, figures: dict[str, Any]) -> str:
     """Markdown with a YAML header that the Hugging Face hub reads."""
     trained = run.read_config("train")
-    base, method = public_name(trained["base_model"]), trained["method"]
-    on_hub = trained["base_model"] == base
+    base = public_name(trained["base_model"])
     posts = list(latest(read_rows(run.posts, Post)).values())
-    header = ModelCardData(
-        license=LICENCE,
-        base_model=base if on_hub else None,
-        base_model_relation=("adapter" if method == "lora" else "finetune") if on_hub else None,
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=["stable-diffusion", "stable-diffusion-diffusers", "annalaura-diffusion"],
-    )
     loader = FileSystemLoader(Path(__file__).parent)
     return (
         Environment(loader=loader, trim_blocks=True)
         .get_template(TEMPLATE)
         .render(
-            header=header.to_yaml(),
+            header=_header(base if trained["base_model"] == base else None),
             figures=figures,
             base=base,
             suffix=run.read_config("dataset")["suffix"],
@@ -69,9 +60,22 @@ def card(run: Run, figures: dict[str, Any]) -> str:
             posts=len({post.shortcode for post in posts}),
             accounts=", ".join(sorted({p.account for p in posts} - {""})) or "not recorded",
             permissions=", ".join(sorted({post.permission for post in posts})),
-            lora=method == "lora",
+            lora=trained["method"] == "lora",
         )
     )
+
+
+def _header(base_on_hub: str | None) -> str:
+    """What the hub reads of a card; a base that lies in a folder has no address to give."""
+    data = ModelCardData(
+        license=LICENCE,
+        base_model=base_on_hub,
+        base_model_relation="finetune" if base_on_hub else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["stable-diffusion", "stable-diffusion-diffusers", "annalaura-diffusion"],
+    )
+    return data.to_yaml()
 
 
 def public_name(base_model: str) -> str:
