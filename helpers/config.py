@@ -239,9 +239,18 @@ class InferenceConfig:
     guidance_scale: float = number(4.0, 1.0, 30.0)
     seed: int = number(1000, 0, 2**31)
     num_images: int = number(1, 1, 64)  # of each prompt
+    export: bool = True  # write one-file weights for ComfyUI and A1111
+    push_to: str = ""  # a model repository on the hub, as in you/your-model; empty pushes nothing
+    private: bool = True
     add_suffix: bool = True  # end each prompt with the dataset's suffix
     batch_size: int = number(8, 1, 64)
     judged_samples: int = number(32, 8, 4096)  # in each group that the verdict compares
+    probed_captions: int = number(
+        24, 0, 4096
+    )  # training captions that are drawn to look for copies
+    encoder: str = ""  # a hub id or folder of a CLIP or DINOv2, to judge the style by as well
+    clip_model: str = ""  # a hub id or folder of a CLIP, to measure how well prompts are kept to
+    safety_checker: bool = True  # where the model has one
 
     def __post_init__(self) -> None:
         check(self)

@@ -58,6 +58,8 @@ class Run:
     verdict = _In("verdict.json")
     # 05
     samples = _In("samples")
+    export = _In("export")
+    before_and_after = _In("previews/before_and_after.png")
     report_html = _In("report.html")
     report_json = _In("report.json")
     # all
@@ -69,7 +71,7 @@ class Run:
         if not RUN_NAME.fullmatch(name):
             raise RunError(f"run is {name!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
         self.name, self.folder = name, RUNS / name
-        for folder in (self.dataset, self.model):
+        for folder in (self.dataset, self.model, self.export):
             recover_folder(folder)
 
     def __repr__(self) -> str:

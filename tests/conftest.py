@@ -170,3 +170,31 @@ def logged_in(monkeypatch):
     from tests.loopback_instagram import COOKIES
 
     monkeypatch.setenv("INSTAGRAM_COOKIES", COOKIES)
+
+
+def make_trained(folder: Path, base: Path, **given) -> Path:
+    """A workplace with a run, `pictures`, that has come as far as 04."""
+    from helpers.config import TrainConfig, configure
+    from helpers.train.loop import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for i in range(12):
+            path = photograph(folder / f"in/{i}.jpg", i)
+            path.with_suffix(".txt").write_text(f"<b>thing</b> number {i}")
+        run = make_dataset("pictures", folder / "in")
+        given = {"run": "pictures", "base_model": str(base), **SMALL_TRAINING, **given}
+        list(train(configure(TrainConfig, given), run))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory, tiny_base):
+    return make_trained(tmp_path_factory.mktemp("trained"), tiny_base)
+
+
+@pytest.fixture(scope="session")
+def lora_folder(tmp_path_factory, tiny_base):
+    return make_trained(
+        tmp_path_factory.mktemp("lora"), tiny_base, method="lora", rank=4, learning_rate=0.05
+    )

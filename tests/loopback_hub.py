@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback: what the real client asks of it to make, fill, look at and fetch datasets."""
+"""A Hugging Face hub on loopback: what the real client asks of it to make, fill, look at and fetch repositories."""
 
 import base64
 import hashlib
@@ -156,13 +156,13 @@ NAME = r"([\w.-]+/[\w.-]+)"
 ROUTES = (
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.yaml),
-    ("GET", rf"/api/datasets/{NAME}(?:/revision/(\w+))?", Handler.info),
-    ("PUT", rf"/api/datasets/{NAME}/settings", Handler.settings),
-    ("POST", rf"/api/datasets/{NAME}/preupload/main", Handler.preupload),
-    ("POST", rf"/api/datasets/{NAME}/commit/main", Handler.commit),
-    ("GET", rf"/api/datasets/{NAME}/tree/(\w+)", Handler.tree),
-    ("GET", rf"/datasets/{NAME}/resolve/(\w+)/(.+)", Handler.resolve),
-    ("HEAD", rf"/datasets/{NAME}/resolve/(\w+)/(.+)", Handler.resolve),
+    ("GET", rf"/api/(?:datasets|models)/{NAME}(?:/revision/(\w+))?", Handler.info),
+    ("PUT", rf"/api/(?:datasets|models)/{NAME}/settings", Handler.settings),
+    ("POST", rf"/api/(?:datasets|models)/{NAME}/preupload/main", Handler.preupload),
+    ("POST", rf"/api/(?:datasets|models)/{NAME}/commit/main", Handler.commit),
+    ("GET", rf"/api/(?:datasets|models)/{NAME}/tree/(\w+)", Handler.tree),
+    ("GET", rf"(?:/datasets)?/{NAME}/resolve/(\w+)/(.+)", Handler.resolve),
+    ("HEAD", rf"(?:/datasets)?/{NAME}/resolve/(\w+)/(.+)", Handler.resolve),
 )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.config import InferenceConfig, TrainConfig, configure
+from helpers.config import InferenceConfig
 from helpers.errors import RunError
 from helpers.inference.judge import Groups, judge
 from helpers.inference.report import report, verify_report
@@ -14,25 +14,8 @@ from helpers.inference.sample import Request, Studio, draw_missing, requests_of
 from helpers.inference.style import StyleAxis, features, nearest, style_gain, thumbnail
 from helpers.inference.widget import PromptBox
 from helpers.run import Run
-from helpers.train.loop import train
-from tests.conftest import SMALL_TRAINING, make_dataset, photograph
 
 CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8)
-
-
-@pytest.fixture(scope="module")
-def trained_folder(tmp_path_factory, tiny_base):
-    """A workplace with a run that has come as far as 04, made once."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("trained")
-        patch.chdir(folder)
-        for i in range(12):
-            path = photograph(folder / f"in/{i}.jpg", i)
-            path.with_suffix(".txt").write_text(f"<b>thing</b> number {i}")
-        run = make_dataset("pictures", folder / "in")
-        given = {"run": "pictures", "base_model": str(tiny_base), **SMALL_TRAINING}
-        list(train(configure(TrainConfig, given), run))
-    return folder
 
 
 @pytest.fixture
@@ -42,11 +25,11 @@ def studio(trained_folder, monkeypatch):
 
 
 def test_a_picture_does_not_depend_on_its_neighbours(studio):
-    asked = [Request("a cat", seed, num_inference_steps=2) for seed in range(5)]
-    together = studio.draw(asked, batch_size=5)
+    asked = [Request("a cat", seed, num_inference_steps=2) for seed in range(8)]
+    together = studio.draw(asked, batch_size=8)
     alone = [studio.draw([request])[0] for request in asked]
     for first, second in zip(together, alone, strict=True):
-        assert np.abs(np.asarray(first, int) - np.asarray(second, int)).max() <= 1
+        assert np.array_equal(first, second)
 
 
 def test_prompts_get_the_suffix_once_and_seeds_of_their_own(studio):

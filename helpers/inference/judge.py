@@ -1,25 +1,29 @@
 """Did the style move, does the suffix switch it, did it copy? The base and the tuned model on the same prompts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from helpers.config import InferenceConfig
-from helpers.inference.sample import Request, Studio, held_out_captions
+from helpers.inference.copies import CopyFinder
+from helpers.inference.distance import kid_interval
+from helpers.inference.encoders import BUILT_IN, ClipScore, Encoder, ImageModel, built_in
+from helpers.inference.sample import Request, Studio, captions_of, held_out_captions, is_blocked
 from helpers.inference.style import (
     HALFWAY,
     Gain,
     StyleAxis,
     features,
-    nearest,
+    order_share,
     style_gain,
-    thumbnail,
 )
-from helpers.pictures import middle_square, open_rgb
+from helpers.pictures import evenly, middle_square, open_rgb
 from helpers.run import Run
 
-LIKELY_COPY = 0.99  # a sample is called a copy beyond this quantile of held-out pictures' likeness
+PROBE_SEED = 900
+COMPARED = ("train", "held_out", "base", "tuned", "plain")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Groups:
     base: list[Image.Image]
     tuned: list[Image.Image]
     plain: list[Image.Image]  # tuned, without the suffix
+    probe: list[Image.Image] = field(default_factory=list)  # tuned, of training captions
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,12 @@ class Judgement:
     suffix_switch: dict[
         str, float
     ]  # shares of samples on the right side: with the suffix art, without it not
-    copies: dict[str, object]
+    copies: dict[str, Any]
+    kid: dict[str, Any]  # tuned to held-out, between floor and ceiling
+    style_order: float  # share of bootstraps in which base < tuned < held-out art
+    encoders: dict[str, Any]  # style gain and KID by an image model, where one was given
     samples: int
+    blocked: int  # samples that the safety checker kept back; they are in no other figure
 
 
 def draw_groups(config: InferenceConfig, studio: Studio) -> Groups:
@@ -74,6 +83,17 @@ def draw_groups(config: InferenceConfig, studio: Studio) -> Groups:
     )
 
 
+def draw_probe(config: InferenceConfig, studio: Studio) -> list[Image.Image]:
+    """Sample training captions: where a model learnt images by heart, this is what calls them up."""
+    asked = evenly(captions_of(studio, "train"), config.probed_captions)
+    steps, guidance = config.num_inference_steps, config.guidance_scale
+    requests = [
+        Request(studio.styled(prompt), config.seed + PROBE_SEED + i, "", steps, guidance)
+        for i, prompt in enumerate(asked)
+    ]
+    return studio.draw(requests, config.batch_size) if requests else []
+
+
 def _split_images(run: Run, split: str, side_px: int = 256) -> list[Image.Image]:
     images = []
     for path in run.split_images(split):
@@ -82,38 +102,80 @@ def _split_images(run: Run, split: str, side_px: int = 256) -> list[Image.Image]
     return images
 
 
-def judge(groups: Groups) -> Judgement:
+def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
     """Compare the groups.
 
     The axis is fitted to training images and every other sample of the base, and read on held-out
     images and the rest, so that no figure is measured on what it was fitted to.
     """
-    seen = {
-        name: np.stack([features(image) for image in images])
-        for name, images in vars(groups).items()
+    shown = {
+        name: [i for i in images if not is_blocked(i)] for name, images in vars(groups).items()
     }
-    axis = StyleAxis.between(seen["base"][::2], seen["train"])
-    base, tuned, plain, art = (
-        axis.place(p) for p in (seen["base"][1::2], seen["tuned"], seen["plain"], seen["held_out"])
-    )
+    seen = {name: np.stack([features(i) for i in shown[name]]) for name in COMPARED}
+    base, tuned, plain, art = _places(seen)
     switch = {
         "with_suffix": float((tuned > HALFWAY).mean()),
         "without_suffix": float((plain < HALFWAY).mean()),
         "held_out_art": float((art > HALFWAY).mean()),
         "base_model": float((base < HALFWAY).mean()),
     }
-    return Judgement(style_gain(base, tuned, art), switch, _copies(groups), len(groups.tuned))
+    return Judgement(
+        style_gain(base, tuned, art),
+        switch,
+        copies(shown),
+        {"encoder": BUILT_IN} | _kid(shown, built_in(shown["train"])),
+        order_share(base, tuned, art),
+        {encoder.name: _by_model(shown, encoder)} if encoder else {},
+        len(groups.tuned),
+        sum(len(images) for images in vars(groups).values()) - sum(map(len, shown.values())),
+    )
 
 
-def _copies(groups: Groups) -> dict[str, object]:
-    """How near samples come to a training image, against how near held-out pictures come to one."""
-    train = np.stack([thumbnail(image) for image in groups.train])
-    held_out = [nearest(thumbnail(image), train)[1] for image in groups.held_out]
-    found = [nearest(thumbnail(image), train) for image in groups.tuned]
-    threshold = float(np.quantile(held_out, LIKELY_COPY))
-    likest = max(range(len(found)), key=lambda i: found[i][1])
-    return {
-        "threshold": threshold,
-        "share": float(np.mean([likeness > threshold for _, likeness in found])),
-        "likest": {"sample": likest, "train": found[likest][0], "likeness": found[likest][1]},
-    }
+def _places(seen: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Where base, tuned, plain and held-out pictures lie on the line from base to art."""
+    axis = StyleAxis.between(seen["base"][::2], seen["train"])
+    rest = (seen["base"][1::2], seen["tuned"], seen["plain"], seen["held_out"])
+    return [axis.place(pictures) for pictures in rest]
+
+
+def _by_model(shown: dict[str, list[Image.Image]], encoder: ImageModel) -> dict[str, Any]:
+    seen = {name: encoder(shown[name]) for name in COMPARED}
+    base, tuned, _, art = _places(seen)
+    return {"style_gain": vars(style_gain(base, tuned, art))} | _kid(shown, encoder)
+
+
+def _kid(shown: dict[str, list[Image.Image]], encode: Encoder) -> dict[str, Any]:
+    """KID to held-out images: of training images (floor), of tuned samples, and of the base's (ceiling)."""
+    if min(len(shown[name]) for name in COMPARED) < 3:
+        return {"left_out": "a group has fewer than three pictures"}
+    seen = {name: encode(shown[name]) for name in ("train", "tuned", "base", "held_out")}
+    names = {"floor": "train", "tuned": "tuned", "ceiling": "base"}
+    return {k: vars(kid_interval(seen[name], seen["held_out"])) for k, name in names.items()}
+
+
+def copies(shown: dict[str, list[Image.Image]]) -> dict[str, Any]:
+    """How near samples, and samples of training captions, come to a training image."""
+    finder = CopyFinder(shown["train"], shown["held_out"])
+    probe = finder.figures(shown["probe"]) if shown["probe"] else None
+    return finder.figures(shown["tuned"]) | {"probe": probe}
+
+
+def adherence(config: InferenceConfig, studio: Studio, groups: Groups) -> dict[str, Any]:
+    """CLIPScore of base and tuned samples with their captions, or why it is left out."""
+    if not config.clip_model:
+        return {"left_out": "no CLIP was given: set clip_model to a hub id or a folder"}
+    clip = ClipScore(config.clip_model)
+    captions = held_out_captions(studio)
+    pairs = [
+        (base, tuned, captions[i % len(captions)])
+        for i, (base, tuned) in enumerate(zip(groups.base, groups.tuned, strict=True))
+        if not (is_blocked(base) or is_blocked(tuned))
+    ]
+    before, after, asked = (list(side) for side in zip(*pairs, strict=True))
+    base, tuned = clip.score(before, asked), clip.score(after, asked)
+    rng = np.random.default_rng(0)
+    change = [float(rng.choice(tuned - base, len(pairs)).mean()) for _ in range(2000)]
+    low, high = np.quantile(change, (0.025, 0.975))
+    figures = {"base": base.mean(), "tuned": tuned.mean(), "change": (tuned - base).mean()}
+    figures |= {"change_low": low, "change_high": high}
+    return {"model": config.clip_model} | {k: float(v) for k, v in figures.items()}

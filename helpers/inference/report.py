@@ -1,28 +1,16 @@
 """report.html, one page that stands alone, and report.json, the same figures for machines."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
-from PIL import Image
-
 from helpers.config import InferenceConfig
-from helpers.inference.judge import Groups, draw_groups, judge
+from helpers.inference.encoders import ImageModel
+from helpers.inference.judge import Groups, adherence, draw_groups, draw_probe, judge
+from helpers.inference.page import Rows, page
 from helpers.inference.sample import Studio, requests_of
-from helpers.pictures import (
-    contact_sheet,
-    data_url,
-    evenly,
-    grid,
-    loss_curves,
-    open_rgb,
-)
-from helpers.records import Caption, Post, Rejection, latest, read_log, read_metadata, read_rows
-from helpers.run import STAGES, Run
-from helpers.store import folder_hash, read_json, write_json, write_text
-
-TEMPLATE = "report.html.j2"
+from helpers.records import Caption, latest, read_metadata, read_rows
+from helpers.run import Run
+from helpers.store import folder_hash, read_json, replacing_file, write_json, write_text
 
 
 def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
@@ -40,36 +28,39 @@ def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
     run.write_config("inference", config)
     with run.timed("inference"):
         groups = draw_groups(config, studio)
-        before_and_after = _before_and_after(config, studio)
-    figures = _figures(studio, groups, inputs)
-    write_text(run.report_html, _page(studio, figures, groups, before_and_after))
+        groups = replace(groups, probe=draw_probe(config, studio))
+        rows = _draw_rows(config, studio)
+    figures = _figures(config, studio, groups, inputs)
+    with replacing_file(run.before_and_after) as beside:
+        rows.grid().save(beside)
+    write_text(run.report_html, page(run, figures, groups, rows))
     write_json(run.report_json, figures)
     return figures
 
 
-def _before_and_after(config: InferenceConfig, studio: Studio) -> Image.Image:
-    """The fixed prompts by the base model, the tuned one, and the tuned one without the suffix, in three rows."""
+def _draw_rows(config: InferenceConfig, studio: Studio) -> Rows:
+    """The fixed prompts by the base model, the tuned one, and the tuned one without the suffix."""
     asked = requests_of(config, studio)
     plain = [replace(r, prompt=r.prompt.removesuffix(studio.suffix)) for r in asked]
-    rows = {
-        "base model, with the suffix": [replace(request, model="base") for request in asked],
-        "tuned, with the suffix": asked,
-        "tuned, without the suffix": plain,
-    }
-    images = [image for row in rows.values() for image in studio.draw(row, config.batch_size)]
-    return grid(images, len(asked), [r.prompt for r in plain], tuple(rows), cell_px=192)
+    requests = [[replace(request, model="base") for request in asked], asked, plain]
+    drawn = [studio.draw(row, config.batch_size) for row in requests]
+    return Rows([request.prompt for request in plain], *drawn)
 
 
-def _figures(studio: Studio, groups: Groups, inputs: dict[str, Any]) -> dict[str, Any]:
+def _figures(
+    config: InferenceConfig, studio: Studio, groups: Groups, inputs: dict[str, Any]
+) -> dict[str, Any]:
     run = studio.run
     verdict = read_json(run.verdict)
-    judgement = asdict(judge(groups))
+    encoder = ImageModel(config.encoder) if config.encoder else None
+    judgement = asdict(judge(groups, encoder))
     return {
         "run": run.name,
         "verdict": words(verdict, judgement),
         "validation_loss": {name: verdict[name] for name in ("base", "last", "best", "best_step")},
         "training": verdict["words"],
         **judgement,
+        "prompt_adherence": adherence(config, studio, groups),
         **_costs(run),
         "hashes": {name: verdict[name] for name in ("dataset", "base_model")}
         | {"model": studio.model_hash},
@@ -107,48 +98,6 @@ def words(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
         f"with it look like the art, {switch['without_suffix']:.0%} without it do not. "
         f"{judgement['copies']['share']:.0%} of the samples come nearer to a training image than held-out art does."
     )
-
-
-def _page(
-    studio: Studio, figures: dict[str, Any], groups: Groups, before_and_after: Image.Image
-) -> str:
-    run = studio.run
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    return environment.get_template(TEMPLATE).render(
-        figures=figures,
-        suffix=studio.suffix,
-        posts=_accounts(run),
-        before_and_after=data_url(before_and_after),
-        curves=data_url(loss_curves(read_log(run.train_log))),
-        previews=_previews(run),
-        contact=data_url(contact_sheet(run.split_images("train"))),
-        held_out=data_url(contact_sheet(run.split_images("validation"), most=20)),
-        captions=evenly(read_metadata(run.split_metadata("train")), 8),
-        rejected=read_rows(run.rejected, Rejection),
-        likest=data_url(_likest_pair(figures, groups)),
-        configs={s: read_json(run.config(s)) for s in STAGES if run.config(s).is_file()},
-    )
-
-
-def _accounts(run: Run) -> dict[str, str]:
-    posts = list(latest(read_rows(run.posts, Post)).values())
-    return {
-        "images": f"{len(posts)} images of {len({post.shortcode for post in posts})} posts",
-        "accounts": ", ".join(sorted({post.account for post in posts} - {""})) or "not recorded",
-        "permission": ", ".join(sorted({post.permission for post in posts})),
-    }
-
-
-def _previews(run: Run, most: int = 8) -> list[tuple[int, str]]:
-    """(step, picture) of the previews, evenly picked."""
-    paths = evenly(run.preview_files(), most)
-    return [(int(path.stem.removeprefix("step-")), data_url(open_rgb(path))) for path in paths]
-
-
-def _likest_pair(figures: dict[str, Any], groups: Groups) -> Image.Image:
-    likest = figures["copies"]["likest"]
-    pair = [groups.tuned[likest["sample"]], groups.train[likest["train"]]]
-    return grid(pair, 2, labels=["sample", "nearest training image"], cell_px=192)
 
 
 def verify_report(run: Run) -> str:

@@ -1,23 +1,40 @@
 """Drawing with a run's model, and with the base model beside it."""
 
-import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from helpers.config import InferenceConfig
+from helpers.config import InferenceConfig, configure
 from helpers.device import Device, load_pipeline, pick_device, sample_fast
 from helpers.errors import RunError
+from helpers.inference.album import Album
+from helpers.inference.weights import Weights
+from helpers.pictures import INK
 from helpers.records import read_metadata
 from helpers.run import Run
-from helpers.store import damage, folder_hash, read_json, replacing_file, write_json
+from helpers.store import damage
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DPM-Solver++": ("DPMSolverMultistepScheduler", {}),
+    "DPM-Solver++ Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "DDIM": ("DDIMScheduler", {}),
+    "PNDM": ("PNDMScheduler", {}),
+}
+
+
+class Cancelled(Exception):
+    """Raised out of a drawing by the one who watches it."""
 
 
 @dataclass(frozen=True)
@@ -29,36 +46,49 @@ class Request:
     negative_prompt: str = ""
     num_inference_steps: int = 20
     guidance_scale: float = 4.0
-    model: str = "tuned"  # or base
+    model: str = "tuned"  # base, tuned, or a checkpoint such as step-000250
+    scheduler: str = "DPM-Solver++"
+    width_px: int = 0  # 0 is what the model was trained at
+    height_px: int = 0
+    strength: float = 1.0  # from the base's weights (0) to the model's (1)
 
 
 class Studio:
-    """A run's model, loaded once; the base model joins it when it is first asked for.
+    """A run's model, loaded once; the base's weights and the checkpoints' change places with its own.
 
+    Pictures that the model's safety checker blocks come back as a grey label with `info["blocked"]` set.
     Raises RunError if 04 has not ended or model/ is damaged.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, safety_checker: bool = True) -> None:
         run.require(run.verdict, "train")
         if what := damage(run.model):
             raise RunError(f"{what}: run 04_train again")
         self.run = run
         trained = run.read_config("train")
-        self.base_model, self.resolution_px = trained["base_model"], trained["resolution_px"]
+        self.method, self.resolution_px = trained["method"], trained["resolution_px"]
         self.suffix = run.read_config("dataset")["suffix"]
-        self.device: Device = pick_device()
-        self.model_hash = folder_hash(run.model)
+        self.device: Device = pick_device(attention=trained["attention"])
+        self.pipeline = self._load(str(run.model), safety_checker)
+        self.weights = Weights(run, self.pipeline.unet, trained["base_model"])
+        self.model_hash = self.weights.hash_of("tuned")
+        self.album = Album(run, self.suffix)
+        self._at_work = threading.Lock()
 
-    @cached_property
-    def tuned(self) -> StableDiffusionPipeline:
-        return self._load(str(self.run.model))
+    def _load(self, model: str, safety_checker: bool) -> StableDiffusionPipeline:
+        pipeline = load_pipeline(model, self.device.dtype).to(self.device.device)
+        self.schedule = dict(pipeline.scheduler.config)
+        sample_fast(pipeline)
+        if self.device.attention == "xformers":
+            pipeline.enable_xformers_memory_efficient_attention()
+        if not safety_checker:
+            pipeline.register_modules(safety_checker=None)
+            pipeline.register_to_config(requires_safety_checker=False)
+        return pipeline
 
-    @cached_property
-    def base(self) -> StableDiffusionPipeline:
-        return self._load(self.base_model)
-
-    def _load(self, model: str) -> StableDiffusionPipeline:
-        return sample_fast(load_pipeline(model, self.device.dtype).to(self.device.device))
+    def __str__(self) -> str:
+        checks = self.pipeline.safety_checker is not None
+        return f"{self.device}\nsafety checker: {'on' if checks else 'off'}"
 
     def styled(self, prompt: str) -> str:
         """The prompt with the suffix at its end, once."""
@@ -69,64 +99,115 @@ class Studio:
     ) -> list[Image.Image]:
         """Draw requests that differ in prompt, seed and negative prompt alone.
 
-        Each picture has noise of its own from its seed, so it does not depend on its neighbours.
+        Each picture has noise of its own from its seed, so it does not depend on its neighbours. A CPU gains
+        little from batches: there pictures are drawn one by one, and are the same to the bit in any company.
         """
-        first = requests[0]
-        pipeline = self.base if first.model == "base" else self.tuned
+        requests = [self._sized(request) for request in requests]
+        if self.device.device.type == "cpu":
+            batch_size = 1
         images: list[Image.Image] = []
-        for start in range(0, len(requests), batch_size):
-            some = requests[start : start + batch_size]
-            output = pipeline(
-                prompt=[request.prompt for request in some],
-                negative_prompt=[request.negative_prompt for request in some],
-                height=self.resolution_px,
-                width=self.resolution_px,
-                num_inference_steps=first.num_inference_steps,
-                guidance_scale=first.guidance_scale,
-                generator=[torch.Generator().manual_seed(request.seed) for request in some],
-                callback_on_step_end=_reporter(
-                    progress, start, len(requests), first.num_inference_steps, len(some)
-                ),
-            )
-            images += output.images
+        with self._at_work:
+            self._prepare(requests[0])
+            for start in range(0, len(requests), batch_size):
+                some = requests[start : start + batch_size]
+                watch = _reporter(progress, start, len(requests), len(some))
+                images += self._batch(some, watch)
         return images
 
+    def _sized(self, request: Request) -> Request:
+        return replace(
+            request,
+            width_px=request.width_px or self.resolution_px,
+            height_px=request.height_px or self.resolution_px,
+        )
+
+    def _prepare(self, request: Request) -> None:
+        if request.scheduler not in SCHEDULERS:
+            raise RunError(
+                f"scheduler is {request.scheduler!r}: choose one of {', '.join(SCHEDULERS)}"
+            )
+        name, options = SCHEDULERS[request.scheduler]
+        kind = getattr(diffusers, name)
+        self.pipeline.scheduler = kind.from_config(self.schedule, **options)
+        self.weights.put(request.model, request.strength)
+
+    def _batch(self, requests: list[Request], watch: Callable | None) -> list[Image.Image]:
+        first = requests[0]
+        output = self.pipeline(
+            prompt=[request.prompt for request in requests],
+            negative_prompt=[request.negative_prompt for request in requests],
+            height=first.height_px,
+            width=first.width_px,
+            num_inference_steps=first.num_inference_steps,
+            guidance_scale=first.guidance_scale,
+            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+            callback_on_step_end=watch,
+        )
+        blocked = output.nsfw_content_detected or [False] * len(requests)
+        return [
+            blocked_label(image.size) if hidden else image
+            for image, hidden in zip(output.images, blocked, strict=True)
+        ]
+
+    def settings(self, request: Request) -> dict[str, object]:
+        """All that a picture is drawn from; what stands in its PNG and in the .json beside it."""
+        sized = vars(self._sized(request))
+        return sized | {"model_hash": self.weights.hash_of(request.model)}
+
     def save(self, request: Request, image: Image.Image) -> Path:
-        """Keep a picture in samples/ with its settings beside it."""
-        path = self.path(request)
-        with replacing_file(path) as beside:
-            image.save(beside)
-        write_json(path.with_suffix(".json"), self._settings(request))
-        return path
+        """Keep a picture in samples/ with its settings inside and beside it."""
+        return self.album.save(self.settings(request), image)
 
-    def path(self, request: Request) -> Path:
-        words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower().removesuffix(self.suffix)).strip(
-            "-"
-        )[:60]
-        styled = "" if request.prompt.endswith(self.suffix) else "-plain"
-        return self.run.samples / f"{words}{styled}-{request.model}-{request.seed}.png"
+    def redraw(self, path: Path) -> Image.Image:
+        """Draw a saved picture again from the settings inside it.
 
-    def _settings(self, request: Request) -> dict[str, object]:
-        return asdict(request) | {"model_hash": self.model_hash, "size_px": self.resolution_px}
+        Raises RunError if they are not there, or were another model's.
+        """
+        settings = self.album.read(path)
+        asked = Request(**{f.name: settings[f.name] for f in fields(Request) if f.name in settings})
+        if settings["model_hash"] != self.weights.hash_of(asked.model):
+            raise RunError(f"{path} was drawn by other weights than {self.run.model} has now")
+        return self.draw([asked])[0]
 
-    def is_kept(self, request: Request) -> bool:
-        """Whether samples/ has this very picture, drawn by these weights."""
-        path = self.path(request)
-        beside = path.with_suffix(".json")
-        return path.is_file() and beside.is_file() and read_json(beside) == self._settings(request)
+
+def blocked_label(size: tuple[int, int]) -> Image.Image:
+    """What stands in the place of a picture that the safety checker blocked."""
+    label = Image.new("RGB", size, "#d9d4dd")
+    font = ImageFont.load_default(size=max(8, size[0] // 12))
+    middle = (size[0] // 2, size[1] // 2)
+    text = "blocked by the\nsafety checker"
+    ImageDraw.Draw(label).multiline_text(middle, text, INK, font, anchor="mm", align="center")
+    label.info["blocked"] = True
+    return label
+
+
+def is_blocked(image: Image.Image) -> bool:
+    """Whether the safety checker blocked it."""
+    return bool(image.info.get("blocked"))
 
 
 def _reporter(
-    progress: Progress | None, start: int, count: int, steps: int, batch: int
-) -> Callable | None:
+    progress: Progress | None, start: int, count: int, batch: int
+) -> Callable[..., dict] | None:
     if progress is None:
         return None
 
-    def report(_pipeline: object, step: int, _timestep: object, values: dict) -> dict:
+    def report(pipeline: Any, step: int, _timestep: object, values: dict) -> dict:
+        steps = pipeline.num_timesteps
         progress(start * steps + (step + 1) * batch, count * steps)
         return values
 
     return report
+
+
+def settings_of(
+    run: Run, more: dict[str, Any] | None = None, **values: str | float | bool | None
+) -> InferenceConfig:
+    """The config of 05 from its parameters; steps and guidance that are None are those of 04's previews."""
+    trained = run.read_config("train")
+    for name in ("num_inference_steps", "guidance_scale"):
+        values[name] = trained[name] if values.get(name) is None else values[name]
+    return configure(InferenceConfig, more, run=run.name, **values)
 
 
 def requests_of(config: InferenceConfig, studio: Studio) -> list[Request]:
@@ -152,16 +233,21 @@ def requests_of(config: InferenceConfig, studio: Studio) -> list[Request]:
 
 def held_out_captions(studio: Studio) -> list[str]:
     """The captions of the validation images, without the suffix."""
-    rows = read_metadata(studio.run.require(studio.run.split_metadata("validation"), "dataset"))
-    return [text.removesuffix(studio.suffix) for _, text in rows]
+    return captions_of(studio, "validation")
+
+
+def captions_of(studio: Studio, split: str) -> list[str]:
+    """The captions of a split's images in order of file name, without the suffix."""
+    rows = read_metadata(studio.run.require(studio.run.split_metadata(split), "dataset"))
+    return [text.removesuffix(studio.suffix) for _, text in sorted(rows)]
 
 
 def draw_missing(studio: Studio, requests: Sequence[Request], batch_size: int) -> Iterator[Path]:
     """Draw and keep what samples/ lacks, yielding each picture's path."""
     for start in range(0, len(requests), batch_size):
         some = requests[start : start + batch_size]
-        wanted = [request for request in some if not studio.is_kept(request)]
+        wanted = [r for r in some if not studio.album.has(studio.settings(r))]
         if wanted:
             for request, image in zip(wanted, studio.draw(wanted, batch_size), strict=True):
                 studio.save(request, image)
-        yield from (studio.path(request) for request in some)
+        yield from (studio.album.path(studio.settings(request)) for request in some)

@@ -92,6 +92,15 @@ def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int 
     return Gain(gain(base, tuned, art), float(low), float(high))
 
 
+def order_share(*groups: np.ndarray, draws: int = 2000) -> float:
+    """The share of bootstraps in which the groups' mean places rise from the first to the last."""
+    rng = np.random.default_rng(0)
+    means = np.array(
+        [[rng.choice(group, len(group)).mean() for group in groups] for _ in range(draws)]
+    )
+    return float((np.diff(means, axis=1) > 0).all(1).mean())
+
+
 def thumbnail(image: Image.Image, side: int = 16) -> np.ndarray:
     """A small grey picture as a unit vector, for finding its like."""
     grey = np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX), np.float32)

@@ -1,0 +1,84 @@
+"""The model's card, from the run itself: base, data, permission, settings, curves, figures and limits."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, FileSystemLoader
+
+from helpers.pictures import loss_curves, open_rgb
+from helpers.records import Post, latest, read_log, read_rows
+from helpers.run import Run
+from helpers.store import read_json, replacing_file, write_text
+
+TEMPLATE = "card.md.j2"
+LICENCE = "creativeml-openrail-m"  # Stable Diffusion v1's, which its fine-tunes carry on
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HYPERPARAMETERS = (
+    "method max_steps learning_rate lr_scheduler lr_warmup_steps train_batch_size "
+    "gradient_accumulation_steps resolution_px rank snr_gamma noise_offset caption_dropout prior_share "
+    "weight_decay mixed_precision seed"
+).split()
+
+
+def write_card(run: Run) -> Path:
+    """Write the card and its two pictures into export/; return the card's path.
+
+    Raises RunError where 05 has not judged the model yet.
+    """
+    figures = read_json(run.require(run.report_json, "inference"))
+    with replacing_file(run.export / "curves.png") as beside:
+        loss_curves(read_log(run.train_log)).save(beside)
+    with replacing_file(run.export / "before_and_after.jpg") as beside:
+        open_rgb(run.before_and_after).save(beside, quality=92)
+    write_text(run.export / "README.md", card(run, figures))
+    return run.export / "README.md"
+
+
+def card_files(run: Run) -> dict[str, Path]:
+    """The card's files by their names in a model repository, where they were written."""
+    names = ("README.md", "curves.png", "before_and_after.jpg")
+    return {name: run.export / name for name in names if (run.export / name).is_file()}
+
+
+def card(run: Run, figures: dict[str, Any]) -> str:
+    """Markdown with a YAML header that the Hugging Face hub reads."""
+    trained = run.read_config("train")
+    base = public_name(trained["base_model"])
+    posts = list(latest(read_rows(run.posts, Post)).values())
+    loader = FileSystemLoader(Path(__file__).parent)
+    return (
+        Environment(loader=loader, trim_blocks=True)
+        .get_template(TEMPLATE)
+        .render(
+            header=_header(base if trained["base_model"] == base else None),
+            figures=figures,
+            base=base,
+            suffix=run.read_config("dataset")["suffix"],
+            settings={name: trained[name] for name in HYPERPARAMETERS},
+            posts=len({post.shortcode for post in posts}),
+            accounts=", ".join(sorted({p.account for p in posts} - {""})) or "not recorded",
+            permissions=", ".join(sorted({post.permission for post in posts})),
+            lora=trained["method"] == "lora",
+        )
+    )
+
+
+def _header(base_on_hub: str | None) -> str:
+    """What the hub reads of a card; a base that lies in a folder has no address to give."""
+    data = ModelCardData(
+        license=LICENCE,
+        base_model=base_on_hub,
+        base_model_relation="finetune" if base_on_hub else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["stable-diffusion", "stable-diffusion-diffusers", "annalaura-diffusion"],
+    )
+    return data.to_yaml()
+
+
+def public_name(base_model: str) -> str:
+    """A base model's hub id, or the last part of its folder's path: where a person keeps files is theirs."""
+    is_folder = Path(base_model).exists() or not HUB_ID.fullmatch(base_model)
+    return Path(base_model).name if is_folder else base_model

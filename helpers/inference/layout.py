@@ -1,0 +1,123 @@
+"""The names that weights had in the original Stable Diffusion v1 (CompVis, 2022), which ComfyUI and A1111 read.
+
+The way from diffusers' names goes by the counts of levels and blocks in a model's own config, so that it
+holds for every model in Stable Diffusion v1's parts. After diffusers' script
+convert_diffusers_to_original_stable_diffusion.py, which cannot be imported and knows one size.
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "conv_in.": "input_blocks.0.0.",
+    "time_embedding.linear_1.": "time_embed.0.",
+    "time_embedding.linear_2.": "time_embed.2.",
+    "conv_norm_out.": "out.0.",
+    "conv_out.": "out.2.",
+    "mid_block.resnets.0.": "middle_block.0.",
+    "mid_block.attentions.0.": "middle_block.1.",
+    "mid_block.resnets.1.": "middle_block.2.",
+}
+ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+    "query": "q",  # as diffusers named them until 2023
+    "key": "k",
+    "value": "v",
+    "proj_attn": "proj_out",
+}
+
+
+def unet_to_original(state: State, config: dict[str, Any]) -> State:
+    """A UNet2DConditionModel's weights by their names in `model.diffusion_model.`."""
+    per_level = config["layers_per_block"] + 1
+    renamed = {}
+    for name, tensor in state.items():
+        renamed["model.diffusion_model." + _unet_name(name, per_level, state)] = tensor
+    return renamed
+
+
+def _unet_name(name: str, per_level: int, state: State) -> str:
+    for ours, theirs in UNET_ENDS.items():
+        if name.startswith(ours):
+            return _resnet_name(theirs + name.removeprefix(ours), name)
+    found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+?)\.(\d+)\.(.+)", name)
+    side, level, kind, index, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+    blocks, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
+    if kind == "downsamplers":
+        place = f"{(level + 1) * per_level}.0.op." + rest.removeprefix("conv.")
+    elif kind == "upsamplers":  # the last part of the level's last block
+        attends = f"up_blocks.{level}.attentions.0.norm.weight" in state
+        place = f"{(level + 1) * per_level - 1}.{1 + attends}." + rest
+    else:
+        place = f"{first + level * per_level + index}.{int(kind == 'attentions')}." + rest
+    return _resnet_name(f"{blocks}.{place}", name)
+
+
+def _resnet_name(renamed: str, name: str) -> str:
+    """The inner names of a resnet; those of an attention are the same in both."""
+    if ".resnets." not in name:
+        return renamed
+    block, part, end = renamed.rsplit(".", 2)
+    return f"{block}.{RESNET[part]}.{end}"
+
+
+def vae_to_original(state: State, config: dict[str, Any]) -> State:
+    """An AutoencoderKL's weights by their names in `first_stage_model.`; its attention is of 1x1 convolutions there."""
+    levels = len(config["block_out_channels"])
+    renamed = {}
+    for name, tensor in state.items():
+        new = _vae_name(name, levels)
+        is_kernel = ".attn_1." in new and new.endswith("weight") and ".norm." not in new
+        renamed["first_stage_model." + new] = tensor[:, :, None, None] if is_kernel else tensor
+    return renamed
+
+
+def _vae_name(name: str, levels: int) -> str:
+    name = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", name)
+    name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", name)
+    name = re.sub(
+        r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{levels - 1 - int(m[1])}.block.", name
+    )
+    name = re.sub(
+        r"up_blocks\.(\d+)\.upsamplers\.0\.",
+        lambda m: f"up.{levels - 1 - int(m[1])}.upsample.",
+        name,
+    )
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
+    if "mid_block.attentions.0." in name:
+        block, rest = name.split("mid_block.attentions.0.")
+        part, end = rest.rsplit(".", 1)
+        return f"{block}mid.attn_1.{ATTENTION[part]}.{end}"
+    return name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+
+
+def text_encoder_to_original(state: State, positions: int) -> State:
+    """A CLIPTextModel's weights by their names in `cond_stage_model.transformer.`.
+
+    transformers 5 names them `embeddings...` or `text_model.embeddings...`, as the model was made or loaded;
+    the original has the prefix, and the positions as a tensor of their own.
+    """
+    renamed = {
+        "cond_stage_model.transformer.text_model." + name.removeprefix("text_model."): tensor
+        for name, tensor in state.items()
+        if not name.endswith("position_ids")
+    }
+    ids = torch.arange(positions)[None]  # (1, T) int64
+    return renamed | {"cond_stage_model.transformer.text_model.embeddings.position_ids": ids}

@@ -1,0 +1,129 @@
+"""The page of report.html: all pictures inside it, nothing to fetch, no script; the sliders need one attribute each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image
+
+from helpers.inference.judge import Groups
+from helpers.inference.sample import is_blocked
+from helpers.pictures import (
+    GAP_PX,
+    contact_sheet,
+    data_url,
+    evenly,
+    grid,
+    loss_curves,
+    open_rgb,
+)
+from helpers.records import Post, Rejection, latest, read_log, read_metadata, read_rows
+from helpers.run import STAGES, Run
+from helpers.store import read_json
+
+TEMPLATE = "report.html.j2"
+IN_ONE_ROW = 6  # prompts that a preview shows side by side
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The fixed prompts, without the suffix, drawn three times at the same seeds."""
+
+    prompts: list[str]
+    base: list[Image.Image]
+    tuned: list[Image.Image]
+    plain: list[Image.Image]  # tuned, without the suffix
+
+    def grid(self) -> Image.Image:
+        """All three under each other."""
+        titles = (
+            "base model, with the suffix",
+            "tuned, with the suffix",
+            "tuned, without the suffix",
+        )
+        images = [*self.base, *self.tuned, *self.plain]
+        return grid(images, len(self.prompts), self.prompts, titles, cell_px=192)
+
+
+def page(run: Run, figures: dict[str, Any], groups: Groups, rows: Rows) -> str:
+    """The whole page as HTML; every word in it is escaped."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    return environment.get_template(TEMPLATE).render(
+        figures=figures,
+        suffix=run.read_config("dataset")["suffix"],
+        posts=_accounts(run),
+        sliders=[
+            (prompt, data_url(before), data_url(after))
+            for prompt, before, after in zip(rows.prompts, rows.base, rows.tuned, strict=True)
+        ],
+        three_rows=data_url(rows.grid()),
+        curves=data_url(loss_curves(read_log(run.train_log))),
+        steps=_steps(run),
+        prompts=rows.prompts,
+        contact=data_url(contact_sheet(run.split_images("train"))),
+        held_out=data_url(contact_sheet(run.split_images("validation"), most=20)),
+        captions=evenly(read_metadata(run.split_metadata("train")), 8),
+        rejected=read_rows(run.rejected, Rejection),
+        samples=data_url(_samples(groups)),
+        pairs=_pairs(figures["copies"], groups.tuned, groups.train),
+        probed=_pairs(figures["copies"]["probe"], groups.probe, groups.train),
+        configs={s: _settings(run, s) for s in STAGES if run.config(s).is_file()},
+    )
+
+
+def _settings(run: Run, stage: str) -> dict[str, Any]:
+    """A stage's settings, without where on a disk something lies: the page is made to be sent."""
+    settings = read_json(run.config(stage)).items()
+    return {k: Path(v).name if str(v).startswith(("/", "~")) else v for k, v in settings}
+
+
+def _accounts(run: Run) -> dict[str, str]:
+    posts = list(latest(read_rows(run.posts, Post)).values())
+    return {
+        "images": f"{len(posts)} images of {len({post.shortcode for post in posts})} posts",
+        "accounts": ", ".join(sorted({post.account for post in posts} - {""})) or "not recorded",
+        "permission": ", ".join(sorted({post.permission for post in posts})),
+    }
+
+
+def _steps(run: Run, most: int = 10) -> list[tuple[int, str]]:
+    """(step, picture) of the previews, evenly picked, without the prompts that stand below each."""
+    files = run.preview_files()
+    picked = sorted({*evenly(files, most), *files[-1:]})
+    count = len(run.read_config("train")["prompts"]) or 4
+    return [
+        (int(path.stem.removeprefix("step-")), data_url(_first_row(open_rgb(path), count)))
+        for path in picked
+    ]
+
+
+def _first_row(sheet: Image.Image, count: int) -> Image.Image:
+    if count > IN_ONE_ROW:
+        return sheet
+    cell_px = (sheet.width - GAP_PX) // count - GAP_PX
+    return sheet.crop((0, 0, sheet.width, cell_px + GAP_PX))
+
+
+def _samples(groups: Groups, most: int = 12) -> Image.Image:
+    """Samples of held-out captions by the base and, below, by the tuned model."""
+    shown = evenly(list(zip(groups.base, groups.tuned, strict=True)), most)
+    images = [before for before, _ in shown] + [after for _, after in shown]
+    return grid(images, len(shown), cell_px=128, row_titles=("base model", "tuned"))
+
+
+def _pairs(
+    copies: dict[str, Any] | None, samples: list[Image.Image], train: list[Image.Image]
+) -> list[dict[str, Any]]:
+    """Each sample that came nearest to a training image, beside that image."""
+    if not copies:
+        return []
+    seen = [image for image in samples if not is_blocked(image)]
+    return [
+        {
+            "image": data_url(grid([seen[pair["sample"]], train[pair["train"]]], 2, cell_px=144)),
+            "likeness": pair["likeness"],
+            "is_likely": pair["likeness"] > copies["threshold"],
+        }
+        for pair in copies["pairs"][:4]
+    ]

@@ -1,0 +1,98 @@
+"""05's sampling against the 50 steps that `DiffusionPipeline` takes by default: `python -m tests.benchmarks.sampling`.
+
+In one run: the same prompts at the same seeds, the seconds by processor time, so that a busy machine does not
+decide; style gain by the run's own figures, prompt adherence by the judge that no training saw (helpers/demo).
+Also whether style gain puts base, half-trained, tuned and held-out art in order. Fails where a promise is not kept.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from helpers.config import InferenceConfig
+from helpers.demo.judge import exam, pixels_of, shares, the_judge
+from helpers.inference.judge import _split_images
+from helpers.inference.sample import Request, Studio, settings_of
+from helpers.inference.style import StyleAxis, features, order_share, style_gain
+from helpers.run import Run
+
+MOST_TIME, LEAST_ORDER = 0.40, 0.95
+WORSE = 0.05  # of a share or of style gain; less is within the noise of this many samples
+
+
+def timed(draw: Callable[[], list[Image.Image]]) -> tuple[list[Image.Image], float]:
+    began = time.process_time()
+    return draw(), time.process_time() - began
+
+
+def ours(studio: Studio, config: InferenceConfig, prompts: list[str], model: str) -> list:
+    steps, guidance = config.num_inference_steps, config.guidance_scale
+    asked = [Request(p, 7000 + i, "", steps, guidance, model) for i, p in enumerate(prompts)]
+    return studio.draw(asked, config.batch_size)
+
+
+def theirs(run: Run, guidance: float, prompts: list[str]) -> list:
+    pipeline = DiffusionPipeline.from_pretrained(run.model)
+    pipeline.set_progress_bar_config(disable=True)
+    return [
+        pipeline(
+            p, guidance_scale=guidance, generator=torch.Generator().manual_seed(7000 + i)
+        ).images[0]
+        for i, p in enumerate(prompts)
+    ]
+
+
+def seen(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([features(image) for image in images])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=48)
+    samples = parser.parse_args().samples
+    run = Run("demo")
+    studio, config, scenes = Studio(run), settings_of(run), exam(samples)
+    half, *_ = studio.weights.steps()
+    styled = [studio.styled(scene.caption) for scene in scenes]
+    ours(studio, config, styled[:1], "tuned")  # what is made once is not counted
+    tuned, seconds = timed(lambda: ours(studio, config, styled, "tuned"))
+    default, default_seconds = timed(lambda: theirs(run, config.guidance_scale, styled))
+    base, middle = (ours(studio, config, styled, name) for name in ("base", half))
+    train, art = (seen(_split_images(run, split)) for split in ("train", "validation"))
+    axis = StyleAxis.between(seen(base)[::2], train)
+    places = [axis.place(p) for p in (seen(base)[1::2], seen(middle), seen(tuned), art)]
+    gain = style_gain(places[0], places[2], places[3]).value
+    default_gain = style_gain(places[0], axis.place(seen(default)), places[3]).value
+    judge = the_judge()
+    kept, default_kept = (
+        shares(judge, pixels_of(images), scenes, "watercolour") for images in (tuned, default)
+    )
+    measured = {
+        "time, as a share of the default's": (seconds / default_seconds, "<=", MOST_TIME),
+        "style gain": (gain, ">=", min(default_gain, 1.0) - WORSE),
+        **{
+            f"{name} as asked": (kept[name], ">=", default_kept[name] - WORSE)
+            for name in ("animal", "colour", "place")
+        },
+        f"base < {half} < tuned < art": (order_share(*places), ">=", LEAST_ORDER),
+    }
+    broken = False
+    print(
+        f"{samples} samples, {torch.get_num_threads()} threads, gains of {half}: "
+        f"{style_gain(places[0], places[1], places[3]).value:.3f}"
+    )
+    for name, (value, sign, bound) in measured.items():
+        good = value <= bound if sign == "<=" else value >= bound
+        broken |= not good
+        print(f"{name:36} {value:6.3f}  {sign} {bound:.3f}{'' if good else '   NOT KEPT'}")
+    sys.exit(broken)
+
+
+if __name__ == "__main__":
+    main()
