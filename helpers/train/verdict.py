@@ -1,6 +1,9 @@
 """Did it learn, and is it still learning? Read off the held-out loss."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 NOTICEABLE = 0.01  # of the base's loss; smaller changes are called flat
 
@@ -33,3 +36,14 @@ def judge(curve: list[tuple[int, float]]) -> Verdict:
     else:
         words = "flat: more steps would bring little"
     return Verdict(base, best, best_step, last, words)
+
+
+def best_of(curve: list[tuple[int, float]]) -> tuple[int, float]:
+    """The (step, loss) of the lowest held-out loss after step 0, or of step 0 while there is no other."""
+    return min(curve[1:] or curve or [(0, math.inf)], key=lambda point: point[1])
+
+
+def worst_first(names: Sequence[str], losses: Sequence[float]) -> list[dict[str, Any]]:
+    """Images with their loss, the worst-fitting first; no number comes before all."""
+    rows = [{"file_name": n, "loss": loss} for n, loss in zip(names, losses, strict=True)]
+    return sorted(rows, key=lambda row: (math.isfinite(row["loss"]), -row["loss"]))
