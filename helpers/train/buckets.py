@@ -71,7 +71,8 @@ def bucket_of(ratio: float, side_px: int, step_px: int) -> tuple[int, int]:
     shapes = [(w, h) for w in sides for h in sides if low <= w * h <= high]
     square = (side_px, side_px)
     return min(
-        [square, *shapes], key=lambda s: (abs(math.log(s[0] / s[1] / ratio)), abs(s[0] * s[1] - side_px**2))
+        [square, *shapes],
+        key=lambda s: (abs(math.log(s[0] / s[1] / ratio)), abs(s[0] * s[1] - side_px**2)),
     )
 
 

@@ -77,7 +77,9 @@ class Order:
         labels = [
             label
             for label, bucket in enumerate(self.buckets)
-            for _ in range((epoch + 1) * len(bucket) // self.size - epoch * len(bucket) // self.size)
+            for _ in range(
+                (epoch + 1) * len(bucket) // self.size - epoch * len(bucket) // self.size
+            )
         ]
         shuffled = torch.randperm(len(labels), generator=generator(self.seed, "buckets", epoch))
         return [labels[i] for i in shuffled]

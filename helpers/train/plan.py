@@ -54,15 +54,15 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(config: TrainConfig, run: Run, device: Device, steps: int = 10) -> Plan:
-    """Count what a training takes, and time `steps` of it on random weights of the same shapes.
+def plan(config: TrainConfig, run: Run, device: Device) -> Plan:
+    """Count what a training takes, and time ten steps (three on a CPU) on random weights of the same shapes.
 
     Raises RunError, naming the setting to change, if it will not fit or would take days without a GPU.
     """
     refuse_slow(config, device)
     counted = refuse_too_large(config, run, device)
     with memory_errors(config):
-        steps_per_s, peak_gb = _rehearse(config, device, steps)
+        steps_per_s, peak_gb = _rehearse(config, device, 10 if _is_gpu(device) else 3)
     hours = config.max_steps / steps_per_s / 3600
     return replace(counted, measured_gb=peak_gb, steps_per_s=steps_per_s, hours=hours)
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from helpers.errors import RunError
+
 NOTICEABLE = 0.01  # of the base's loss; smaller changes are called flat
 
 
@@ -19,17 +21,21 @@ class Verdict:
     words: str
 
 
-def judge(curve: list[tuple[int, float]]) -> Verdict:
+def judge(curve: Sequence[tuple[int, float]]) -> Verdict:
     """A verdict on (step, held-out loss) points in order; the first is step 0, the base model.
 
-    overfitting     the loss has risen noticeably above its lowest
+    overfitting     the loss has risen noticeably above its lowest, and stayed there for two points
     still learning  its last third brought a noticeable fall
     flat            neither
+    Raises RunError where no point was a number.
     """
+    if not curve:
+        raise RunError("the held-out loss was never a number: lower learning_rate, and train again")
     base, last = curve[0][1], curve[-1][1]
     best_step, best = min(curve, key=lambda point: point[1])
     two_thirds = next(loss for step, loss in curve if step >= curve[-1][0] * 2 / 3)
-    if last > best + NOTICEABLE * base:
+    since = [loss for step, loss in curve if step > best_step][-2:]
+    if since and min(since) > best + NOTICEABLE * base:
         words = f"overfitting since step {best_step}"
     elif two_thirds - last > NOTICEABLE * base:
         words = "still learning: more steps would help"
@@ -38,7 +44,7 @@ def judge(curve: list[tuple[int, float]]) -> Verdict:
     return Verdict(base, best, best_step, last, words)
 
 
-def best_of(curve: list[tuple[int, float]]) -> tuple[int, float]:
+def best_of(curve: Sequence[tuple[int, float]]) -> tuple[int, float]:
     """The (step, loss) of the lowest held-out loss after step 0, or of step 0 while there is no other."""
     return min(curve[1:] or curve or [(0, math.inf)], key=lambda point: point[1])
 
