@@ -117,10 +117,10 @@ class Training:
         self._make_optimizer()
         self.step = checkpoint.resume(run, self.state, self.belongs)
         restore_layout(self.optimizer.optimizer)
-        self.stopped_early = False
         if self.accelerator.is_main_process:
             run.write_config("train", config)
         self.log = Log(run, self.step, self.accelerator)
+        self.stopped_early = self._has_learnt_all()
 
     def _belongs(self) -> checkpoint.Belongs:
         learnt = {k: v for k, v in asdict(self.config).items() if k not in NOT_LEARNT}
@@ -270,7 +270,9 @@ class Training:
     def _has_learnt_all(self) -> bool:
         """Whether the held-out loss has had no new lowest for as many measurements as were asked for."""
         patience, curve = self.config.early_stopping_patience, self.log.held_out
-        return patience > 0 and len(curve) - 1 - curve.index(best_of(curve)) >= patience
+        return (
+            0 < patience < len(curve) and len(curve) - 1 - curve.index(best_of(curve)) >= patience
+        )
 
     def _is_time_to_save(self) -> bool:
         last = self.step == self.config.max_steps or self.stopped_early
@@ -341,8 +343,8 @@ def verify_model(run: Run) -> str:
 
 def _remarks(verdict: dict[str, Any]) -> str:
     remarks = ""
-    if verdict["exported_step"] != verdict["steps"]:
+    if verdict.get("exported_step", verdict["steps"]) != verdict["steps"]:
         remarks += f"; the model is step {verdict['exported_step']}'s"
-    if verdict["skipped"]:
+    if verdict.get("skipped"):
         remarks += f"; {verdict['skipped']} steps were passed over, their loss being no number"
     return remarks

@@ -97,15 +97,16 @@ def _count(config: TrainConfig, run: Run, device: Device) -> Plan:
         passing += trained * 4  # gradients that wait
     else:
         passing = max(passing, trained * 4)  # gradients that come as activations go
+    kept = trained * 4 + moments + average
     held = trained * 4 + frozen + moments + (0 if config.offload_ema else average)
     return Plan(
         parameters=sum(p.numel() for p in weights),
         trained=trained,
         memory_gb=(held + passing) * SPARE / GB + (CONTEXT_GB if _is_gpu(device) else 0.0),
         room_gb=_room_bytes(device) / GB,
-        checkpoint_gb=(trained * 4 + moments + average) / GB,
+        checkpoint_gb=kept / GB,
         checkpoints=config.keep_checkpoints + 2,
-        free_gb=_free_bytes(run) / GB,
+        free_gb=_free_bytes(run, kept) / GB,
     )
 
 
@@ -137,11 +138,11 @@ def _room_bytes(device: Device) -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _free_bytes(run: Run) -> int:
-    """Free where checkpoints go: the run's disk, and Google Drive where it is mounted."""
-    places = [next(p for p in (run.folder, *run.folder.absolute().parents) if p.is_dir())]
-    places += [DRIVE] if DRIVE.is_dir() else []
-    return min(shutil.disk_usage(place).free for place in places)
+def _free_bytes(run: Run, checkpoint: float) -> float:
+    """Free where checkpoints go: the run's disk, or Google Drive where mounted, which needs room for one fewer."""
+    disk = next(p for p in (run.folder, *run.folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(disk).free
+    return min(free, shutil.disk_usage(DRIVE).free + checkpoint) if DRIVE.is_dir() else free
 
 
 def _rehearse(config: TrainConfig, device: Device, steps: int) -> tuple[float, float | None]:

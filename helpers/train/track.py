@@ -28,7 +28,8 @@ class Log:
         self.skipped = int(max((row.get("skipped", 0) for row in kept), default=0))
         names = {"tensorboard": run.tensorboard.name, "wandb": "annalaura-diffusion"}
         for name in accelerator.log_with:
-            options = {"tensorboard": {"purge_step": step + 1}, "wandb": {"name": run.name}}
+            again = {"id": run.name, "name": run.name, "resume": "allow"}
+            options = {"tensorboard": {"purge_step": step + 1}, "wandb": again}
             accelerator.init_trackers(names[str(name.value)], init_kwargs=options)
 
     def add(self, row: dict[str, Any]) -> None:
