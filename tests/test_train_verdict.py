@@ -13,7 +13,7 @@ from helpers.train.loss import FixedLoss, diffusion_loss
 from helpers.train.verdict import judge
 
 CPU = Device(torch.device("cpu"), "no", "sdpa", ())
-STEPS, EVERY, BATCH = 1000, 50, 16
+STEPS, EVERY, BATCH = 1000, 100, 16
 
 
 class Denoiser(nn.Module):

@@ -24,7 +24,7 @@ class Verdict:
 def judge(curve: Sequence[tuple[int, float]]) -> Verdict:
     """A verdict on (step, held-out loss) points in order; the first is step 0, the base model.
 
-    overfitting     the loss has risen noticeably above its lowest, and stayed there for two points
+    overfitting     the loss has risen noticeably above its lowest, for two points: one may be chance
     still learning  its last third brought a noticeable fall
     flat            neither
     Raises RunError where no point was a number.
@@ -35,7 +35,7 @@ def judge(curve: Sequence[tuple[int, float]]) -> Verdict:
     best_step, best = min(curve, key=lambda point: point[1])
     two_thirds = next(loss for step, loss in curve if step >= curve[-1][0] * 2 / 3)
     since = [loss for step, loss in curve if step > best_step][-2:]
-    if since and min(since) > best + NOTICEABLE * base:
+    if len(since) == 2 and min(since) > best + NOTICEABLE * base:
         words = f"overfitting since step {best_step}"
     elif two_thirds - last > NOTICEABLE * base:
         words = "still learning: more steps would help"
