@@ -77,7 +77,7 @@ def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
 
         query = torch.zeros(1, 8, 1, 16, device=device, dtype=torch.float16)
         xformers.ops.memory_efficient_attention(query, query, query)
-    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError, ValueError) as error:
         return "sdpa", f"sdpa: xformers does not run here ({str(error).splitlines()[0]})"
     if wanted == "auto":
         return "sdpa", "sdpa: runs the same kernels as xformers, which is installed"

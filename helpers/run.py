@@ -56,6 +56,7 @@ class Run:
     previews = _In("previews")
     model = _In("model")
     verdict = _In("verdict.json")
+    image_losses = _In("image_losses.json")  # of training images, the worst-fitting first
     # 05
     samples = _In("samples")
     export = _In("export")

@@ -8,7 +8,7 @@ from helpers.inference.encoders import ImageModel
 from helpers.inference.judge import Groups, adherence, draw_groups, draw_probe, judge
 from helpers.inference.page import Rows, page
 from helpers.inference.sample import Studio, requests_of
-from helpers.records import Caption, latest, read_metadata, read_rows
+from helpers.records import caption_costs, read_metadata
 from helpers.run import Run
 from helpers.store import folder_hash, read_json, replacing_file, write_json, write_text
 
@@ -69,13 +69,13 @@ def _figures(
 
 
 def _costs(run: Run) -> dict[str, Any]:
-    captions = latest(read_rows(run.captions, Caption)).values()
     splits = ("train", "validation")
+    cost_usd, tokens = caption_costs(run.captions)
     return {
         "images": {split: len(read_metadata(run.split_metadata(split))) for split in splits},
         "seconds": run.read_seconds(),
-        "cost_usd": 0.0,
-        "tokens": sum(row.input_tokens + row.output_tokens for row in captions),
+        "cost_usd": cost_usd,
+        "tokens": tokens,
     }
 
 

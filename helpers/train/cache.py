@@ -2,78 +2,107 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers.config import TrainConfig
-from helpers.errors import RunError
-from helpers.pictures import middle_square, open_rgb
 from helpers.run import Run
 from helpers.store import replacing_file, sha256
+from helpers.train.buckets import Framing
 from helpers.train.model import Parts, fingerprint
 from helpers.train.order import generator
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What the UNet trains on.
+    """What is trained on.
 
-    latents  (N, 4, h, w), scaled by the autoencoder's scaling_factor
-    texts    (N, T, D), the text encoder's last hidden state
+    latents  of each image (4, h, w), or (V, 4, h, w) where V variants of it are cached; scaled by the
+             autoencoder's scaling_factor; a bucket's images share h and w
+    texts    (N, T, D), the text encoder's last hidden state; (N, T) token ids where that encoder is trained
+    names    of each image, for messages
     """
 
-    latents: Tensor
+    latents: Sequence[Tensor]
     texts: Tensor
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __add__(self, other: "Examples") -> "Examples":
         return Examples(
-            torch.cat([self.latents, other.latents]), torch.cat([self.texts, other.texts])
+            [*self.latents, *other.latents],
+            torch.cat([self.texts, other.texts]),
+            self.names + other.names,
         )
 
+    def first(self, count: int) -> "Examples":
+        """The first `count` of them, or all."""
+        return Examples(self.latents[:count], self.texts[:count], self.names[:count])
 
-def _kept(run: Run, name: str, key: object, compute: Callable[[], Examples]) -> Examples:
-    """Examples from the cache, or computed and put there."""
+    def shape(self, index: int) -> torch.Size:
+        """(4, h, w) of an image."""
+        return self.latents[index].shape[-3:]
+
+    def variants(self, index: int) -> Tensor:
+        """An image's latents as (V, 4, h, w)."""
+        return self.latents[index].reshape(-1, *self.shape(index))
+
+    def buckets(self) -> list[list[int]]:
+        """The images' indices, those of one shape together."""
+        together: dict[torch.Size, list[int]] = {}
+        for index in range(len(self)):
+            together.setdefault(self.shape(index), []).append(index)
+        return list(together.values())
+
+
+def _kept(
+    run: Run, name: str, key: object, compute: Callable[[], Iterable[Tensor]]
+) -> list[Tensor]:
+    """Tensors from this run's cache, or another run's, or computed and put there."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = run.cache / f"{name}-{digest}.safetensors"
-    if path.is_file():
-        return Examples(**load_file(path))
-    examples = compute()
+    others = run.folder.parent.glob(f"*/{run.cache.name}/{path.name}")
+    for found in [path, *others]:
+        try:
+            tensors = load_file(found)
+            return [tensors[place] for place in sorted(tensors)]
+        except (OSError, SafetensorError):  # not there, or damaged: a cache may be lost at any time
+            continue
+    computed = list(compute())
     with replacing_file(path) as beside:
-        save_file({"latents": examples.latents, "texts": examples.texts}, beside)
-    return examples
+        save_file({f"{i:08d}": tensor.clone() for i, tensor in enumerate(computed)}, beside)
+    return computed
 
 
 def image_examples(
     run: Run, parts: Parts, config: TrainConfig, split: str, rows: Sequence[tuple[str, str]]
 ) -> Examples:
     """Encode the images and texts of a split, given as (file_name, text)."""
-    paths = [run.split(split) / file_name for file_name, _ in rows]
-    texts = [text for _, text in rows]
-    key = [
-        config.resolution_px,
-        fingerprint(parts.vae),
-        fingerprint(parts.text_encoder),
-        [sha256(path) for path in paths],
-        texts,
-    ]
-    return _kept(
-        run,
-        split,
-        key,
-        lambda: Examples(
-            encode_images(parts, paths, config.resolution_px), encode_texts(parts, texts)
-        ),
-    )
+    names, texts = zip(*rows, strict=True)
+    paths = [run.split(split) / name for name in names]
+    framing = Framing.of(config, parts.step_px, augmented=split == "train")
+    key = [asdict(framing), fingerprint(parts.vae), [sha256(path) for path in paths]]
+    latents = _kept(run, f"{split}-images", key, lambda: encode_images(parts, paths, framing))
+    return Examples(latents, text_examples(run, parts, config, split, texts), names)
+
+
+def text_examples(
+    run: Run, parts: Parts, config: TrainConfig, name: str, texts: Sequence[str]
+) -> Tensor:
+    """Texts as their embeddings, or as token ids where the text encoder is to be trained."""
+    if config.train_text_encoder:
+        return token_ids(parts, texts)
+    key = [fingerprint(parts.text_encoder), list(texts)]
+    return torch.stack(_kept(run, f"{name}-texts", key, lambda: encode_texts(parts, texts)))
 
 
 def prior_examples(
@@ -93,46 +122,38 @@ def prior_examples(
         config.guidance_scale,
         config.seed,
     ]
-    return _kept(
-        run,
-        "prior",
-        key,
-        lambda: Examples(_sample_latents(parts, config, captions), encode_texts(parts, captions)),
-    )
+    latents = _kept(run, "prior-images", key, lambda: _sample_latents(parts, config, captions))
+    names = tuple(f"the base's sample of {caption!r}" for caption in captions)
+    return Examples(latents, text_examples(run, parts, config, "prior", captions), names)
 
 
 @torch.no_grad()
-def encode_images(parts: Parts, paths: Sequence[Path], side_px: int, batch: int = 8) -> Tensor:
-    """Image files to scaled latents (N, 4, side_px / f, side_px / f), float32 on the CPU."""
+def encode_images(parts: Parts, paths: Sequence[Path], framing: Framing) -> list[Tensor]:
+    """Image files to scaled latents, each (V, 4, height / f, width / f), float32 on the CPU."""
     latents = []
-    for start in tqdm(range(0, len(paths), batch), "encode images", leave=False):
-        pixels = torch.stack([_pixels(path, side_px) for path in paths[start : start + batch]])
-        pixels = pixels.to(parts.vae.device, parts.vae.dtype)
-        latents.append(parts.vae.encode(pixels).latent_dist.mean.float().cpu())
-    return torch.cat(latents) * parts.vae.config.scaling_factor
+    with parts.awake():
+        for path in tqdm(paths, "encode images", leave=False):
+            pixels = framing.variants(path).to(parts.vae.device, parts.vae.dtype)
+            latents.append(parts.vae.encode(pixels).latent_dist.mean.float().cpu())
+    return [latent * parts.vae.config.scaling_factor for latent in latents]
 
 
-def _pixels(path: Path, side_px: int) -> Tensor:
-    """An image file, its middle square scaled to side_px, as (3, side_px, side_px) in -1..1."""
-    try:
-        image = middle_square(open_rgb(path))
-    except OSError as error:
-        raise RunError(f"{path} does not decode ({error}): run 03_dataset again") from error
-    image = image.resize((side_px, side_px), Image.Resampling.LANCZOS)
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return flat.view(side_px, side_px, 3).permute(2, 0, 1).float() / 127.5 - 1
+def token_ids(parts: Parts, texts: Sequence[str]) -> Tensor:
+    """Texts to token ids (N, T), padded and cut to the text encoder's length."""
+    return parts.tokenizer(
+        list(texts), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 @torch.no_grad()
 def encode_texts(parts: Parts, texts: Sequence[str], batch: int = 32) -> Tensor:
     """Texts to the text encoder's last hidden state (N, T, D), float32 on the CPU."""
-    ids = parts.tokenizer(
-        list(texts), padding="max_length", truncation=True, return_tensors="pt"
-    ).input_ids
-    encoded = [
-        parts.text_encoder(part.to(parts.text_encoder.device)).last_hidden_state.float().cpu()
-        for part in ids.split(batch)
-    ]
+    encoder = parts.text_encoder
+    with parts.awake():
+        encoded = [
+            encoder(part.to(encoder.device)).last_hidden_state.float().cpu()
+            for part in token_ids(parts, texts).split(batch)
+        ]
     return torch.cat(encoded)
 
 

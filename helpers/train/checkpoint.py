@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,7 +19,8 @@ from helpers.run import Run
 from helpers.store import damage, read_json, replacing_folder, write_json
 
 log = logging.getLogger(__name__)
-WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, AVERAGE = "weights.safetensors", "average.safetensors"
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -32,37 +32,45 @@ class Belongs:
     dataset: str  # hash of its manifest
 
 
-def save(
-    run: Run,
-    step: int,
-    weights: dict[str, nn.Parameter],
-    optimizer: Any,
-    schedule: Any,
-    belongs: Belongs,
-    keep: int,
-) -> Path:
-    """Write the state after `step`, check it, and only then let older ones beyond `keep` go."""
+@dataclass(frozen=True)
+class State:
+    """All that moves while training: what a checkpoint holds."""
+
+    weights: dict[str, nn.Parameter]
+    optimizer: Any
+    schedule: Any
+    scaler: Any = None  # of fp16's gradients
+    average: dict[str, Tensor] | None = None  # of the weights
+
+
+def save(run: Run, step: int, state: State, belongs: Belongs) -> Path:
+    """Write the state after `step`, and check it. Raises RunError if the disk did not keep it."""
     folder = run.checkpoint(step)
-    moments, groups = _flatten(optimizer.state_dict())
+    moments, numbers, groups = _flatten(state.optimizer.state_dict())
+    kept = {"step": step, "groups": groups, "numbers": numbers, **vars(belongs)}
+    kept["schedule"] = state.schedule.state_dict()
+    kept["scaler"] = state.scaler.state_dict() if state.scaler else None
     with replacing_folder(folder) as beside:
-        save_file(
-            {name: p.detach().cpu().contiguous() for name, p in weights.items()}, beside / WEIGHTS
-        )
+        save_file(_on_cpu(state.weights), beside / WEIGHTS)
         save_file(moments, beside / OPTIMIZER)
-        state = {"step": step, "groups": groups, "schedule": schedule.state_dict(), **vars(belongs)}
-        write_json(beside / STATE, state)
+        if state.average is not None:
+            save_file(_on_cpu(state.average), beside / AVERAGE)
+        write_json(beside / STATE, kept)
     if what := damage(folder):
         raise RunError(
             f"{what}: the disk did not keep the checkpoint; free some space and run 04_train again"
         )
-    for old in _newest_first(run)[keep:]:
-        shutil.rmtree(old)
     return folder
 
 
-def resume(
-    run: Run, weights: dict[str, nn.Parameter], optimizer: Any, schedule: Any, belongs: Belongs
-) -> int:
+def prune(run: Run, keep: int, best_step: int) -> None:
+    """Let all but the newest `keep` go, and the best."""
+    for old in _newest_first(run)[keep:]:
+        if step_of(old) != best_step:
+            shutil.rmtree(old)
+
+
+def resume(run: Run, state: State, belongs: Belongs) -> int:
     """Load the newest checkpoint that verifies and return its step, or 0 if there is none.
 
     Raises RunError if it belongs to another config, base model or dataset.
@@ -71,27 +79,46 @@ def resume(
         if what := damage(folder):
             log.warning("%s: the checkpoint before it is taken", what)
             continue
-        state = read_json(folder / STATE)
-        _refuse_stranger(folder, state, belongs)
-        for name, tensor in load_file(folder / WEIGHTS).items():
-            weights[name].data.copy_(tensor)
-        optimizer.load_state_dict(_unflatten(load_file(folder / OPTIMIZER), state["groups"]))
-        schedule.load_state_dict(state["schedule"])
-        return state["step"]
+        kept = read_json(folder / STATE)
+        _refuse_stranger(folder, kept, belongs)
+        load_weights(folder, state.weights)
+        moments = load_file(folder / OPTIMIZER)
+        state.optimizer.load_state_dict(_unflatten(moments, kept["numbers"], kept["groups"]))
+        state.schedule.load_state_dict(kept["schedule"])
+        if state.scaler:
+            state.scaler.load_state_dict(kept["scaler"])
+        if state.average is not None:
+            _copy_into(state.average, load_file(folder / AVERAGE))
+        return kept["step"]
     return 0
+
+
+def load_weights(folder: Path, weights: dict[str, nn.Parameter], average: bool = False) -> None:
+    """Put a checkpoint's weights, or their average where it has one, into the model's."""
+    name = AVERAGE if average and (folder / AVERAGE).is_file() else WEIGHTS
+    _copy_into({name: p.data for name, p in weights.items()}, load_file(folder / name))
+
+
+def _copy_into(targets: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        targets[name].copy_(tensor)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
 
 def latest_step(run: Run) -> int:
     """The step of the newest checkpoint that verifies, 0 if there is none."""
-    return next((_step(folder) for folder in _newest_first(run) if damage(folder) is None), 0)
+    return next((step_of(folder) for folder in _newest_first(run) if damage(folder) is None), 0)
 
 
 def _newest_first(run: Run) -> list[Path]:
     folders = [p for p in run.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
-    return sorted(folders, key=_step, reverse=True)
+    return sorted(folders, key=step_of, reverse=True)
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
@@ -114,19 +141,24 @@ def _refuse_stranger(folder: Path, state: dict[str, Any], belongs: Belongs) -> N
         )
 
 
-def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's state as named tensors, and its groups as plain values."""
-    moments = {
-        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+def _flatten(
+    state: dict[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
+    """An optimizer's state as named tensors, its plain numbers, and its groups."""
+    flat = {
+        f"{index}.{name}": value
         for index, values in state["state"].items()
         for name, value in values.items()
     }
-    return moments, state["param_groups"]
+    moments = _on_cpu({key: value for key, value in flat.items() if isinstance(value, Tensor)})
+    return moments, {k: v for k, v in flat.items() if k not in moments}, state["param_groups"]
 
 
-def _unflatten(moments: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in moments.items():
+def _unflatten(
+    moments: dict[str, Tensor], numbers: dict[str, Any], groups: list[dict[str, Any]]
+) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (moments | numbers).items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     return {"state": state, "param_groups": groups}

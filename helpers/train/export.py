@@ -5,6 +5,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
 
 from helpers.config import TrainConfig
 from helpers.device import load_pipeline
@@ -33,26 +34,38 @@ Made for study on one artist's work. Do not pass its pictures off as theirs.
 
 
 def save_model(run: Run, config: TrainConfig, parts: Parts) -> None:
-    """Write model/ whole: the base with the trained UNet in place; a LoRA is merged, and kept in model/lora/."""
+    """Write model/ whole: the base with what was trained in place; a LoRA is merged, and kept in model/lora/."""
     with replacing_folder(run.model) as folder:
         if config.method == "lora":
             pipeline = _with_lora(config, parts, folder / "lora")
         else:
-            pipeline = load_pipeline(config.base_model, parts.device.dtype, unet=parts.unet)
-            pipeline.unet.to(parts.device.dtype)
+            trained = {"unet": parts.unet}
+            if config.train_text_encoder:
+                trained["text_encoder"] = parts.text_encoder
+            pipeline = load_pipeline(config.base_model, parts.device.dtype, **trained)
+            pipeline.to(dtype=parts.device.dtype)
         pipeline.save_pretrained(folder)
         write_text(folder / "README.md", _card(run, config))
 
 
 def _with_lora(config: TrainConfig, parts: Parts, folder: Path) -> StableDiffusionPipeline:
-    trained = convert_state_dict_to_diffusers(get_peft_model_state_dict(parts.unet))
-    layers = {name: tensor.contiguous() for name, tensor in trained.items()}  # from channels-last
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+    trained = {"unet": parts.unet}
+    if config.train_text_encoder:
+        trained["text_encoder"] = parts.text_encoder
+    given = {f"{name}_lora_layers": _lora_of(module) for name, module in trained.items()}
+    for name, module in trained.items():  # with alpha, which loaders take for the rank otherwise
+        given[f"{name}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()
+    StableDiffusionPipeline.save_lora_weights(folder, **given)
     pipeline = load_pipeline(config.base_model, parts.device.dtype)
     pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     return pipeline
+
+
+def _lora_of(module: nn.Module) -> dict[str, Tensor]:
+    trained = convert_state_dict_to_diffusers(get_peft_model_state_dict(module))
+    return {name: tensor.contiguous() for name, tensor in trained.items()}  # from channels-last
 
 
 def _card(run: Run, config: TrainConfig) -> str:

@@ -1,9 +1,9 @@
 """The loss that is trained on, and the same loss at fixed noise that is watched."""
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.device import Device
 from helpers.train.cache import Examples
@@ -11,7 +11,7 @@ from helpers.train.order import generator
 
 
 def diffusion_loss(
-    unet: UNet2DConditionModel,
+    unet: nn.Module,
     schedule: DDPMScheduler,
     latents: Tensor,
     texts: Tensor,
@@ -21,7 +21,7 @@ def diffusion_loss(
     """Mean squared error of each image on the schedule's target, Ho et al. 2020 eq. 14 (arXiv:2006.11239).
 
     latents, noise  (B, 4, h, w), latents scaled
-    texts           (B, T, D)
+    texts           (B, T, D), or (B, T) token ids where `unet` is model.TextAndUNet
     timesteps       (B,) int64
     returns         (B,) float32
     Raises ValueError for a prediction_type other than epsilon and v_prediction (Salimans and Ho 2022).
@@ -57,38 +57,66 @@ class FixedLoss:
     """
 
     def __init__(
-        self, examples: Examples, schedule: DDPMScheduler, seed: int, pairs: int = 128
+        self,
+        examples: Examples,
+        schedule: DDPMScheduler,
+        seed: int,
+        pairs: int = 128,
+        alike: bool = False,
     ) -> None:
-        """`pairs` is how many (image, timestep) are measured; each image comes about equally often."""
+        """`pairs` is how many (image, timestep) are measured; each image comes about equally often.
+
+        With `alike` every image has the same timesteps, so that images can be compared.
+        """
         source = generator(seed, "fixed loss", len(examples))
-        self.schedule = schedule
+        self.schedule, self.examples = schedule, examples
         self.index = torch.arange(pairs) % len(examples)
         steps = schedule.config.num_train_timesteps
         even = ((torch.arange(pairs) + 0.5) / pairs * steps).long()
         self.timesteps = even[torch.randperm(pairs, generator=source)]
-        self.noise = torch.randn(pairs, *examples.latents.shape[1:], generator=source)
-        self.examples = examples
+        if alike:
+            rounds = -(-pairs // len(examples))
+            turn = torch.arange(pairs) // len(examples)
+            self.timesteps = ((turn + 0.5) / rounds * steps).long()
+        self.groups = self._of_one_shape()
+        self.noise = [
+            torch.randn(len(group), *examples.shape(int(self.index[group[0]])), generator=source)
+            for group in self.groups
+        ]
+
+    def _of_one_shape(self) -> list[Tensor]:
+        """The pairs, those whose images share a shape together."""
+        label = {i: n for n, bucket in enumerate(self.examples.buckets()) for i in bucket}
+        labels = torch.tensor([label[i] for i in self.index.tolist()])
+        return [(labels == n).nonzero().flatten() for n in labels.unique()]
+
+    def __call__(self, unet: nn.Module, device: Device) -> float:
+        """The mean loss of the UNet as it is now."""
+        return float(self.of_pairs(unet, device).mean())
+
+    def of_images(self, unet: nn.Module, device: Device) -> list[float]:
+        """The mean loss of each image."""
+        sums, counts = torch.zeros(2, len(self.examples))
+        sums.index_add_(0, self.index, self.of_pairs(unet, device))
+        counts.index_add_(0, self.index, torch.ones(len(self.index)))
+        return (sums / counts).tolist()
 
     @torch.no_grad()
-    def __call__(self, unet: UNet2DConditionModel, device: Device, batch: int = 16) -> float:
-        """The mean loss of the UNet as it is now."""
-        was_training = unet.training
+    def of_pairs(self, unet: nn.Module, device: Device, batch: int = 16) -> Tensor:
+        """The loss of each pair (pairs,), on the CPU."""
+        was_training, losses = unet.training, torch.empty(len(self.index))
         unet.eval()
-        losses = []
-        for picked in torch.arange(len(self.index)).split(batch):
-            with device.autocast():
-                losses.append(
-                    diffusion_loss(unet, self.schedule, *self._batch(picked, unet.device))
-                )
+        for group, noise in zip(self.groups, self.noise, strict=True):
+            for start in range(0, len(group), batch):
+                pairs = group[start : start + batch]
+                tensors = self._batch(pairs, noise[start : start + batch], unet.device)
+                with device.autocast():
+                    losses[pairs] = diffusion_loss(unet, self.schedule, *tensors).cpu()
         unet.train(was_training)
-        return float(torch.cat(losses).mean())
+        return losses
 
-    def _batch(self, picked: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-        index = self.index[picked]
-        tensors = (
-            self.examples.latents[index],
-            self.examples.texts[index],
-            self.noise[picked],
-            self.timesteps[picked],
-        )
+    def _batch(self, pairs: Tensor, noise: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+        index = self.index[pairs].tolist()
+        latents = torch.stack([self.examples.variants(i)[0] for i in index])
+        tensors = (latents, self.examples.texts[index], noise, self.timesteps[pairs])
         return tuple(tensor.to(device) for tensor in tensors)

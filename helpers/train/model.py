@@ -1,8 +1,9 @@
 """A Stable Diffusion v1 model in its parts, and what it takes to train it here."""
 
 import hashlib
-import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,22 +15,27 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from helpers.config import TrainConfig
 from helpers.device import Device
 from helpers.errors import RunError
 
-LARGE = 100e6  # parameters; a UNet beyond this wants a GPU
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"]
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+LORA_TARGETS = {
+    "attention": ATTENTION,
+    "attention_ff": [*ATTENTION, "ff.net.0.proj", "ff.net.2"],
+    "attention_ff_conv": [*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2"],
+}
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as diffusers' own LoRA training
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a base model. Only the UNet, or its LoRA, is trained; the rest is frozen."""
+    """The parts of a base model. The UNet, or its LoRA, is trained, the text encoder if asked, the VAE never."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -37,6 +43,24 @@ class Parts:
     unet: UNet2DConditionModel
     noise_scheduler: DDPMScheduler
     device: Device
+
+    @property
+    def step_px(self) -> int:
+        """What an image's sides must be multiples of for the UNet to halve them at every level: 64 for v1."""
+        levels = len(self.unet.config.block_out_channels) - 1
+        return 2 ** (len(self.vae.config.block_out_channels) - 1 + levels)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Have the frozen encoders on the GPU inside, and out of its memory after."""
+        frozen = [self.vae]
+        if not any(p.requires_grad for p in self.text_encoder.parameters()):
+            frozen.append(self.text_encoder)
+        for part in frozen:
+            part.to(self.device.device)
+        yield
+        for part in frozen:
+            part.to("cpu")
 
     @torch.no_grad()
     def draw(
@@ -52,7 +76,7 @@ class Parts:
         """
         was_training = self.unet.training
         self.unet.eval()
-        with self.device.autocast():
+        with self.awake(), self.device.autocast():
             images = self._pipeline()(
                 prompts,
                 height=config.resolution_px,
@@ -80,8 +104,8 @@ class Parts:
         return pipeline
 
 
-def load_parts(base_model: str, device: Device) -> Parts:
-    """Load a base model from a hub id or a folder; trained weights in float32, frozen ones in the device's dtype.
+def load_parts(base_model: str, device: Device, train_text_encoder: bool = False) -> Parts:
+    """Load a base model from a hub id or a folder; what may be trained in float32, the rest in the device's dtype.
 
     Raises RunError if it is not there or not in diffusers layout.
     """
@@ -91,47 +115,81 @@ def load_parts(base_model: str, device: Device) -> Parts:
                 "ignore", FutureWarning
             )  # newer diffusers say dtype for torch_dtype
             vae = AutoencoderKL.from_pretrained(
-                base_model, subfolder="vae", torch_dtype=torch.float32
+                base_model, subfolder="vae", torch_dtype=device.dtype
             )
             unet = UNet2DConditionModel.from_pretrained(
                 base_model, subfolder="unet", torch_dtype=torch.float32
             )
         text_encoder = CLIPTextModel.from_pretrained(
-            base_model, subfolder="text_encoder", torch_dtype=torch.float32
+            base_model,
+            subfolder="text_encoder",
+            torch_dtype=torch.float32 if train_text_encoder else device.dtype,
         )
         tokenizer = CLIPTokenizer.from_pretrained(base_model, subfolder="tokenizer")
         noise_scheduler = DDPMScheduler.from_pretrained(base_model, subfolder="scheduler")
     except (OSError, ValueError) as error:
-        raise _no_such_base(base_model, error) from error
-    for frozen in (vae, text_encoder):
-        frozen.requires_grad_(False).eval().to(device.device, device.dtype)
+        raise no_such_base(base_model, error) from error
+    vae.requires_grad_(False).eval()
+    text_encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
     return Parts(tokenizer, text_encoder, vae, unet.to(device.device), noise_scheduler, device)
 
 
-def _no_such_base(base_model: str, error: Exception) -> RunError:
+def no_such_base(base_model: str, error: Exception) -> RunError:
     return RunError(
         f"base_model {base_model!r} could not be loaded ({str(error).splitlines()[0]}): "
         "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, or a folder in diffusers layout"
     )
 
 
-def make_trainable(unet: UNet2DConditionModel, config: TrainConfig) -> dict[str, nn.Parameter]:
-    """Unfreeze the UNet, or add a LoRA to it (Hu et al. 2021, arXiv:2106.09685); return what is trained, by name."""
+class TextAndUNet(nn.Module):
+    """A text encoder and a UNet trained together: takes token ids where a UNet takes their embeddings."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Any:
+        """The UNet's output for noisy latents (B, 4, h, w), timesteps (B,) and token ids (B, T)."""
+        return self.unet(latents, timesteps, self.text_encoder(ids).last_hidden_state)
+
+
+def make_trainable(
+    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, config: TrainConfig, dtype: torch.dtype
+) -> nn.Module:
+    """Unfreeze the UNet, or add a LoRA to it (Hu et al. 2021, arXiv:2106.09685); the text encoder too if asked.
+
+    Returns the module that is trained. Under a LoRA the base's weights are kept in `dtype`.
+    """
     unet.requires_grad_(config.method == "full")
+    if config.train_text_encoder:
+        text_encoder.requires_grad_(config.method == "full").train()
     if config.method == "lora":
-        lora = LoraConfig(
-            r=config.rank,
-            lora_alpha=config.rank,
-            init_lora_weights="gaussian",
-            target_modules=LORA_TARGETS,
-        )
-        unet.add_adapter(lora)
+        unet.to(dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            unet.add_adapter(_lora(config, LORA_TARGETS[config.lora_targets]))
+            if config.train_text_encoder:
+                text_encoder.add_adapter(_lora(config, TEXT_TARGETS))
+        cast_training_params([unet, text_encoder])  # trained weights in float32
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.to(memory_format=torch.channels_last)
-    return {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    return TextAndUNet(unet, text_encoder) if config.train_text_encoder else unet
+
+
+def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.lora_alpha or config.rank,
+        init_lora_weights="gaussian",
+        target_modules=targets,
+    )
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -145,46 +203,3 @@ def fingerprint(module: nn.Module) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
-
-
-def refuse_slow(config: TrainConfig, device: Device) -> None:
-    """Stop before a full-size model is trained without a GPU, saying what it would cost.
-
-    Counts the floating-point operations of a step on a UNet without memory, and times this machine.
-    Raises RunError unless config.allow_slow.
-    """
-    if device.device.type != "cpu" or config.allow_slow:
-        return
-    try:
-        unet_config = UNet2DConditionModel.load_config(config.base_model, subfolder="unet")
-    except (OSError, ValueError) as error:
-        raise _no_such_base(config.base_model, error) from error
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(unet_config)
-    parameters = sum(p.numel() for p in unet.parameters())
-    if parameters < LARGE:
-        return
-    images = config.train_batch_size * config.gradient_accumulation_steps
-    seconds = 3 * images * _forward_flops(unet, config.resolution_px // 8) / _flops_per_s()
-    raise RunError(
-        f"{config.base_model} has {parameters / 1e6:.0f} M parameters and there is no GPU here: "
-        f"{config.max_steps} steps of about {seconds:.0f} s would take {config.max_steps * seconds / 3600:.0f} hours "
-        f"and {parameters * 16 / 1e9:.0f} GB of memory; choose a GPU runtime, or set more={{'allow_slow': True}}"
-    )
-
-
-def _forward_flops(unet: UNet2DConditionModel, latent_side: int) -> float:
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        latents = torch.empty(1, unet.config.in_channels, latent_side, latent_side)
-        unet(latents, torch.zeros(1), torch.empty(1, 77, unet.config.cross_attention_dim))
-    return counter.get_total_flops()
-
-
-def _flops_per_s(side: int = 1024) -> float:
-    """What a matrix product reaches on this CPU; a UNet comes to about half of it."""
-    a = torch.randn(side, side)
-    a @ a
-    began = time.perf_counter()
-    for _ in range(3):
-        a @ a
-    return 0.5 * 3 * 2 * side**3 / (time.perf_counter() - began)

@@ -1,0 +1,66 @@
+"""What turns gradients into steps: AdamW, whole or in 8 bits, which passes over gradients that are no numbers."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helpers.config import TrainConfig
+from helpers.device import Device
+from helpers.errors import RunError
+
+
+def make_optimizer(
+    weights: dict[str, nn.Parameter], config: TrainConfig, device: Device
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); the text encoder's weights have their own rate.
+
+    Raises RunError where 8-bit Adam (Dettmers et al. 2022, arXiv:2110.02861) is asked for and cannot run.
+    """
+    text = [p for name, p in weights.items() if name.startswith("text_encoder.")]
+    unet = [p for name, p in weights.items() if not name.startswith("text_encoder.")]
+    groups: list[dict[str, Any]] = [{"params": unet, "lr": config.learning_rate}]
+    if text:
+        groups.append({"params": text, "lr": config.text_encoder_lr})
+    if config.optimizer == "adamw8bit":
+        return _bitsandbytes(device).optim.AdamW8bit(groups, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+
+
+def _bitsandbytes(device: Device) -> Any:
+    if device.device.type != "cuda":
+        raise RunError("optimizer is 'adamw8bit', which wants a GPU: set optimizer to 'adamw'")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RunError(
+            "optimizer is 'adamw8bit' but bitsandbytes is not installed: "
+            "run `pip install -r requirements-gpu.txt`, or set optimizer to 'adamw'"
+        )
+    import bitsandbytes
+
+    return bitsandbytes
+
+
+def step_if_finite(optimizer: Any, gradient_norm: Tensor) -> None:
+    """Take the step unless the gradient's norm is no number, without waiting for the GPU to know.
+
+    A fused optimizer is told by the attribute that GradScaler sets on it; others have to wait.
+    `optimizer` is accelerate's; where it scales for fp16, it looks by itself.
+    """
+    inner = optimizer.optimizer
+    if optimizer.scaler is not None:
+        optimizer.step()
+    elif inner.defaults.get("fused"):
+        inner.found_inf = (~gradient_norm.isfinite()).float()
+        optimizer.step()
+        del inner.found_inf
+    elif gradient_norm.isfinite():
+        optimizer.step()
+
+
+def restore_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded moments their weight's memory layout (channels-last), which fused kernels take for granted."""
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

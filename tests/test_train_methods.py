@@ -1,0 +1,393 @@
+"""The training's methods, each against diffusers, peft, or itself undisturbed."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from helpers.config import TrainConfig, configure
+from helpers.device import Device, _attention, pick_device
+from helpers.errors import RunError
+from helpers.records import read_metadata
+from helpers.run import Run
+from helpers.store import read_json
+from helpers.train.buckets import Framing, bucket_of
+from helpers.train.checkpoint import Belongs, State, resume, save
+from helpers.train.ema import MovingAverage
+from helpers.train.loop import train, verify_model
+from helpers.train.optimizer import make_optimizer
+from helpers.train.order import Order, draws_at, image_at, variant_at
+from helpers.train.plan import memory_errors, plan, refuse_too_large
+from helpers.train.verdict import best_of, worst_first
+from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
+
+CPU = Device(torch.device("cpu"), "no", "sdpa", ())
+
+
+def settings(tiny_base, **more):
+    given = {"run": "pictures", "base_model": str(tiny_base), **SMALL_TRAINING, **more}
+    return configure(TrainConfig, given)
+
+
+def weights(run):
+    return load_file(run.model / "unet/diffusion_pytorch_model.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def set_aside(run, *names):
+    for name in names:
+        (run.folder / name).rename(run.folder / f"{name}.before-{len(list(run.folder.iterdir()))}")
+    run.verdict.unlink(missing_ok=True)
+
+
+EVERYTHING = {
+    "method": "lora",
+    "rank": 4,
+    "lora_alpha": 2,
+    "train_text_encoder": True,
+    "use_ema": True,
+    "random_flip": True,
+    "crops_per_image": 3,
+    "aspect_ratio_buckets": True,
+    "noise_offset": 0.1,
+    "caption_dropout": 0.5,
+    "prior_share": 0.25,
+}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_with_everything_on_a_stopped_training_goes_on_to_the_same_bits(dataset, tiny_base, method):
+    config = settings(tiny_base, **EVERYTHING | {"method": method, "max_steps": 5})
+    list(train(config, dataset))
+    undisturbed = weights(dataset)
+    text = load_file(dataset.model / "text_encoder/model.safetensors")
+    set_aside(dataset, "checkpoints", "model")
+    steps = train(config, dataset)
+    while next(steps).step < 4:
+        pass
+    steps.close()
+    assert [step.step for step in train(config, dataset)][-1] == 5
+    assert same(undisturbed, weights(dataset))
+    assert same(text, load_file(dataset.model / "text_encoder/model.safetensors"))
+    assert not same(text, load_file(tiny_base / "text_encoder/model.safetensors"))
+    pipeline = DiffusionPipeline.from_pretrained(dataset.model)
+    assert pipeline("a cat", num_inference_steps=1).images[0].size == (32, 32)
+
+
+def test_evaluation_changes_no_bit_of_training(dataset, tiny_base):
+    seen = []
+    for every in (1, 1000):
+        config = settings(tiny_base, validate_every_steps=every, preview_every_steps=every)
+        list(train(config, dataset))
+        seen.append(weights(dataset))
+        set_aside(dataset, "checkpoints", "model")
+    assert same(*seen)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loop_logs_the_loss_that_plain_diffusers_computes(dataset, tiny_base, prediction_type):
+    """Step 1 again from the files: images and captions through the encoders, noise, UNet, squared error."""
+    base = with_scheduler(tiny_base, dataset.folder / "base", prediction_type)
+    list(train(settings(base, prior_share=0.0, caption_dropout=0.0, max_steps=1), dataset))
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    schedule = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
+    rows = read_metadata(dataset.split_metadata("train"))
+    losses = []
+    for position in range(2):
+        name, text = rows[image_at(position, len(rows), 0)]
+        (pixels,) = Framing(32).variants(dataset.split("train") / name)
+        ids = tokenizer(text, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            latents = vae.encode(pixels[None]).latent_dist.mean * vae.config.scaling_factor
+            noise, time, _ = draws_at(position, latents.shape[1:], 1000, 0)
+            noise, time = noise[None], torch.tensor([time])
+            noisy = schedule.add_noise(latents, noise, time)
+            predicted = unet(noisy, time, text_encoder(ids)[0]).sample
+        velocity = prediction_type == "v_prediction"
+        target = schedule.get_velocity(latents, noise, time) if velocity else noise
+        losses.append(torch.nn.functional.mse_loss(predicted, target).item())
+    assert abs(lines(dataset.train_log)[1]["loss"] - sum(losses) / 2) < 1e-5
+
+
+def with_scheduler(base, folder, prediction_type):
+    """The base with another prediction type, as Stable Diffusion 2.1 has."""
+    pipeline = DiffusionPipeline.from_pretrained(base, safety_checker=None)
+    pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_shapes_of_stable_diffusion_2_train_by_the_same_code(dataset, tiny_base, method):
+    pipeline = DiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    shape = dict(pipeline.unet.config) | {
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+    }
+    pipeline.unet = UNet2DConditionModel.from_config(shape)
+    pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    pipeline.save_pretrained(dataset.folder / "sd2")
+    seen = list(train(settings(dataset.folder / "sd2", method=method, max_steps=2), dataset))
+    assert math.isfinite(seen[-1].held_out_loss)
+    assert DiffusionPipeline.from_pretrained(dataset.model).scheduler.config.prediction_type == (
+        "v_prediction"
+    )
+
+
+def test_the_merged_model_is_the_base_and_the_lora_by_its_alpha(dataset, tiny_base):
+    list(train(settings(tiny_base, method="lora", rank=4, lora_alpha=2), dataset))
+    lora = load_file(dataset.model / "lora/pytorch_lora_weights.safetensors")
+    base = load_file(tiny_base / "unet/diffusion_pytorch_model.safetensors")
+    down_name = next(k for k in lora if re.search(r"to_q\.lora(_A|\.down)\.weight$", k))
+    up_name = down_name.replace("lora_A", "lora_B").replace("lora.down", "lora.up")
+    key = re.sub(r"^unet\.|\.lora(_A|\.down)", "", down_name)
+    assert lora[up_name].abs().sum() > 0
+    wanted = base[key] + 2 / 4 * lora[up_name] @ lora[down_name]
+    assert torch.allclose(weights(dataset)[key], wanted, atol=1e-6)
+
+
+def test_the_moving_average_is_diffusers():
+    layer = torch.nn.Linear(3, 3)
+    ours = MovingAverage(dict(layer.named_parameters()), decay=0.9, offload=True)
+    theirs = EMAModel(layer.parameters(), decay=0.9)
+    for step in range(1, 30):
+        for p in layer.parameters():
+            p.data += torch.randn_like(p)
+        ours.update(step)
+        theirs.step(layer.parameters())
+    for mine, other in zip(ours.average.values(), theirs.shadow_params, strict=True):
+        assert torch.allclose(mine, other, atol=1e-6)
+    before = layer.weight.clone()
+    with ours.applied():
+        assert torch.equal(layer.weight, ours.average["weight"])
+    assert torch.equal(layer.weight, before)
+
+
+def test_the_average_is_what_is_measured_and_exported(dataset, tiny_base):
+    config = settings(tiny_base, use_ema=True, learning_rate=1e-2)
+    list(train(config, dataset))
+    kept = load_file(dataset.checkpoint(4) / "average.safetensors")
+    assert same(kept, weights(dataset))
+    assert not same(kept, load_file(dataset.checkpoint(4) / "weights.safetensors"))
+
+
+@pytest.mark.parametrize("sizes", [[10], [7, 3], [1, 5, 30], [4, 4]])
+def test_batches_are_of_one_bucket_and_every_image_comes_equally_often(sizes):
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    buckets = [list(range(s, s + n)) for s, n in zip(starts, sizes, strict=True)]
+    order, count = Order(buckets, 4, seed=3), sum(sizes)
+    batches = [order.batch(number) for number in range(5 * count)]  # 20 epochs
+    for batch in batches:
+        assert len(batch) == 4 and sum(set(batch) <= set(bucket) for bucket in buckets) == 1
+    seen = torch.bincount(torch.tensor(batches).flatten(), minlength=count)
+    assert seen.tolist() == [20] * count
+    again = Order(buckets, 4, seed=3)
+    assert [again.batch(n) for n in (17, 3, 11)] == [batches[n] for n in (17, 3, 11)]
+    if len(sizes) == 1:
+        assert batches[6] == [image_at(p, 10, 3) for p in range(24, 28)]
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.66, 0.8, 1.0, 1.25, 1.5, 1.91, 3.0, 5.0])
+def test_buckets_keep_the_ratio_and_the_area(ratio):
+    width, height = bucket_of(ratio, 512, 64)
+    assert width % 64 == height % 64 == 0 and 0.8 <= width * height / 512**2 <= 1.13
+    if 0.5 <= ratio <= 2:
+        assert abs(math.log(width / height / ratio)) < 0.07
+
+
+def test_variants_are_crops_along_the_cut_side_and_their_mirrors(tmp_path):
+    path = photograph(tmp_path / "wide.png", 0, size=(96, 32))
+    variants = Framing(32, crops=3, flip=True).variants(path)
+    assert variants.shape == (6, 3, 32, 32)
+    assert torch.equal(variants[1], variants[0].flip(-1))
+    assert torch.equal(variants[0], Framing(32).variants(path)[0])
+    whole = Framing(32, step_px=4).variants(path)
+    assert whole.shape[-1] > 1.6 * whole.shape[-2]
+    picked = [variant_at(p, 6, 0) for p in range(200)]
+    assert set(picked) == set(range(6)) and picked == [variant_at(p, 6, 0) for p in range(200)]
+
+
+def test_a_text_encoders_weights_have_their_own_rate():
+    layers = {
+        "unet.a": torch.nn.Parameter(torch.ones(1)),
+        "text_encoder.b": torch.nn.Parameter(torch.ones(1)),
+    }
+    config = configure(TrainConfig, run="x", learning_rate=1e-3, text_encoder_lr=1e-5)
+    assert [g["lr"] for g in make_optimizer(layers, config, CPU).param_groups] == [1e-3, 1e-5]
+
+
+def test_eight_bit_adam_without_a_gpu_says_what_to_set(dataset, tiny_base):
+    if pick_device().device.type == "cpu":
+        with pytest.raises(RunError, match="wants a GPU: set optimizer to 'adamw'"):
+            list(train(settings(tiny_base, optimizer="adamw8bit"), dataset))
+
+
+def test_the_scalers_state_is_kept(workplace):
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    first, second = torch.amp.GradScaler("cpu"), torch.amp.GradScaler("cpu")
+    first.scale(torch.ones(()))
+    first.update(128.0)
+    belongs, named = Belongs({}, "base", "data"), dict(layer.named_parameters())
+    save(Run("x"), 3, State(named, optimizer, schedule, first), belongs)
+    assert resume(Run("x"), State(named, optimizer, schedule, second), belongs) == 3
+    assert second.get_scale() == 128.0
+
+
+def spoil(run, index):
+    """Have one image's cached latents be no number."""
+    (path,) = run.cache.glob("train-images-*.safetensors")
+    tensors = load_file(path)
+    tensors[f"{index:08d}"].fill_(math.nan)
+    save_file(tensors, path)
+
+
+def test_an_image_without_a_number_is_skipped_and_counted(dataset, tiny_base):
+    config = settings(tiny_base, max_steps=9, prior_share=0.0, train_batch_size=1)
+    list(train(config, dataset))
+    set_aside(dataset, "checkpoints", "model")
+    spoil(dataset, 0)
+    rows = read_metadata(dataset.split_metadata("train"))
+    expected = sum(image_at(p, len(rows), 0) == 0 for p in range(9))
+    seen = list(train(config, dataset))
+    assert seen[-1].skipped == expected > 0 and math.isfinite(seen[-1].held_out_loss)
+    assert all(p.isfinite().all() for p in weights(dataset).values())
+    assert f"{expected} steps were passed over" in verify_model(dataset)
+    assert read_json(dataset.image_losses)[0]["file_name"] == rows[0][0]
+
+
+def test_several_in_a_row_name_the_images(dataset, tiny_base):
+    config = settings(tiny_base, max_steps=9, prior_share=0.0)
+    list(train(config, dataset))
+    set_aside(dataset, "checkpoints", "model")
+    names = [name for name, _ in read_metadata(dataset.split_metadata("train"))]
+    for index in range(len(names)):
+        spoil(dataset, index)
+    with pytest.raises(RunError, match=r"5 times .*last with \w+.*\.jpg.*leave those images out"):
+        list(train(config, dataset))
+
+
+def test_the_best_checkpoint_is_kept_and_exported_where_it_overfits(dataset, tiny_base):
+    more = {"learning_rate": 0.2, "max_steps": 12, "save_every_steps": 1, "keep_checkpoints": 1}
+    list(train(settings(tiny_base, **more, validate_every_steps=1, prior_share=0.0), dataset))
+    verdict = read_json(dataset.verdict)
+    curve = [(r["step"], r["held_out_loss"]) for r in lines(dataset.train_log)]
+    best = best_of(curve)[0]
+    assert verdict["words"].startswith("overfitting") and verdict["exported_step"] == best < 12
+    assert {p.name for p in dataset.checkpoints.iterdir()} == {f"step-{best:06d}", "step-000012"}
+    assert same(weights(dataset), load_file(dataset.checkpoint(best) / "weights.safetensors"))
+    assert f"the model is step {best}'s" in verify_model(dataset)
+
+
+def test_patience_stops_early_and_the_rerun_does_nothing(dataset, tiny_base):
+    more = {"learning_rate": 0.2, "max_steps": 30, "validate_every_steps": 1, "prior_share": 0.0}
+    config = settings(tiny_base, **more, early_stopping_patience=2)
+    last = list(train(config, dataset))[-1].step
+    assert last < 30 and read_json(dataset.verdict)["stopped_early"]
+    assert list(train(config, dataset)) == []
+
+
+def test_another_run_takes_the_same_latents_from_the_first(dataset, tiny_base, pictures):
+    list(train(settings(tiny_base, prior_share=0.0), dataset))
+    other = make_dataset("other", pictures)
+    list(train(settings(tiny_base, run="other", prior_share=0.0), other))
+    assert not other.cache.exists() and same(weights(dataset), weights(other))
+
+
+def test_a_damaged_cache_is_computed_again(dataset, tiny_base):
+    list(train(settings(tiny_base), dataset))
+    first = weights(dataset)
+    set_aside(dataset, "checkpoints", "model")
+    for path in dataset.cache.glob("*"):
+        path.write_bytes(path.read_bytes()[:-9])
+    list(train(settings(tiny_base), dataset))
+    assert same(first, weights(dataset))
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory, tiny_base):
+    """Stable Diffusion v1-5's shapes, of which no weights are needed to count."""
+    folder = tmp_path_factory.mktemp("sd")
+    unet = {
+        "_class_name": "UNet2DConditionModel",
+        "block_out_channels": [320, 640, 1280, 1280],
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+        "sample_size": 64,
+    }
+    parts = {
+        "unet": unet,
+        "vae": {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]},
+        "text_encoder": {"model_type": "clip_text_model", "hidden_size": 768},
+    }
+    for name, config in parts.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_what_cannot_fit_is_refused_with_the_setting_to_change(dataset, full_size):
+    config = configure(
+        TrainConfig, run="pictures", preset="a100", base_model=str(full_size), train_batch_size=256
+    )
+    with pytest.raises(RunError, match="GB of memory and there are .* set gradient_checkpointing"):
+        refuse_too_large(config, dataset, CPU)
+
+
+def test_the_plan_counts_and_times(dataset, tiny_base):
+    state = torch.get_rng_state()
+    said = plan(settings(tiny_base), dataset, CPU)
+    assert torch.equal(state, torch.get_rng_state())
+    assert said.trained == said.parameters > 10_000 and said.steps_per_s > 0
+    assert said.checkpoint_gb == pytest.approx(said.trained * 12 / 1e9)
+    assert "GB counted" in str(said) and "steps/s" in str(said)
+
+
+def test_memory_that_runs_out_names_the_setting():
+    config = configure(TrainConfig, run="x", preset="t4-full")
+    with pytest.raises(RunError, match="out of memory .*offload|lora"), memory_errors(config):
+        torch.empty(2**58)
+    with pytest.raises(RunError, match="set method to 'lora'"), memory_errors(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(RuntimeError, match="size"), memory_errors(config):
+        torch.ones(2) @ torch.ones(3)
+
+
+def test_a_tracker_that_is_not_installed_is_named(dataset, tiny_base):
+    with pytest.raises(RunError, match="tracker is 'wandb', which is not installed"):
+        list(train(settings(tiny_base, tracker="wandb"), dataset))
+    list(train(settings(tiny_base, tracker="none"), dataset))
+    assert not dataset.tensorboard.exists()
+
+
+def test_attention_without_xformers_with_it_and_where_it_cannot_run(tmp_path, monkeypatch):
+    """The meta device stands for one on which a kernel runs, CUDA on a CPU's torch for one on which none does."""
+    meta, cuda = torch.device("meta"), torch.device("cuda")
+    assert _attention(meta, "xformers") == ("sdpa", "sdpa: xformers is not installed")
+    (tmp_path / "xformers").mkdir()
+    (tmp_path / "xformers/__init__.py").write_text("")
+    (tmp_path / "xformers/ops.py").write_text("def memory_efficient_attention(*_): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert _attention(meta, "xformers")[0] == "xformers"
+    assert _attention(meta, "auto")[0] == "sdpa"
+    if not torch.cuda.is_available():
+        chosen, why = _attention(cuda, "xformers")
+        assert chosen == "sdpa" and "xformers does not run here" in why
+
+
+def test_the_worst_fitting_come_first():
+    rows = worst_first(["a", "b", "c"], [0.1, math.nan, 0.3])
+    assert [row["file_name"] for row in rows] == ["b", "c", "a"]
