@@ -22,11 +22,15 @@ test: .venv/installed
 	$(BIN)/python -m pytest
 
 bench: .venv/installed
+	$(BIN)/python -m tests.benchmarks.captions
 	$(BIN)/python -m tests.benchmarks.demo
+	$(BIN)/python -m tests.benchmarks.sampling
 
 browser: .venv/installed
 	$(BIN)/python -m pip install -q -r tests/requirements-browser.txt
 	$(BIN)/python -m tests.browser.walk
+	$(BIN)/python -m tests.browser.review
+	$(BIN)/python -m tests.browser.box
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak

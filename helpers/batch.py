@@ -97,6 +97,7 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
             parameters,
             progress_bar=False,
             kernel_name="python3",
+            iopub_timeout=60,  # on a busy machine output may come later than the 4 s of its default
             extra_arguments=[
                 "--IPKernelApp.log_level=CRITICAL"
             ],  # it warns of its own loopback socket
