@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_is_passed_over(dataset, tiny_base):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"learning_rate": 1e-3}, "learning_rate was 0.0005, not 0.001"),
+        ({"learning_rate": 5e-4}, "learning_rate was 0.001, not 0.0005"),
         ({"seed": 5}, "seed was 0, not 5"),
     ],
 )
