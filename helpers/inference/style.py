@@ -93,12 +93,17 @@ def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int 
 
 
 def order_share(*groups: np.ndarray, draws: int = 2000) -> float:
-    """The share of bootstraps in which the groups' mean places rise from the first to the last."""
+    """The share of bootstraps in which the groups' mean places rise from the first to the last.
+
+    Groups of one length were drawn from the same prompts at the same seeds, and are resampled together.
+    """
     rng = np.random.default_rng(0)
-    means = np.array(
-        [[rng.choice(group, len(group)).mean() for group in groups] for _ in range(draws)]
-    )
-    return float((np.diff(means, axis=1) > 0).all(1).mean())
+    rising = 0
+    for _ in range(draws):
+        picked = {size: rng.integers(size, size=size) for size in sorted(set(map(len, groups)))}
+        means = [group[picked[len(group)]].mean() for group in groups]
+        rising += bool((np.diff(means) > 0).all())
+    return rising / draws
 
 
 def thumbnail(image: Image.Image, side: int = 16) -> np.ndarray:

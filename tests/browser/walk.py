@@ -76,14 +76,14 @@ def run_notebook(page: Page, address: str, limit_s: float) -> None:
 
 def draw_in_the_prompt_box(page: Page) -> None:
     """Type a prompt, press Draw and wait for eight pictures: four of each model."""
-    page.evaluate("jupyterapp.shell.currentWidget.content.widgets.at(-4).node.scrollIntoView()")
+    page.evaluate("jupyterapp.shell.currentWidget.content.widgets.at(-6).node.scrollIntoView()")
     box = page.locator("textarea[rows='2']").first
     box.scroll_into_view_if_needed()
     box.fill("a purple cat next to a yellow house at sunset")
     page.get_by_role("button", name="Draw").click()
-    page.wait_for_function(
-        "() => document.querySelectorAll('.widget-image').length >= 8", timeout=120_000
-    )
+    page.locator(".widget-html:has-text('Kept in')").first.wait_for(timeout=120_000)
+    if page.locator(".widget-image").count() < 8:
+        sys.exit("the prompt box shows fewer than eight pictures")
     page.wait_for_timeout(1000)
     box.scroll_into_view_if_needed()
     page.screenshot(path=OUT / "prompt-box.png")
