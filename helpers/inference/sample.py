@@ -79,6 +79,8 @@ class Studio:
         pipeline = load_pipeline(model, self.device.dtype).to(self.device.device)
         self.schedule = dict(pipeline.scheduler.config)
         sample_fast(pipeline)
+        for part in (pipeline.unet, pipeline.vae):  # convolutions are faster so, on CPU and GPU
+            part.to(memory_format=torch.channels_last)
         if self.device.attention == "xformers":
             pipeline.enable_xformers_memory_efficient_attention()
         if not safety_checker:
