@@ -241,7 +241,7 @@ class TrainConfig:
     ] = ()  # of the previews, without the suffix; empty takes held-out captions
     preview_seed: int = number(1000, 0, 2**31)
     guidance_scale: float = number(4.0, 1.0, 30.0)
-    num_inference_steps: int = number(20, 1, 1000)
+    num_inference_steps: int = number(16, 1, 1000)
     allow_slow: bool = False  # train a full-size model without a GPU all the same
 
     def __post_init__(self) -> None:
@@ -257,7 +257,7 @@ class InferenceConfig:
     run: str = "demo"
     prompts: str = ""  # one a line; empty draws the prompts of the previews
     negative_prompt: str = ""
-    num_inference_steps: int = number(20, 1, 1000)
+    num_inference_steps: int = number(16, 1, 1000)
     guidance_scale: float = number(4.0, 1.0, 30.0)
     seed: int = number(1000, 0, 2**31)
     num_images: int = number(1, 1, 64)  # of each prompt

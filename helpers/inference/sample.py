@@ -44,7 +44,7 @@ class Request:
     prompt: str
     seed: int
     negative_prompt: str = ""
-    num_inference_steps: int = 20
+    num_inference_steps: int = 16
     guidance_scale: float = 4.0
     model: str = "tuned"  # base, tuned, or a checkpoint such as step-000250
     scheduler: str = "DPM-Solver++"
