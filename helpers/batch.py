@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("run", help="the run's name; its folder is runs/RUN")
     parser.add_argument("--from", dest="first", metavar="03", help="begin with this notebook")
     parser.add_argument("--only", metavar="01,04", help="run these notebooks alone")
-    parser.add_argument("--preset", help="of 04_train: demo, t4, l4, a100 or seed")
+    parser.add_argument("--preset", help="of 04_train: demo, t4, t4-full, l4, a100 or seed")
     parser.add_argument(
         "-p",
         nargs=2,
