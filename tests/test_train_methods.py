@@ -97,7 +97,8 @@ def test_evaluation_changes_no_bit_of_training(dataset, tiny_base):
 def test_the_loop_logs_the_loss_that_plain_diffusers_computes(dataset, tiny_base, prediction_type):
     """Step 1 again from the files: images and captions through the encoders, noise, UNet, squared error."""
     base = with_scheduler(tiny_base, dataset.folder / "base", prediction_type)
-    list(train(settings(base, prior_share=0.0, caption_dropout=0.0, max_steps=1), dataset))
+    plain = {"prior_share": 0.0, "caption_dropout": 0.0, "noise_offset": 0.0}
+    list(train(settings(base, **plain, max_steps=1), dataset))
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder")
