@@ -163,7 +163,7 @@ def _rehearse(config: TrainConfig, device: Device, steps: int) -> tuple[float, f
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            float(loss)  # waits for the device
+            loss.detach().item()  # waits for the device
             times.append(time.perf_counter() - began)
     peak = torch.cuda.max_memory_reserved() / GB + CONTEXT_GB if _is_gpu(device) else None
     return 1 / statistics.median(times[2:]), peak
