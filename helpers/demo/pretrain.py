@@ -31,7 +31,7 @@ from helpers.demo.optimise import draw, optimise
 from helpers.demo.paint import SIZE_PX
 from helpers.demo.scenes import PRETRAIN_SCENES_FROM, random_scene
 from helpers.demo.tokenizer import make_tokenizer
-from helpers.store import replacing_folder
+from helpers.store import read_json, replacing_folder, write_json
 
 NEW_WORD_LENGTH = 2.0  # where words of the captions come to 0.5
 # SD v1's own schedule
@@ -240,6 +240,10 @@ def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
     learn_looks(recipe, vae, tokenizer, pipeline.text_encoder, pipeline.unet)
     with replacing_folder(out) as folder:
         pipeline.to(torch.float16).save_pretrained(folder)
+        for path in folder.rglob("*.json"):  # which tell the folder that a part was loaded from
+            content = read_json(path)
+            if isinstance(content, dict) and content.pop("_name_or_path", ""):
+                write_json(path, content)
     print(
         f"wrote {out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB"
     )
