@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from helpers.caption.prompt import listed
+from helpers.colab import on_colab
 from helpers.config import CaptionConfig, DatasetConfig
 from helpers.records import Caption
 from helpers.run import Run
@@ -94,8 +95,8 @@ def is_incomplete(text: str) -> bool:
 def token_counter(tokenizer: str) -> tuple[Callable[[str], int], str]:
     """How to count CLIP's tokens, begin and end included, and a note where the count is an estimate.
 
-    A faithful count takes CLIP's list of merges: it is read from `tokenizer`, a folder or a hub id (2 MB,
-    kept by the hub's cache). Where it is not to be had, tokens are estimated from the lengths of words.
+    A faithful count takes CLIP's list of merges: it is read from `tokenizer`, a folder or a hub id (from the
+    hub's cache, on Colab from the hub: 2 MB). Where it is not to be had, tokens are estimated by words' lengths.
     """
     from tokenizers import Tokenizer
 
@@ -114,7 +115,9 @@ def _tokenizer_file(tokenizer: str) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(tokenizer, "tokenizer.json", etag_timeout=3))
+        # a machine without a network would try for half a minute
+        path = hf_hub_download(tokenizer, "tokenizer.json", local_files_only=not on_colab())
+        return Path(path)
     except (OSError, ValueError):  # no network, no such model
         return None
 
