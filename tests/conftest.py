@@ -198,3 +198,15 @@ def lora_folder(tmp_path_factory, tiny_base):
     return make_trained(
         tmp_path_factory.mktemp("lora"), tiny_base, method="lora", rank=4, learning_rate=0.05
     )
+
+
+@pytest.fixture
+def claude(workplace, monkeypatch):
+    """An Anthropic API on loopback, to which the real SDK is led."""
+    from tests.loopback_claude import LoopbackClaude
+
+    server = LoopbackClaude()
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "test-key")
+    yield server
+    server.close()

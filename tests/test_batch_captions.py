@@ -10,7 +10,7 @@ from helpers.errors import RunError
 from helpers.records import caption_costs
 from helpers.store import read_json
 from tests.conftest import lines
-from tests.loopback_claude import LoopbackClaude, caption_of
+from tests.loopback_claude import caption_of
 from tests.test_claude import (
     assert_each_is_on_its_own_image,
     caption,
@@ -21,15 +21,6 @@ from tests.test_claude import (
 )
 
 BATCH = config_of(mode="batch")
-
-
-@pytest.fixture
-def claude(workplace, monkeypatch):
-    server = LoopbackClaude()
-    monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "test-key")
-    yield server
-    server.close()
 
 
 def messages(claude):

@@ -23,7 +23,7 @@ from helpers.errors import RunError
 from helpers.records import Caption, Post, append_row, caption_costs, latest, read_rows
 from helpers.run import Run
 from tests.conftest import ROOT, lines
-from tests.loopback_claude import ADVERSARIAL, LoopbackClaude, caption_of, numbered_picture
+from tests.loopback_claude import ADVERSARIAL, caption_of, numbered_picture
 
 QUICK = {"retry_wait_s": 0.0, "longest_wait_s": 0.0, "poll_s": 0.0, "timeout_s": 10.0}
 
@@ -45,15 +45,6 @@ def make_run(count, size=(64, 64), name="art"):
         rows.append(Post(name_of(number), f"p-{number:05d}", 1, "", "", "", *size, "", "own work"))
     run.posts.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
     return run
-
-
-@pytest.fixture
-def claude(workplace, monkeypatch):
-    server = LoopbackClaude()
-    monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "test-key")
-    yield server
-    server.close()
 
 
 def caption(run, config=None):

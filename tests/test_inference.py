@@ -8,10 +8,11 @@ from PIL import Image
 
 from helpers.config import InferenceConfig
 from helpers.errors import RunError
+from helpers.inference.copies import CopyFinder
 from helpers.inference.judge import Groups, judge
 from helpers.inference.report import report, verify_report
 from helpers.inference.sample import Request, Studio, draw_missing, requests_of
-from helpers.inference.style import StyleAxis, features, nearest, style_gain, thumbnail
+from helpers.inference.style import StyleAxis, features, style_gain
 from helpers.inference.widget import PromptBox
 from helpers.run import Run
 
@@ -150,11 +151,11 @@ def test_the_judgement_tells_a_switch_from_none():
 
 
 def test_a_copy_is_found_mirrored_and_resized():
-    others = np.stack([thumbnail(photo_like(i)) for i in range(50)])
+    finder = CopyFinder([photo_like(i) for i in range(50)], [photo_like(i) for i in range(60, 80)])
     copy = photo_like(7).resize((70, 60)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    index, likeness = nearest(thumbnail(copy), others)
-    assert index == 7 and likeness > 0.97
-    assert nearest(thumbnail(photo_like(99)), others)[1] < 0.9
+    found, stranger = finder.nearest([copy, photo_like(99)])
+    assert found.train == 7 and found.likeness > 0.97
+    assert stranger.likeness < 0.9
 
 
 def photo_like(seed):

@@ -25,22 +25,10 @@ from helpers.train.optimizer import make_optimizer
 from helpers.train.order import Order, draws_at, image_at, variant_at
 from helpers.train.plan import memory_errors, plan, refuse_too_large
 from helpers.train.verdict import best_of, worst_first
-from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
+from tests.conftest import lines, make_dataset, photograph
+from tests.test_train import same, settings, weights
 
 CPU = Device(torch.device("cpu"), "no", "sdpa", ())
-
-
-def settings(tiny_base, **more):
-    given = {"run": "pictures", "base_model": str(tiny_base), **SMALL_TRAINING, **more}
-    return configure(TrainConfig, given)
-
-
-def weights(run):
-    return load_file(run.model / "unet/diffusion_pytorch_model.safetensors")
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def set_aside(run, *names):

@@ -104,17 +104,3 @@ def order_share(*groups: np.ndarray, draws: int = 2000) -> float:
         means = [group[picked[len(group)]].mean() for group in groups]
         rising += bool((np.diff(means) > 0).all())
     return rising / draws
-
-
-def thumbnail(image: Image.Image, side: int = 16) -> np.ndarray:
-    """A small grey picture as a unit vector, for finding its like."""
-    grey = np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX), np.float32)
-    grey = grey - grey.mean()
-    return grey / (np.linalg.norm(grey) + 1e-6)
-
-
-def nearest(picture: np.ndarray, others: np.ndarray) -> tuple[int, float]:
-    """Index and correlation of the likest of (N, s, s) thumbnails, mirrored ones too."""
-    likeness = np.maximum((others * picture).sum((1, 2)), (others * picture[:, ::-1]).sum((1, 2)))
-    best = int(likeness.argmax())
-    return best, float(likeness[best])

@@ -7,13 +7,12 @@ an error in a cell or in the browser's console; leaves pictures in build/browser
 
 import argparse
 import shutil
-import socket
 import sys
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
-from tests.browser.walk import CELLS, HARMLESS, OUT, READY, serve
+from tests.browser.walk import CELLS, OUT, READY, jupyterlab
 
 NEEDED = ("from helpers.colab", "Studio(here", "PromptBox(")
 RUN_CELL = """async ([part]) => { const panel = jupyterapp.shell.currentWidget;
@@ -22,7 +21,6 @@ RUN_CELL = """async ([part]) => { const panel = jupyterapp.shell.currentWidget;
         && cell.model.sharedModel.source.includes(part));
     await jupyterapp.commands.execute('notebook:run-cell'); }"""
 PATIENCE_MS = 300_000
-OFFLINE = "ERR_NAME_NOT_RESOLVED"  # JupyterLab looks for news
 
 
 def open_box(page: Page, address: str) -> None:
@@ -98,27 +96,9 @@ def main() -> None:
     args = parser.parse_args()
     if not Path("runs/demo/model").is_dir():
         sys.exit("runs/demo is missing: run make demo first")
-    OUT.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = serve(port)
-    complaints: list[str] = []
-    try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=args.chromium, args=["--no-sandbox"]
-            )
-            page = browser.new_page(viewport={"width": 1280, "height": 1400})
-            page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-            open_box(page, f"http://127.0.0.1:{port}/lab/tree/notebooks/05_inference.ipynb?reset")
-            drive(page)
-            browser.close()
-    finally:
-        server.terminate()
-    real = [text for text in complaints if not any(word in text for word in (*HARMLESS, OFFLINE))]
-    if real:
-        sys.exit("the browser's console: " + "\n".join(real[:5]))
+    with jupyterlab(args.chromium, {"width": 1280, "height": 1400}) as (page, tree):
+        open_box(page, f"{tree}/notebooks/05_inference.ipynb?reset")
+        drive(page)
     print("the prompt box: drawn, cancelled, brought back, drawn again; no error in the console")
 
 

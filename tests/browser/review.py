@@ -6,16 +6,15 @@ then restarts the kernel, runs all again and looks whether the edit is there. Le
 
 import argparse
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 import papermill
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from helpers.records import Caption, append_row, latest, read_rows
 from helpers.run import Run
-from tests.browser.walk import HARMLESS, OUT, run_notebook, serve
+from tests.browser.walk import OUT, jupyterlab, run_notebook
 
 RUN = "review-walk"
 WORDS = "a cat that was mended in a browser & <b>kept</b>"
@@ -103,35 +102,19 @@ def main() -> None:
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     parser.add_argument("--limit-s", type=float, default=300)
     args = parser.parse_args()
-    OUT.mkdir(parents=True, exist_ok=True)
     run = prepare()
     text = Path("notebooks/02_caption.ipynb").read_text(encoding="utf-8")
     COPY.write_text(text.replace('run = \\"demo\\"', f'run = \\"{RUN}\\"'), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server, complaints = serve(port), []
-    address = f"http://127.0.0.1:{port}/lab/tree/{COPY.as_posix()}?reset"
     try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=args.chromium, args=["--no-sandbox"]
-            )
-            page = browser.new_page(viewport=SCREEN)
-            page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        with jupyterlab(args.chromium, SCREEN) as (page, tree):
+            address = f"{tree}/{COPY.as_posix()}?reset"
             run_notebook(page, address, args.limit_s)
             name = mend(page, run)
             check_kept(run, name)
             look_after_a_rerun(page, run, address, args.limit_s)
             check_kept(run, name)
-            browser.close()
     finally:
-        server.terminate()
         COPY.unlink()
-    harmless = (*HARMLESS, "ERR_NAME_NOT_RESOLVED")  # the badge of Colab, where there is no network
-    real = [text for text in complaints if not any(word in text for word in harmless)]
-    if real:
-        sys.exit("the browser's console: " + "\n".join(real[:5]))
     print(f"an edit was made, kept and found again after a rerun; pictures in {OUT}")
 
 

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -101,11 +103,12 @@ def picture_of(page: Page, name: str, parts: int = 6) -> None:
         page.screenshot(path=OUT / f"{name}-{part}.png")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chromium", default=shutil.which("chromium"))
-    parser.add_argument("--limit-s", type=float, default=600)
-    args = parser.parse_args()
+@contextmanager
+def jupyterlab(chromium: str, viewport: dict[str, int]) -> Iterator[tuple[Page, str]]:
+    """A page of a headless browser and the address of JupyterLab's notebooks.
+
+    Exits, on leaving, if the browser's console has an error.
+    """
     OUT.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -114,25 +117,31 @@ def main() -> None:
     complaints: list[str] = []
     try:
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=args.chromium, args=["--no-sandbox"]
-            )
-            page = browser.new_page(viewport={"width": 1280, "height": 1000})
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page(viewport=viewport)
             page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-            for stage in STAGES:
-                name = notebook_name(stage)
-                address = f"http://127.0.0.1:{port}/lab/tree/notebooks/{name}.ipynb?reset"
-                run_notebook(page, address, args.limit_s)
-                if stage == "inference":
-                    draw_in_the_prompt_box(page)
-                picture_of(page, name)
-                print(f"{name}: ran without an error", flush=True)
+            yield page, f"http://127.0.0.1:{port}/lab/tree"
             browser.close()
     finally:
         server.terminate()
     real = [text for text in complaints if not any(word in text for word in HARMLESS)]
     if real:
         sys.exit("the browser's console: " + "\n".join(real[:5]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chromium", default=shutil.which("chromium"))
+    parser.add_argument("--limit-s", type=float, default=600)
+    args = parser.parse_args()
+    with jupyterlab(args.chromium, {"width": 1280, "height": 1000}) as (page, tree):
+        for stage in STAGES:
+            name = notebook_name(stage)
+            run_notebook(page, f"{tree}/notebooks/{name}.ipynb?reset", args.limit_s)
+            if stage == "inference":
+                draw_in_the_prompt_box(page)
+            picture_of(page, name)
+            print(f"{name}: ran without an error", flush=True)
 
 
 if __name__ == "__main__":
