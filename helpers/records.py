@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from helpers.errors import RunError
+from helpers.redact import redact
 from helpers.store import append_line, write_bytes
 
 Row = TypeVar("Row")
@@ -64,7 +65,7 @@ class Rejection:
 
 
 def append_row(path: Path, row: object) -> None:
-    line = json.dumps(asdict(row), ensure_ascii=False)
+    line = redact(json.dumps(asdict(row), ensure_ascii=False))  # errors may echo what was sent
     append_line(path, line.encode("utf-8", "replace").decode())  # half an emoji is no UTF-8
 
 

@@ -57,6 +57,13 @@ class Run:
     model = _In("model")
     verdict = _In("verdict.json")
     image_losses = _In("image_losses.json")  # of training images, the worst-fitting first
+    sweep = _In("sweep")  # trials, each a run of its own
+    sweep_config = _In("sweep/config.json")
+    sweep_journal = _In("sweep/journal.jsonl")
+    sweep_table = _In("sweep/trials.json")
+    sweep_lock = _In("sweep/.lock")
+    cache_lock = _In("sweep/.cache.lock")
+    promoted = _In("sweep/promoted.json")
     # 05
     samples = _In("samples")
     export = _In("export")
@@ -123,6 +130,10 @@ class Run:
         """Shortcodes of posts that were taken down, in the order in which they were."""
         return self.taken_down.read_text().split() if self.taken_down.is_file() else []
 
+    def trial(self, number: int) -> "TrialRun":
+        """The run of a sweep's trial, counted from 0."""
+        return TrialRun(self, number)
+
     def write_config(self, stage: str, config: Any) -> None:
         """Keep a stage's resolved settings."""
         write_json(self.config(stage), asdict(config))
@@ -154,3 +165,21 @@ class Run:
                 f"{path} is missing: run {notebook_name(stage)} with run={self.name!r} first"
             )
         return path
+
+
+class TrialRun(Run):
+    """A trial of a sweep: a run inside a run, whose images, dataset and cache it shares."""
+
+    def __init__(self, whole: Run, number: int) -> None:
+        self.whole, self.number = whole, number
+        self.folder = whole.sweep / f"trial-{number:03d}"
+        self.name = self.folder.relative_to(RUNS).as_posix()
+        self.dataset, self.cache = whole.dataset, whole.cache
+        recover_folder(self.model)
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / ".lock"
+
+    def config(self, stage: str) -> Path:
+        return super().config(stage) if stage == "train" else self.whole.config(stage)

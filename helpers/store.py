@@ -4,16 +4,70 @@ A reader sees the old or the new, never a half. A folder's manifest is written l
 file with its size and SHA-256, so a copy that lost something on its way does not verify.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from helpers.errors import RunError
+
 MANIFEST = "manifest.json"
+GB = 1e9
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSALS = (
+    *FULL,
+    *(errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ESTALE, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+)
+
+
+@contextmanager
+def on_disk(what: str, path: Path) -> Iterator[None]:
+    """Change the disk inside: make, write, sync, rename, unlink or copy `path`.
+
+    Every change that this module makes happens inside one of these, and so does what callers write into
+    the paths that replacing_file and replacing_folder yield, safetensors' own writing included. So this is
+    where a test crashes or fails each of them; that none gets past it is tested by Python's audit events.
+    Raises RunError where the disk refuses: what, where, how much is free, and what to do next.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (reason := _refusal(error)) is None:
+            raise
+        raise RunError(
+            f"could not {what} {path}: {os.strerror(reason)} ({_free(path)}): {_next_step(reason)}, "
+            "and run the notebook again; it goes on from what was kept last"
+        ) from error
+
+
+def _refusal(error: Exception) -> int | None:
+    """The errno that a disk gave, also by way of Rust, as safetensors tells it: `... (os error 28)`."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    reason = error.errno if isinstance(error, OSError) else told and int(told[1])
+    return reason if reason in REFUSALS else None
+
+
+def _free(path: Path) -> str:
+    with suppress(OSError):
+        there = next(parent for parent in path.absolute().parents if parent.is_dir())
+        return f"{shutil.disk_usage(there).free / GB:.2f} GB free there"
+    return "the disk does not answer"
+
+
+def _next_step(reason: int) -> str:
+    if reason in FULL:
+        return "free some space"
+    if reason == errno.ENOTCONN:
+        return "connect that disk again (on Colab: Runtime, Restart session)"
+    return "see that the disk is there and may be written to"
 
 
 def sha256(path: Path) -> str:
@@ -24,24 +78,57 @@ def sha256(path: Path) -> str:
 
 def _sync(path: Path) -> None:
     """Have the disk keep what was written to a file, or a folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with on_disk("sync", path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _rename(source: Path, target: Path) -> None:
-    source.replace(target)
+    with on_disk("rename", source):
+        source.replace(target)
     _sync(target.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, each kept by the one above."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with on_disk("make", folder):
+        folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _clear(path: Path) -> None:
+    """Take away what is ours and in nobody's way: a half-written file or folder, or one put aside."""
+    if not os.path.lexists(path):
+        return
+    with on_disk("unlink", path):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _filling(beside: Path) -> Iterator[None]:
+    """Write `beside` inside; what an error leaves of it is taken away, so that it fills no disk."""
+    try:
+        with on_disk("write", beside):
+            yield
+    except BaseException:
+        with suppress(OSError, RunError):
+            _clear(beside)
+        raise
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; on leaving without an error it takes the place of `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     beside = path.with_name(f".{path.stem}.part{path.suffix}")  # the suffix tells Pillow the format
-    yield beside
+    with _filling(beside):
+        yield beside
     _sync(beside)
     _rename(beside, path)
 
@@ -66,15 +153,15 @@ def read_json(path: Path) -> Any:
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to a file and have the disk keep it; a half line that a kill left is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        _cut_half_line(file)
+    _make_folder(path.parent)
+    with on_disk("write", path), path.open("ab+") as file:
+        cut_half_line(file)
         file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    _sync(path)
 
 
-def _cut_half_line(file: Any) -> None:
+def cut_half_line(file: Any) -> None:
+    """Take a last line that a kill cut off a file open for appending and reading."""
     size = file.seek(0, os.SEEK_END)
     if size == 0 or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n":
         return
@@ -83,23 +170,38 @@ def _cut_half_line(file: Any) -> None:
 
 
 @contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock among this machine's processes, which the kernel lets go when its holder dies, however it does.
+
+    Yields whether it is held: without `wait`, False where another process has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on leaving without an error it gets a manifest and replaces `folder`.
 
     A kill between the two renames leaves the old one as `.NAME.old`, which `recover_folder` puts back.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    yield beside
-    write_manifest(beside)
-    old = _old(folder)
+    beside, old = _part(folder), _old(folder)
+    _clear(beside)
+    _make_folder(beside)
+    with _filling(beside):
+        yield beside
+        write_manifest(beside)
     recover_folder(folder)
     if folder.exists():
         _rename(folder, old)
     _rename(beside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _clear(old)
 
 
 def recover_folder(folder: Path) -> None:
@@ -107,11 +209,36 @@ def recover_folder(folder: Path) -> None:
     old = _old(folder)
     if old.exists() and not folder.exists():
         _rename(old, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _clear(old)
+
+
+def recover_folders(parent: Path) -> None:
+    """Clear up after kills in a folder of folders: what was put aside comes back, what is half is taken away."""
+    for old in parent.glob(_old(parent / "*").name):
+        recover_folder(parent / old.name.removeprefix(".").removesuffix(".old"))
+    for half in parent.glob(_part(parent / "*").name):
+        _clear(half)
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a folder away at once, for a reader; a kill leaves a rest that recover_folders clears."""
+    _clear(_part(folder))
+    _rename(folder, _part(folder))
+    _clear(_part(folder))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file into a folder that is being filled."""
+    with on_disk("copy", target):
+        shutil.copyfile(source, target)
 
 
 def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
+
+
+def _part(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
 
 
 def write_manifest(folder: Path) -> None:
@@ -130,46 +257,22 @@ def damage(folder: Path) -> str | None:
     """What keeps `folder` from being what its manifest says, or None if it verifies."""
     if not (folder / MANIFEST).is_file():
         return f"{folder} has no {MANIFEST}: its writing did not end"
-    for name, entry in read_json(folder / MANIFEST).items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
-            return f"{path} is not what {MANIFEST} says"
+    try:
+        for name, entry in read_json(folder / MANIFEST).items():
+            path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                return f"{folder / MANIFEST} names {name!r}, which is not in its folder"
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+                return f"{path} is not what {MANIFEST} says"
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        return f"{folder / MANIFEST} is damaged"
+    except OSError as error:
+        return f"{folder} cannot be read ({error.strerror})"
     return None
 
 
 def folder_hash(folder: Path) -> str:
     """One SHA-256 for all that a folder's manifest lists."""
     return sha256(folder / MANIFEST)
-
-
-def mirror(
-    source: Path, target: Path, skip: frozenset[str] = frozenset(), *, replace: bool = True
-) -> int:
-    """Copy files that `target` lacks, and with `replace` those that are newer; return how many.
-
-    Manifests go last. Names beginning with a dot are work in progress and stay behind, and so do
-    folders named in `skip`.
-    """
-    names = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
-    names = [name for name in names if _travels(name, skip)]
-    names.sort(key=lambda name: name.name == MANIFEST)
-    wanted = [
-        name
-        for name in names
-        if not (target / name).is_file() or (replace and _is_newer(source / name, target / name))
-    ]
-    for name in wanted:
-        with replacing_file(target / name) as beside:
-            shutil.copy2(source / name, beside)
-    return len(wanted)
-
-
-def _travels(path: Path, skip: frozenset[str]) -> bool:
-    return not any(part.startswith(".") or part in skip for part in path.parts)
-
-
-def _is_newer(path: Path, copy: Path) -> bool:
-    ours, theirs = path.stat(), copy.stat()
-    return ours.st_size != theirs.st_size or int(ours.st_mtime) > int(theirs.st_mtime)

@@ -1,4 +1,7 @@
-"""Kills a child process before its n-th file operation, for every n."""
+"""Kills a child process before its n-th file operation, for every n.
+
+Python tells of operations by audit events, but not of writes and syncs: store.on_disk is where those are.
+"""
 
 import os
 import shutil
@@ -6,14 +9,17 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+
+from helpers import store
 
 OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-def _is_operation(event: str, args: tuple) -> bool:
+def is_operation(event: str, args: tuple) -> bool:
     if event == "open":
         _, mode, flags = args
         return any(c in mode for c in "wax+") if mode else bool((flags or 0) & WRITES)
@@ -21,13 +27,24 @@ def _is_operation(event: str, args: tuple) -> bool:
 
 
 def _die_at(number: int) -> None:
-    counter = count(1)
+    counter, on_disk = count(1), store.on_disk
 
-    def hook(event: str, args: tuple) -> None:
-        if _is_operation(event, args) and next(counter) == number:
+    def die_in_turn() -> None:
+        if next(counter) == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def hook(event: str, args: tuple) -> None:
+        if is_operation(event, args):
+            die_in_turn()
+
+    @contextmanager
+    def seam(what: str, path: Path) -> Iterator[None]:
+        with on_disk(what, path):
+            yield
+            die_in_turn()
+
     sys.addaudithook(hook)
+    store.on_disk = seam
 
 
 def kills_at_every_operation(

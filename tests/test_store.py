@@ -8,7 +8,7 @@ import pytest
 
 from helpers.errors import RunError
 from helpers.records import Caption, Rejection, append_row, latest, read_rows, reject
-from helpers.store import append_line, damage, mirror, replacing_file, replacing_folder
+from helpers.store import append_line, damage, replacing_file, replacing_folder
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
@@ -75,15 +75,3 @@ def test_a_rejection_is_kept_once(tmp_path):
     for _ in range(3):
         reject(tmp_path / "rejected.jsonl", Rejection("a.jpg", "scrape", "too big"))
     assert len(read_rows(tmp_path / "rejected.jsonl", Rejection)) == 1
-
-
-def test_a_mirror_copies_what_is_new_and_leaves_work_in_progress(tmp_path):
-    source, target = tmp_path / "run", tmp_path / "drive"
-    with replacing_folder(source / "model") as beside:
-        (beside / "w").write_text("weights")
-    (source / ".part").write_text("half")
-    (source / "cache").mkdir()
-    (source / "cache/x").write_text("again")
-    assert mirror(source, target, frozenset({"cache"})) == 2
-    assert mirror(source, target, frozenset({"cache"})) == 0
-    assert damage(target / "model") is None and not (target / ".part").exists()

@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from helpers.errors import RunError
 from helpers.records import Rejection, read_rows
 from helpers.run import Run
 from helpers.scrape.intake import verify_images
-from helpers.store import damage, folder_hash, mirror, write_json
+from helpers.store import damage, folder_hash, write_json
 from tests.conftest import make_dataset, photograph
 from tests.kills import kills_at_every_operation
 
@@ -123,9 +124,9 @@ def test_01_does_not_take_it_in_again(run, tmp_path):
 
 def test_where_an_old_copy_brings_it_back_03_leaves_it_out(run, tmp_path):
     old = tmp_path / "old"
-    mirror(run.folder, old)
+    shutil.copytree(run.folder, old)
     remove(run, GONE)
-    mirror(old, run.folder)
+    shutil.copytree(old, run.folder, dirs_exist_ok=True)
     run.posts.write_bytes((old / run.posts.name).read_bytes())
     make_dataset("art", tmp_path / "art")
     assert GONE not in {record.shortcode for record in read_records(run.dataset)}
@@ -136,17 +137,35 @@ def test_where_an_old_copy_brings_it_back_03_leaves_it_out(run, tmp_path):
 
 def test_the_mirror_on_drive_loses_it_too(run, tmp_path, monkeypatch):
     drive = tmp_path / "drive"
+    drive.mkdir()
     monkeypatch.setattr(colab, "DRIVE", drive)
     monkeypatch.setattr(takedown, "DRIVE", drive)
-    copy = drive / colab.FOLDER_ON_DRIVE / run.name
-    mirror(run.folder, copy)
+    colab.restore(run)
+    assert "is kept" in colab.keep(run)
+    pictures = [path.read_bytes() for path in run.images.glob(f"{GONE}_*.jpg")]
+    assert len(pictures) == 2 and any(found_in(drive, picture) for picture in pictures)
     remove(run, GONE)
+    assert not any(found_in(drive, picture) for picture in pictures)
+    shutil.rmtree(run.folder)
+    colab.restore(run)
+    assert traces(run) == set() and damage(run.dataset) is None
+    assert len(list(run.images.glob("*.jpg"))) == 6
+
+
+def found_in(folder, content):
+    return any(content in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_is_on_drive_alone_is_taken_down_too(run, tmp_path, monkeypatch):
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    monkeypatch.setattr(colab, "DRIVE", drive)
+    monkeypatch.setattr(takedown, "DRIVE", drive)
     colab.keep(run)
-    kept = [p for p in copy.rglob("*") if p.is_file() and p.name not in MAY_NAME_IT]
-    assert not [p for p in kept if GONE in p.name or GONE.encode() in p.read_bytes()]
-    assert damage(copy / "dataset") is None
-    mirror(copy, run.folder, replace=False)
-    assert traces(run) == set()
+    pictures = [path.read_bytes() for path in run.images.glob(f"{GONE}_*.jpg")]
+    shutil.rmtree(run.folder)
+    remove(run, GONE)
+    assert traces(run) == set() and not any(found_in(drive, picture) for picture in pictures)
 
 
 def test_a_dataset_left_with_nothing_sends_to_03(workplace, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from helpers.caption import sidecar
 from helpers.caption.check import problems_of
-from helpers.colab import keep
+from helpers.colab import keep_soon
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
 from helpers.records import Caption, Post, append_row, caption_costs, latest, read_rows
@@ -57,7 +57,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
         for number, row in enumerate(captioner_of(config)(config, run, posts), 1):
             yield row
             if number % MIRROR_EVERY == 0:
-                keep(run)
+                keep_soon(run)
 
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:

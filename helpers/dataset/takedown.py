@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.colab import DRIVE, FOLDER_ON_DRIVE
+from helpers.colab import DRIVE, FOLDER_ON_DRIVE, purge_drive, restore
 from helpers.dataset.card import write_card
 from helpers.dataset.history import editions, remember
 from helpers.dataset.layout import copy_without, read_records
@@ -52,6 +52,8 @@ def remove(run: Run, shortcode: str) -> Removal:
         raise RunError(
             f"{shortcode!r} is no shortcode: give the part of a post's address after /p/"
         )
+    if DRIVE.is_dir():
+        restore(run)  # what is on Drive alone has it as well
     listed = run.read_taken_down()
     files = _files(run, shortcode)
     if not files and shortcode not in listed:
@@ -60,7 +62,7 @@ def remove(run: Run, shortcode: str) -> Removal:
         write_text(run.taken_down, "".join(f"{name}\n" for name in (*listed, shortcode)))
     seen = _seen(run, shortcode)
     _purge(run, shortcode, files)
-    _purge_mirror(run, shortcode, files)
+    purge_drive(run)
     return Removal(shortcode, tuple(sorted(files)), tuple(seen), tuple(_beyond(run)))
 
 
@@ -97,15 +99,6 @@ def _purge(run: Run, shortcode: str, files: set[str]) -> None:
     for path in run.images.glob(f"{shortcode}_*"):
         if _is_of(path, shortcode):
             path.unlink()
-
-
-def _purge_mirror(run: Run, shortcode: str, files: set[str]) -> None:
-    """The same on the mounted Drive; its copy of the dataset goes as a whole, and comes again when next mirrored."""
-    mirrored = Run(run.name)
-    mirrored.folder = DRIVE / FOLDER_ON_DRIVE / run.name
-    if mirrored.folder.is_dir():
-        shutil.rmtree(mirrored.dataset, ignore_errors=True)
-        _purge(mirrored, shortcode, files)
 
 
 def _seen(run: Run, shortcode: str) -> list[str]:

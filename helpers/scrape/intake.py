@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from helpers.colab import keep
+from helpers.colab import keep_soon
 from helpers.config import ScrapeConfig
 from helpers.errors import RunError
 from helpers.records import Post, Rejection, append_row, latest, read_rows, reject
@@ -86,7 +86,7 @@ def take(config: ScrapeConfig, run: Run, source: Source) -> Iterator[Taken]:
                     _keep_sidecar(run, taken.post, item.caption)
                 yield taken
                 if time.monotonic() - kept_at > KEEP_EVERY_S:
-                    keep(run)
+                    keep_soon(run)
                     kept_at = time.monotonic()
         except Stopped as stop:
             source.stopped = str(stop)

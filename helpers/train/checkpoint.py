@@ -6,28 +6,39 @@ hashes; a reader takes the newest that verifies. Random states are not kept, sin
 
 import logging
 import re
-import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from helpers.config import TrainConfig
 from helpers.errors import RunError
 from helpers.run import Run
-from helpers.store import damage, read_json, replacing_folder, write_json
+from helpers.store import (
+    copy_file,
+    damage,
+    on_disk,
+    read_json,
+    recover_folders,
+    remove_folder,
+    replacing_folder,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 WEIGHTS, AVERAGE = "weights.safetensors", "average.safetensors"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+FORMAT = 1  # a checkpoint of it resumes for ever (tests/golden)
 
 
 @dataclass(frozen=True)
 class Belongs:
     """What a checkpoint may be resumed with, and nothing else."""
 
-    config: dict[str, Any]
+    config: dict[str, Any]  # all that changes what a step learns
     base_model: str  # fingerprint of its UNet
     dataset: str  # hash of its manifest
 
@@ -44,17 +55,20 @@ class State:
 
 
 def save(run: Run, step: int, state: State, belongs: Belongs) -> Path:
-    """Write the state after `step`, and check it. Raises RunError if the disk did not keep it."""
+    """Write the state after `step` with the log up to it, and check it. Raises RunError if the disk did not keep it."""
     folder = run.checkpoint(step)
     moments, numbers, groups = _flatten(state.optimizer.state_dict())
-    kept = {"step": step, "groups": groups, "numbers": numbers, **vars(belongs)}
+    kept = {"format": FORMAT, "step": step, "groups": groups, "numbers": numbers, **vars(belongs)}
+    kept["moments"] = sorted(moments)
     kept["schedule"] = state.schedule.state_dict()
     kept["scaler"] = state.scaler.state_dict() if state.scaler else None
     with replacing_folder(folder) as beside:
-        save_file(_on_cpu(state.weights), beside / WEIGHTS)
-        save_file(moments, beside / OPTIMIZER)
+        _write_tensors(beside / WEIGHTS, _on_cpu(state.weights))
+        _write_tensors(beside / OPTIMIZER, moments)
         if state.average is not None:
-            save_file(_on_cpu(state.average), beside / AVERAGE)
+            _write_tensors(beside / AVERAGE, _on_cpu(state.average))
+        if run.train_log.is_file():
+            copy_file(run.train_log, beside / run.train_log.name)
         write_json(beside / STATE, kept)
     if what := damage(folder):
         raise RunError(
@@ -63,34 +77,110 @@ def save(run: Run, step: int, state: State, belongs: Belongs) -> Path:
     return folder
 
 
-def prune(run: Run, keep: int, best_step: int) -> None:
-    """Let all but the newest `keep` go, and the best."""
-    for old in _newest_first(run)[keep:]:
-        if step_of(old) != best_step:
-            shutil.rmtree(old)
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with on_disk("write", path):
+        save_file(tensors, path)
+
+
+def prune(run: Run, verified: Path, keep: int, best_step: int) -> None:
+    """Let all go that is older than the newest `keep` that verify, but for the best.
+
+    `verified` was just saved and checked.
+    """
+    for folder in _newest_first(run):
+        if keep > 0:
+            keep -= folder == verified or damage(folder) is None
+        elif step_of(folder) != best_step:
+            remove_folder(folder)
 
 
 def resume(run: Run, state: State, belongs: Belongs) -> int:
-    """Load the newest checkpoint that verifies and return its step, or 0 if there is none.
+    """Load the newest checkpoint that verifies and return its step, or 0 if there is none at all.
 
-    Raises RunError if it belongs to another config, base model or dataset.
+    Raises RunError if it belongs to another config, base model or dataset, if a newer version of this
+    project wrote it, or if there are checkpoints and each is damaged: hours are not begun again unasked.
     """
+    recover_folders(run.checkpoints)
+    told = []
     for folder in _newest_first(run):
-        if what := damage(folder):
-            log.warning("%s: the checkpoint before it is taken", what)
-            continue
-        kept = read_json(folder / STATE)
-        _refuse_stranger(folder, kept, belongs)
-        load_weights(folder, state.weights)
-        moments = load_file(folder / OPTIMIZER)
-        state.optimizer.load_state_dict(_unflatten(moments, kept["numbers"], kept["groups"]))
-        state.schedule.load_state_dict(kept["schedule"])
-        if state.scaler:
-            state.scaler.load_state_dict(kept["scaler"])
-        if state.average is not None:
-            _copy_into(state.average, load_file(folder / AVERAGE))
-        return kept["step"]
+        what = damage(folder) or _load(folder, state, belongs)
+        if what is None:
+            return step_of(folder)
+        log.warning("%s: the checkpoint before it is taken", what)
+        told.append(what)
+    if told:
+        raise RunError(
+            f"no checkpoint can be read ({'; '.join(told)}): put a good copy of one there, "
+            f"or move {run.checkpoints} away to begin again from step 0"
+        )
     return 0
+
+
+def _load(folder: Path, state: State, belongs: Belongs) -> str | None:
+    """Load a checkpoint whose files verify, whole or not at all; what keeps it from being loaded, or None."""
+    try:
+        kept = read_json(folder / STATE)
+        _refuse_newer(folder, kept)
+        if kept["step"] != step_of(folder):
+            return f"{folder} holds step {kept['step']}"
+        _refuse_stranger(folder, kept, belongs)
+        _put(state, kept, *_read_tensors(folder, state, kept))
+    except (AttributeError, KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
+        return f"{folder} is damaged ({type(error).__name__}: {error})"
+    return None
+
+
+def _read_tensors(
+    folder: Path, state: State, kept: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The weights, their average, and the optimizer's moments. Raises ValueError for any that do not fit."""
+    weights = load_file(folder / WEIGHTS)
+    average = load_file(folder / AVERAGE) if state.average is not None else {}
+    moments = load_file(folder / OPTIMIZER)
+    _compare_shapes(weights, state.weights)
+    _compare_shapes(average, state.average or {})
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    own = {  # the first and second moment are shaped as their weight
+        key: trained[int(key.split(".")[0])] for key in moments if ".exp_avg" in key
+    }
+    _compare_shapes({key: moments[key] for key in own}, own)
+    if sorted(moments) != kept["moments"]:
+        raise ValueError(f"{OPTIMIZER} lacks a tensor, or has one too many")
+    return weights, average, moments
+
+
+def _compare_shapes(theirs: dict[str, Tensor], ours: dict[str, Any]) -> None:
+    for name in sorted(theirs.keys() | ours.keys()):
+        if name not in theirs or name not in ours:
+            raise ValueError(f"{name} is {'missing' if name in ours else 'not of this model'}")
+        if theirs[name].shape != ours[name].shape:
+            raise ValueError(
+                f"{name} is {tuple(theirs[name].shape)}, not {tuple(ours[name].shape)}"
+            )
+
+
+def _put(
+    state: State,
+    kept: dict[str, Any],
+    weights: dict[str, Tensor],
+    average: dict[str, Tensor],
+    moments: dict[str, Tensor],
+) -> None:
+    """Put what was read into what is trained; the optimizer first, which checks its groups before it changes."""
+    state.optimizer.load_state_dict(_unflatten(moments, kept["numbers"], kept["groups"]))
+    state.schedule.load_state_dict(kept["schedule"])
+    if state.scaler and kept["scaler"]:  # none was kept where another GPU trained in bf16
+        state.scaler.load_state_dict(kept["scaler"])
+    _copy_into({name: p.data for name, p in state.weights.items()}, weights)
+    _copy_into(state.average or {}, average)
+
+
+def _refuse_newer(folder: Path, kept: dict[str, Any]) -> None:
+    if kept["format"] > FORMAT:
+        raise RunError(
+            f"{folder} was written by a newer version of this project (format {kept['format']}, "
+            f"this one reads {FORMAT}): update it; on Colab a new runtime does"
+        )
 
 
 def load_weights(folder: Path, weights: dict[str, nn.Parameter], average: bool = False) -> None:
@@ -114,7 +204,9 @@ def latest_step(run: Run) -> int:
 
 
 def _newest_first(run: Run) -> list[Path]:
-    folders = [p for p in run.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
+    """What is named as a checkpoint; a copy such as `step-000250 (1)` is not."""
+    named = [p for p in run.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
+    folders = [p for p in named if p.is_dir() and p == run.checkpoint(step_of(p))]
     return sorted(folders, key=step_of, reverse=True)
 
 
@@ -123,12 +215,15 @@ def step_of(folder: Path) -> int:
 
 
 def _refuse_stranger(folder: Path, state: dict[str, Any], belongs: Belongs) -> None:
-    theirs, ours = state["config"], belongs.config
+    defaults = {f.name: f.default for f in fields(TrainConfig)}  # of what was no setting yet
+    theirs, ours = defaults | state["config"], belongs.config
     changed = [
         f"{name} was {theirs.get(name)!r}, not {ours[name]!r}"
         for name in ours
         if theirs.get(name) != ours[name]
     ]
+    if theirs.get("images_per_step") != ours.get("images_per_step"):
+        changed.append("that is train_batch_size x gradient_accumulation_steps x processes")
     changed += [
         f"the {what.replace('_', ' ')} was another"
         for what in ("base_model", "dataset")
@@ -148,10 +243,17 @@ def _flatten(
     flat = {
         f"{index}.{name}": value
         for index, values in state["state"].items()
-        for name, value in values.items()
+        for name, value in _unwrap(values).items()
     }
     moments = _on_cpu({key: value for key, value in flat.items() if isinstance(value, Tensor)})
     return moments, {k: v for k, v in flat.items() if k not in moments}, state["param_groups"]
+
+
+def _unwrap(values: dict[str, Any]) -> dict[str, Any]:
+    """A weight's state with what bitsandbytes saves as a dict inside; it loads either form."""
+    inner = [value for value in values.values() if isinstance(value, dict)]
+    outer = {name: value for name, value in values.items() if not isinstance(value, dict)}
+    return outer | {name: value for part in inner for name, value in part.items()}
 
 
 def _unflatten(

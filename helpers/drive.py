@@ -1,0 +1,161 @@
+"""A folder on the mounted Google Drive, through the few operations that the mirror needs.
+
+Drive takes what is written into a cache and says that all is well: what counts is what is read back, and that
+the upload has ended. Its bin counts against the quota, so a file is cut to nothing before it is removed.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+CHUNK = 1 << 20  # bytes
+ATTEMPTS = 3
+POLL_S = 1.0
+PATIENCE_S, SLOWEST_BYTES_PER_S = 600.0, 200_000  # for the upload of a file; after that it is told
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+GONE = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ECONNABORTED)
+
+
+class NotKept(Exception):
+    """Why something is not on Drive, and what to do."""
+
+
+class Drive:
+    """A folder on Drive. Names are relative to it; each operation raises OSError where Drive does."""
+
+    def __init__(self, root: Path, folder: str) -> None:
+        """`root` is what mounting makes, and is never made here: without it the disk would pose as Drive."""
+        self.root, self.folder = root, root / folder
+
+    def path(self, name: str) -> Path:
+        if not self.root.is_dir():
+            raise OSError(errno.ENOTCONN, "Google Drive is not mounted", str(self.root))
+        return self.folder / name
+
+    def read(self, name: str) -> Iterator[bytes]:
+        with self.path(name).open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    def write(self, name: str, chunks: Iterable[bytes]) -> None:
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self, name: str) -> None:
+        """Cut a file to nothing, then remove it; a folder with all that is in it."""
+        path = self.path(name)
+        for file in [path, *path.rglob("*")]:
+            if file.is_file():
+                os.truncate(file, 0)
+                file.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+
+    def rename(self, name: str, new: str) -> None:
+        self.path(name).rename(self.path(new))
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.path("").parent if self.folder.is_dir() else self.root).free
+
+    def is_uploaded(self, name: str) -> bool:
+        """Whether the file has left this machine, as DriveFS tells by an attribute; other file systems have none."""
+        path = self.path(name)
+        with suppress(AttributeError):  # os.getxattr is Linux's
+            try:
+                return os.getxattr(path, "user.drive.uncommitted") not in (b"1", b"true")
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+                    raise
+        return True
+
+    # what follows is made of those
+
+    def text(self, name: str) -> str:
+        """A small file's text, or nothing if it is not there or is no text."""
+        with suppress(FileNotFoundError, UnicodeDecodeError):
+            return b"".join(self.read(name)).decode()
+        return ""
+
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        """Whether reading the file back gives these very bytes."""
+        digest, count = hashlib.sha256(), 0
+        try:
+            for chunk in self.read(name):
+                digest.update(chunk)
+                count += len(chunk)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return False
+        return count == size and digest.hexdigest() == sha256
+
+
+class Uploads:
+    """Files written to Drive, and known to have arrived: read back from there, and their upload ended."""
+
+    def __init__(self, drive: Drive) -> None:
+        self.drive = drive
+        self.good: set[tuple[str, str]] = set()  # (name, SHA-256)
+
+    def put(self, name: str, size: int, sha256: str, chunks: Callable[[], Iterable[bytes]]) -> None:
+        """Have Drive hold these bytes under this name. Raises NotKept or OSError if it does not."""
+        for attempt in range(ATTEMPTS + 1):
+            if self.drive.holds(name, size, sha256):
+                break
+            if attempt == ATTEMPTS:
+                raise NotKept(
+                    f"{name} was written {ATTEMPTS} times and reads back as something else: Google Drive may be "
+                    "full or out of step; look at drive.google.com, then run keep(here) again"
+                )
+            self.require_room(name, size)
+            self.drive.write(name, chunks())
+        self._await_upload(name, size)
+        self.good.add((name, sha256))
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        self.put(name, len(content), hashlib.sha256(content).hexdigest(), lambda: [content])
+
+    def require_room(self, what: str, size: int) -> None:
+        """Raises NotKept if so many bytes will not fit."""
+        free = self.drive.free_bytes()
+        if size > free:
+            raise NotKept(
+                f"{what} needs {amount(size)}, Google Drive has {amount(free)} free: "
+                "free space there and empty its bin, then run keep(here)"
+            )
+
+    def _await_upload(self, name: str, size: int) -> None:
+        patience_s = PATIENCE_S + size / SLOWEST_BYTES_PER_S
+        until = time.monotonic() + patience_s
+        while not self.drive.is_uploaded(name):
+            if time.monotonic() >= until:
+                raise NotKept(
+                    f"Google Drive took {name} but has not uploaded it in {patience_s / 60:.0f} minutes: it may be "
+                    "full or cut off; look at drive.google.com, then run keep(here) again"
+                )
+            time.sleep(POLL_S)
+
+
+def amount(size: float) -> str:
+    """Bytes for people: `3.4 GB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def explain(error: OSError) -> str:
+    """What Drive's error means, and what to do."""
+    if error.errno in FULL:
+        return "Google Drive is full: free space there (its bin counts too) and run keep(here)"
+    if error.errno in GONE:
+        return (
+            f"Google Drive is disconnected ([Errno {error.errno}]): mount it again "
+            "(the folder icon on the left, then Mount Drive) and run keep(here)"
+        )
+    return f"Google Drive refused ({error}): run keep(here) to try again"

@@ -1,0 +1,111 @@
+"""What a run's mirror consists of, at one moment: the index on Drive, written last and read first.
+
+It has two slots, written in turn, each with its own SHA-256: a write that was lost, cut or renamed leaves the
+other, and what that names is still there.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from helpers.drive import Drive
+
+SLOTS = ("kept-0.json", "kept-1.json")
+SMALL = 8_000_000  # bytes; a part below this is folded into the next
+
+
+@dataclass(frozen=True)
+class File:
+    """A small file: its content, when it was written (ns), and the part that it lies in."""
+
+    size: int
+    sha256: str
+    mtime_ns: int
+    part: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tar file on Drive; `payload` is the size of the files that it was made of."""
+
+    size: int
+    sha256: str
+    payload: int
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that keeps its shape on Drive: the SHA-256 and the time of its manifest, and its size."""
+
+    sha256: str
+    mtime_ns: int
+    size: int
+
+
+@dataclass
+class Index:
+    """What a run consists of, at one moment."""
+
+    generation: int = 0
+    files: dict[str, File] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
+    folders: dict[str, Folder] = field(default_factory=dict)
+
+    def slot(self) -> str:
+        return SLOTS[self.generation % 2]
+
+    def dump(self) -> bytes:
+        body = asdict(self)
+        return json.dumps({"sha256": _digest(body), "index": body}).encode()
+
+    def of_part(self, part: str) -> list[str]:
+        return [name for name, file in self.files.items() if file.part == part]
+
+    def outdated(self, least: float = 0.5) -> list[str]:
+        """The parts to be folded into the next: small ones, and those of which less than `least` still counts."""
+        counts = dict.fromkeys(self.parts, 0)
+        for file in self.files.values():
+            counts[file.part] += file.size
+        return [
+            name
+            for name, part in self.parts.items()
+            if part.payload < SMALL or counts[name] < least * part.payload
+        ]
+
+
+def _digest(body: dict) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def read_indexes(drive: Drive) -> list[Index]:
+    """The indexes on Drive that verify, the newest first. They are read by name: a listing may be old."""
+    found = [_parse(drive.text(slot)) for slot in SLOTS]
+    return sorted((i for i in found if i), key=lambda index: index.generation, reverse=True)
+
+
+def _parse(text: str) -> Index | None:
+    try:
+        read = json.loads(text)
+        body = read["index"]
+        if _digest(body) != read["sha256"]:
+            return None
+        kinds = (("files", File), ("parts", Part), ("folders", Folder))
+        made = {key: {n: kind(**v) for n, v in body[key].items()} for key, kind in kinds}
+        return Index(body["generation"], **made)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def aside(name: str) -> str:
+    """Where a folder's former version waits until the new one is kept."""
+    above, _, last = name.rpartition("/")
+    return f"{above}/.{last}.old" if above else f".{last}.old"
+
+
+def newest_first(folders: dict[str, Folder]) -> list[str]:
+    return sorted(folders, key=lambda name: (folders[name].mtime_ns, name), reverse=True)
+
+
+def is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)

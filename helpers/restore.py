@@ -1,0 +1,223 @@
+"""A run brought back from its mirror: on a fresh machine whole, elsewhere what is missing here or older than there.
+
+Nothing is taken that is not, byte for byte, what an index on Drive says: the newest index of which all can be
+had, or else what can be had of the newest. What does not verify is named and stays away.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from helpers.drive import Drive
+from helpers.index import File, Folder, Index, aside, is_hidden, read_indexes
+from helpers.parts import unpack
+from helpers.store import MANIFEST, damage, replacing_file, sha256
+
+
+@dataclass
+class Restored:
+    """How many files came back, and the names of what could not."""
+
+    count: int = 0
+    lost: list[str] = field(default_factory=list)
+
+
+def restore_from(drive: Drive, source: Path) -> Restored:
+    """Bring back what is missing in `source` or older there. Raises OSError where Drive or the disk does."""
+    done, indexes = Restored(), read_indexes(drive)
+    if not indexes:
+        return done
+    source.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".restore.", dir=source) as scratch:
+        fetched = _Fetched(drive, Path(scratch))
+        wanted = [_wanted(source, index) for index in indexes]
+        whole = [
+            all(fetched.part(index, file.part) for file in files.values())
+            for index, files in zip(indexes, wanted, strict=True)
+        ]
+        chosen = whole.index(True) if True in whole else 0
+        _take_small(fetched, indexes[chosen], wanted[chosen], source, done)
+        known = {(n, folder.sha256) for index in indexes for n, folder in index.folders.items()}
+        for name, folder in indexes[chosen].folders.items():
+            _take_folder(drive, source / name, name, folder, known, done)
+    return done
+
+
+# small files
+
+
+def _wanted(source: Path, index: Index) -> dict[str, File]:
+    """The files that are missing here or older; of a folder with a manifest all or none."""
+    files = {name: file for name, file in index.files.items() if _is_inside(name)}
+    older = {name: _is_older(source / name, file) for name, file in files.items()}
+    found = {}
+    for name, file in files.items():
+        manifests = [f"{above.as_posix()}/{MANIFEST}" for above in Path(name).parents]
+        decides = next((m for m in manifests if m in files), name)
+        if older[decides]:
+            found[name] = file
+    return found
+
+
+def _is_older(path: Path, file: File) -> bool:
+    if not path.is_file():
+        return True
+    return path.stat().st_mtime_ns < file.mtime_ns and sha256(path) != file.sha256
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name that was read leads to a place of ours; `..` counts as hidden."""
+    path = Path(name)
+    return not path.is_absolute() and not is_hidden(path) and path.name not in ("", ".")
+
+
+class _Fetched:
+    """Parts copied to this machine, once each, if they verify."""
+
+    def __init__(self, drive: Drive, scratch: Path) -> None:
+        self.drive, self.scratch = drive, scratch
+        self.parts: dict[tuple[str, str], Path | None] = {}
+
+    def part(self, index: Index, name: str) -> Path | None:
+        part = index.parts.get(name)
+        if part is None:
+            return None
+        key = (name, part.sha256)
+        if key not in self.parts:
+            target = self.scratch / f"{part.sha256}.tar"
+            whole = _fetch(self.drive, name, part.size, part.sha256, target)
+            self.parts[key] = target if whole else None
+        return self.parts[key]
+
+
+def _take_small(
+    fetched: _Fetched, index: Index, wanted: dict[str, File], source: Path, done: Restored
+) -> None:
+    """Unpack what is wanted beside, then move each file in, and a folder with a manifest as a whole."""
+    beside = fetched.scratch / "files"
+    for part in sorted({file.part for file in wanted.values()}):
+        if path := fetched.part(index, part):
+            _unpack(path, {n: f for n, f in wanted.items() if f.part == part}, beside)
+    folders = [
+        name.removesuffix(f"/{MANIFEST}") for name in wanted if name.endswith(f"/{MANIFEST}")
+    ]
+    for folder in folders:
+        names = [name for name in wanted if name.startswith(f"{folder}/")]
+        if damage(beside / folder) is None:
+            _swap(beside / folder, source / folder)
+            done.count += len(names)
+        else:
+            done.lost.append(folder)
+    loose = [n for n in wanted if not any(n.startswith(f"{folder}/") for folder in folders)]
+    for name in loose:
+        if not (beside / name).is_file():
+            done.lost.append(name)
+            continue
+        with replacing_file(source / name) as place:
+            shutil.copy2(beside / name, place)
+        done.count += 1
+
+
+def _unpack(tar: Path, wanted: dict[str, File], beside: Path) -> None:
+    try:
+        for name, content in unpack(tar, wanted):
+            path = beside / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            os.utime(path, ns=(wanted[name].mtime_ns, wanted[name].mtime_ns))
+    except tarfile.TarError:
+        return  # what did not come out is found to be missing
+
+
+# folders that keep their shape
+
+
+def _take_folder(
+    drive: Drive, path: Path, name: str, folder: Folder, known: set[tuple[str, str]], done: Restored
+) -> None:
+    """Bring a checkpoint or a model back, or its former version, if it verifies."""
+    if not _is_inside(name) or not _is_wanted(path, folder):
+        return
+    begun = False
+    for place in (name, aside(name)):
+        for manifest in _copies(f"{place}/{MANIFEST}"):
+            content = drive.text(manifest).encode()
+            begun |= bool(content)
+            if (name, hashlib.sha256(content).hexdigest()) not in known:
+                continue
+            if count := _fetch_folder(drive, place, content, folder.mtime_ns, path):
+                done.count += count
+                return
+    if begun or "/" not in name:  # of a series, one that was passed over is no loss
+        done.lost.append(name)
+
+
+def _is_wanted(path: Path, folder: Folder) -> bool:
+    if damage(path):
+        return True
+    manifest = path / MANIFEST
+    return manifest.stat().st_mtime_ns < folder.mtime_ns and sha256(manifest) != folder.sha256
+
+
+def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path: Path) -> int:
+    """Copy a folder beside `path` and move it in if all of it verifies; return its number of files, or 0."""
+    beside = path.with_name(f".{path.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    listed = json.loads(manifest)
+    for name, entry in listed.items():
+        if not _is_inside(name) or not _fetch(
+            drive, f"{place}/{name}", entry["size"], entry["sha256"], beside / name
+        ):
+            shutil.rmtree(beside, ignore_errors=True)
+            return 0
+    beside.mkdir(parents=True, exist_ok=True)
+    (beside / MANIFEST).write_bytes(manifest)
+    os.utime(beside / MANIFEST, ns=(mtime_ns, mtime_ns))
+    _swap(beside, path)
+    return len(listed) + 1
+
+
+# both
+
+
+def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> bool:
+    """Copy a file from Drive, or what Drive made of its name; say whether it is what it should be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for copy in _copies(name):
+        digest = hashlib.sha256()
+        try:
+            with target.open("wb") as file:
+                for chunk in drive.read(copy):
+                    digest.update(chunk)
+                    file.write(chunk)
+                os.fsync(file.fileno())
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            continue
+        if target.stat().st_size == size and digest.hexdigest() == sha256:
+            return True
+    target.unlink(missing_ok=True)
+    return False
+
+
+def _copies(name: str) -> Iterator[str]:
+    """A name, and what Drive calls a second file of that name."""
+    path = Path(name)
+    yield name
+    yield path.with_name(f"{path.stem} (1){path.suffix}").as_posix()
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put a folder in the place of another, which goes after."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)

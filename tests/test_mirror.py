@@ -1,0 +1,481 @@
+"""The mirror on a Drive that errs, and what a fresh machine makes of it."""
+
+import hashlib
+import io
+import os
+import random
+import re
+import shutil
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from helpers import colab, drive, index, parts
+from helpers.config import TrainConfig, configure
+from helpers.errors import RunError
+from helpers.run import Run
+from helpers.store import append_line, damage, replacing_folder
+from helpers.train.checkpoint import latest_step, prune, step_of
+from helpers.train.loop import train
+from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
+from tests.drive import FAULTS, FaultyDrive
+from tests.kills import kills_at_every_operation
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with a run that has come as far as 03."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for i in range(12):
+            photograph(folder / f"in/{i}.jpg", i).with_suffix(".txt").write_text(f"thing {i}")
+        make_dataset("pictures", folder / "in")
+    return folder / "runs/pictures"
+
+
+def settings(base):
+    more = {"max_steps": STEPS, "save_every_steps": 1, "tracker": "none", "keep_checkpoints": 2}
+    quick = {"prior_share": 0.0, "num_inference_steps": 1, "prompts": ("a",)}
+    given = {**SMALL_TRAINING, **more, **quick, "run": "pictures", "base_model": str(base)}
+    return configure(TrainConfig, given)
+
+
+def outcome(run):
+    """What must be the same however it came about: the last state, the model, and which steps were logged."""
+    files = [
+        *sorted(run.checkpoint(STEPS).glob("*.safetensors")),
+        *sorted(run.model.rglob("*.safetensors")),
+    ]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return hashes, [row["step"] for row in lines(run.train_log)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared, tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        shutil.copytree(prepared, folder / "runs/pictures")
+        run = Run("pictures")
+        list(train(settings(tiny_base), run))
+        assert len(outcome(run)[0]) >= 4 and outcome(run)[1] == list(range(STEPS + 1))
+        return outcome(run)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Lead this machine to a Drive: `machine(cloud)`, or one that errs: `machine(cloud, fault, seed)`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drive, "POLL_S", 0.0)
+    monkeypatch.setattr(drive, "PATIENCE_S", 0.05)
+
+    def lead(cloud: Path, fault: str = "", seed: int = 0):
+        cloud.mkdir(exist_ok=True)
+        monkeypatch.setattr(colab, "_mirrors", {})
+        if not fault:
+            monkeypatch.setattr(colab, "DRIVE", cloud)
+            monkeypatch.setattr(colab, "Drive", drive.Drive)
+            return None
+        mount = tmp_path / "mount"
+        shutil.rmtree(mount, ignore_errors=True)
+        mount.mkdir()
+        made = FaultyDrive(mount, f"{colab.FOLDER_ON_DRIVE}/pictures", cloud, fault, seed)
+        monkeypatch.setattr(colab, "DRIVE", mount)
+        monkeypatch.setattr(colab, "Drive", lambda root, folder: made)
+        return made
+
+    return lead
+
+
+def claimed_step(line):
+    """The step up to which a line says that all is kept, or None."""
+    assert ("is kept on Google Drive" in line) != ("is NOT all on Google Drive: " in line), line
+    return int(re.search(r"up to step (\d+)", line)[1]) if "up to step" in line else None
+
+
+def newest_that_verifies(cloud):
+    return max((step_of(f) for f in cloud.rglob("checkpoints/step-*") if verifies(f)), default=0)
+
+
+def verifies(folder):
+    """As the manifest says, whatever is left of the manifest."""
+    try:
+        return damage(folder) is None
+    except ValueError:
+        return False
+
+
+def train_for_real(config, run, steps):
+    walk = train(config, run)
+    for step in walk:
+        if step.step == steps:
+            break
+    walk.close()
+
+
+def write_checkpoints(run, steps):
+    """What training leaves to the mirror, without the training."""
+    for step in range(1, steps + 1):
+        write_checkpoint(run, step)
+        prune(run, run.checkpoint(step), 2, 1)
+        colab.keep_soon(run)
+
+
+def write_checkpoint(run, step, size=3000):
+    append_line(run.train_log, f'{{"step": {step}}}')
+    with replacing_folder(run.checkpoint(step)) as beside:
+        (beside / "weights.safetensors").write_bytes(random.Random(step).randbytes(size))
+        (beside / "state.json").write_text(f'{{"step": {step}}}')
+
+
+def live_and_die(run, work, faulty, seed):
+    """A machine's life: keep the dataset, do some steps, perhaps keep again; returns what it was told."""
+    told = []
+    try:
+        colab.restore(run)
+        told.append(colab.keep(run))
+        work(run, 1 + seed % STEPS)
+    except RunError as error:
+        assert "Google Drive" in str(error)
+    if random.Random(seed).random() < 0.7:
+        told.append(colab.keep(run))
+    faulty.dead = True
+    shutil.rmtree(run.folder)
+    return told
+
+
+def assert_nothing_was_claimed_in_vain(run, told, cloud):
+    """Restore on a fresh machine, and compare with what Drive has and with what was said."""
+    newest = newest_that_verifies(cloud)
+    colab.restore(run)
+    assert latest_step(run) == newest
+    logged = [row["step"] for row in lines(run.train_log)] if run.train_log.is_file() else []
+    assert set(range(1, newest + 1)) <= set(logged), "the log is behind its checkpoint"
+    assert all(newest >= (claimed_step(line) or 0) for line in told), told
+    claims = [line for line in told if "is kept on" in line]
+    if claims:
+        assert damage(run.dataset) is None, told
+    return claims
+
+
+ALL = [(fault, range(20)) for fault in FAULTS]
+IN_FULL = [pytest.param(*given, marks=pytest.mark.soak, id=f"all-{given[0]}") for given in ALL]
+
+
+@pytest.mark.parametrize(("fault", "seeds"), [*((f, range(2)) for f in FAULTS), *IN_FULL])
+def test_whatever_drive_does_nothing_is_claimed_in_vain(fault, seeds, prepared, machine, tmp_path):
+    met, claims = 0, []
+    for seed in seeds:
+        cloud = tmp_path / f"cloud{seed}"
+        shutil.copytree(prepared, "runs/pictures")
+        run, faulty = Run("pictures"), machine(cloud, fault, seed)
+        told = live_and_die(run, write_checkpoints, faulty, seed)
+        machine(cloud)
+        claims += assert_nothing_was_claimed_in_vain(run, told, cloud)
+        shutil.rmtree(run.folder, ignore_errors=True)
+        met += faulty.met
+    assert met  # the fault was there
+    assert claims or len(seeds) < 20  # and not everything was given up
+
+
+@pytest.mark.parametrize(("fault", "seeds"), [("remount", range(1)), *IN_FULL])
+def test_a_fresh_machine_with_nothing_but_the_mirror_ends_in_the_same_bits(
+    fault, seeds, prepared, undisturbed, tiny_base, machine, tmp_path
+):
+    config = settings(tiny_base)
+    for seed in seeds:
+        cloud = tmp_path / f"cloud{seed}"
+        shutil.copytree(prepared, "runs/pictures")
+        run, faulty = Run("pictures"), machine(cloud, fault, seed)
+        told = live_and_die(run, partial(train_for_real, config), faulty, seed)
+        machine(cloud)
+        assert_nothing_was_claimed_in_vain(run, told, cloud)
+        if damage(run.dataset):  # it was said not to be kept
+            shutil.rmtree(run.folder, ignore_errors=True)
+            shutil.copytree(prepared, run.folder)
+        list(train(config, run))
+        assert outcome(run) == undisturbed, seed
+        shutil.rmtree(run.folder)
+
+
+@pytest.fixture
+def run(prepared, machine, tmp_path):
+    """A run at 03 on a machine with a Drive that does what it should."""
+    shutil.copytree(prepared, "runs/pictures")
+    machine(tmp_path / "cloud")
+    return Run("pictures")
+
+
+@pytest.fixture
+def there(run, tmp_path):
+    return tmp_path / "cloud" / colab.FOLDER_ON_DRIVE / run.name
+
+
+def on_a_fresh_machine(run, machine, tmp_path):
+    shutil.rmtree(run.folder)
+    machine(tmp_path / "cloud")
+    return colab.restore(run)
+
+
+def is_step(run, step):
+    content = (run.checkpoint(step) / "weights.safetensors").read_bytes()
+    return content == random.Random(step).randbytes(len(content))
+
+
+def lead_to(monkeypatch, kind):
+    """Have the next mirror use this kind of Drive."""
+    monkeypatch.setattr(colab, "_mirrors", {})
+    made = []
+    monkeypatch.setattr(colab, "Drive", lambda *given: made.append(kind(*given)) or made[-1])
+    return made
+
+
+class Gate(drive.Drive):
+    """A Drive on which a checkpoint's weights wait until they are let through."""
+
+    reached, opened = threading.Event(), threading.Event()
+
+    def write(self, name, chunks):
+        if "step-000001/weights" in name:
+            self.reached.set()
+            assert self.opened.wait(60)
+        super().write(name, chunks)
+
+
+def test_training_goes_on_while_drive_is_slow_and_the_newest_checkpoint_is_next(
+    run, there, monkeypatch
+):
+    lead_to(monkeypatch, Gate)
+    write_checkpoint(run, 1)
+    colab.keep_soon(run)
+    assert Gate.reached.wait(60)
+    for step in (2, 3):
+        write_checkpoint(run, step)
+        prune(run, run.checkpoint(step), 1, 0)
+        colab.keep_soon(run)  # returns while the upload stands still
+    assert not run.checkpoint(1).exists()
+    Gate.opened.set()
+    assert claimed_step(colab.keep(run)) == 3
+    assert verifies(there / "checkpoints/step-000001")  # begun, so ended, though pruned here
+    assert not (there / "checkpoints/step-000002").exists()
+
+
+class Watched(drive.Drive):
+    """Notes how many checkpoints verify on Drive whenever one is removed."""
+
+    left = []
+
+    def remove(self, name):
+        if "step-" in name and self.path(name).exists():
+            others = [f for f in self.folder.glob("checkpoints/step-*") if f != self.path(name)]
+            self.left.append(sum(verifies(folder) for folder in others))
+        super().remove(name)
+
+
+def test_an_old_checkpoint_goes_when_two_newer_were_read_back(run, there, monkeypatch):
+    lead_to(monkeypatch, Watched)
+    for step in range(1, 6):
+        write_checkpoint(run, step)
+        prune(run, run.checkpoint(step), 1, 2)
+        colab.keep(run)
+    assert sorted(f.name for f in there.glob("checkpoints/*")) == [
+        "step-000002",  # the best, as here
+        "step-000004",
+        "step-000005",
+    ]
+    assert len(Watched.left) == 2 and min(Watched.left) >= 2
+
+
+def test_what_is_removed_is_cut_to_nothing_first(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/c").write_text("counts in the bin")
+    (tmp_path / "bin").hardlink_to(tmp_path / "a/b/c")
+    drive.Drive(tmp_path, "a").remove("b")
+    assert (tmp_path / "bin").read_text() == "" and not (tmp_path / "a/b").exists()
+
+
+class Small(drive.Drive):
+    def free_bytes(self):
+        return 1_200_000
+
+
+def test_what_will_not_fit_is_told_with_its_size_and_training_goes_on(
+    run, there, monkeypatch, caplog
+):
+    lead_to(monkeypatch, Small)
+    colab.keep(run)
+    write_checkpoint(run, 1, 3_400_000)
+    colab.keep_soon(run)
+    words = "checkpoints/step-000001 needs 3.4 MB, Google Drive has 1.2 MB free: free space there"
+    line = colab.keep(run)
+    assert words in line and claimed_step(line) is None and "step" not in line.split("certain")[1]
+    assert [r.message for r in caplog.records if words in r.message]  # told without being asked
+    assert not (there / "checkpoints").exists() and damage(run.checkpoint(1)) is None
+
+
+def test_a_drive_that_is_gone_is_not_replaced_by_the_disk(run, tmp_path):
+    colab.keep(run)
+    shutil.rmtree(tmp_path / "cloud")
+    write_checkpoint(run, 1)
+    line = colab.keep(run)
+    assert "NOT all on Google Drive: Google Drive is disconnected ([Errno 107])" in line
+    assert not (tmp_path / "cloud").exists()
+
+
+def test_many_small_files_are_few_on_drive_and_only_what_is_new_travels(run, there, monkeypatch):
+    monkeypatch.setattr(index, "SMALL", 10_000)
+    monkeypatch.setattr(parts, "LARGE", 50_000)
+    for i in range(300):
+        (run.images / f"many_{i}.jpg").write_bytes(random.Random(i).randbytes(1000))
+    colab.keep(run)
+    before = {path: path.stat().st_mtime_ns for path in there.rglob("*") if path.is_file()}
+    assert len(before) < 20
+    (run.images / "one_more.jpg").write_bytes(b"new")
+    colab.keep(run)
+    after = {path: path.stat().st_mtime_ns for path in there.rglob("*") if path.is_file()}
+    new = [path for path in after if before.get(path) != after[path]]
+    assert 2 <= len(new) <= 3 and sum(path.stat().st_size for path in new) < 120_000
+
+
+def test_a_checkpoint_that_no_longer_verifies_gives_way_to_the_one_before(
+    run, there, machine, tmp_path
+):
+    for step in (1, 2):
+        write_checkpoint(run, step)
+        colab.keep(run)
+    spoil(there / "checkpoints/step-000002/weights.safetensors")
+    line = on_a_fresh_machine(run, machine, tmp_path)
+    assert "1 did not verify there (checkpoints/step-000002)" in line
+    assert latest_step(run) == 1 and is_step(run, 1) and damage(run.dataset) is None
+
+
+def spoil(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_spoilt_index_or_part_gives_way_to_the_one_before(run, there, machine, tmp_path):
+    for step in (1, 2):
+        write_checkpoint(run, step)
+        colab.keep(run)
+    newest = max(there.glob("kept-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    for path in (newest, max(there.glob("parts/*"), key=lambda path: path.stat().st_mtime_ns)):
+        content = path.read_bytes()
+        spoil(path)
+        on_a_fresh_machine(run, machine, tmp_path)
+        assert latest_step(run) >= 1 and damage(run.dataset) is None
+        assert len(lines(run.train_log)) >= latest_step(run)
+        path.write_bytes(content)
+
+
+def test_a_file_that_drive_renamed_is_found_if_it_verifies(run, there, machine, tmp_path):
+    write_checkpoint(run, 1)
+    colab.keep(run)
+    weights = there / "checkpoints/step-000001/weights.safetensors"
+    weights.rename(weights.with_name("weights (1).safetensors"))
+    weights.write_bytes(b"another")
+    on_a_fresh_machine(run, machine, tmp_path)
+    assert latest_step(run) == 1 and is_step(run, 1)
+
+
+def test_what_is_newer_here_stays_and_what_is_newer_there_comes(run, machine, tmp_path):
+    append_line(run.train_log, '{"step": 1}')
+    colab.keep(run)
+    append_line(run.train_log, '{"step": 2}')
+    colab.restore(run)
+    assert len(lines(run.train_log)) == 2
+    colab.keep(run)
+    older = run.train_log.stat().st_mtime_ns - 10**9
+    run.train_log.write_text('{"step": 1}\n')
+    os.utime(run.train_log, ns=(older, older))
+    colab.restore(run)
+    assert len(lines(run.train_log)) == 2
+
+
+def test_of_two_machines_the_one_that_restored_last_goes_on(run, there, machine, tmp_path):
+    write_checkpoint(run, 1)
+    colab.restore(run)
+    colab.keep(run)
+    first = dict(colab._mirrors)
+    run.folder.rename("first machine")
+    on_second = Run("pictures")
+    machine(tmp_path / "cloud")
+    colab.restore(on_second)
+    write_checkpoint(on_second, 2)
+    assert claimed_step(colab.keep(on_second)) == 2
+
+    run.folder.rename("second machine")
+    Path("first machine").rename(run.folder)
+    colab._mirrors.clear()
+    colab._mirrors.update(first)
+    write_checkpoint(run, 3)
+    assert (
+        "NOT all on Google Drive: another machine has taken this run's mirror over"
+        in colab.keep(run)
+    )
+    assert (
+        verifies(there / "checkpoints/step-000002")
+        and not (there / "checkpoints/step-000003").exists()
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["../out.txt", "/tmp/out-of-the-run.txt", "a/../../out.txt", ".hidden/x"]
+)
+def test_names_that_lead_out_of_the_run_are_left_where_they_are(name, machine, tmp_path):
+    cloud = tmp_path / "cloud"
+    machine(cloud)
+    kept = drive.Drive(cloud, f"{colab.FOLDER_ON_DRIVE}/art")
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"evil"))
+    content = made.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    hostile = index.Index(1)
+    hostile.files[name] = index.File(4, hashlib.sha256(b"evil").hexdigest(), 1, "parts/x.tar")
+    hostile.parts["parts/x.tar"] = index.Part(len(content), digest, 4)
+    hostile.folders["../../out"] = index.Folder("0" * 64, 1, 4)
+    kept.write("parts/x.tar", [content])
+    kept.write(hostile.slot(), [hostile.dump()])
+    colab.restore(Run("art"))
+    assert not list(tmp_path.rglob("*out*.txt")) and not Path("/tmp/out-of-the-run.txt").exists()
+
+
+def killed_anywhere(run, there, machine, tmp_path, step):
+    colab.restore(run)
+    write_checkpoint(run, 1)
+    assert claimed_step(colab.keep(run)) == 1
+    write_checkpoint(run, 2)
+    colab._mirrors.clear()
+    for killed in kills_at_every_operation(tmp_path / "cloud", lambda: colab.keep(run), step):
+        yield killed
+        fresh = tmp_path / "fresh"
+        fresh.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(fresh)
+            colab._mirrors.clear()
+            other = Run("pictures")
+            colab.restore(other)
+            assert latest_step(other) >= (1 if killed else 2) and damage(other.dataset) is None
+            assert is_step(other, latest_step(other))
+            assert len(lines(other.train_log)) >= latest_step(other)
+        shutil.rmtree(fresh)
+        colab._mirrors.clear()
+
+
+def test_a_kill_in_the_middle_leaves_what_was_kept(run, there, machine, tmp_path):
+    assert sum(1 for _ in killed_anywhere(run, there, machine, tmp_path, 6)) >= 3
+
+
+@pytest.mark.soak
+def test_a_kill_before_any_operation_leaves_what_was_kept(run, there, machine, tmp_path):
+    assert sum(1 for _ in killed_anywhere(run, there, machine, tmp_path, 1)) >= 10
