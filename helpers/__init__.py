@@ -2,7 +2,10 @@
 
 import os
 
+from helpers.redact import install
+
 # transformers warns at import of image processors that want torchvision, which nothing here uses
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # datasets reports each loading of a folder, even a local one, to a counter on the network
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+install()

@@ -5,10 +5,13 @@ import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from helpers.foreign import reading, refuse_code
 
 GB = 1e9
 
@@ -85,11 +88,18 @@ def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
 
 
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline from a hub id or a folder, `parts` in place of its own; it prints nothing."""
-    with warnings.catch_warnings():
+    """A Stable Diffusion pipeline from a hub id or a folder, `parts` in place of its own; it prints nothing.
+
+    Raises RunError if it is not there, or not of safetensors and JSON alone.
+    """
+    load, safe = StableDiffusionPipeline, {"use_safetensors": True}
+    with (
+        reading("the pipeline", model, "give one in diffusers layout with safetensors weights"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
-        pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=dtype, **parts)
-    return pipeline
+        refuse_code(Path(model if Path(model).is_dir() else load.download(model, **safe)))
+        return load.from_pretrained(model, torch_dtype=dtype, **safe, **parts)
 
 
 def sample_fast(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:

@@ -9,11 +9,12 @@ from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 
 from helpers.colab import secret
 from helpers.errors import RunError
+from helpers.redact import hide
 
 
 def open_hub() -> HfApi:
     """The hub, by its own login's token, the environment's or Colab's Secrets'. Raises RunError without one."""
-    return HfApi(token=get_token() or secret("HF_TOKEN"))
+    return HfApi(token=hide("HF_TOKEN", get_token() or secret("HF_TOKEN")))
 
 
 def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | ModelInfo:

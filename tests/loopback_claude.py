@@ -348,8 +348,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if not self.headers.get("authorization", "").startswith("Bearer test-key"):
-            return self.error(401, "invalid key")
+        if not (key := self.headers.get("authorization", "")).startswith("Bearer test-key"):
+            return self.error(401, f"invalid key {key.removeprefix('Bearer ')}")
         with self.api.lock:
             self.api.log.append((self.path, body))
             self.api.flying += 1

@@ -64,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path))
         for part, status in self.hub.fails.items():
             if part in path:
-                return self.refuse(status, "", f"the hub says {status}")
+                key = self.headers.get("Authorization")
+                return self.refuse(status, "", f"the hub says {status} to {key}")
         for method, pattern, act in ROUTES:
             match = re.fullmatch(pattern, path)
             if method == self.command and match:

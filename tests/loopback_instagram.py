@@ -406,6 +406,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.send(int(answer), words)
         getattr(self, f"fail_{answer}")(about)
 
+    def fail_echo(self, _: str) -> None:
+        self.send(400, {"status": "fail", "message": f"no entry with {self.headers['Cookie']}"})
+
     def fail_checkpoint(self, _: str, word: str = "checkpoint_required") -> None:
         self.send(400, {"status": "fail", "message": word, "checkpoint_url": "/challenge/x/"})
 

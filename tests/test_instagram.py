@@ -413,6 +413,7 @@ def test_a_long_walk_is_copied_to_drive_as_it_goes(serve, workplace, monkeypatch
     site = serve(6)
     monkeypatch.setattr(colab, "DRIVE", workplace / "drive")
     monkeypatch.setattr(intake, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(intake, "keep_soon", colab.keep)  # waits, where a walk would go on
     (workplace / "drive").mkdir()
     run = Run("art")
     offered = take(config(), run, find(config(), run))

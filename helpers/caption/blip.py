@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from helpers.config import CaptionConfig
-from helpers.errors import RunError
+from helpers.foreign import reading
 from helpers.pictures import open_rgb
 from helpers.records import Caption, Post, append_row
 from helpers.run import Run
@@ -31,14 +31,12 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
     """The model and its processor, on the GPU if there is one. Raises RunError if it is no image-to-text model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        processor = AutoProcessor.from_pretrained(name)
-        model = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(
-            f"blip_model {name!r} cannot be loaded ({str(error).splitlines()[0]}): give the hub id or the folder of "
-            "an image-to-text model such as Salesforce/blip-image-captioning-large"
-        ) from error
+    advice = "give the hub id or the folder of an image-to-text model such as Salesforce/blip-image-captioning-large"
+    with reading("blip_model", name, advice):
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False
+        )
     return processor, model.to(device).eval()
 
 

@@ -1,6 +1,6 @@
 """The pictures in samples/: each is a PNG with its settings inside, and the same settings as .json beside it.
 
-Inside stand two texts: `settings`, JSON for this project, and `parameters`, the line that A1111 writes and that
+Inside stand two texts: `settings`, JSON for this project, and `parameters`, the line that image programs write and that
 most galleries read.
 """
 
@@ -90,7 +90,7 @@ def _inside(settings: Settings) -> PngInfo:
 
 
 def parameters(settings: Settings) -> str:
-    """The settings as A1111 writes them."""
+    """The settings as one text, in the form that image programs share."""
     without = settings["negative_prompt"]
     return "\n".join(
         [

@@ -9,10 +9,12 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from helpers.errors import RunError
+from helpers.foreign import reading
 from helpers.inference.style import features
 
 Encoder = Callable[[Sequence[Image.Image]], np.ndarray]  # (N, D) float32
 BUILT_IN = "built-in, no weights"
+ADVICE = "give a hub id such as openai/clip-vit-large-patch14 or facebook/dinov2-base, or a folder"
 
 
 def built_in(train: Sequence[Image.Image]) -> Encoder:
@@ -33,16 +35,13 @@ class ImageModel:
     """
 
     def __init__(self, name: str) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
-                self.processor = AutoImageProcessor.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(
-                f"the encoder {name!r} could not be loaded ({str(error).splitlines()[0]}): give a hub id such as "
-                "openai/clip-vit-large-patch14 or facebook/dinov2-base, or a folder"
-            ) from error
+        with reading("the encoder", name, ADVICE), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModel.from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+            self.processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        self.model = model.eval()
         self.name = name
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model.to(self.device)
@@ -69,7 +68,8 @@ class ClipScore(ImageModel):
             raise RunError(
                 f"clip_model {name!r} reads no text: give a CLIP, as in openai/clip-vit-base-patch16"
             )
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        with reading("clip_model", name, ADVICE):
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:

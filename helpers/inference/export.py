@@ -1,4 +1,4 @@
-"""The model in the files that other programs read: one for ComfyUI and A1111, and the LoRA in both layouts.
+"""The model in the files that other programs read: one for ComfyUI and its like, and the LoRA in both layouts.
 
 Weights keep the values and the dtype they have in model/. The files' metadata name the kind of model and
 nothing else: no path, no caption, no setting.
@@ -29,7 +29,7 @@ def export(run: Run) -> list[Path]:
     """Write export/ from model/ unless it is there already; return its weight files.
 
     NAME.safetensors                 the whole model as an original Stable Diffusion v1 checkpoint
-    NAME-lora.safetensors            a LoRA in kohya's layout, for ComfyUI and A1111
+    NAME-lora.safetensors            a LoRA in kohya's layout, for ComfyUI and its like
     NAME-lora-diffusers.safetensors  the same for `load_lora_weights`
     Raises RunError if model/ is damaged or was not trained yet.
     """

@@ -1,4 +1,4 @@
-"""The names that weights had in the original Stable Diffusion v1 (CompVis, 2022), which ComfyUI and A1111 read.
+"""The names that weights had in the original Stable Diffusion v1 (CompVis, 2022), which ComfyUI and its like read.
 
 The way from diffusers' names goes by the counts of levels and blocks in a model's own config, so that it
 holds for every model in Stable Diffusion v1's parts. After diffusers' script

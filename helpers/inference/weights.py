@@ -6,10 +6,10 @@ from functools import cached_property
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
 from torch import Tensor
 
 from helpers.errors import RunError
+from helpers.foreign import load_file, reading
 from helpers.run import Run
 from helpers.store import damage, folder_hash
 
@@ -34,12 +34,11 @@ class Weights:
 
     @cached_property
     def base(self) -> dict[str, Tensor]:
-        with warnings.catch_warnings():
+        given = {"subfolder": "unet", "torch_dtype": self.unet.dtype, "use_safetensors": True}
+        advice = "put back the base model that 04_train was given"
+        with reading("base_model", self.base_model, advice), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype
-            unet = UNet2DConditionModel.from_pretrained(
-                self.base_model, subfolder="unet", torch_dtype=self.unet.dtype
-            )
-        return unet.state_dict()
+            return UNet2DConditionModel.from_pretrained(self.base_model, **given).state_dict()
 
     def steps(self) -> list[str]:
         """The checkpoints that were kept, oldest first."""

@@ -18,6 +18,7 @@ import instaloader
 
 from helpers.colab import secret
 from helpers.errors import RunError
+from helpers.redact import hide
 
 SECRET = "INSTAGRAM_COOKIES"
 NEEDED = ("sessionid", "csrftoken", "ds_user_id")
@@ -62,7 +63,7 @@ def parse(line: str) -> dict[str, str]:
         raise RunError(f"{SECRET} has no usable {', '.join(missing)}: {HOW}")
     if not found["ds_user_id"].isdecimal():
         raise RunError(f"{SECRET} has a ds_user_id that is no number: {HOW}")
-    return {name: value for name, value in found.items() if COOKIE_VALUE.fullmatch(value)}
+    return {n: hide(SECRET, value) for n, value in found.items() if COOKIE_VALUE.fullmatch(value)}
 
 
 def keep(found: dict[str, str]) -> Path:
@@ -100,7 +101,8 @@ def log_in(user: str) -> Path:
 
 def _answer(loader: instaloader.Instaloader, user: str) -> None:
     try:
-        loader.login(user, getpass.getpass(f"password of {user} on Instagram: ", sys.stdout))
+        password = getpass.getpass(f"password of {user} on Instagram: ", sys.stdout)
+        loader.login(user, hide("password", password))
     except instaloader.TwoFactorAuthRequiredException:
         loader.two_factor_login(getpass.getpass("code of your second factor: ", sys.stdout))
 

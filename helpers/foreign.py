@@ -1,0 +1,84 @@
+"""Models that others made: read as safetensors and JSON alone, so that nothing in them can run.
+
+A pickle runs what its maker wrote into it when it is loaded, and so does a module that lies beside the weights
+where a loader looks for one. Neither is ever opened, whatever the versions of the libraries allow.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file as read_tensors
+from torch import Tensor
+
+from helpers.errors import RunError
+from helpers.store import read_json
+
+PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
+LIBRARIES = (
+    "diffusers",
+    "transformers",
+    "stable_diffusion",
+    None,
+)  # that a pipeline's parts are of
+
+
+@contextmanager
+def reading(setting: str, model: str, advice: str) -> Iterator[None]:
+    """Load a model inside, by hub id or folder; whatever the libraries then raise becomes a RunError in one line."""
+    try:
+        _refuse_pickled_shards(Path(model))
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        raise unloadable(setting, model, error, advice) from error
+
+
+def unloadable(setting: str, model: str, error: Exception, advice: str) -> RunError:
+    """What to tell of a model that cannot be loaded: what is wrong with it, in a line, and what to give."""
+    what = str(error).strip().split("\n")[0] or type(error).__name__
+    pickled = sorted(path for path in _files(Path(model)) if path.suffix in PICKLED)
+    if pickled and isinstance(error, OSError):
+        name = pickled[0].relative_to(model)
+        what = f"it has only pickled weights, such as {name}, which could run anything and are not read: {what}"
+    return RunError(f"{setting} {model!r} could not be loaded ({what}): {advice}")
+
+
+def refuse_code(folder: Path) -> None:
+    """Refuse a pipeline's folder with modules of Python in it, or with classes of other libraries in its index.
+
+    Raises ValueError, as loaders do for whatever is wrong in a model.
+    """
+    if modules := sorted(path for path in _files(folder) if path.suffix == ".py"):
+        raise ValueError(f"it holds code, {modules[0].relative_to(folder)}, which is not run")
+    index = folder / "model_index.json"
+    for name, part in (read_json(index) if index.is_file() else {}).items():
+        if name == "_class_name" and not isinstance(part, str):
+            raise ValueError(
+                f"model_index.json names a pipeline of its own, {part}, which is not run"
+            )
+        if isinstance(part, list) and part[0] not in LIBRARIES:
+            raise ValueError(f"model_index.json takes {name} from {part[0]!r}, which is not run")
+
+
+def _refuse_pickled_shards(folder: Path) -> None:
+    """An index of safetensors may name other files, which transformers would open."""
+    for index in (path for path in _files(folder) if path.name.endswith(".safetensors.index.json")):
+        for name in read_json(index)["weight_map"].values():
+            if not name.endswith(".safetensors"):
+                raise ValueError(f"{index.relative_to(folder)} names {name}, which is not read")
+
+
+def _files(folder: Path) -> list[Path]:
+    """Of a folder and the folders in it, which is as deep as loaders look."""
+    return [*folder.glob("*"), *folder.glob("*/*")]
+
+
+def load_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises RunError if it is none."""
+    try:
+        return read_tensors(path)
+    except SafetensorError as error:
+        raise RunError(f"{path} is no safetensors file ({error}): move its folder away") from error
