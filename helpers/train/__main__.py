@@ -9,8 +9,9 @@ import sys
 import torch
 from accelerate import PartialState
 
+from helpers.colab import keep
 from helpers.config import TrainConfig, configure, from_text
-from helpers.errors import RunError
+from helpers.errors import RunError, Stopped
 from helpers.run import Run
 from helpers.train.loop import train, verify_model
 
@@ -31,10 +32,20 @@ def main() -> None:
         if step.held_out_loss is not None:
             say(f"step {step.step}/{config.max_steps}: held-out loss {step.held_out_loss:.4f}")
     say(verify_model(run))
+    if PartialState().is_main_process:
+        print(keep(run))
+
+
+def run_main() -> None:
+    """Run `main`; an error or a stop is one line and an exit code, a signal's as a shell has it."""
+    try:
+        main()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    except RunError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RunError as error:
-        sys.exit(f"error: {error}")
+    run_main()

@@ -44,10 +44,6 @@ class Examples:
             self.names + other.names,
         )
 
-    def first(self, count: int) -> "Examples":
-        """The first `count` of them, or all."""
-        return Examples(self.latents[:count], self.texts[:count], self.names[:count])
-
     def shape(self, index: int) -> torch.Size:
         """(4, h, w) of an image."""
         return self.latents[index].shape[-3:]

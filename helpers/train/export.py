@@ -43,7 +43,8 @@ def save_model(run: Run, config: TrainConfig, parts: Parts) -> None:
             if config.train_text_encoder:
                 trained["text_encoder"] = parts.text_encoder
             pipeline = load_pipeline(config.base_model, parts.device.dtype, **trained)
-            pipeline.to(dtype=parts.device.dtype)
+            for module in trained.values():  # a model's own to() warns, of nothing
+                nn.Module.to(module, parts.device.dtype)
         pipeline.save_pretrained(folder)
         write_text(folder / "README.md", _card(run, config))
 
@@ -57,7 +58,7 @@ def _with_lora(config: TrainConfig, parts: Parts, folder: Path) -> StableDiffusi
         given[f"{name}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()
     StableDiffusionPipeline.save_lora_weights(folder, **given)
     pipeline = load_pipeline(config.base_model, parts.device.dtype)
-    pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
+    pipeline.load_lora_weights(folder, weight_name=LORA_FILE, use_safetensors=True)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     return pipeline

@@ -1,13 +1,16 @@
-"""The memory of a forward and backward pass, counted on a UNet without memory (PyTorch's meta device)."""
+"""The memory of forward and backward passes, counted on a model without memory (PyTorch's fake tensors)."""
 
 import weakref
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from helpers.device import Device
+from helpers.train.model import TextAndUNet
 
 
 class _Live(TorchDispatchMode):
@@ -21,75 +24,75 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        self._new_storages((args, kwargs))  # of weights: views of them take no memory
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self.seen:
-                storage = tensor.untyped_storage()
-                self.seen[storage] = True
-                self.bytes += storage.nbytes()
-                self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._gone, storage.nbytes())
+        for storage in self._new_storages(result):
+            self.bytes += storage.nbytes()
+            self.peak = max(self.peak, self.bytes)
+            weakref.finalize(storage, self._gone, storage.nbytes())
         return result
+
+    def _new_storages(self, tree: Any) -> list[torch.UntypedStorage]:
+        """The storages of the tensors in a tree that were not met before."""
+        storages = [
+            leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)
+        ]
+        new = list(dict.fromkeys(s for s in storages if s not in self.seen))
+        self.seen.update(dict.fromkeys(new))
+        return new
 
     def _gone(self, count: int) -> None:
         self.bytes -= count
 
 
-class _Fused(torch.autograd.Function):
-    """Attention that keeps its inputs and its output, as SDPA's fused kernels do, and no square matrix."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
-
-
-class _Attend:
-    """diffusers' attention processor with that kernel in it."""
-
-    def __call__(
-        self, attention: Any, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
-    ) -> Tensor:
-        context = hidden if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = attention.to_q(hidden), attention.to_k(context), attention.to_v(context)
-        return attention.to_out[0](_Fused.apply(query, key, value))
+def _on_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Have a module on the meta device pass for one on a CPU, whose autocast and attention kernels then act."""
+    cpu = torch.device("cpu")
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None:
+                fake = FakeTensor(mode, p.data, cpu)
+                part._parameters[name] = nn.Parameter(fake, requires_grad=p.requires_grad)
+        for name, tensor in part._buffers.items():
+            if tensor is not None:
+                part._buffers[name] = FakeTensor(mode, tensor, cpu)
 
 
-def _autocast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Do to a module's inputs what autocast does: norms in float32, convolutions and products in half."""
+def _widen_norms(module: nn.Module) -> None:
+    """Do what CUDA's autocast does and a CPU's does not: normalise in float32."""
     for part in module.modules():
         if isinstance(part, nn.GroupNorm | nn.LayerNorm):
-            part.float().register_forward_pre_hook(lambda _, given: (given[0].float(),))
-        elif isinstance(part, nn.Conv2d | nn.Linear):
-            part.to(dtype).register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
+            part.register_forward_pre_hook(lambda _, given: (given[0].float(),))
 
 
-def activation_bytes(
-    unet: UNet2DConditionModel, batch: int, side: int, dtype: torch.dtype
-) -> float:
-    """What a forward and backward pass holds at its peak beside weights, their gradients and moments.
+def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a module that is trained takes: latents of `side` squared, timesteps, and texts or their token ids."""
+    if isinstance(module, TextAndUNet):
+        unet, length = module.unet, module.text_encoder.config.max_position_embeddings
+        texts = torch.zeros(batch, length, dtype=torch.long)
+    else:
+        unet = module
+        texts = torch.randn(batch, 77, unet.config.cross_attention_dim)
+    return torch.randn(batch, unet.config.in_channels, side, side), torch.zeros(batch), texts
 
-    unet   on the meta device; it is spoilt for other uses
-    side   of the square latents
-    dtype  of autocast; in half precision, trained weights have a copy in it
+
+def pass_bytes(module: nn.Module, batch: int, side: int, device: Device, passes: int = 1) -> int:
+    """What forward and backward passes hold at their peak, gradients included, weights and moments not.
+
+    module  what is trained, on the meta device; it is spoilt for other uses
+    side    of the square latents
+    passes  one after another into the same gradients, as in gradient accumulation
     """
-    copies = 0
-    if dtype != torch.float32:
-        copies = sum(2 * p.numel() for p in unet.parameters() if p.requires_grad)
-        _autocast(unet, dtype)
-    for p in unet.parameters():
-        if p.requires_grad:
-            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    unet.train()
-    unet.set_attn_processor(_Attend())
-    with torch.device("meta"), _Live() as live:
-        latents = torch.empty(batch, unet.config.in_channels, side, side)
-        texts = torch.empty(batch, 77, unet.config.cross_attention_dim)
-        noise = unet(latents, torch.zeros(batch), texts).sample
-        noise.float().square().mean().backward()
-    return live.peak + copies
+    mode = FakeTensorMode()
+    _on_cpu(module, mode)
+    if device.device.type == "cuda" and device.precision != "no":
+        _widen_norms(module)
+    module.train()
+    with mode, _Live() as live:
+        inputs = random_inputs(module, batch, side)
+        for _ in range(min(passes, 2)):  # a third holds what the second does
+            with torch.autocast("cpu", device.dtype, enabled=device.precision != "no"):
+                noise = module(*inputs).sample
+            noise.float().square().mean().backward()
+            del noise
+    return live.peak

@@ -61,7 +61,7 @@ class FixedLoss:
         examples: Examples,
         schedule: DDPMScheduler,
         seed: int,
-        pairs: int = 128,
+        pairs: int,
         alike: bool = False,
     ) -> None:
         """`pairs` is how many (image, timestep) are measured; each image comes about equally often.

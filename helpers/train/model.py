@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from helpers.config import TrainConfig
 from helpers.device import Device
 from helpers.errors import RunError
+from helpers.foreign import reading, unloadable
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_TARGETS = {
@@ -30,6 +31,10 @@ LORA_TARGETS = {
     "attention_ff": [*ATTENTION, "ff.net.0.proj", "ff.net.2"],
     "attention_ff_conv": [*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2"],
 }
+ADVICE = (
+    "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, or a folder in diffusers layout "
+    "with safetensors weights"
+)
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as diffusers' own LoRA training
 
 
@@ -107,28 +112,19 @@ class Parts:
 def load_parts(base_model: str, device: Device, train_text_encoder: bool = False) -> Parts:
     """Load a base model from a hub id or a folder; what may be trained in float32, the rest in the device's dtype.
 
-    Raises RunError if it is not there or not in diffusers layout.
+    Raises RunError if it is not there or not in diffusers layout with safetensors weights.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # newer diffusers say dtype for torch_dtype
-            vae = AutoencoderKL.from_pretrained(
-                base_model, subfolder="vae", torch_dtype=device.dtype
-            )
-            unet = UNet2DConditionModel.from_pretrained(
-                base_model, subfolder="unet", torch_dtype=torch.float32
-            )
+    given = {"torch_dtype": device.dtype, "use_safetensors": True}
+    whole = given | {"torch_dtype": torch.float32}
+    with reading("base_model", base_model, ADVICE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
+        vae = AutoencoderKL.from_pretrained(base_model, subfolder="vae", **given)
+        unet = UNet2DConditionModel.from_pretrained(base_model, subfolder="unet", **whole)
         text_encoder = CLIPTextModel.from_pretrained(
-            base_model,
-            subfolder="text_encoder",
-            torch_dtype=torch.float32 if train_text_encoder else device.dtype,
+            base_model, subfolder="text_encoder", **(whole if train_text_encoder else given)
         )
         tokenizer = CLIPTokenizer.from_pretrained(base_model, subfolder="tokenizer")
         noise_scheduler = DDPMScheduler.from_pretrained(base_model, subfolder="scheduler")
-    except (OSError, ValueError) as error:
-        raise no_such_base(base_model, error) from error
     vae.requires_grad_(False).eval()
     text_encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
@@ -137,10 +133,7 @@ def load_parts(base_model: str, device: Device, train_text_encoder: bool = False
 
 
 def no_such_base(base_model: str, error: Exception) -> RunError:
-    return RunError(
-        f"base_model {base_model!r} could not be loaded ({str(error).splitlines()[0]}): "
-        "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, or a folder in diffusers layout"
-    )
+    return unloadable("base_model", base_model, error, ADVICE)
 
 
 class TextAndUNet(nn.Module):

@@ -7,13 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from helpers.config import TrainConfig
-from helpers.device import Device
 from helpers.errors import RunError
 
 
-def make_optimizer(
-    weights: dict[str, nn.Parameter], config: TrainConfig, device: Device
-) -> torch.optim.Optimizer:
+def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); the text encoder's weights have their own rate.
 
     Raises RunError where 8-bit Adam (Dettmers et al. 2022, arXiv:2110.02861) is asked for and cannot run.
@@ -24,13 +21,14 @@ def make_optimizer(
     if text:
         groups.append({"params": text, "lr": config.text_encoder_lr})
     if config.optimizer == "adamw8bit":
-        return _bitsandbytes(device).optim.AdamW8bit(groups, weight_decay=config.weight_decay)
+        # bitsandbytes does so at its first step; done before it, a resumed run rounds alike
+        for p in weights.values():
+            p.data = p.data.contiguous()
+        return _bitsandbytes().optim.AdamW8bit(groups, weight_decay=config.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
-def _bitsandbytes(device: Device) -> Any:
-    if device.device.type != "cuda":
-        raise RunError("optimizer is 'adamw8bit', which wants a GPU: set optimizer to 'adamw'")
+def _bitsandbytes() -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise RunError(
             "optimizer is 'adamw8bit' but bitsandbytes is not installed: "

@@ -7,18 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from helpers.colab import DRIVE
+from helpers.colab import SESSION_HOURS, drive_free_bytes, on_colab
 from helpers.config import TrainConfig
 from helpers.device import GB, Device
 from helpers.errors import RunError
 from helpers.run import Run
-from helpers.train.footprint import activation_bytes
+from helpers.train.footprint import pass_bytes, random_inputs
 from helpers.train.model import make_trainable, no_such_base
 from helpers.train.optimizer import make_optimizer
 
@@ -50,7 +51,15 @@ class Plan:
             f"checkpoints {self.checkpoints} x {self.checkpoint_gb:.2f} GB, of {self.free_gb:.0f} GB free",
         ]
         if self.hours is not None:
-            lines.append(f"time        {self.hours:.1f} hours at {self.steps_per_s:.2f} steps/s")
+            spent = (
+                f"{self.hours:.1f} hours" if self.hours >= 1 else f"{60 * self.hours:.0f} minutes"
+            )
+            lines.append(f"time        {spent} at {self.steps_per_s:.2f} steps/s")
+            if on_colab() and self.hours > SESSION_HOURS:
+                lines.append(
+                    f"            a free Colab session lasts {SESSION_HOURS} hours at most: run this notebook "
+                    "again on the next machine, and with Drive mounted it goes on"
+                )
         return "\n".join(lines)
 
 
@@ -85,18 +94,12 @@ def refuse_too_large(config: TrainConfig, run: Run, device: Device) -> Plan:
 
 
 def _count(config: TrainConfig, run: Run, device: Device) -> Plan:
-    with torch.device("meta"):
-        unet, module = _build(config, device)
+    module, passing = _module(config, device), _passing(config, device)
     weights = list(module.parameters())
     trained = sum(p.numel() for p in weights if p.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in weights if not p.requires_grad)
     moments = trained * (2 if config.optimizer == "adamw8bit" else 8)
     average = trained * 4 if config.use_ema else 0
-    passing = activation_bytes(unet, config.train_batch_size, latent_side(config), device.dtype)
-    if config.gradient_accumulation_steps > 1:
-        passing += trained * 4  # gradients that wait
-    else:
-        passing = max(passing, trained * 4)  # gradients that come as activations go
     kept = trained * 4 + moments + average
     held = trained * 4 + frozen + moments + (0 if config.offload_ema else average)
     return Plan(
@@ -108,6 +111,18 @@ def _count(config: TrainConfig, run: Run, device: Device) -> Plan:
         checkpoints=config.keep_checkpoints + 2,
         free_gb=_free_bytes(run, kept) / GB,
     )
+
+
+def _module(config: TrainConfig, device: Device) -> torch.nn.Module:
+    with torch.device("meta"):
+        return _build(config, device)[1]
+
+
+@lru_cache(maxsize=8)  # the notebook counts, and the training does again
+def _passing(config: TrainConfig, device: Device) -> int:
+    """What a step's passes hold at their peak, gradients included, in bytes."""
+    size, passes = config.train_batch_size, config.gradient_accumulation_steps
+    return pass_bytes(_module(config, device), size, latent_side(config), device, passes)
 
 
 def _build(config: TrainConfig, device: Device) -> tuple[UNet2DConditionModel, torch.nn.Module]:
@@ -142,24 +157,22 @@ def _free_bytes(run: Run, checkpoint: float) -> float:
     """Free where checkpoints go: the run's disk, or Google Drive where mounted, which needs room for one fewer."""
     disk = next(p for p in (run.folder, *run.folder.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(disk).free
-    return min(free, shutil.disk_usage(DRIVE).free + checkpoint) if DRIVE.is_dir() else free
+    return min(free, drive_free_bytes() + checkpoint)
 
 
 def _rehearse(config: TrainConfig, device: Device, steps: int) -> tuple[float, float | None]:
     """Optimizer steps per second, and the peak of GPU memory in GB, on random weights and latents."""
     with torch.random.fork_rng(), torch.device(device.device):
-        unet, module = _build(config, device)
+        module = _build(config, device)[1]
         weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        optimizer = make_optimizer(weights, config, device)
-        side, size = latent_side(config), config.train_batch_size
-        latents = torch.randn(size, unet.config.in_channels, side, side)
-        texts = torch.randn(size, 77, unet.config.cross_attention_dim)
+        optimizer = make_optimizer(weights, config)
+        inputs = random_inputs(module, config.train_batch_size, latent_side(config))
         times: list[float] = []
         for _ in range(2 + steps):
             began = time.perf_counter()
             for _ in range(config.gradient_accumulation_steps):
                 with device.autocast():
-                    loss = unet(latents, torch.zeros(size), texts).sample.float().square().mean()
+                    loss = module(*inputs).sample.float().square().mean()
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -8,6 +8,9 @@ from typing import Any
 from helpers.errors import RunError
 
 NOTICEABLE = 0.01  # of the base's loss; smaller changes are called flat
+CHANCE = 0.02  # of the base's loss; what noise alone does to two points of a curve, or of two curves' gap
+
+Curve = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -18,33 +21,60 @@ class Verdict:
     best: float
     best_step: int
     last: float
+    rose: bool  # noticeably above its lowest: the best step's model is the better one
     words: str
 
 
-def judge(curve: Sequence[tuple[int, float]]) -> Verdict:
+def judge(curve: Curve, probe: Curve = ()) -> Verdict:
     """A verdict on (step, held-out loss) points in order; the first is step 0, the base model.
 
-    overfitting     the loss has risen noticeably above its lowest, for two points: one may be chance
+    overfitting     the smoothed loss has risen noticeably for two points, and its gap to `probe` with it
     still learning  its last third brought a noticeable fall
     flat            neither
-    Raises RunError where no point was a number.
+    `probe` is the same loss on training images: a rise that they share is no overfitting. A curve alone
+    is judged by its rise. Raises RunError where no point was a number.
     """
     if not curve:
         raise RunError("the held-out loss was never a number: lower learning_rate, and train again")
-    base, last = curve[0][1], curve[-1][1]
-    best_step, best = min(curve, key=lambda point: point[1])
+    losses, known = [loss for _, loss in curve], dict(probe)
+    base, last = losses[0], losses[-1]
+    gap = [loss - known[step] for step, loss in curve if step in known]
     two_thirds = next(loss for step, loss in curve if step >= curve[-1][0] * 2 / 3)
-    since = [loss for step, loss in curve if step > best_step][-2:]
-    if len(since) == 2 and min(since) > best + NOTICEABLE * base:
-        words = f"overfitting since step {best_step}"
+    best_step, best = min(curve, key=lambda point: point[1])
+    rose = _rose(losses, losses, NOTICEABLE * base)
+    if rose and (len(gap) < len(losses) or _rose(gap, losses, CHANCE * base)):
+        words = f"overfitting since step {curve[_lowest(losses)][0]}"
+    elif rose:
+        words = "flat: the loss rose on training images as well, so lower learning_rate"
     elif two_thirds - last > NOTICEABLE * base:
         words = "still learning: more steps would help"
     else:
         words = "flat: more steps would bring little"
-    return Verdict(base, best, best_step, last, words)
+    return Verdict(base, best, best_step, last, rose, words)
 
 
-def best_of(curve: Sequence[tuple[int, float]]) -> tuple[int, float]:
+def _smooth(losses: Sequence[float]) -> list[float]:
+    """Each point averaged with its neighbours, which count half."""
+    wide = [losses[0], *losses, losses[-1]]
+    return [(a + 2 * b + c) / 4 for a, b, c in zip(wide, wide[1:], wide[2:], strict=False)]
+
+
+def _rose(values: Sequence[float], losses: Sequence[float], much: float) -> bool:
+    """Whether the smoothed values lie by `much` above where the smoothed losses are lowest, for two points."""
+    smooth, level = _smooth(values), _smooth(losses)
+    lowest = level.index(min(level))
+    return len(level) - 1 - lowest >= 2 and min(smooth[-2:]) > smooth[lowest] + much
+
+
+def _lowest(losses: Sequence[float]) -> int:
+    """The index of the minimum: of the lowest point and those neighbours that chance may have put above it."""
+    smooth, lowest = _smooth(losses), losses.index(min(losses))
+    near = range(max(lowest - 1, 0), min(lowest + 2, len(losses)))
+    alike = [i for i in near if losses[i] <= losses[lowest] + CHANCE * losses[0]]
+    return min(alike, key=lambda i: smooth[i])
+
+
+def best_of(curve: Curve) -> tuple[int, float]:
     """The (step, loss) of the lowest held-out loss after step 0, or of step 0 while there is no other."""
     return min(curve[1:] or curve or [(0, math.inf)], key=lambda point: point[1])
 

@@ -1,0 +1,188 @@
+"""What is prepared before the first step: the model, the examples, the optimizer, and where to go on from."""
+
+import logging
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+
+from helpers.config import TrainConfig
+from helpers.device import Device
+from helpers.records import read_metadata
+from helpers.run import Run
+from helpers.store import folder_hash
+from helpers.train import checkpoint
+from helpers.train.batches import Batches
+from helpers.train.cache import image_examples, prior_examples, text_examples
+from helpers.train.ema import MovingAverage
+from helpers.train.loss import FixedLoss
+from helpers.train.model import fingerprint, load_parts, make_trainable
+from helpers.train.optimizer import make_optimizer, restore_layout
+from helpers.train.track import Log, tracker_of
+from helpers.train.verdict import best_of
+
+log = logging.getLogger(__name__)
+
+# Fields that change how long or how closely, not what a step learns
+NOT_LEARNT = (
+    "run",
+    "preset",
+    "max_steps",
+    "prompts",
+    "preview_seed",
+    "keep_checkpoints",
+    "allow_slow",
+    "attention",
+    "save_every_steps",
+    "validate_every_steps",
+    "preview_every_steps",
+    "early_stopping_patience",
+    "tracker",
+    "save_every_minutes",
+    "sweep",
+    "sweep_trials",
+    "sweep_storage",
+    "usd_per_hour",
+    # these take memory or time, and give the same result
+    "gradient_checkpointing",
+    "offload_ema",
+    "torch_compile",
+    # what a step takes in is their product, which is compared
+    "train_batch_size",
+    "gradient_accumulation_steps",
+)
+
+
+def learnt_from(config: TrainConfig, processes: int) -> dict[str, Any]:
+    """What a step learns from: the settings that matter, and how many images it takes in, over all processes.
+
+    Where there are buckets, a micro-batch's size decides which images come together.
+    """
+    learnt = {k: v for k, v in asdict(config).items() if k not in NOT_LEARNT}
+    micro_batch = config.train_batch_size * processes
+    learnt["images_per_step"] = micro_batch * config.gradient_accumulation_steps
+    if config.aspect_ratio_buckets:
+        learnt["images_per_micro_batch"] = micro_batch
+    return learnt
+
+
+class Training:
+    """A training under way: the parts, the examples, what they are optimised with, and how far it has come."""
+
+    def __init__(self, config: TrainConfig, run: Run, device: Device) -> None:
+        self.config, self.run, self.device = config, run, device
+        self.counted_until = time.perf_counter()
+        self.accelerator = Accelerator(
+            mixed_precision=device.precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            cpu=device.device.type == "cpu",
+            step_scheduler_with_optimizer=False,
+            log_with=tracker_of(config),
+            project_dir=run.folder,
+        )
+        self.parts = load_parts(config.base_model, device, config.train_text_encoder)
+        self.belongs = self._belongs()
+        with self.accelerator.main_process_first():
+            self._make_examples()
+        self._make_optimizer()
+        with self.accelerator.main_process_first():  # which clears up what kills left
+            self.step = self.saved_step = checkpoint.resume(run, self.state, self.belongs)
+        self.saved_at = time.monotonic()
+        restore_layout(self.optimizer.optimizer)
+        self._follow_schedule()
+        if self.accelerator.is_main_process:
+            run.write_config("train", config)
+        self.log = Log(run, self.step, self.accelerator)
+        self.bad_steps = 0  # in a row
+        self.stopped_early = self.has_learnt_all()
+
+    def _belongs(self) -> checkpoint.Belongs:
+        learnt = learnt_from(self.config, self.accelerator.num_processes)
+        return checkpoint.Belongs(
+            learnt, fingerprint(self.parts.unet), folder_hash(self.run.dataset)
+        )
+
+    def _make_examples(self) -> None:
+        """Have all that the frozen parts compute computed, once."""
+        config, run, parts = self.config, self.run, self.parts
+        suffix = run.read_config("dataset")["suffix"]
+        rows = {
+            split: read_metadata(run.split_metadata(split)) for split in ("train", "validation")
+        }
+        images = {split: image_examples(run, parts, config, split, rows[split]) for split in rows}
+        captions = [text.removesuffix(suffix) for _, text in rows["train"]]
+        prior = round(config.prior_share * len(captions))
+        examples = images["train"]
+        if prior:
+            asked = [captions[i % len(captions)] for i in range(prior)]
+            examples = examples + prior_examples(run, parts, config, asked)
+        no_words = text_examples(run, parts, config, "empty", [""])
+        timesteps = parts.noise_scheduler.config.num_train_timesteps
+        self.batches = Batches(examples, no_words, timesteps, config, self.accelerator)
+        self.images = images["train"]
+        schedule, pairs = parts.noise_scheduler, config.validation_pairs
+        self.held_out = FixedLoss(images["validation"], schedule, config.seed, pairs)
+        self.probe = FixedLoss(images["train"], schedule, config.seed, pairs // 2)
+        self.prompts = [f"{prompt}{suffix}" for prompt in config.prompts] or [
+            rows["validation"][i * len(rows["validation"]) // 4][1] for i in range(4)
+        ]
+
+    def _make_optimizer(self) -> None:
+        config = self.config
+        trained = make_trainable(
+            self.parts.unet, self.parts.text_encoder, config, self.device.dtype
+        )
+        self.weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
+        optimizer = make_optimizer(self.weights, config)
+        self.unet, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        if config.torch_compile:
+            self.parts.unet.compile_repeated_blocks()
+        self.schedule = get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_steps,
+        )
+        self.average = None
+        if config.use_ema:
+            self.average = MovingAverage(self.weights, config.ema_decay, config.offload_ema)
+        self.state = checkpoint.State(
+            self.weights,
+            self.optimizer,
+            self.schedule,
+            self.accelerator.scaler,
+            self.average and self.average.average,
+        )
+
+    def _follow_schedule(self) -> None:
+        """Set the rate that this max_steps has at this step, which a checkpoint with another one has otherwise."""
+        factors = [of_step(self.step) for of_step in self.schedule.lr_lambdas]
+        rates = [base * f for base, f in zip(self.schedule.base_lrs, factors, strict=True)]
+        before = self.schedule.get_last_lr()
+        if self.step and rates != before:
+            log.warning(
+                "max_steps is %d now: the learning rate goes on from step %d at %.3g, where it was %.3g",
+                *(self.config.max_steps, self.step, rates[0], before[0]),
+            )
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def averaged(self) -> AbstractContextManager:
+        """Have the moving average in the model inside, where there is one."""
+        return self.average.applied() if self.average else nullcontext()
+
+    def has_learnt_all(self) -> bool:
+        """Whether the held-out loss has had no new lowest for as many measurements as were asked for."""
+        patience, curve = self.config.early_stopping_patience, self.log.held_out
+        return (
+            0 < patience < len(curve) and len(curve) - 1 - curve.index(best_of(curve)) >= patience
+        )
+
+    def count_seconds(self) -> None:
+        """Add the time since the last count to the run's."""
+        now = time.perf_counter()
+        self.run.add_seconds("train", now - self.counted_until)
+        self.counted_until = now
