@@ -104,6 +104,19 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: in
     return "\n".join(kept)
 
 
+def stacked(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Sheets under each other as they are, with a title before each."""
+    font = ImageFont.load_default(size=14)
+    title_px = font.size + 2 * GAP_PX
+    size = max(s.width for s in sheets), sum(s.height + title_px for s in sheets)
+    whole, top = Image.new("RGB", size, PAPER), 0
+    for sheet, title in zip(sheets, titles, strict=True):
+        ImageDraw.Draw(whole).text((GAP_PX, top + GAP_PX), title, INK, font)
+        whole.paste(sheet, (0, top + title_px))
+        top += sheet.height + title_px
+    return whole
+
+
 def contact_sheet(
     paths: Iterable[Path], columns: int = 10, most: int = 60, cell_px: int = 96
 ) -> Image.Image:
@@ -147,7 +160,7 @@ def loss_curves(log: Sequence[dict[str, float]]) -> Image.Image:
     axes.grid(alpha=0.25)
     if log:
         axes.legend(frameon=False)
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def bars(counts: "Mapping[str, int] | pd.Series", ylabel: str) -> Image.Image:
@@ -163,10 +176,11 @@ def bars(counts: "Mapping[str, int] | pd.Series", ylabel: str) -> Image.Image:
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(ylabel=ylabel, xlim=(-0.7, max(len(pairs), 12) - 0.3))
     axes.spines[["top", "right"]].set_visible(False)
-    return _drawn(figure)
+    return drawn(figure)
 
 
-def _drawn(figure: "Figure") -> Image.Image:
+def drawn(figure: "Figure") -> Image.Image:
+    """A figure of matplotlib as an image."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer)

@@ -21,6 +21,7 @@ from helpers.pictures import (
 from helpers.records import Post, Rejection, latest, read_log, read_metadata, read_rows
 from helpers.run import STAGES, Run
 from helpers.store import read_json
+from helpers.trials import plot_trials, previews_of, read_trials
 
 TEMPLATE = "report.html.j2"
 IN_ONE_ROW = 6  # prompts that a preview shows side by side
@@ -68,8 +69,24 @@ def page(run: Run, figures: dict[str, Any], groups: Groups, rows: Rows) -> str:
         samples=data_url(_samples(groups)),
         pairs=_pairs(figures["copies"], groups.tuned, groups.train),
         probed=_pairs(figures["copies"]["probe"], groups.probe, groups.train),
+        sweep=_sweep(run),
         configs={s: _settings(run, s) for s in STAGES if run.config(s).is_file()},
     )
+
+
+def _sweep(run: Run) -> dict[str, Any] | None:
+    """The trials of a sweep, and their pictures; None where there was none."""
+    rows = read_trials(run)
+    if not rows:
+        return None
+    previews = previews_of(run, rows)
+    return {
+        "rows": rows,
+        "plots": data_url(plot_trials(rows)),
+        "previews": previews and data_url(previews),
+        "cost_usd": sum(row.cost_usd for row in rows),
+        "hours": sum(row.seconds for row in rows) / 3600,
+    }
 
 
 def _settings(run: Run, stage: str) -> dict[str, Any]:

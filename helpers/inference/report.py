@@ -11,6 +11,7 @@ from helpers.inference.sample import Studio, requests_of
 from helpers.records import caption_costs, read_metadata
 from helpers.run import Run
 from helpers.store import folder_hash, read_json, replacing_file, write_json, write_text
+from helpers.trials import read_trials
 
 
 def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def _figures(
         "validation_loss": {name: verdict[name] for name in ("base", "last", "best", "best_step")},
         "training": verdict["words"],
         **judgement,
+        "sweep": [asdict(row) for row in read_trials(run)],
         "prompt_adherence": adherence(config, studio, groups),
         **_costs(run),
         "hashes": {name: verdict[name] for name in ("dataset", "base_model")}

@@ -1,0 +1,89 @@
+"""The best trial of a sweep becomes the run's own training, as if it had been the only one."""
+
+import os
+import shutil
+from pathlib import Path
+
+from helpers.errors import RunError
+from helpers.run import Run
+from helpers.store import damage, read_json, write_json
+from helpers.trials import best_of, read_trials
+
+SUFFIX_OF_LARGE = (
+    ".safetensors"  # these are replaced whole, never written into: a second name costs no disk
+)
+
+
+def promote(run: Run) -> str:
+    """Put the best trial's model, verdict, log, previews and checkpoints into the run; a second call does nothing.
+
+    What the run had of its own training is moved beside, to sweep/before-N. Raises RunError if no trial came to
+    its end, or the best one's model is on another machine.
+    """
+    best = best_of(read_trials(run))
+    if best is None:
+        raise RunError(
+            f"no trial of {run.sweep} came to its end: lower learning_rate's range and sweep again "
+            "under another run name"
+        )
+    trial = run.trial(best.number)
+    said = f"{best.name}: held-out loss {best.value:.4f}, now the model of {run.folder}"
+    mark = {"trial": best.number, "value": best.value}
+    if run.promoted.is_file() and read_json(run.promoted) == mark and damage(run.model) is None:
+        return said
+    if what := damage(trial.model):
+        raise RunError(
+            f"{what}: trial {best.number} is the best and ran on another machine; promote it there, or copy "
+            f"its folder to {trial.folder}"
+        )
+    _replace_training(run, trial)
+    write_json(run.promoted, mark)
+    return said
+
+
+def _parts(run: Run) -> list[Path]:
+    """All that a training leaves; the verdict comes last."""
+    return [
+        run.checkpoints,
+        run.train_log,
+        run.tensorboard,
+        run.previews,
+        run.image_losses,
+        run.config("train"),
+        run.model,
+        run.verdict,
+    ]
+
+
+def _replace_training(run: Run, trial: Run) -> None:
+    aside = next(p for i in range(10_000) if not (p := run.sweep / f"before-{i}").exists())
+    for old in reversed(_parts(run)):
+        if old.exists():
+            kept = aside / old.relative_to(run.folder)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            old.rename(kept)
+    for source, target in zip(_parts(trial), _parts(run), strict=True):
+        if source.exists():
+            _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or folder beside its place, and rename it into it."""
+    beside = target.with_name(f".{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(source, beside, copy_function=_link_or_copy)
+    else:
+        shutil.copy2(source, beside)
+    beside.rename(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    if source.endswith(SUFFIX_OF_LARGE):
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # a disk without links
+            pass
+    shutil.copy2(source, target)

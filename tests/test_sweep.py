@@ -1,0 +1,338 @@
+"""Sweeps: what is tried, that kills change nothing, that workers share, and what is seen of it."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import traceback
+from collections import Counter
+from itertools import count
+
+import pytest
+
+from helpers.config import TrainConfig, configure
+from helpers.errors import RunError
+from helpers.run import Run
+from helpers.store import damage
+from helpers.train.loop import train, verify_model
+from helpers.train.promote import promote
+from helpers.train.search import batch_of, plan_trials, trial_config
+from helpers.train.study import SECRET, Database, open_place
+from helpers.train.sweep import run_trials, sweep_if_asked
+from helpers.trials import best_of, plot_trials, previews_of, read_trials, table
+from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
+from tests.kills import is_operation
+from tests.postgres import postgres
+
+RATES = {"learning_rate": [1e-6, 1.0, 3e-3]}  # far too low, far too high, good
+RANGE = {"learning_rate": "1e-5..1e-2", "rank": [4, 8]}
+
+
+def settings(base="assets/tiny-sd", **more):
+    given = {"run": "pictures", "base_model": str(base), "prior_share": 0.0, **SMALL_TRAINING}
+    given |= {"preview_every_steps": 8, "tracker": "none", "prompts": ("a place",)}
+    return configure(TrainConfig, given | {"max_steps": 8, "sweep": RATES, **more})
+
+
+def figures(run):
+    """What two sweeps must have alike."""
+    rows = [(r.number, r.state, r.params, r.value, r.curve, r.reason) for r in read_trials(run)]
+    return sorted(rows, key=lambda row: row[0])
+
+
+@pytest.fixture(scope="module")
+def swept_folder(tmp_path_factory, tiny_base):
+    """A run, `pictures`, that was swept undisturbed, as `pictures`, and one that was not, as `fresh`."""
+    folder = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for i in range(12):
+            photograph(folder / f"in/{i}.jpg", i).with_suffix(".txt").write_text(f"thing {i}")
+        fresh = make_dataset("pictures", folder / "in")
+        shutil.copytree(fresh.folder, folder / "fresh")
+        said, caches = [], []
+        for line in run_trials(settings(tiny_base), fresh):
+            said.append(line)
+            caches.append({p.name: p.stat().st_mtime_ns for p in fresh.cache.glob("*")})
+        (folder / "said.json").write_text(json.dumps([said, caches]))
+    return folder
+
+
+@pytest.fixture
+def swept(swept_folder, workplace):
+    shutil.copytree(swept_folder / "runs", workplace / "runs")
+    return Run("pictures")
+
+
+@pytest.fixture
+def fresh(swept_folder, workplace):
+    shutil.copytree(swept_folder / "fresh", workplace / "runs/pictures")
+    return Run("pictures")
+
+
+# what is tried
+
+
+def test_ranges_are_spread_evenly_and_more_trials_begin_with_the_same():
+    eight = plan_trials(settings(sweep=RANGE, sweep_trials=8))
+    assert eight == plan_trials(settings(sweep=RANGE, sweep_trials=16))[:8]
+    assert Counter(t["rank"] for t in eight) == {4: 4, 8: 4}
+    decades = Counter(str(t["learning_rate"] >= d) for t in eight for d in (1e-4, 1e-3))
+    assert 4 <= decades["True"] <= 12 and len({t["learning_rate"] for t in eight}) == 8
+    assert all(1e-5 <= t["learning_rate"] <= 1e-2 for t in eight)
+
+
+def test_lists_are_tried_in_every_combination_or_some_of_them():
+    asked = {"learning_rate": [1e-4, 1e-3], "rank": [4, 8], "method": ["full", "lora"]}
+    assert len(plan_trials(settings(sweep=asked))) == 8
+    some = plan_trials(settings(sweep=asked, sweep_trials=5))
+    assert len({str(t) for t in some}) == 5
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 6])
+def test_every_trial_sees_as_many_images_and_is_measured_as_often(batch):
+    config = settings(max_steps=96, train_batch_size=2, lr_warmup_steps=12, validate_every_steps=12)
+    trial = trial_config(config, {"effective_batch": batch})
+    assert batch_of(trial) == batch and trial.train_batch_size <= 2
+    assert trial.max_steps * batch == 96 * 2
+    assert trial.lr_warmup_steps * batch == pytest.approx(12 * 2, abs=batch)
+    assert trial.max_steps // trial.validate_every_steps == 8
+    assert trial.seed == config.seed
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"learning_rat": "1..2"}, "'learning_rat', which is not to be swept"),
+        ({"seed": [1, 2]}, "sets the order and the noise"),
+        ({"max_steps": [10, 20]}, "as many images"),
+        ({"learning_rate": 1e-3}, "give a range as in"),
+        ({"learning_rate": "1e-3..1e-5"}, "give a range as in"),
+        ({"rank": "4..many"}, "give a range as in"),
+        ({"learning_rate": [1e-3, 7.0]}, "learning_rate is 7.0: give a number"),
+        ({"method": ["full", "dreambooth"]}, "choose one of full, lora"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused_before_anything_runs(asked, words):
+    with pytest.raises(RunError, match=words.replace(".", r"\.")) as caught:
+        plan_trials(settings(sweep=asked))
+    assert "\n" not in str(caught.value)
+
+
+# one machine
+
+
+def test_it_ranks_low_good_and_high_rates_and_stops_the_diverging_one_early(swept):
+    rows = read_trials(swept)
+    assert [row.params["learning_rate"] for row in rows] == [3e-3, 1e-6, 1.0]
+    good, low, high = rows
+    assert (good.state, low.state, high.state) == ("complete", "complete", "pruned")
+    assert good.value < 0.95 * low.value and high.images < 16 / 2
+    assert "above the base model's" in high.reason or "no number" in high.reason
+
+
+def test_the_second_trial_computes_no_latent_again(swept_folder):
+    said, caches = json.loads((swept_folder / "said.json").read_text())
+    first_end = next(i for i, line in enumerate(said) if line.startswith("trial 0 ended"))
+    assert caches[first_end] and all(cache == caches[first_end] for cache in caches[first_end:])
+
+
+def test_a_rerun_of_an_ended_sweep_trains_nothing(swept, tiny_base):
+    before = figures(swept)
+    assert list(run_trials(settings(tiny_base), swept)) == [] and figures(swept) == before
+
+
+def test_another_sweep_in_the_same_run_is_refused(swept, tiny_base):
+    for other in ({"sweep": RANGE}, {"weight_decay": 0.5}):
+        with pytest.raises(RunError, match="is another sweep .* was .*: give this one a run name"):
+            list(run_trials(settings(tiny_base, **other), swept))
+
+
+def test_kills_at_any_moment_change_nothing(swept, swept_folder, tiny_base):
+    """Four on three trials; `make soak` has twenty on eight."""
+    kill_and_compare(settings(tiny_base), swept, swept_folder, kills=4)
+
+
+@pytest.mark.soak
+def test_twenty_kills_through_eight_trials_change_nothing(fresh, swept_folder, tiny_base):
+    config = settings(tiny_base, sweep={"learning_rate": "1e-5..1"}, sweep_trials=8, max_steps=16)
+    list(run_trials(config, fresh))
+    kill_and_compare(config, fresh, swept_folder, kills=20)
+
+
+def kill_and_compare(config, run, swept_folder, kills):
+    """Sweep again from the start, with a SIGKILL before some random file operations, and compare."""
+    undisturbed = figures(run)
+    shutil.rmtree(run.folder)
+    shutil.copytree(swept_folder / "fresh", run.folder)
+    source, done = random.Random(0), 0
+    while in_child(lambda: list(run_trials(config, run)), source.randint(10, 110)) == "killed":
+        done += 1
+        if done % 4 == 0 and run.sweep_journal.is_file():
+            with run.sweep_journal.open("ab") as file:
+                file.write(b'{"op_code":6,"worker_id')  # what a kill within a write leaves
+        if done == kills:
+            list(run_trials(config, run))
+            break
+    assert done == kills
+    assert figures(run) == undisturbed
+    ended = Counter()
+    for line in lines(run.sweep_journal):
+        ended[line.get("trial_id")] += line["op_code"] == 6 and line["state"] in (1, 2, 3)
+    del ended[None]
+    assert set(ended.values()) == {1} and len(ended) == len(undisturbed)
+    for row in read_trials(run):
+        steps = [line["step"] for line in lines(run.trial(row.number).train_log)]
+        assert steps == list(range(row.steps + 1))
+
+
+def in_child(act, die_at=None, die_when=lambda event, args: False):
+    """How a child process that acts ends: "killed", before its n-th file operation or one it is told, or "done"."""
+    pid = os.fork()
+    if pid == 0:
+        counter = count(1)
+
+        def hook(event, args):
+            if is_operation(event, args) and (next(counter) == die_at or die_when(event, args)):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(hook)
+            act()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return ended(pid)
+
+
+def ended(pid):
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        return "killed"
+    assert os.WEXITSTATUS(status) == 0
+    return "done"
+
+
+# what comes of it
+
+
+def test_the_best_trial_becomes_the_runs_own_training(swept, tiny_base):
+    best = best_of(read_trials(swept))
+    said = promote(swept)
+    assert f"trial {best.number}: learning_rate 0.003" in said
+    assert "is complete: held-out loss" in verify_model(swept)
+    config = TrainConfig(**swept.read_config("train"))
+    assert config.learning_rate == 3e-3 and list(train(config, swept)) == []
+    assert [row["step"] for row in lines(swept.train_log)] == list(range(9))
+    assert swept.preview_files() and promote(swept) == said
+    more = configure(TrainConfig, swept.read_config("train") | {"max_steps": 9})
+    assert [step.step for step in train(more, swept)] == [9]  # and goes on as one
+    assert damage(swept.trial(best.number).model) is None
+
+
+def test_a_training_that_was_there_is_moved_beside(swept):
+    swept.model.mkdir()
+    (swept.model / "mine.txt").write_text("mine")
+    promote(swept)
+    assert (swept.sweep / "before-0/model/mine.txt").read_text() == "mine"
+
+
+def test_trials_are_seen_in_a_table_and_pictures(swept):
+    rows = read_trials(swept)
+    assert list(table(rows)["state"]) == ["complete", "complete", "pruned"]
+    assert plot_trials(rows).width > 500
+    sheet = previews_of(swept, rows)
+    assert sheet.height > 3 * 160
+
+
+def test_without_a_sweep_the_settings_stay_as_they_are(workplace):
+    config = settings(sweep={})
+    assert sweep_if_asked(config, Run("none")) is config
+
+
+# many machines
+
+
+def worker(config, run, said, die_when=None):
+    """A worker in a process of its own; what it says is in `said`."""
+
+    def act():
+        with said.open("w") as file:
+            for line in run_trials(config, run):
+                file.write(line + "\n")
+                file.flush()
+
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if in_child(act, die_when=die_when or (lambda *_: False)) == "done" else 9)
+    return pid
+
+
+def is_second_checkpoint(event, args):
+    return event == "os.rename" and str(args[1]).endswith("step-000004")
+
+
+def test_two_workers_on_one_postgresql_share_and_take_over(
+    fresh, tiny_base, workplace, monkeypatch
+):
+    with postgres() as address:
+        monkeypatch.setenv(SECRET, address)
+        two_rates = {"learning_rate": [1e-6, 3e-3]}
+        config = settings(tiny_base, sweep=two_rates, sweep_storage="postgresql")
+        files = [workplace / "one.txt", workplace / "two.txt"]
+        one = worker(config, fresh, files[0], is_second_checkpoint)
+        two = worker(config, fresh, files[1])
+        ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in (one, two)]
+        assert ends == [9, 0]
+        assert list(run_trials(config, fresh)) == []
+    said = [file.read_text() for file in files]
+    began = [line for text in said for line in text.splitlines() if " steps" in line]
+    assert len(began) == 2 + 1  # each once, and the one that was taken over
+    assert "goes on from step 2" in said[1]
+    assert sum(text.count(" ended: ") for text in said) == 2
+    rows = read_trials(fresh)
+    assert [row.params["learning_rate"] for row in rows] == [3e-3, 1e-6]
+    for row in rows:
+        log = lines(fresh.trial(row.number).train_log)
+        assert [line["step"] for line in log] == list(range(9))
+    secrets = [p for p in fresh.folder.rglob("*.json*") if address in p.read_text()]
+    assert not secrets
+
+
+def test_a_worker_that_fell_silent_loses_its_trial_and_is_told(workplace, monkeypatch):
+    import helpers.train.study as study
+
+    monkeypatch.setattr(study, "BEAT_S", 0.05)
+    with postgres() as address:
+        run = Run("pictures")
+        mine, other = Database(run, address), Database(run, address)
+        with mine.claim(0) as claim:
+            with other.claim(0) as second, other.claim(1) as another:
+                assert claim and another and second is None
+            with other.engine.connect() as connection:  # as idle_session_timeout does
+                connection.exec_driver_sql(
+                    "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+                )
+            claim.thread.join()
+            with pytest.raises(RunError, match="another worker may have this trial"):
+                claim.check()
+            with other.claim(0) as second:
+                assert second
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("postgresql://me:hush@host/db", "holds a password"),
+        ("mysql://host/db", "is no PostgreSQL address"),
+        ("nonsense", "is no PostgreSQL address"),
+        ("postgresql://me@/db?host=/nowhere", "database cannot be used"),
+    ],
+)
+def test_a_storage_that_will_not_do_is_refused_without_its_password(workplace, storage, words):
+    with pytest.raises(RunError, match=words) as caught:
+        open_place(Run("pictures"), storage)
+    assert "hush" not in str(caught.value) and "\n" not in str(caught.value)
