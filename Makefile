@@ -1,10 +1,18 @@
 # make demo: the five notebooks on the embedded demo    make test: ruff and all tests
 PYTHON ?= python3
 BIN := .venv/bin
+COLAB := .venv/colab/bin
+SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
+# what is run a second time, with Colab's versions
+WALK := tests/test_walk.py tests/test_starts.py tests/test_replica.py
+# begun first, so that nobody waits for the longest at the end
+LONG := tests/test_walk.py tests/test_secrets.py
+# three tests at a time on two cores, each on one thread: some wait for a disk or a clock
+MANY := -n 3 --dist worksteal
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test bench browser soak strip lab base
+.PHONY: demo test bench browser gallery soak strip lab base
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.txt tests/requirements.txt tests/constraints.txt
@@ -13,24 +21,39 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 	$(BIN)/python -m pip install -q -r tests/requirements.txt -c tests/constraints.txt
 	touch $@
 
+# Colab's own versions, laid over .venv: what is not in them comes from there
+.venv/colab/installed: .venv/installed tests/constraints-colab.txt
+	test -x $(COLAB)/python || $(BIN)/python -m venv --without-pip .venv/colab
+	$(BIN)/python -c $(SITE) > "$$($(COLAB)/python -c $(SITE))/ordinary.pth"
+	$(COLAB)/python -m pip install -q --no-deps -r tests/constraints-colab.txt
+	touch $@
+
 demo: .venv/installed
 	$(BIN)/python -m helpers.batch demo --preset demo
 
-test: .venv/installed
+test: .venv/installed .venv/colab/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(MANY) $(LONG) tests --ignore tests/test_starts.py --ignore tests/test_replica.py
+	$(COLAB)/python -m pytest $(MANY) $(WALK)
 
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks.captions
 	$(BIN)/python -m tests.benchmarks.demo
+	$(BIN)/python -m tests.benchmarks.mirror
 	$(BIN)/python -m tests.benchmarks.sampling
+	$(BIN)/python -m tests.benchmarks.sweep
 
 browser: .venv/installed
 	$(BIN)/python -m pip install -q -r tests/requirements-browser.txt
 	$(BIN)/python -m tests.browser.walk
 	$(BIN)/python -m tests.browser.review
 	$(BIN)/python -m tests.browser.box
+
+# the README's pictures, from runs/demo as make demo left it
+gallery: .venv/installed
+	$(BIN)/python -m pip install -q -r tests/requirements-browser.txt
+	$(BIN)/python -m tools.gallery
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak

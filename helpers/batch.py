@@ -3,6 +3,7 @@
 import argparse
 import ast
 import logging
+import signal
 import sys
 import time
 import warnings
@@ -12,12 +13,16 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 
-from helpers.config import CONFIGS, configure, from_text
-from helpers.errors import RunError
+from helpers.config import CONFIGS, configure, from_text, refuse_secrets
+from helpers.errors import RunError, Stopped
+from helpers.redact import redact
 from helpers.run import STAGES, Run, notebook_name
+from helpers.store import write_text
 
 NOTEBOOKS = Path("notebooks")
+QUIET = ["--IPKernelApp.log_level=CRITICAL"]  # a kernel warns of its own loopback socket
 
 
 def parameters_of(stage: str) -> list[str]:
@@ -40,8 +45,9 @@ def chosen_stages(first: str | None, only: str | None) -> list[str]:
 def plan(run: str, stages: list[str], given: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Each stage's parameters, checked against its notebook and its config before anything runs.
 
-    Raises RunError for a parameter that none of the notebooks knows, or a value out of its bounds.
+    Raises RunError for a parameter that none of the notebooks knows, a secret, or a value out of its bounds.
     """
+    refuse_secrets({"run": run, **given})
     given = dict(given)
     known = {stage: parameters_of(stage) for stage in STAGES}
     for name in given:
@@ -82,6 +88,16 @@ def _more(text: str, stages: list[str]) -> dict[str, Any]:
     return more
 
 
+def _words_of(run: Run, error: papermill.PapermillExecutionError) -> str:
+    """A notebook's error: our own line, or one that no line of ours explains, and what an issue about it needs."""
+    if error.ename in ("RunError", "DivergedError", "Stopped"):
+        return error.evalue
+    words = " ".join(f"{error.ename}: {error.evalue}".split())
+    return (
+        f"{words}; if that is a bug, report it with what python -m helpers.about {run.name} prints"
+    )
+
+
 def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
     """Run a notebook; its executed copy goes to the run folder. Returns the seconds it took.
 
@@ -98,14 +114,26 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
             progress_bar=False,
             kernel_name="python3",
             iopub_timeout=60,  # on a busy machine output may come later than the 4 s of its default
-            extra_arguments=[
-                "--IPKernelApp.log_level=CRITICAL"
-            ],  # it warns of its own loopback socket
+            extra_arguments=QUIET,
         )
     except papermill.PapermillExecutionError as error:
-        what = error.evalue if error.ename == "RunError" else f"{error.ename}: {error.evalue}"
-        raise RunError(f"{notebook_name(stage)} stopped: {what} (see {target})") from None
+        what = f"{notebook_name(stage)} stopped: {_words_of(run, error)} (see {target})"
+        raise RunError(what) from None
+    except DeadKernelError:
+        raise RunError(
+            f"{notebook_name(stage)} was ended from outside, most likely for lack of memory: "
+            "what it had done is kept, give the same command again to go on"
+        ) from None
+    finally:
+        _redact_copy(target)
     return time.perf_counter() - began
+
+
+def _redact_copy(target: Path) -> None:
+    """The kernel redacts what it sends, from its first import of helpers on; this is for what came before."""
+    text = target.read_text(encoding="utf-8") if target.is_file() else ""
+    if redact(text) != text:
+        write_text(target, redact(text))
 
 
 def outcome(run: Run, stage: str) -> str:
@@ -151,9 +179,19 @@ def main() -> None:
     walk(run, plan(args.run, chosen_stages(args.first, args.only), given))
 
 
+def stop(number: int, _frame: object) -> None:
+    """Answer a signal: papermill ends its kernel, but interrupts it first, and a training in it saves."""
+    raise Stopped("stopped; what was done is kept: give the same command again to go on", number)
+
+
 if __name__ == "__main__":
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         main()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal)
     except RunError as error:
         sys.exit(f"error: {error}")

@@ -5,11 +5,13 @@ A notebook calls `configure(TrainConfig, more, run=run, ...)`; None means the de
 
 import ast
 import re
+import textwrap
 from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import date
 from typing import Any, TypeVar
 
 from helpers.errors import RunError
+from helpers.redact import looks_secret
 from helpers.run import RUN_NAME
 
 Config = TypeVar("Config")
@@ -26,17 +28,30 @@ def choice(*options: str) -> Any:
     return field(default=options[0], metadata={"options": options})
 
 
+class Checked:
+    """Settings that are checked when they are made."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def _ipython_display_(self) -> None:
+        """Print all settings, with lines broken between two, never within one."""
+        words = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)]
+        whole = ", ".join(word.replace(" ", "\xa0") for word in words)
+        lines = textwrap.fill(whole, 100, break_long_words=False, break_on_hyphens=False)
+        print(lines.replace("\xa0", " "))
+
+
 @dataclass(frozen=True, kw_only=True)
-class ScrapeConfig:
+class ScrapeConfig(Checked):
     """01_scrape: where the images come from."""
 
     run: str = "demo"
     source: str = choice("demo", "instagram", "folder", "export", "hub")
     account: str = ""  # whose art it is; source=instagram walks it
     posts: str = ""  # of source=instagram: these alone; shortcodes or addresses, comma-separated
-    folder: str = (
-        ""  # your images with .txt captions beside them; of source=export: Instagram's ZIP
-    )
+    # your images with .txt captions beside them; of source=export: Instagram's ZIP
+    folder: str = ""
     dataset_id: str = ""  # of source=hub: a hub id, or a folder in imagefolder layout
     since: str = ""  # 2024-01-31, the first day that counts (UTC)
     until: str = ""  # the last day that counts
@@ -51,7 +66,7 @@ class ScrapeConfig:
     video_covers: bool = False  # take the cover picture of a video
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         name, what = _NEEDED.get(self.source, ("run", ""))
         if not getattr(self, name) and not (self.source == "instagram" and self.posts):
             raise RunError(f"source is {self.source!r} but {name} is empty: set {name} to {what}")
@@ -112,7 +127,7 @@ def _check_day(name: str, value: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionConfig:
+class CaptionConfig(Checked):
     """02_caption: who says what each image shows."""
 
     run: str = "demo"
@@ -136,13 +151,12 @@ class CaptionConfig:
     timeout_s: float = number(120.0, 0.05, 600.0)
     poll_s: float = number(30.0, 0.0, 3600.0)  # between looks at a batch
     blip_model: str = "Salesforce/blip-image-captioning-large"  # a hub id or a folder
-    clip_tokenizer: str = (
-        "openai/clip-vit-large-patch14"  # of Stable Diffusion v1; hub id or folder
-    )
+    # of Stable Diffusion v1; hub id or folder
+    clip_tokenizer: str = "openai/clip-vit-large-patch14"
     suffix: str = ""  # as in 03, to count its tokens; empty takes what 03 has or will have
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if (
             self.price_usd
             and [type(price) in (int, float) for price in self.price_usd] != [True] * 2
@@ -153,7 +167,7 @@ class CaptionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
+class DatasetConfig(Checked):
     """03_dataset: what is trained on, and what is held out."""
 
     run: str = "demo"
@@ -171,7 +185,7 @@ class DatasetConfig:
     private: bool = True
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.push_to and not HUB_ID.fullmatch(self.push_to):
             raise RunError(
                 f"push_to is {self.push_to!r}: give your hub name and a dataset's, as in you/your-dataset"
@@ -183,14 +197,14 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """04_train: the fine-tune. Fields of PRESETS have the preset's value unless one is given."""
 
     run: str = "demo"
     preset: str = choice("demo", "t4", "t4-full", "l4", "a100", "seed")
     base_model: str = "assets/tiny-sd"  # a hub id or a folder in diffusers layout
     method: str = choice("full", "lora")
-    max_steps: int = number(450, 1, 1_000_000)  # optimizer steps
+    max_steps: int = number(300, 1, 1_000_000)  # optimizer steps
     learning_rate: float = number(1e-3, 1e-8, 1.0)
     train_batch_size: int = number(8, 1, 512)
     gradient_accumulation_steps: int = number(1, 1, 512)
@@ -210,28 +224,27 @@ class TrainConfig:
     snr_gamma: float = number(5.0, 0.0, 100.0)  # 0 weighs all timesteps alike
     noise_offset: float = number(0.0, 0.0, 1.0)
     caption_dropout: float = number(0.1, 0.0, 1.0)  # for classifier-free guidance
-    prior_share: float = number(
-        0.5, 0.0, 4.0
-    )  # the base's own samples, as a share of the training images
-    random_flip: bool = (
-        False  # a mirrored variant of each image; lettering and signatures forbid it
-    )
-    crops_per_image: int = number(
-        1, 1, 16
-    )  # variants along the side that is cut; 1 takes the middle
-    aspect_ratio_buckets: bool = (
-        False  # whole images at resolution_px squared pixels, not their squares
-    )
+    # the base's own samples, as a share of the training images
+    prior_share: float = number(0.5, 0.0, 4.0)
+    # a mirrored variant of each image; lettering and signatures forbid it
+    random_flip: bool = False
+    # variants along the side that is cut; 1 takes the middle
+    crops_per_image: int = number(1, 1, 16)
+    # whole images at resolution_px squared pixels, not their squares
+    aspect_ratio_buckets: bool = False
     use_ema: bool = False  # measure, draw and export the weights' moving average
     ema_decay: float = number(0.9999, 0.0, 0.999999)
     offload_ema: bool = False  # keep it in the CPU's memory
     gradient_checkpointing: bool = False
-    torch_compile: bool = (
-        False  # the attention blocks; worth its first minutes in long runs on a GPU
-    )
+    # the attention blocks; worth its first minutes in long runs on a GPU
+    torch_compile: bool = False
     attention: str = choice("auto", "sdpa", "xformers")
     save_every_steps: int = number(100, 1, 1_000_000)
+    # as well, whatever a step takes; 0: never
+    save_every_minutes: float = number(15.0, 0.0, 10_000.0)
     validate_every_steps: int = number(50, 1, 1_000_000)
+    # (image, timestep) pairs in a measurement, half as many of training images: with fewer, noise outweighs the rest
+    validation_pairs: int = number(256, 2, 65_536)
     preview_every_steps: int = number(100, 1, 1_000_000)
     keep_checkpoints: int = number(2, 1, 1000)  # and the best one beside them
     early_stopping_patience: int = number(0, 0, 1000)  # measurements without a new best; 0 goes on
@@ -243,15 +256,22 @@ class TrainConfig:
     guidance_scale: float = number(4.0, 1.0, 30.0)
     num_inference_steps: int = number(16, 1, 1000)
     allow_slow: bool = False  # train a full-size model without a GPU all the same
+    # what to try: {"learning_rate": "1e-5..1e-3"}
+    sweep: dict = field(default_factory=dict, hash=False)
+    sweep_trials: int = number(8, 1, 1000)  # fewer where a sweep's lists have fewer combinations
+    # empty: the run's folder; `postgresql`, or its address, for many machines
+    sweep_storage: str = ""
+    # of this machine, so that a sweep says its price
+    usd_per_hour: float = number(0.0, 0.0, 1000.0)
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.resolution_px % 8:
             raise RunError(f"resolution_px is {self.resolution_px}: use a multiple of 8, as in 512")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceConfig:
+class InferenceConfig(Checked):
     """05_inference: what is drawn, and how the model is judged."""
 
     run: str = "demo"
@@ -261,21 +281,17 @@ class InferenceConfig:
     guidance_scale: float = number(4.0, 1.0, 30.0)
     seed: int = number(1000, 0, 2**31)
     num_images: int = number(1, 1, 64)  # of each prompt
-    export: bool = True  # write one-file weights for ComfyUI and A1111
+    export: bool = True  # write one-file weights for ComfyUI and its like
     push_to: str = ""  # a model repository on the hub, as in you/your-model; empty pushes nothing
     private: bool = True
     add_suffix: bool = True  # end each prompt with the dataset's suffix
     batch_size: int = number(8, 1, 64)
-    judged_samples: int = number(32, 8, 4096)  # in each group that the verdict compares
-    probed_captions: int = number(
-        24, 0, 4096
-    )  # training captions that are drawn to look for copies
+    judged_samples: int = number(24, 8, 4096)  # in each group that the verdict compares
+    # training captions that are drawn to look for copies
+    probed_captions: int = number(16, 0, 4096)
     encoder: str = ""  # a hub id or folder of a CLIP or DINOv2, to judge the style by as well
     clip_model: str = ""  # a hub id or folder of a CLIP, to measure how well prompts are kept to
     safety_checker: bool = True  # where the model has one
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 SEED_PROMPTS = (
@@ -309,7 +325,7 @@ _COLUMNS = (
 # fmt: off
 _ROWS = {
     #           base              method  steps  rate  batch accum px   schedule    ckpt   save  prompts
-    "demo":    ("assets/tiny-sd", "full",   450, 1e-3,     8,  1, 128, "cosine",   False,  150, DEMO_PROMPTS),
+    "demo":    ("assets/tiny-sd", "full",   300, 1e-3,     8,  1, 128, "cosine",   False,  100, DEMO_PROMPTS),
     "t4":      (SD15,             "lora",  2000, 1e-4,     2,  2, 512, "cosine",   True,   250, ()),
     "t4-full": (SD15,             "full",  3000, 5e-6,     1,  4, 512, "cosine",   True,   500, ()),
     "l4":      (SD15,             "lora",  2000, 1e-4,     4,  1, 512, "cosine",   False,  250, ()),
@@ -321,7 +337,7 @@ _ROWS = {
 # An effective batch of 4 is the seed's; 8 halves the steps' noise where memory allows it. 2,000 steps of 4 are
 # about ten epochs of 850 images. Checkpointing costs a third of the speed and spares what a T4 has not.
 PRESETS = {name: dict(zip(_COLUMNS, row, strict=True)) for name, row in _ROWS.items()}
-PRESETS["demo"] |= {"noise_offset": 0.3, "preview_every_steps": 150}
+PRESETS["demo"] |= {"noise_offset": 0.3, "validation_pairs": 64}
 PRESETS["seed"] |= {  # the recipe as it was: nothing that came after it
     "snr_gamma": 0.0,
     "caption_dropout": 0.0,
@@ -360,6 +376,7 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
 
     Raises RunError for a name that the config does not have, or a value out of its bounds.
     """
+    refuse_secrets(values | (more or {}))
     known = {f.name for f in fields(kind)}
     for name in more or {}:
         if name not in known:
@@ -370,6 +387,17 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
     if kind is TrainConfig:
         given = PRESETS.get(given.get("preset", "demo"), {}) | given
     return kind(**given)
+
+
+def refuse_secrets(given: dict[str, Any]) -> None:
+    """Raises RunError for a setting that holds a key, a password or cookies: settings are written down."""
+    for name, value in given.items():
+        if secret := looks_secret(name, value):
+            raise RunError(
+                f"{name if name != secret else 'a parameter'} holds a secret ({secret}), and settings are written "
+                f"down: put it under Colab's Secrets or in the environment as {secret}, not into a parameter; "
+                "a notebook that was executed with it holds it too"
+            )
 
 
 def from_text(kind: type, name: str, text: str) -> Any:
@@ -406,8 +434,8 @@ def check(config: Any) -> None:
 
 
 def _default_type(f: Field) -> type:
-    assert f.default is not MISSING
-    return type(f.default)
+    assert f.default is not MISSING or f.default_factory is not MISSING
+    return type(f.default) if f.default is not MISSING else type(f.default_factory())
 
 
 def _check_bounds(f: Field, value: Any) -> None:

@@ -111,6 +111,7 @@ SMALL_TRAINING = {
     "num_inference_steps": 2,
     "save_every_steps": 2,
     "validate_every_steps": 2,
+    "validation_pairs": 16,
     "preview_every_steps": 4,
 }
 

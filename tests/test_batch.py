@@ -1,9 +1,10 @@
+import re
 import subprocess
 import sys
 
 import pytest
 
-from helpers.batch import chosen_stages, plan
+from helpers.batch import chosen_stages, main, plan
 from helpers.errors import RunError
 
 
@@ -28,16 +29,25 @@ def batch(*arguments):
         (("../x",), "run is '../x'"),
     ],
 )
-def test_mistakes_are_refused_in_one_line_before_anything_runs(workplace, arguments, words):
-    done = batch(*arguments)
-    assert done.returncode == 1 and done.stdout == ""
-    assert words in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+def test_mistakes_are_refused_in_one_line_before_anything_runs(
+    workplace, monkeypatch, arguments, words
+):
+    monkeypatch.setattr(sys, "argv", ["batch", *map(str, arguments)])
+    with pytest.raises(RunError, match=re.escape(words)) as refused:
+        main()
+    assert "\n" not in str(refused.value)
     assert not (workplace / "runs").exists()
+
+
+def test_a_mistake_is_one_line_and_a_status(workplace):
+    done = batch("x", "-p", "nonsense", 1)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
 def test_a_notebook_before_its_predecessor_says_which_to_run(workplace):
     done = batch("x", "--only", "03")
-    assert done.returncode == 1
+    assert done.returncode == 1 and "Traceback" not in done.stdout
     last = done.stderr.strip().splitlines()[-1]
     assert "runs/x/posts.jsonl is missing: run 01_scrape with run='x' first" in last
     assert "Traceback" not in done.stderr

@@ -79,6 +79,14 @@ def test_colab_is_known_to_one_module():
             assert "/content" not in path.read_text(), path
 
 
+def test_nothing_is_named_for_which_colab_ends_a_free_runtime():
+    """Web interfaces in a tunnel, keep-alive tricks, and the name of A1111's repository."""
+    shown = [*MODULES, *(ROOT / "helpers").rglob("*.j2"), ROOT / "README.md"]
+    banned = "stable-diffusion-" + "webui|automatic1111|a1111|ngrok|cloudflared|gradio|setInterval"
+    for path in (*shown, *(ROOT / "notebooks").glob("*.ipynb")):
+        assert not re.search(banned, path.read_text(), re.IGNORECASE), path
+
+
 def test_the_run_folder_is_known_to_one_module():
     names = (
         "posts.jsonl",

@@ -1,7 +1,12 @@
 """The five notebooks keep the house's shape."""
 
 import ast
+import json
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -12,6 +17,7 @@ import pytest
 from helpers.colab import badge
 from helpers.config import CONFIGS
 from helpers.run import STAGES, notebook_name
+from tests.image import IMAGES
 
 ROOT = Path(__file__).parent.parent
 PATHS = {stage: ROOT / "notebooks" / f"{notebook_name(stage)}.ipynb" for stage in STAGES}
@@ -42,10 +48,52 @@ def test_it_is_valid_and_has_no_outputs(stage):
     assert all(not cell.outputs and cell.execution_count is None for cell in code_of(notebook))
 
 
+def test_it_is_written_as_one_program_would_write_it(stage):
+    """So that a change of a word is a change of a line: what TensorFlow's nbfmt and nblint ask for."""
+    text = PATHS[stage].read_text(encoding="utf-8")
+    there = json.loads(text)
+    assert text == json.dumps(there, indent=1, ensure_ascii=False) + "\n"
+    assert (there["nbformat"], there["nbformat_minor"]) == (4, 5)
+    assert set(there["metadata"]) <= {"accelerator", "colab", "kernelspec", "language_info"}
+    assert there["metadata"]["kernelspec"]["name"] == "python3"
+    assert not {"name", "version"} - {"version"} - set(there["metadata"]["language_info"])
+    for cell in there["cells"]:
+        assert set(cell["metadata"]) <= {"cellView", "tags"}, cell["id"]
+        lines = "".join(cell["source"]).split("\n")
+        assert lines[0].strip() and lines[-1].strip(), f"{cell['id']} begins or ends empty"
+        assert not [line for line in lines if line != line.rstrip() or "\t" in line], cell["id"]
+
+
+def test_each_cell_has_a_name_of_its_own_that_stays(stage):
+    names = [cell["id"] for cell in json.loads(PATHS[stage].read_text())["cells"]]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(rf"{stage}-[a-z0-9-]+", name) for name in names), names
+
+
+def test_strip_leaves_a_committed_notebook_alone_and_takes_what_a_run_left(tmp_path, stage):
+    recipe = re.search(
+        r"^\t\$\(BIN\)/nbstripout (.*) notebooks/", (ROOT / "Makefile").read_text(), re.M
+    )
+    strip = [str(Path(sys.executable).with_name("nbstripout")), *shlex.split(recipe[1])]
+    path = Path(shutil.copy(PATHS[stage], tmp_path))
+    notebook = nbformat.read(path, as_version=4)
+    for number, cell in enumerate(code_of(notebook)):
+        cell.execution_count = number + 1
+        cell.outputs = [nbformat.v4.new_output("stream", text="an artist's name")]
+        cell.metadata["execution"] = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
+        cell.metadata["papermill"] = {"duration": 1.0}
+    notebook.metadata["papermill"] = {"output_path": "runs/art/notebooks/out.ipynb"}
+    nbformat.write(notebook, path)
+    untouched = Path(shutil.copy(PATHS[stage], tmp_path / "as-committed.ipynb"))
+    subprocess.run([*strip, path, untouched], check=True, capture_output=True)
+    assert json.loads(path.read_text()) == json.loads(PATHS[stage].read_text())
+    assert untouched.read_bytes() == PATHS[stage].read_bytes()
+
+
 def test_it_opens_with_title_badge_and_table(stage):
     notebook = read(stage)
     first = notebook.cells[0].source
-    assert first.startswith("# ") and badge(PATHS[stage].name) in first
+    assert first.startswith("# ") and first.split("\n")[1:3] == ["", badge(PATHS[stage].name)]
     for word in ("Reads", "Writes", "Needs", "Takes"):
         assert f"**{word}**" in first
     titles = [
@@ -56,6 +104,14 @@ def test_it_opens_with_title_badge_and_table(stage):
 
 def test_setup_is_the_same_in_all_five():
     assert len({code_of(read(stage))[0].source for stage in STAGES}) == 1
+
+
+def test_a_gpu_is_asked_for_where_it_is_used_and_the_tried_runtime_everywhere(stage):
+    metadata = read(stage).metadata
+    has_gpu = stage in ("train", "inference")
+    assert (metadata.get("accelerator") == "GPU") == has_gpu == ("gpuType" in metadata.colab)
+    assert metadata.colab.runtime_attributes.runtime_version in IMAGES
+    assert metadata.kernelspec.name == "python3" and metadata.language_info.name == "python"
 
 
 def test_parameters_are_literals_that_papermill_reads(stage):
@@ -100,6 +156,11 @@ def test_no_line_has_two_dollars_which_jupyter_takes_for_mathematics(stage):
     for cell in read(stage).cells:
         if cell.cell_type == "markdown":
             assert not re.search(r"(?<!\\)\$[^$\n]*(?<!\\)\$", cell.source), cell.source
+
+
+def test_it_says_what_to_do_when_it_looks_wrong_and_names_no_program_that_colab_ends(stage):
+    assert "**If this looks wrong**" in read(stage).cells[-1].source
+    assert not re.search("A1111|webui|ngrok|gradio", PATHS[stage].read_text(), re.IGNORECASE)
 
 
 def test_links_lead_to_notebooks_that_are_there(stage):

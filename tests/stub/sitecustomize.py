@@ -1,0 +1,3 @@
+"""Colab's kernels have google.colab loaded when they start."""
+
+import google.colab  # noqa: F401

@@ -1,0 +1,48 @@
+"""Where Colab's own versions are laid over the newest, they fit together; run by `make test` a second time."""
+
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.image import ROOT, canonical
+
+BROWSERS_HALF = {
+    "widgetsnbextension"
+}  # of ipywidgets 7, which wants the old Notebook; no kernel loads it
+
+
+def installed():
+    """The distributions that an import would find: the first of each name on the path."""
+    found = {}
+    for one in distributions():
+        found.setdefault(canonical(one.metadata["Name"]), one)
+    return found
+
+
+def unmet(one, found):
+    for line in one.requires or []:
+        wanted = Requirement(line)
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        other = found.get(canonical(wanted.name))
+        if other is None or not wanted.specifier.contains(other.version, prereleases=True):
+            yield f"{one.name} {one.version} wants {wanted}, has {other and other.version}"
+
+
+def test_what_is_installed_fits_together():
+    found = installed()
+    rest = [one for name, one in found.items() if name not in BROWSERS_HALF]
+    assert [problem for one in rest for problem in unmet(one, found)] == []
+
+
+@pytest.mark.skipif(Path(sys.prefix).name != "colab", reason="these are the newest versions")
+def test_here_are_colabs_versions():
+    found = installed()
+    lines = (ROOT / "tests/constraints-colab.txt").read_text().splitlines()
+    for line in lines:
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            assert found[canonical(name)].version == version

@@ -1,0 +1,202 @@
+"""The notebooks as a person opens them on Colab: a bare machine, a stub of google.colab, everything else as it is."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+import helpers.colab
+from helpers.colab import FOLDER_ON_DRIVE, REPOSITORY, keep
+from helpers.drive import Drive
+from helpers.restore import restore_from
+from tests.conftest import ROOT, SMALL_TRAINING, lines, make_dataset
+
+STUB = ROOT / "tests/stub"
+FEW = {"demo_posts": 4}
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.fixture(scope="session")
+def origin(tmp_path_factory):
+    """The repository as GitHub would have it, with the release's tag."""
+    folder = tmp_path_factory.mktemp("origin")
+    for name in ("helpers", "notebooks", "assets"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (*ROOT.glob("requirements*.txt"), ROOT / "pyproject.toml"):
+        shutil.copy(path, folder)
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"], ["tag", f"v{VERSION}"]):
+        subprocess.run([*git, *words], check=True)
+    return folder
+
+
+@pytest.fixture
+def colab(tmp_path, origin, monkeypatch):
+    """A new machine of Colab: an empty /content, and a Google Drive that its person may let it have."""
+    (tmp_path / "cloud").mkdir()
+    given = {
+        "COLAB_RELEASE_TAG": "release-colab-external",
+        "PYTHONPATH": str(STUB),
+        "RUNS_MIRROR": str(tmp_path / "content/drive/MyDrive"),
+        "STUB_ASKED": str(tmp_path / "asked"),
+        "STUB_CLOUD": str(tmp_path / "cloud"),
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{origin}.insteadOf",
+        "GIT_CONFIG_VALUE_0": f"https://github.com/{REPOSITORY}",
+        "OMP_NUM_THREADS": "1",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    new_machine(tmp_path)
+    return tmp_path
+
+
+def new_machine(folder):
+    shutil.rmtree(folder / "content", ignore_errors=True)
+    (folder / "content").mkdir()
+
+
+def read(number, **typed):
+    """A notebook with what a person types into its form."""
+    [path] = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    [form] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    for name, value in typed.items():
+        ast.literal_eval(repr(value))
+        form.source, count = re.subn(f"(?m)^{name} = .*", f"{name} = {value!r}", form.source)
+        assert count == 1, name
+    return notebook
+
+
+def by_hand(notebook, machine):
+    """Run every cell, in a kernel that no papermill started; return what each printed."""
+    NotebookClient(notebook, resources={"metadata": {"path": machine / "content"}}).execute()
+    return [
+        "".join(o.get("text", "") for o in cell.outputs)
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
+def asked(machine):
+    return (machine / "asked").read_text().splitlines() if (machine / "asked").exists() else []
+
+
+def from_drive(machine):
+    """What a new machine would get of the run."""
+    folder = machine / "looked-at"
+    restore_from(Drive(machine / "cloud", f"{FOLDER_ON_DRIVE}/mine"), folder)
+    return folder
+
+
+def setup_cell(notebook):
+    return next(cell for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_setup_clones_the_tag_of_this_version():
+    assert f" -b v{VERSION} https://github.com/{REPOSITORY} " in setup_cell(read("01")).source
+
+
+def test_a_first_start_clones_once_asks_once_and_keeps_the_run_on_drive(colab):
+    notebook = read("01", run="mine", more=FEW)
+    notebook.cells.insert(2, nbformat.v4.new_code_cell(setup_cell(notebook).source))
+    first, second, *_ = by_hand(notebook, colab)
+    for word in ("installed", "runtime", "machine", "Drive", "session"):
+        assert re.search(f"^{word} ", first, re.M), first
+    assert "of memory" in first and "of disk free" in first and "runs are mirrored to" in first
+    assert "nothing: all is there" in first and asked(colab) == ["drive"]
+    assert "Mounted" in first and "Mounted" not in second and "runs are mirrored to" in second
+    here = colab / "content/annalaura-diffusion/runs/mine"
+    assert lines(from_drive(colab) / "posts.jsonl") == lines(here / "posts.jsonl") != []
+
+
+def test_after_a_lost_machine_the_training_goes_on_from_drive(colab, pictures, tiny_base):
+    small = {
+        k: v
+        for k, v in SMALL_TRAINING.items()
+        if k not in ("max_steps", "train_batch_size", "resolution_px")
+    }
+    typed = {
+        "run": "mine",
+        "base_model": str(tiny_base),
+        "train_batch_size": 2,
+        "resolution_px": 32,
+        "more": small,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        (colab / "first").mkdir()
+        patch.chdir(colab / "first")
+        patch.setattr(helpers.colab, "DRIVE", colab / "cloud")
+        assert "is kept on Google Drive" in keep(make_dataset("mine", pictures))
+    by_hand(read("04", max_steps=2, **typed), colab)
+    kept = colab / "cloud" / FOLDER_ON_DRIVE / "mine"
+    assert [p.name for p in (kept / "checkpoints").glob("step-*2")] == ["step-000002"]
+    new_machine(colab)
+    printed = "".join(by_hand(read("04", max_steps=4, **typed), colab))
+    assert "files brought back" in printed and "already" not in printed
+    assert [row["step"] for row in lines(from_drive(colab) / "train_log.jsonl")] == [0, 1, 2, 3, 4]
+    assert asked(colab) == ["drive"] * 2
+
+
+def test_who_refuses_drive_is_told_once_and_works_on(colab, monkeypatch):
+    monkeypatch.delenv("STUB_CLOUD")
+    first, *rest = by_hand(read("01", run="mine", more=FEW), colab)
+    assert "not mounted (Error: credential propagation was unsuccessful)" in first
+    assert asked(colab) == ["drive"] and "on this machine alone" in "".join(rest)
+    assert lines(colab / "content/annalaura-diffusion/runs/mine/posts.jsonl")
+
+
+def test_a_notebook_that_papermill_runs_asks_nobody(colab, monkeypatch):
+    by_hand(nbformat.v4.new_notebook(cells=[setup_cell(read("01"))]), colab)
+    here = colab / "content/annalaura-diffusion"
+    (colab / "asked").unlink()
+    command = [sys.executable, "-m", "helpers.batch", "mine", "--only", "01,02"]
+    command += ["-p", "more", str(FEW)]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert asked(colab) == [] and lines(from_drive(colab) / "posts.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("secrets", "said"),
+    [
+        ('{"KEY": "open sesame"}', "open sesame"),
+        ("{}", "KEY is not set: on Colab add it under Secrets"),
+        ('{"KEY": null}', "switch on its Notebook access"),
+        ("null", "Secrets did not answer"),
+    ],
+    ids=["there", "missing", "not opened", "no answer"],
+)
+def test_a_secret_comes_or_a_line_says_how_to_set_it(secrets, said):
+    code = (
+        "from helpers.colab import secret\nfrom helpers.errors import RunError\n"
+        "try:\n    print(secret('KEY'))\nexcept RunError as error:\n    print(error)"
+    )
+    given = {
+        "COLAB_RELEASE_TAG": "a",
+        "PYTHONPATH": str(STUB),
+        "STUB_ASKED": os.devnull,
+        "STUB_SECRETS": secrets,
+    }
+    environment = {k: v for k, v in os.environ.items() if k != "KEY"} | given
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert said in done.stdout and done.stdout.count("\n") == 1, done.stderr
+
+
+def test_a_tag_that_is_not_there_stops_the_first_cell(colab):
+    cell = setup_cell(read("01"))
+    cell.source = cell.source.replace(f"v{VERSION}", "v99")
+    with pytest.raises(
+        CellExecutionError, match="No such file or directory: 'annalaura-diffusion'"
+    ):
+        by_hand(nbformat.v4.new_notebook(cells=[cell]), colab)
