@@ -22,14 +22,18 @@ def installed():
     return found
 
 
-def unmet(one, found):
+def unmet(one, found, extra=""):
+    """What a distribution wants and does not find, and what the extras that it asks for want, as pip has it."""
     for line in one.requires or []:
         wanted = Requirement(line)
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+        if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
             continue
         other = found.get(canonical(wanted.name))
         if other is None or not wanted.specifier.contains(other.version, prereleases=True):
             yield f"{one.name} {one.version} wants {wanted}, has {other and other.version}"
+            continue
+        for name in wanted.extras:
+            yield from unmet(other, found, name)
 
 
 def test_what_is_installed_fits_together():
