@@ -9,10 +9,6 @@ from packaging.requirements import Requirement
 
 from tests.image import ROOT, canonical
 
-BROWSERS_HALF = {
-    "widgetsnbextension"
-}  # of ipywidgets 7, which wants the old Notebook; no kernel loads it
-
 
 def installed():
     """The distributions that an import would find: the first of each name on the path."""
@@ -38,8 +34,7 @@ def unmet(one, found, extra=""):
 
 def test_what_is_installed_fits_together():
     found = installed()
-    rest = [one for name, one in found.items() if name not in BROWSERS_HALF]
-    assert [problem for one in rest for problem in unmet(one, found)] == []
+    assert [problem for one in found.values() for problem in unmet(one, found)] == []
 
 
 @pytest.mark.skipif(Path(sys.prefix).name != "colab", reason="these are the newest versions")

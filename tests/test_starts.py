@@ -52,6 +52,7 @@ def colab(tmp_path, origin, monkeypatch):
         "GIT_CONFIG_KEY_0": f"url.file://{origin}.insteadOf",
         "GIT_CONFIG_VALUE_0": f"https://github.com/{REPOSITORY}",
         "OMP_NUM_THREADS": "1",
+        "PIP_NO_INDEX": "1",
     }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
