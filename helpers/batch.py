@@ -16,7 +16,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 
 from helpers.config import CONFIGS, configure, from_text, refuse_secrets
-from helpers.errors import RunError, Stopped
+from helpers.errors import OURS, RunError, Stopped
 from helpers.redact import redact
 from helpers.run import STAGES, Run, notebook_name
 from helpers.store import write_text
@@ -90,7 +90,7 @@ def _more(text: str, stages: list[str]) -> dict[str, Any]:
 
 def _words_of(run: Run, error: papermill.PapermillExecutionError) -> str:
     """A notebook's error: our own line, or one that no line of ours explains, and what an issue about it needs."""
-    if error.ename in ("RunError", "DivergedError", "Stopped"):
+    if error.ename in OURS:
         return error.evalue
     words = " ".join(f"{error.ename}: {error.evalue}".split())
     return (

@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import logging
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from helpers.restore import restore_from
 from helpers.run import Run
 from helpers.store import write_text
 
+log = logging.getLogger(__name__)
 REPOSITORY = "annalaura-diffusion/annalaura-diffusion"
 DRIVE = Path(
     os.environ.get("RUNS_MIRROR") or "/content/drive/MyDrive"
@@ -100,8 +102,8 @@ def drive_words() -> str:
     )
 
 
-def restore(run: Run) -> str:
-    """Bring back what a lost machine took along of a run, and have its mirror follow this machine.
+def restore(run: Run, follow: bool = True) -> str:
+    """Bring back what a lost machine took along of a run, and have its mirror `follow` this machine from now on.
 
     What is here already is never replaced by older. Raises RunError if Drive cannot be read.
     """
@@ -115,7 +117,7 @@ def restore(run: Run) -> str:
     words = f"{run.folder}: mirrored to {mirror.drive.folder}, {done.count} files brought back"
     if done.lost:
         words += f"; {len(done.lost)} did not verify there ({', '.join(done.lost[:3])})"
-    if problem := mirror.take_over():
+    if follow and (problem := mirror.take_over()):
         words += f"; NOTHING MORE IS MIRRORED: {problem}"
     return words
 
@@ -143,6 +145,13 @@ def keep_soon(run: Run) -> None:
         mirror.wake()
 
 
+def let_go_on_drive(run: Run) -> None:
+    """Have Google Drive let go of the checkpoints and models that were let go here."""
+    mirror = _mirror(run)
+    if mirror and (problem := mirror.let_go()):
+        log.warning("%s: %s", run.folder, problem)
+
+
 def purge_drive(run: Run) -> None:
     """Have nothing on Google Drive that is not in the run here. Raises RunError if that cannot be."""
     if mirror := _mirror(run):
@@ -168,9 +177,11 @@ def _mirror(run: Run) -> Mirror | None:
 
 
 def _new_mirror(run: Run) -> Mirror:
-    whole = frozenset(path.name for path in (run.checkpoints, run.model, run.export))
+    """A trial of a sweep has its own mirror, since another machine may go on with it."""
+    whole = frozenset(path.name for path in (run.checkpoints, run.model, run.export, run.sweep))
+    trials = run.trial_folders.relative_to(run.folder).as_posix()
     drive = Drive(DRIVE, f"{FOLDER_ON_DRIVE}/{run.name}")
-    return Mirror(run.folder, drive, whole, frozenset({run.cache.name}))
+    return Mirror(run.folder, drive, whole, frozenset({run.cache.name, trials}))
 
 
 def secret(name: str) -> str:

@@ -402,7 +402,10 @@ def refuse_secrets(given: dict[str, Any]) -> None:
 
 def from_text(kind: type, name: str, text: str) -> Any:
     """A value typed on a command line, in the type of the field `name`. Raises RunError if it is none."""
-    wanted = next(_default_type(f) for f in fields(kind) if f.name == name)
+    types = {f.name: _default_type(f) for f in fields(kind)}
+    if name not in types:
+        raise RunError(f"{kind.__name__} does not know {name!r}: it knows {_names(set(types))}")
+    wanted = types[name]
     if text == "None" or wanted is str:
         return None if text == "None" else text
     try:

@@ -21,6 +21,18 @@ class DivergedError(RunError):
     """A training whose loss stays no number: its settings' fault, not the machine's."""
 
 
+class OutOfMemoryError(RunError):
+    """A training that this machine has not the memory for: its settings' fault as well."""
+
+
+class DatabaseError(RunError):
+    """A database that does not answer, now."""
+
+
+class ElsewhereError(RunError):
+    """What is asked for is on another machine."""
+
+
 class Stopped(KeyboardInterrupt):
     """A training that was asked to stop has done so, in one line: where it is, and how to go on.
 
@@ -33,3 +45,6 @@ class Stopped(KeyboardInterrupt):
 
     def _render_traceback_(self) -> list[str]:
         return [f"Stopped: {self}"]
+
+
+OURS = {kind.__name__ for kind in (RunError, *RunError.__subclasses__(), Stopped)}

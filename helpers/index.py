@@ -6,6 +6,7 @@ other, and what that names is still there.
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -101,6 +102,11 @@ def aside(name: str) -> str:
     """Where a folder's former version waits until the new one is kept."""
     above, _, last = name.rpartition("/")
     return f"{above}/.{last}.old" if above else f".{last}.old"
+
+
+def is_of_series(name: str) -> bool:
+    """Whether a folder is one of several that follow one another, as checkpoints do; a model stands alone."""
+    return re.search(r"-\d+$", name) is not None
 
 
 def newest_first(folders: dict[str, Folder]) -> list[str]:

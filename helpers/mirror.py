@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from helpers.drive import CHUNK, Drive, NotKept, Uploads, amount, explain
-from helpers.index import Folder, aside, is_hidden, newest_first
+from helpers.index import Folder, aside, is_hidden, is_of_series, newest_first
 from helpers.parts import Parts, list_small
 from helpers.store import MANIFEST, read_json, sha256, write_text
 
@@ -34,7 +34,7 @@ class Mirror:
     def __init__(
         self, source: Path, drive: Drive, whole: frozenset[str], skip: frozenset[str]
     ) -> None:
-        """`whole`: names of top folders whose folders keep their shape; `skip`: of those that stay here."""
+        """`whole`: top folders in which folders with a manifest keep their shape; `skip`: what stays here."""
         self.source, self.drive, self.whole, self.skip = source, drive, whole, skip
         self.uploads = Uploads(drive)
         self.parts: Parts | None = None  # read from Drive by the first round
@@ -114,13 +114,14 @@ class Mirror:
         if self.parts is None:
             self.parts = Parts(self.source, self.uploads)
         here: dict[str, Folder] = {}
+        skipped = {p.relative_to(self.source) for word in self.skip for p in self.source.glob(word)}
         for path in sorted(p for top in self.whole for p in (self.source / top).rglob(MANIFEST)):
             name = path.parent.relative_to(self.source)
             with suppress(FileNotFoundError):  # pruned meanwhile
-                if not is_hidden(name):
+                if not is_hidden(name) and skipped.isdisjoint(name.parents):
                     size = sum(entry["size"] for entry in read_json(path).values())
                     here[name.as_posix()] = Folder(sha256(path), path.stat().st_mtime_ns, size)
-        small = list_small(self.source, {*here, *self.skip})
+        small = list_small(self.source, {*here, *(name.as_posix() for name in skipped)})
         return here, small
 
     def _earlier(self) -> dict[str, Folder]:
@@ -170,12 +171,16 @@ class Mirror:
     def _kept_series(self) -> list[str]:
         """The folders of a series (checkpoints) that are known to be on Drive, the newest first."""
         folders = self.parts.index.folders
-        kept = [n for n, f in folders.items() if "/" in n and (n, f.sha256) in self.uploads.good]
+        kept = [
+            name
+            for name, folder in folders.items()
+            if is_of_series(name) and (name, folder.sha256) in self.uploads.good
+        ]
         return newest_first({name: folders[name] for name in kept})
 
     def _prune(self, here: dict[str, Folder]) -> None:
         """Let go on Drive what was let go here, but never the newest two that are kept."""
-        series = {name: folder for name, folder in self._earlier().items() if "/" in name}
+        series = {n: folder for n, folder in self._earlier().items() if is_of_series(n)}
         newest = islice((n for n in newest_first(series) if self._is_kept(n)), KEPT_AT_LEAST)
         stay = {*here, *(kept := list(newest))}
         if len(kept) == KEPT_AT_LEAST:
@@ -196,6 +201,17 @@ class Mirror:
             self.uploads.good.add(key)
         return True
 
+    def let_go(self) -> str:
+        """Let go on Drive of every folder that is no longer here; return what is in the way, or nothing."""
+
+        def act() -> None:
+            here, _ = self._look()
+            if gone := [name for name in self._earlier() if name not in here]:
+                self._own()
+                self._let_go(gone)
+
+        return self._try(act)
+
     def _let_go(self, names: list[str]) -> None:
         if names:
             self._require_owner()
@@ -208,13 +224,16 @@ class Mirror:
 
     def take_over(self) -> str:
         """Have the mirror follow this machine; return what is in the way, or nothing."""
-        return self._try(lambda: self.uploads.put_bytes(OWNER, self._machine().encode()))
+        return self._try(self._own)
+
+    def _own(self) -> None:
+        self.uploads.put_bytes(OWNER, self._machine().encode())
 
     def _require_owner(self) -> None:
         """Raises NotKept if another machine has taken the mirror over since this one did."""
         theirs = self.drive.text(OWNER)
         if not theirs:
-            self.uploads.put_bytes(OWNER, self._machine().encode())
+            self._own()
         elif theirs != self._machine():
             raise NotKept(
                 "another machine has taken this run's mirror over: stop one of the two; "

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.drive import Drive
-from helpers.index import File, Folder, Index, aside, is_hidden, read_indexes
+from helpers.index import File, Folder, Index, aside, is_hidden, is_of_series, read_indexes
 from helpers.parts import unpack
 from helpers.store import MANIFEST, damage, replacing_file, sha256
 
@@ -154,7 +154,7 @@ def _take_folder(
             if count := _fetch_folder(drive, place, content, folder.mtime_ns, path):
                 done.count += count
                 return
-    if begun or "/" not in name:  # of a series, one that was passed over is no loss
+    if begun or not is_of_series(name):  # of a series, one that was passed over is no loss
         done.lost.append(name)
 
 

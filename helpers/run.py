@@ -62,6 +62,7 @@ class Run:
     sweep_journal = _In("sweep/journal.jsonl")
     sweep_table = _In("sweep/trials.json")
     sweep_lock = _In("sweep/.lock")
+    trial_folders = _In("sweep/trial-*")  # a pattern
     cache_lock = _In("sweep/.cache.lock")
     promoted = _In("sweep/promoted.json")
     # 05

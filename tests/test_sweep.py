@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -11,12 +12,17 @@ from collections import Counter
 from itertools import count
 
 import pytest
+import torch
+from sqlalchemy import create_engine
 
+from helpers import colab
 from helpers.config import TrainConfig, configure
-from helpers.errors import RunError
+from helpers.errors import ElsewhereError, RunError
 from helpers.run import Run
-from helpers.store import damage
+from helpers.store import damage, folder_hash
+from helpers.train import loop, study, sweep, trial
 from helpers.train.loop import train, verify_model
+from helpers.train.plan import memory_errors
 from helpers.train.promote import promote
 from helpers.train.search import batch_of, plan_trials, trial_config
 from helpers.train.study import SECRET, Database, open_place
@@ -69,6 +75,7 @@ def swept(swept_folder, workplace):
 @pytest.fixture
 def fresh(swept_folder, workplace):
     shutil.copytree(swept_folder / "fresh", workplace / "runs/pictures")
+    shutil.copytree(swept_folder / "runs/pictures", workplace / "runs/undisturbed")
     return Run("pictures")
 
 
@@ -82,6 +89,25 @@ def test_ranges_are_spread_evenly_and_more_trials_begin_with_the_same():
     decades = Counter(str(t["learning_rate"] >= d) for t in eight for d in (1e-4, 1e-3))
     assert 4 <= decades["True"] <= 12 and len({t["learning_rate"] for t in eight}) == 8
     assert all(1e-5 <= t["learning_rate"] <= 1e-2 for t in eight)
+
+
+def test_numbers_are_told_apart_however_narrow_their_range():
+    narrow = settings(sweep={"ema_decay": "0.999..0.99999"}, use_ema=True)
+    assert len({t["ema_decay"] for t in plan_trials(narrow)}) == 8
+
+
+@pytest.mark.parametrize("more", range(2, 10))
+def test_more_trials_of_lists_begin_with_the_same(more):
+    asked = {"learning_rate": [1e-4, 1e-3, 1e-2], "rank": [4, 8, 16]}
+    fewer = plan_trials(settings(sweep=asked, sweep_trials=more - 1))
+    assert plan_trials(settings(sweep=asked, sweep_trials=more))[: more - 1] == fewer
+
+
+def test_the_seeds_own_wish_can_be_swept():
+    trials = plan_trials(settings(sweep={"gradient_accumulation_steps": [1, 4]}))
+    configs = [trial_config(settings(max_steps=32), params) for params in trials]
+    assert sorted(c.max_steps for c in configs) == [8, 32]
+    assert {batch_of(c) * c.max_steps for c in configs} == {64}
 
 
 def test_lists_are_tried_in_every_combination_or_some_of_them():
@@ -113,10 +139,16 @@ def test_every_trial_sees_as_many_images_and_is_measured_as_often(batch):
         ({"rank": "4..many"}, "give a range as in"),
         ({"learning_rate": [1e-3, 7.0]}, "learning_rate is 7.0: give a number"),
         ({"method": ["full", "dreambooth"]}, "choose one of full, lora"),
+        ({"validation_pairs": [8, 256]}, "another measure"),
+        ({"effective_batch": [0, 4]}, "0 among its values"),
+        ({"effective_batch": [2.5, 4]}, "2.5 among its values"),
+        ({"effective_batch": "-4..4"}, "give a range as in"),
+        ({"learning_rate": [[1e-3]]}, "[0.001] among its values"),
+        ({"effective_batch": [4], "train_batch_size": [2]}, "leave one of them out"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_anything_runs(asked, words):
-    with pytest.raises(RunError, match=words.replace(".", r"\.")) as caught:
+    with pytest.raises(RunError, match=re.escape(words)) as caught:
         plan_trials(settings(sweep=asked))
     assert "\n" not in str(caught.value)
 
@@ -137,6 +169,67 @@ def test_the_second_trial_computes_no_latent_again(swept_folder):
     said, caches = json.loads((swept_folder / "said.json").read_text())
     first_end = next(i for i, line in enumerate(said) if line.startswith("trial 0 ended"))
     assert caches[first_end] and all(cache == caches[first_end] for cache in caches[first_end:])
+
+
+def test_of_the_ended_trials_the_best_alone_keeps_its_model_and_state(swept):
+    kept = [row.number for row in read_trials(swept) if swept.trial(row.number).model.exists()]
+    assert kept == [best_of(read_trials(swept)).number]
+    states = [folder.parent.name for folder in swept.sweep.glob("trial-*/checkpoints")]
+    assert states == [f"trial-{kept[0]:03d}"]
+
+
+def test_a_best_model_that_was_lost_is_trained_again_to_the_same(swept, tiny_base):
+    best, before = swept.trial(best_of(read_trials(swept)).number), figures(swept)
+    was = folder_hash(best.model)
+    shutil.rmtree(best.folder)
+    assert "is trained again" in "".join(run_trials(settings(tiny_base), swept))
+    assert folder_hash(best.model) == was and figures(swept) == before
+
+
+def test_a_trial_that_needs_too_much_memory_is_told_and_stops_no_other(
+    fresh, tiny_base, monkeypatch
+):
+    real = trial.train
+
+    def greedy(config, run):
+        if config.learning_rate == 3e-3:
+            with memory_errors(config):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        yield from real(config, run)
+
+    monkeypatch.setattr(trial, "train", greedy)
+    list(run_trials(settings(tiny_base, sweep={"learning_rate": [3e-3, 1e-6]}), fresh))
+    rows = {row.params["learning_rate"]: row for row in read_trials(fresh)}
+    assert rows[3e-3].state == "pruned" and "gradient_checkpointing" in rows[3e-3].reason
+    assert rows[1e-6].state == "complete"
+
+
+def test_a_fresh_machine_with_nothing_but_the_mirror_goes_on_in_the_middle_of_a_trial(
+    fresh, swept_folder, tiny_base, monkeypatch
+):
+    monkeypatch.setattr(colab, "DRIVE", swept_folder.parent / "cloud")
+    monkeypatch.setattr(colab, "_mirrors", {})
+    colab.DRIVE.mkdir()
+    config = settings(tiny_base)
+
+    def act():
+        loop.keep_soon = trial.keep_soon = colab.keep  # as if Drive were quick
+        colab.keep(fresh)
+        list(run_trials(config, fresh))
+
+    at = iter(range(2))  # the second trial's second checkpoint
+    assert in_child(act, die_when=lambda *e: is_second_checkpoint(*e) and next(at)) == "killed"
+    shutil.rmtree(fresh.folder)
+    assert "files brought back" in colab.restore(fresh)
+    said = list(run_trials(config, fresh))
+    assert [line for line in said if "steps" in line][0].endswith("goes on from step 2")
+    assert figures(fresh) == figures(Run("undisturbed"))
+    for row in read_trials(fresh):
+        steps = [line["step"] for line in lines(fresh.trial(row.number).train_log)]
+        assert steps == list(range(row.steps + 1))
+    assert previews_of(fresh, read_trials(fresh)).height > 3 * 160  # those of ended trials too
+    on_drive = {path.parent.parent.name for path in colab.DRIVE.rglob("trial-*/*/manifest.json")}
+    assert on_drive == {f"trial-{best_of(read_trials(fresh)).number:03d}"}
 
 
 def test_a_rerun_of_an_ended_sweep_trains_nothing(swept, tiny_base):
@@ -302,9 +395,51 @@ def test_two_workers_on_one_postgresql_share_and_take_over(
     assert not secrets
 
 
-def test_a_worker_that_fell_silent_loses_its_trial_and_is_told(workplace, monkeypatch):
-    import helpers.train.study as study
+def test_a_server_that_ends_every_connection_is_waited_for(fresh, tiny_base, monkeypatch):
+    monkeypatch.setattr(study, "BEAT_S", 0.05)
+    monkeypatch.setattr(sweep, "PAUSES_S", (0, 0.2, 0.2, 0.2))
+    with postgres() as address:
+        monkeypatch.setenv(SECRET, address)
+        config = settings(tiny_base, sweep_storage="postgresql")
+        said = []
+        for line in run_trials(config, fresh):
+            said.append(line)
+            if len(said) == 1:
+                end_every_connection(address)
+    assert sum("tried again" in line for line in said) >= 1
+    assert sum(" ended: " in line for line in said) == 2 and figures(fresh) == figures(
+        Run("undisturbed")
+    )
 
+
+def end_every_connection(address):
+    """As a server that is started anew does."""
+    engine = create_engine(address)
+    with engine.connect() as connection:
+        others = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        )
+        connection.exec_driver_sql(others)
+    engine.dispose()
+
+
+def test_a_machine_that_has_not_the_best_model_has_done_its_share(
+    fresh, workplace, tiny_base, monkeypatch
+):
+    with postgres() as address:
+        monkeypatch.setenv(SECRET, address)
+        config = settings(tiny_base, sweep_storage="postgresql")
+        list(run_trials(config, fresh))
+        other = workplace / "other"
+        shutil.copytree(workplace / "runs/pictures", other / "runs/pictures")
+        shutil.rmtree(other / "runs/pictures/sweep")
+        monkeypatch.chdir(other)
+        assert list(run_trials(config, Run("pictures"))) == []
+        with pytest.raises(ElsewhereError, match="is the best and ran on another machine"):
+            promote(Run("pictures"))
+
+
+def test_a_worker_that_fell_silent_loses_its_trial_and_is_told(workplace, monkeypatch):
     monkeypatch.setattr(study, "BEAT_S", 0.05)
     with postgres() as address:
         run = Run("pictures")
@@ -329,6 +464,8 @@ def test_a_worker_that_fell_silent_loses_its_trial_and_is_told(workplace, monkey
         ("postgresql://me:hush@host/db", "holds a password"),
         ("mysql://host/db", "is no PostgreSQL address"),
         ("nonsense", "is no PostgreSQL address"),
+        ("postgresql://me@host/db?password=hush", "holds a password"),
+        ("postgresql://me:p@hush/w@host/db", "write them as %40 and %2F"),
         ("postgresql://me@/db?host=/nowhere", "database cannot be used"),
     ],
 )

@@ -102,7 +102,7 @@ def _purge(run: Run, shortcode: str, files: set[str]) -> None:
 
 
 def _seen(run: Run, shortcode: str) -> list[str]:
-    """A sentence for each checkpoint and for the model, by the hash of the dataset that its JSON files name."""
+    """A sentence for each checkpoint and model, by the hash of the dataset that its JSON files name."""
     known = editions(run)
     lines = []
     for folder, words in _trained(run):
@@ -117,11 +117,19 @@ def _seen(run: Run, shortcode: str) -> list[str]:
 
 
 def _trained(run: Run) -> list[tuple[Path, str]]:
-    """Each checkpoint's folder and the model's, with all that its JSON files say."""
-    folders = [path for path in sorted(run.checkpoints.glob("*")) if path.is_dir()]
-    found = [(folder, _words(folder.glob("*.json"))) for folder in folders]
-    if run.model.is_dir():
-        found.append((run.model, _words((*run.model.glob("*.json"), run.verdict))))
+    """Each checkpoint's folder and each model's, a sweep's too, with all that its JSON files say."""
+    swept = [
+        path for pattern in ("trial-*", "before-*") for path in sorted(run.sweep.glob(pattern))
+    ]
+    found = []
+    for place in (run.folder, *swept):
+        checkpoints, model, verdict = (
+            place / path.name for path in (run.checkpoints, run.model, run.verdict)
+        )
+        folders = [path for path in sorted(checkpoints.glob("*")) if path.is_dir()]
+        found += [(folder, _words(folder.glob("*.json"))) for folder in folders]
+        if model.is_dir():
+            found.append((model, _words((*model.glob("*.json"), verdict))))
     return found
 
 

@@ -10,7 +10,7 @@ from helpers.inference.page import Rows, page
 from helpers.inference.sample import Studio, requests_of
 from helpers.records import caption_costs, read_metadata
 from helpers.run import Run
-from helpers.store import folder_hash, read_json, replacing_file, write_json, write_text
+from helpers.store import folder_hash, read_json, replacing_file, sha256, write_json, write_text
 from helpers.trials import read_trials
 
 
@@ -22,6 +22,8 @@ def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
         "model": studio.model_hash,
         "dataset": folder_hash(run.dataset),
     }
+    if run.sweep_table.is_file():
+        inputs["sweep"] = sha256(run.sweep_table)
     if run.report_html.is_file() and run.report_json.is_file():
         there = read_json(run.report_json)
         if there["inputs"] == inputs:

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from helpers.colab import SESSION_HOURS, drive_free_bytes, on_colab
 from helpers.config import TrainConfig
 from helpers.device import GB, Device
-from helpers.errors import RunError
+from helpers.errors import OutOfMemoryError, RunError
 from helpers.run import Run
 from helpers.train.footprint import pass_bytes, random_inputs
 from helpers.train.model import make_trainable, no_such_base
@@ -66,8 +66,10 @@ class Plan:
 def plan(config: TrainConfig, run: Run, device: Device) -> Plan:
     """Count what a training takes, and time ten steps (three on a CPU) on random weights of the same shapes.
 
-    Raises RunError, naming the setting to change, if it will not fit or would take days without a GPU.
+    Raises RunError, naming the setting to change, if it will not fit or would take days without a GPU, and where the
+    dataset is missing.
     """
+    run.require(run.split_metadata("train"), "dataset")
     refuse_slow(config, device)
     counted = refuse_too_large(config, run, device)
     with memory_errors(config):
@@ -166,6 +168,8 @@ def _rehearse(config: TrainConfig, device: Device, steps: int) -> tuple[float, f
         module = _build(config, device)[1]
         weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
         optimizer = make_optimizer(weights, config)
+        if _is_gpu(device):
+            torch.cuda.reset_peak_memory_stats()
         inputs = random_inputs(module, config.train_batch_size, latent_side(config))
         times: list[float] = []
         for _ in range(2 + steps):
@@ -200,14 +204,14 @@ def what_to_change(config: TrainConfig) -> str:
 
 @contextmanager
 def memory_errors(config: TrainConfig) -> Iterator[None]:
-    """Turn a device's or the machine's lack of memory into a RunError that names the setting to change."""
+    """Turn a device's or the machine's lack of memory into an OutOfMemoryError that names the setting to change."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         words = str(error).lower()
         if not any(w in words for w in ("out of memory", "can't allocate", "not enough memory")):
             raise
-        raise RunError(
+        raise OutOfMemoryError(
             f"out of memory ({str(error).splitlines()[0][:120]}): {what_to_change(config)}; "
             "run 04_train again and it goes on from the last checkpoint if there is one"
         ) from error

@@ -3,10 +3,12 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from helpers.errors import RunError
+from helpers.colab import restore
+from helpers.errors import ElsewhereError, RunError
 from helpers.run import Run
-from helpers.store import damage, read_json, write_json
+from helpers.store import damage, folder_hash, read_json, write_json
 from helpers.trials import best_of, read_trials
 
 SUFFIX_OF_LARGE = (
@@ -18,7 +20,7 @@ def promote(run: Run) -> str:
     """Put the best trial's model, verdict, log, previews and checkpoints into the run; a second call does nothing.
 
     What the run had of its own training is moved beside, to sweep/before-N. Raises RunError if no trial came to
-    its end, or the best one's model is on another machine.
+    its end, ElsewhereError if the best one's model is on another machine.
     """
     best = best_of(read_trials(run))
     if best is None:
@@ -27,18 +29,22 @@ def promote(run: Run) -> str:
             "under another run name"
         )
     trial = run.trial(best.number)
-    said = f"{best.name}: held-out loss {best.value:.4f}, now the model of {run.folder}"
-    mark = {"trial": best.number, "value": best.value}
-    if run.promoted.is_file() and read_json(run.promoted) == mark and damage(run.model) is None:
-        return said
+    restore(trial, follow=False)  # another machine may have left it on the same Drive
     if what := damage(trial.model):
-        raise RunError(
+        raise ElsewhereError(
             f"{what}: trial {best.number} is the best and ran on another machine; promote it there, or copy "
             f"its folder to {trial.folder}"
         )
-    _replace_training(run, trial)
-    write_json(run.promoted, mark)
-    return said
+    mark = {"trial": best.number, "value": best.value, "model": folder_hash(trial.model)}
+    if not _is_promoted(run, mark):
+        _replace_training(run, trial)
+        write_json(run.promoted, mark)
+    return f"{best.name}: held-out loss {best.value:.4f}, now the model of {run.folder}"
+
+
+def _is_promoted(run: Run, mark: dict[str, Any]) -> bool:
+    is_marked = run.promoted.is_file() and read_json(run.promoted) == mark
+    return is_marked and damage(run.model) is None and folder_hash(run.model) == mark["model"]
 
 
 def _parts(run: Run) -> list[Path]:

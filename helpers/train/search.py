@@ -7,6 +7,8 @@ the held-out measure, and the budget, which is counted in images seen.
 import itertools
 import math
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -29,7 +31,16 @@ ALIKE = {  # what would make two trials no longer comparable
     "resolution_px": "the held-out loss at another size is another measure",
     "aspect_ratio_buckets": "the held-out loss at another framing is another measure",
     "mixed_precision": "a process has one",
+    "validation_pairs": "the held-out loss of other pairs is another measure",
     "max_steps": "each trial sees as many images as the run's own settings do",
+}
+BATCH_PARTS = ("train_batch_size", "gradient_accumulation_steps")
+UNUSED = {  # what changes nothing unless another setting says so
+    "rank": ("method", "lora"),
+    "lora_alpha": ("method", "lora"),
+    "lora_targets": ("method", "lora"),
+    "text_encoder_lr": ("train_text_encoder", True),
+    "ema_decay": ("use_ema", True),
 }
 LEAST_MEASURES = 4  # of a trial, so that a hopeless one ends before its half
 
@@ -39,19 +50,20 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
 
     A range over a factor of ten or more is drawn by its logarithm.
     """
-    known = {f.name for f in fields(TrainConfig)} - set(NOT_LEARNT) - set(ALIKE) | {BATCH}
+    known = {f.name for f in fields(TrainConfig)} - set(NOT_LEARNT) - set(ALIKE)
+    known |= {BATCH, *BATCH_PARTS}
     if name not in known:
         why = ALIKE.get(name, f"a sweep can try {', '.join(sorted(known))}")
         raise RunError(f"sweep has {name!r}, which is not to be swept: {why}")
     if isinstance(asked, list | tuple) and asked:
-        return CategoricalDistribution(tuple(dict.fromkeys(asked)))
+        return CategoricalDistribution(_choices(name, asked))
     low, dots, high = str(asked).partition("..")
     kind = float if isinstance(getattr(TrainConfig, name, 1), float) else int
     try:
         ends = kind(low), kind(high)
     except ValueError:
         ends = (0, 0)
-    if not dots or not ends[0] < ends[1]:
+    if not dots or not ends[0] < ends[1] or (name == BATCH and ends[0] < 1):
         raise RunError(
             f"sweep has {name}: {asked!r}: give a range as in '1e-5..1e-3', or a list of values"
         )
@@ -65,12 +77,11 @@ def plan_trials(config: TrainConfig) -> list[dict[str, Any]]:
     Spread by a scrambled Sobol sequence (Bergstra and Bengio 2012 on why not by a grid), whose first trials stay
     the same where more are asked for. Raises RunError for a setting or value that training would refuse.
     """
+    if BATCH in config.sweep and config.sweep.keys() & set(BATCH_PARTS):
+        raise RunError(f"sweep has {BATCH!r} and a part of it: leave one of them out")
     dimensions = {name: parse_dimension(name, asked) for name, asked in config.sweep.items()}
     lists = [d.choices for d in dimensions.values() if isinstance(d, CategoricalDistribution)]
-    most = math.prod(map(len, lists)) if len(lists) == len(dimensions) else math.inf
-    if most <= config.sweep_trials:
-        planned = [dict(zip(dimensions, v, strict=True)) for v in itertools.product(*lists)]
-    elif most < math.inf:
+    if len(lists) == len(dimensions):
         every = [dict(zip(dimensions, v, strict=True)) for v in itertools.product(*lists)]
         random.Random(config.seed).shuffle(every)
         planned = every[: config.sweep_trials]
@@ -79,6 +90,24 @@ def plan_trials(config: TrainConfig) -> list[dict[str, Any]]:
     for params in planned:
         trial_config(config, params)
     return planned
+
+
+def _choices(name: str, asked: Sequence[Any]) -> tuple[Any, ...]:
+    """The values of a list, each once. Raises RunError for one that no setting can be."""
+    kinds = (int,) if name == BATCH else (bool, int, float, str)
+    for value in asked:
+        if type(value) not in kinds or (name == BATCH and value < 1):
+            raise RunError(f"sweep has {name}: {value!r} among its values, which is none for it")
+    return tuple(dict.fromkeys(asked))
+
+
+def warnings_of(config: TrainConfig) -> list[str]:
+    """A line for each setting that is swept and changes nothing."""
+    return [
+        f"mind: {name} changes nothing unless {needed} is {value!r}"
+        for name, (needed, value) in UNUSED.items()
+        if name in config.sweep and needed not in config.sweep and getattr(config, needed) != value
+    ]
 
 
 def _spread(dimensions: dict[str, BaseDistribution], config: TrainConfig) -> list[dict[str, Any]]:
@@ -97,7 +126,7 @@ def _spread(dimensions: dict[str, BaseDistribution], config: TrainConfig) -> lis
 
 
 def _value(dimension: BaseDistribution, u: float) -> Any:
-    """The value at `u`, 0 to 1, of a dimension; numbers to three digits, to be read and typed again."""
+    """The value at `u`, 0 to 1, of a dimension; numbers as short as can be read and typed again."""
     if isinstance(dimension, CategoricalDistribution):
         return dimension.choices[int(u * len(dimension.choices))]
     low, high = dimension.low, dimension.high
@@ -105,7 +134,8 @@ def _value(dimension: BaseDistribution, u: float) -> Any:
     if whole:
         low, high = low - 0.5, high + 0.5
     value = low * (high / low) ** u if dimension.log else low + (high - low) * u
-    value = round(value) if whole else float(f"{value:.3g}")
+    digits = 2 - math.floor(math.log10(value if dimension.log else high - low))
+    value = round(value) if whole else round(value, digits)
     return min(max(value, dimension.low), dimension.high)
 
 
@@ -148,7 +178,8 @@ def measures_of(config: TrainConfig) -> int:
 
 def is_dimension(name: str, text: str) -> bool:
     """Whether what was typed on a command line is to be tried: a range, or choices."""
-    return name == BATCH or ".." in text or ("," in text and name != "prompts")
+    is_range = re.fullmatch(r"[-+.\w]+\.\.[-+.\w]+", text) is not None
+    return name == BATCH or is_range or ("," in text and name != "prompts")
 
 
 def read_dimension(name: str, text: str) -> Any:
@@ -156,6 +187,4 @@ def read_dimension(name: str, text: str) -> Any:
     if ".." in text:
         return text
     field = "train_batch_size" if name == BATCH else name
-    if field not in {f.name for f in fields(TrainConfig)}:
-        raise RunError(f"{name!r} is no setting of a training")
     return [from_text(TrainConfig, field, part.strip()) for part in text.split(",")]

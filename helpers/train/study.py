@@ -22,13 +22,18 @@ from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from helpers.colab import secret
-from helpers.errors import RunError
+from helpers.errors import DatabaseError, RunError
 from helpers.run import Run
 from helpers.store import cut_half_line, locked
 
 OPENING = -1  # the lock of making a study; others go by their trial's number
 BEAT_S, GRACE_S = 20, 120  # of a worker on a database; silent for longer, it has lost its trial
 SECRET = "OPTUNA_STORAGE"
+# a connection that was lost is found out in a minute, and made anew
+ENGINE = {
+    "pool_pre_ping": True,
+    "connect_args": {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 60_000},
+}
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
@@ -81,7 +86,7 @@ class Database:
         with database_errors():
             self.engine = _engine(address)
             with wait_for(self, OPENING):  # two workers would make the tables at once
-                self.storage: BaseStorage = RDBStorage(address)
+                self.storage: BaseStorage = RDBStorage(address, ENGINE)
 
     @contextmanager
     def claim(self, number: int) -> Iterator["Claim | None"]:
@@ -101,7 +106,7 @@ class Database:
 
 def _engine(address: str) -> Engine:
     try:
-        return create_engine(address)
+        return create_engine(address, **ENGINE)
     except ModuleNotFoundError as error:
         raise RunError(
             f"{error.name} is not installed: pip install psycopg2-binary, and start the sweep again"
@@ -112,7 +117,7 @@ class Claim:
     """The right to run a trial."""
 
     def check(self) -> None:
-        """Raise RunError if it is lost."""
+        """Raise DatabaseError if it is lost."""
 
 
 class Heartbeat(Claim):
@@ -129,7 +134,7 @@ class Heartbeat(Claim):
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
-        self.thread.join()
+        self.thread.join(timeout=1)  # it may wait for a server that is silent
 
     def _beat(self) -> None:
         while not self.ended.wait(BEAT_S):
@@ -142,7 +147,7 @@ class Heartbeat(Claim):
 
     def check(self) -> None:
         if time.monotonic() - self.heard_at > GRACE_S / 2:
-            raise RunError(
+            raise DatabaseError(
                 "the database has not been heard of, and another worker may have this trial: "
                 "start the sweep again, it goes on"
             )
@@ -167,7 +172,7 @@ def database_errors() -> Iterator[None]:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
         words = str(getattr(cause, "orig", cause)).strip().splitlines()[0]
-        raise RunError(
+        raise DatabaseError(
             f"the sweep's database cannot be used ({words}): look at {SECRET} and at the "
             "server, then start the sweep again, it goes on"
         ) from None
@@ -186,12 +191,16 @@ def open_place(run: Run, storage: str) -> Journal | Database:
         url = make_url(address)
     except ArgumentError:
         url = None
+    if url and "@" in f"{url.host}{url.database}":
+        raise RunError(
+            f"the address in {SECRET} has an @ or / in its password: write them as %40 and %2F there"
+        )
     if url is None or not url.drivername.startswith("postgres"):
         raise RunError(
             "sweep_storage is no PostgreSQL address: leave it empty, or set it to 'postgresql' with "
             f"postgresql://user:password@host/database as the secret {SECRET}"
         )
-    if url.password and storage != "postgresql":
+    if (url.password or "password" in url.query) and storage != "postgresql":
         raise RunError(
             "sweep_storage holds a password, which would be kept with the settings: set it to "
             f"'postgresql', and the address as the secret {SECRET}"
@@ -215,12 +224,13 @@ def open_study(
             storage=place.storage, study_name=run.name, load_if_exists=True, pruner=pruner
         )
         _refuse_stranger(study, run, json.loads(json.dumps(belongs)))
-        for params in planned[len(study.get_trials(deepcopy=False)) :]:
-            study.add_trial(
-                optuna.create_trial(
+        there = [trial.params for trial in study.get_trials(deepcopy=False)]
+        for params in planned:
+            if params not in there:
+                waiting = optuna.create_trial(
                     state=TrialState.WAITING, params=params, distributions=dimensions
                 )
-            )
+                study.add_trial(waiting)
     return study
 
 

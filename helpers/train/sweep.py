@@ -10,15 +10,18 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 
 from optuna.pruners import MedianPruner
 from optuna.trial import FrozenTrial
 
+from helpers.colab import keep, restore
 from helpers.config import TrainConfig, configure, from_text
 from helpers.device import pick_device
-from helpers.errors import RunError
+from helpers.errors import DatabaseError, ElsewhereError, RunError
 from helpers.run import Run
-from helpers.store import folder_hash, read_json, write_json
+from helpers.store import damage, folder_hash, read_json, write_json
+from helpers.train.loop import train
 from helpers.train.plan import plan, refuse_too_large
 from helpers.train.prepare import learnt_from
 from helpers.train.promote import promote
@@ -30,18 +33,21 @@ from helpers.train.search import (
     plan_trials,
     read_dimension,
     trial_config,
+    warnings_of,
 )
 from helpers.train.study import (
     SECRET,
+    Journal,
     database_errors,
     open_place,
     open_study,
     unended,
 )
 from helpers.train.trial import Sweep, run_trial
-from helpers.trials import read_trials, table
+from helpers.trials import best_of, read_trials, table
 
 POLL_S = 2.0
+PAUSES_S = (0, 1, 5, 20, 60, 60, 60, 60)  # after failures of a database, one after another
 
 
 def open_sweep(config: TrainConfig, run: Run) -> Sweep:
@@ -63,27 +69,56 @@ def open_sweep(config: TrainConfig, run: Run) -> Sweep:
 def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
     """Run what is left of a sweep, yielding a line of news at a time, until every trial has ended, here or elsewhere.
 
-    Raises RunError where training would, but for a trial whose loss is no number: that one is pruned.
+    A database that falls silent is waited for. Raises RunError where training would, but for a trial whose loss is
+    no number or that needs more memory than there is: that one is pruned.
     """
-    sweep, waiting = open_sweep(config, run), False
-    with database_errors():
+    sweep, failures = open_sweep(config, run), 0
+    for trial in sweep.study.get_trials(deepcopy=False):
+        restore(run.trial(trial.number), follow=False)
+    while True:
+        try:
+            with database_errors():
+                for line in chain(_run_left(sweep), _mend_best(sweep)):
+                    failures = 0
+                    yield line
+            return
+        except DatabaseError as error:
+            failures += 1
+            if failures == len(PAUSES_S):
+                raise
+            yield f"{error}; tried again in {PAUSES_S[failures]:g} s"
+            time.sleep(PAUSES_S[failures])
+
+
+def _run_left(sweep: Sweep) -> Iterator[str]:
+    """Run the trials that nobody has ended or runs, one after another."""
+    waiting = False
+    sweep.write_table()
+    while left := unended(sweep.study):
+        ran = False
+        for trial in left:
+            with sweep.place.claim(trial.number) as claim:
+                trial = sweep.study.get_trials(deepcopy=False)[trial.number]
+                if claim and not trial.state.is_finished():
+                    yield from run_trial(sweep, trial, claim)
+                    ran, waiting = True, False
+                    break
+        if not ran:
+            if not waiting:
+                yield f"waiting for {_numbers(left)}, which other workers have"
+            waiting = True
+            time.sleep(POLL_S)
+    if waiting:
         sweep.write_table()
-        while left := unended(sweep.study):
-            ran = False
-            for trial in left:
-                with sweep.place.claim(trial.number) as claim:
-                    trial = sweep.study.get_trials(deepcopy=False)[trial.number]
-                    if claim and not trial.state.is_finished():
-                        yield from run_trial(sweep, trial, claim)
-                        ran, waiting = True, False
-                        break
-            if not ran:
-                if not waiting:
-                    yield f"waiting for {_numbers(left)}, which other workers have"
-                waiting = True
-                time.sleep(POLL_S)
-        if waiting:
-            sweep.write_table()
+
+
+def _mend_best(sweep: Sweep) -> Iterator[str]:
+    """Train the best trial again where its model was lost, which gives the same; with a database it is elsewhere."""
+    best = best_of(read_trials(sweep.run))
+    if best and isinstance(sweep.place, Journal) and damage(sweep.run.trial(best.number).model):
+        yield f"{best.name}: its model is not here any more, so it is trained again"
+        for _ in train(trial_config(sweep.config, best.params), sweep.run.trial(best.number)):
+            pass
 
 
 def _numbers(trials: list[FrozenTrial]) -> str:
@@ -101,14 +136,15 @@ def describe(config: TrainConfig, run: Run) -> str:
     price = f", {hours * config.usd_per_hour:.2f} USD" if config.usd_per_hour else ""
     lines = [f"{number:5}  {params}" for number, params in enumerate(planned)]
     head = f"{len(planned)} trials of {images} images, {hours:.1f} hours at most{price}; hopeless ones end sooner:"
-    return "\n".join([head, *lines])
+    return "\n".join([head, *lines, *warnings_of(config)])
 
 
 def sweep_if_asked(config: TrainConfig, run: Run) -> TrainConfig:
     """Run the sweep that the settings ask for, saying how it goes, and promote its best.
 
     Returns the settings of what is to be trained now: the best trial's, or those given where there is no sweep.
-    Raises RunError where training would, or no trial came to its end.
+    Raises RunError where training would, or no trial came to its end, and ElsewhereError where the best one's
+    model is on another machine.
     """
     if not config.sweep:
         return config
@@ -158,11 +194,15 @@ def main() -> None:
     if args.plan:
         print(describe(config, run))
         return
-    sweep_if_asked(config, run)
+    try:
+        sweep_if_asked(config, run)
+    except ElsewhereError as error:  # this machine has done its share
+        print(error)
     print(table(read_trials(run)).to_string())
     print(
         f"05_inference judges it, or run the sweep again with a larger --trials than {config.sweep_trials}"
     )
+    print(keep(run))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import optuna
 from accelerate.utils.memory import clear_device_cache
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from helpers.colab import keep
+from helpers.colab import keep, keep_soon, let_go_on_drive, restore
 from helpers.config import TrainConfig
-from helpers.errors import DivergedError
+from helpers.errors import DivergedError, OutOfMemoryError
 from helpers.records import read_log
 from helpers.run import Run, TrialRun
 from helpers.store import locked, read_json, write_json
@@ -54,48 +54,65 @@ class Sweep:
             ended.get("reason", ""),
         )
 
+    def is_best(self, value: float) -> bool:
+        """Whether no ended trial's held-out loss is lower."""
+        ended = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        return all(value <= trial.value for trial in ended)
+
     def write_table(self) -> None:
-        """Leave what is known of all trials, and free the checkpoints that no ended one needs but the best."""
+        """Leave what is known of all trials; of the ended ones only the best keeps its model and checkpoints."""
         with locked(self.run.sweep_lock):
             rows = [self.row(trial) for trial in self.study.get_trials(deepcopy=False)]
             write_json(self.run.sweep_table, [asdict(row) for row in rows])
             best = best_of(rows)
             for row in rows:
                 if row.state in ("complete", "pruned") and row is not best:
-                    shutil.rmtree(self.run.trial(row.number).checkpoints, ignore_errors=True)
-        keep(self.run)
+                    here = self.run.trial(row.number)
+                    for folder in (here.checkpoints, here.model):
+                        shutil.rmtree(folder, ignore_errors=True)
+                    let_go_on_drive(here)
 
 
 def run_trial(sweep: Sweep, trial: FrozenTrial, claim: Claim) -> Iterator[str]:
-    """Train a trial to its end, from wherever it is, and tell the study."""
+    """Train a trial to its end, from wherever any machine has brought it, and tell the study."""
     config, here = trial_config(sweep.config, trial.params), sweep.run.trial(trial.number)
+    restore(here)
     yield f"{sweep.row(trial).name}, {config.max_steps} steps{_came_to(here, trial)}"
     if trial.state == TrialState.WAITING:
         sweep.place.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    keep_soon(sweep.run)
     live = Trial(sweep.study, trial._trial_id)
     began = time.perf_counter() - here.read_seconds().get("train", 0.0)
     reason = _train(sweep, config, here, live, claim)
     seconds = time.perf_counter() - began
     live.set_user_attr("seconds", seconds)
     live.set_user_attr("cost_usd", seconds / 3600 * sweep.config.usd_per_hour)
-    live.set_user_attr("steps", int(read_log(here.train_log)[-1]["step"]))
+    live.set_user_attr("steps", max((int(r["step"]) for r in read_log(here.train_log)), default=0))
     claim.check()
-    if reason:
-        live.set_user_attr("reason", reason)
-        sweep.study.tell(trial.number, state=TrialState.PRUNED)
-        yield f"trial {trial.number} pruned: {reason}"
-    else:
-        value = _value(here)
-        sweep.study.tell(trial.number, value)
-        yield f"trial {trial.number} ended: held-out loss {value:.4f} in {seconds:.0f} s"
+    yield _tell(sweep, trial, here, reason)
     sweep.write_table()
+    keep(here)
+    keep_soon(sweep.run)
+
+
+def _tell(sweep: Sweep, trial: FrozenTrial, here: TrialRun, reason: str | None) -> str:
+    """Tell the study that a trial has ended, or why it was stopped; return it in words."""
+    if reason:
+        sweep.place.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+        sweep.study.tell(trial.number, state=TrialState.PRUNED)
+        return f"trial {trial.number} pruned: {reason}"
+    value = _value(here)
+    if sweep.is_best(value):
+        keep(here)  # on Drive before any machine hears that it has ended
+    sweep.study.tell(trial.number, value)
+    return f"trial {trial.number} ended: held-out loss {value:.4f}"
 
 
 def _came_to(here: TrialRun, trial: FrozenTrial) -> str:
-    if trial.state == TrialState.WAITING:
-        return ""
-    step = checkpoint.latest_step(here)
-    return f": goes on from step {step}" + ("" if step else ", no checkpoint of it being here")
+    if step := checkpoint.latest_step(here):
+        return f": goes on from step {step}"
+    was_begun = trial.state != TrialState.WAITING
+    return ": begins again, no checkpoint of it being here" if was_begun else ""
 
 
 def _train(
@@ -117,7 +134,7 @@ def _train(
                 _report(sweep, config, here, live)
                 if reason := _why_hopeless(sweep, here, live):
                     return reason
-    except DivergedError as error:
+    except (DivergedError, OutOfMemoryError) as error:
         return str(error)
     finally:
         steps.close()
