@@ -1,16 +1,18 @@
 """What an issue needs: `python -m helpers.about [RUN]` prints versions, the machine and a run's settings.
 
-Nothing in it names a person, a place or a key: settings that could are left out, and home folders are shortened.
+Nothing in it names a person, a place or a key: settings that could are left out, and of a path its last part stays.
 """
 
 import importlib.metadata
 import platform
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 from helpers.config import CONFIGS
 from helpers.errors import RunError
+from helpers.redact import redact
 from helpers.run import STAGES, Run
 from helpers.store import read_json
 
@@ -19,6 +21,9 @@ PACKAGES = (
     *("pandas", "pillow", "ipywidgets", "papermill", "instaloader", "anthropic", "xformers"),
 )
 PLAIN = (int, float, bool)  # a text may be an account, a path or a prompt
+PATH = re.compile(
+    r"(?<!\w)/.*/"
+)  # up to the last one on the line, since a folder's name may have spaces
 TOLD = ("source", "captioner", "model", "mode", "preset", "method", "mixed_precision", "optimizer")
 
 
@@ -29,7 +34,7 @@ def about(run: Run | None = None) -> str:
         ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         _machine(),
     ]
-    return "\n".join(lines + ([_settings(run, stage) for stage in STAGES] if run else []))
+    return redact("\n".join(lines + (_stages(run) if run else [])))
 
 
 def _own_version() -> str:
@@ -50,23 +55,31 @@ def _machine() -> str:
 
         return "; ".join(pick_device().reasons)
     except Exception as error:  # whatever keeps torch from loading is what the issue is about
-        words = f"{type(error).__name__}: {error}".replace(str(Path.home()), "~")
-        return "no device: " + " ".join(words.split())
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"no device: {PATH.sub('', words)}"
+
+
+def _stages(run: Run) -> list[str]:
+    if not run.folder.is_dir():
+        return ["no run of that name is here"]
+    return [_settings(run, stage) for stage in STAGES]
 
 
 def _settings(run: Run, stage: str) -> str:
     path = run.config(stage)
     if not path.is_file():
         return f"{stage}: has not run"
+    try:
+        settings = read_json(path).items()
+    except (OSError, ValueError, AttributeError):
+        return f"{stage}: its settings cannot be read ({path.parent.name}/{path.name})"
     defaults = {f.name: f.default for f in fields(CONFIGS[stage])}
-    changed = {
-        name: value
-        for name, value in read_json(path).items()
+    told = [
+        f"{name}={PATH.sub('', str(value))}"
+        for name, value in settings
         if value != defaults.get(name) and (type(value) in PLAIN or name in TOLD)
-    }
-    return (
-        f"{stage}: {', '.join(f'{name}={value}' for name, value in changed.items()) or 'defaults'}"
-    )
+    ]
+    return f"{stage}: {', '.join(told) or 'defaults'}"
 
 
 if __name__ == "__main__":

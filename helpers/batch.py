@@ -35,10 +35,12 @@ def parameters_of(stage: str) -> list[str]:
 def chosen_stages(first: str | None, only: str | None) -> list[str]:
     """The stages from `first` (as in 03) on, or those of `only` (as in 01,04). Raises RunError for another number."""
     numbers = {f"{i + 1:02d}": stage for i, stage in enumerate(STAGES)}
-    for number in [first or "01", *(only.split(",") if only else [])]:
+    first = "01" if first is None else first
+    named = [] if only is None else only.split(",")
+    for number in [first, *named]:
         if number not in numbers:
             raise RunError(f"there is no notebook {number!r}: give one of {', '.join(numbers)}")
-    wanted = only.split(",") if only else [n for n in numbers if n >= (first or "01")]
+    wanted = named or [n for n in numbers if n >= first]
     return [numbers[number] for number in numbers if number in wanted]
 
 
@@ -48,6 +50,7 @@ def plan(run: str, stages: list[str], given: dict[str, str]) -> dict[str, dict[s
     Raises RunError for a parameter that none of the notebooks knows, a secret, or a value out of its bounds.
     """
     refuse_secrets({"run": run, **given})
+    _refuse_run(given)
     given = dict(given)
     known = {stage: parameters_of(stage) for stage in STAGES}
     for name in given:
@@ -74,6 +77,11 @@ def _fields(stage: str) -> set[str]:
     return {field.name for field in fields(CONFIGS[stage])}
 
 
+def _refuse_run(given: dict[str, Any]) -> None:
+    if "run" in given:
+        raise RunError("run is the first argument: python -m helpers.batch RUN, and no parameter")
+
+
 def _more(text: str, stages: list[str]) -> dict[str, Any]:
     """The further settings; each goes to the notebooks whose config has it. Raises RunError if none does."""
     try:
@@ -82,6 +90,7 @@ def _more(text: str, stages: list[str]) -> dict[str, Any]:
         more = None
     if not isinstance(more, dict):
         raise RunError(f"more is {text!r}: give a dict such as {{'save_every_steps': 5}}")
+    _refuse_run(more)
     for name in more:
         if not any(name in _fields(stage) for stage in stages):
             raise RunError(f"more has {name!r}, which no notebook that would run knows")

@@ -1,6 +1,7 @@
 """Google Colab: the only module that knows it. Elsewhere everything here is a plain answer or does nothing.
 
-`python -m helpers.colab OWNER/NAME` writes a new home of the repository into every badge and clone line.
+`python -m helpers.colab OWNER/NAME [REF]` writes a new home of the repository into every badge and clone line,
+and the tag or branch to clone.
 """
 
 import importlib.util
@@ -19,23 +20,28 @@ from helpers.mirror import Mirror
 from helpers.redact import hide
 from helpers.restore import restore_from
 from helpers.run import Run
-from helpers.store import write_text
+from helpers.store import folder_bytes, write_text
 
 log = logging.getLogger(__name__)
 REPOSITORY = "annalaura-diffusion/annalaura-diffusion"
-DRIVE = Path(
-    os.environ.get("RUNS_MIRROR") or "/content/drive/MyDrive"
-)  # any folder may take its place
+RELEASE = "v0.2.0"  # the tag that Setup clones
+HERE = Path(__file__).parent.parent
+MOUNT = Path("/content/drive")  # Google Drive is mounted here and nowhere else
+GOOGLES = MOUNT / "MyDrive"
+DRIVE = Path(os.environ.get("RUNS_MIRROR") or GOOGLES).expanduser().absolute()
+IS_GOOGLES = DRIVE == GOOGLES  # if not, a folder of the user's own takes its place
 FOLDER_ON_DRIVE = "annalaura-diffusion/runs"
 SESSION_HOURS = 12  # of a free one at most; Google promises no figure
 SESSION = (
     "session    a free one ends after about 90 minutes without you, and after about "
     f"{SESSION_HOURS} hours in all; what is on Drive is there for the next"
 )
-# what runs notebooks with nobody before them: papermill, its like, or a kernel that calls it
-HEADLESS = re.compile(
-    r"papermill|helpers\.batch|nbconvert|nbclient|jupyter-execute|kernel_launcher"
-)
+ALONE = """runs stay on this machine and end with it.
+           Each notebook gets a machine of its own, so the next one will not find this run: run this cell again
+           and allow Drive, or run all five on this machine by !python -m helpers.batch RUN"""
+NOBODY = f"nobody is there to be asked: if you are, google.colab.drive.mount('{MOUNT}') asks"
+# what a person's notebooks are run by: Colab's is `python3 /usr/local/bin/jupyter-server ...`
+SERVERS = ("jupyter-server", "jupyter-notebook", "jupyter-lab")
 
 
 def on_colab() -> bool:
@@ -45,37 +51,67 @@ def on_colab() -> bool:
 
 
 def is_attended() -> bool:
-    """Whether a person in Colab's browser can be asked.
+    """Whether a person in Colab's browser can be asked: in a kernel that Jupyter's server itself began.
 
-    Not from a shell, nor in a kernel that another program runs: there `drive.mount` waits two minutes
-    for an answer, even where the drive is mounted already, and Secrets ten seconds.
+    Not from a shell, nor in a kernel that another program runs, whatever its name: there `drive.mount` waits two
+    minutes for an answer, even where the drive is mounted already, and Secrets ten seconds.
     """
     if not on_colab() or "google.colab" not in sys.modules:
         return False
-    parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return not HEADLESS.search(parent)
+    parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace")
+    return any(Path(word).name in SERVERS for word in parent.split("\0")[:3])
 
 
 def mount_drive() -> bool:
-    """Mount Google Drive if it is to be had; say whether it is there. Who refused is not asked again."""
-    if not _is_mounted() and is_attended():
+    """Mount Google Drive if it is to be had; say whether it is there. Who refused is not asked again.
+
+    A folder that RUNS_MIRROR names is made instead. Raises RunError if it cannot be.
+    """
+    if not _is_there() and is_attended():
         _ask_for_drive()
-    return _is_mounted()
+    return _is_there()
 
 
-def _is_mounted() -> bool:
+def _is_there() -> bool:
     try:
+        if not IS_GOOGLES:
+            _make_own()
         return DRIVE.is_dir()
     except OSError:  # mounted and disconnected, as its first use will tell
         return True
 
 
+def _make_own() -> None:
+    """Make the folder that RUNS_MIRROR names, but never where Google Drive would be mounted."""
+    if MOUNT in (DRIVE, *DRIVE.parents) and not GOOGLES.is_dir():
+        raise RunError(
+            f"RUNS_MIRROR is {DRIVE}, where Google Drive is not mounted: mount it, or name a folder elsewhere"
+        )
+    try:
+        DRIVE.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"RUNS_MIRROR is {DRIVE}, which cannot be made ({error.strerror}): name a folder that can be written"
+        ) from None
+
+
+def _name_of_place() -> str:
+    """What the mirror's place is called."""
+    return "Google Drive" if IS_GOOGLES else str(DRIVE)
+
+
 def drive_free_bytes() -> float:
-    """What is free on Google Drive; no limit where it is not mounted, or does not say."""
+    """What is free where runs are mirrored; no limit where it is not mounted, or does not say."""
     try:
         return shutil.disk_usage(DRIVE).free
     except OSError:
         return math.inf
+
+
+def drive_room_bytes(run: Run) -> float:
+    """What a run's checkpoints may take on Google Drive: what is free there, and what they take already."""
+    place = DRIVE / FOLDER_ON_DRIVE / run.name / run.checkpoints.name
+    return drive_free_bytes() + folder_bytes(place)
 
 
 @cache
@@ -84,28 +120,29 @@ def _ask_for_drive() -> str:
     from google.colab import drive
 
     try:
-        drive.mount(str(DRIVE.parent))
+        drive.mount(str(MOUNT))
     except Exception as error:  # Google's own, private kinds, and ValueError
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return ""
 
 
 def drive_words() -> str:
-    """Ask for Google Drive, again if it was refused before, and say what came of it."""
+    """Ask for Google Drive, again if it was refused before, and say what came of it.
+
+    Raises RunError if the folder that RUNS_MIRROR names cannot be made.
+    """
     _ask_for_drive.cache_clear()
     if mount_drive():
-        return f"Drive      {drive_free_bytes() / 1e9:.0f} GB free, runs are mirrored to {DRIVE / FOLDER_ON_DRIVE}"
-    why = _ask_for_drive() if is_attended() else "nobody is there to be asked"
-    return (
-        f"Drive      not mounted ({why}): runs stay on this machine and end with it; "
-        "run this cell again to be asked again"
-    )
+        free = f"{drive_free_bytes() / 1e9:.0f} GB free"
+        return f"{'Drive' if IS_GOOGLES else 'mirror':10} {free}, runs are mirrored to {DRIVE / FOLDER_ON_DRIVE}"
+    why = _ask_for_drive() if is_attended() else NOBODY
+    return f"Drive      not mounted ({why}): {ALONE}"
 
 
 def restore(run: Run, follow: bool = True) -> str:
     """Bring back what a lost machine took along of a run, and have its mirror `follow` this machine from now on.
 
-    What is here already is never replaced by older. Raises RunError if Drive cannot be read.
+    What is here already is never replaced by older. Raises RunError if Drive cannot be read, or RUNS_MIRROR made.
     """
     if not mount_drive():
         return f"{run.folder}: kept on this machine"
@@ -123,7 +160,7 @@ def restore(run: Run, follow: bool = True) -> str:
 
 
 def keep(run: Run) -> str:
-    """Copy what is new in the run to Google Drive, read it back, and say in a line what is kept there."""
+    """Copy what is new in the run to its mirror, read it back, and say in a line what is kept there."""
     mirror = _mirror(run)
     if mirror is None:
         return f"{run.folder} is on this machine alone: Google Drive is not mounted"
@@ -135,8 +172,8 @@ def keep(run: Run) -> str:
     except OSError as error:
         problem = explain(error)
     if problem:
-        return f"{run.folder} is NOT all on Google Drive: {problem}. There for certain: {mirror.words()}"
-    return f"{run.folder} is kept on Google Drive, {mirror.words()}, all of it read back"
+        return f"{run.folder} is NOT all on {_name_of_place()}: {problem}. There for certain: {mirror.words()}"
+    return f"{run.folder} is kept on {_name_of_place()}, {mirror.words()}, all of it read back"
 
 
 def keep_soon(run: Run) -> None:
@@ -159,7 +196,9 @@ def purge_drive(run: Run) -> None:
             mirror.purge()
         except (OSError, NotKept) as error:
             what = explain(error) if isinstance(error, OSError) else error
-            raise RunError(f"{run.folder} is still on Google Drive as it was: {what}") from None
+            raise RunError(
+                f"{run.folder} is still on {_name_of_place()} as it was: {what}"
+            ) from None
 
 
 _mirrors: dict[tuple[Path, Path], Mirror] = {}
@@ -171,7 +210,7 @@ def _key(run: Run) -> tuple[Path, Path]:
 
 def _mirror(run: Run) -> Mirror | None:
     """The run's mirror if Drive is mounted, or was: a lost Drive is a problem, not a choice."""
-    if _key(run) not in _mirrors and _is_mounted():
+    if _key(run) not in _mirrors and _is_there():
         _mirrors[_key(run)] = _new_mirror(run)
     return _mirrors.get(_key(run))
 
@@ -223,31 +262,34 @@ def badge(notebook: str) -> str:
     return f"[![Open In Colab]({image})]({page})"
 
 
-def rewrite_repository(new: str, root: Path = Path()) -> list[Path]:
-    """Replace REPOSITORY by `new` wherever it stands; return the files that changed."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", new):
+def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[Path]:
+    """Replace REPOSITORY by `new` wherever it stands, and RELEASE by `ref` where it is cloned; return what changed.
+
+    Raises RunError for what GitHub would not take as a name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/(?!\.\.?$|.*\.git$)[A-Za-z0-9_.-]+", new):
         raise RunError(
             f"{new!r} is no repository: give OWNER/NAME as it stands in its GitHub address"
         )
-    files = [
-        root / "helpers/colab.py",
-        root / "README.md",
-        *sorted((root / "tools").glob("*.py")),
-        *sorted((root / "notebooks").glob("*.ipynb")),
-    ]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_./-]*", ref):
+        raise RunError(f"{ref!r} is no tag or branch: give one such as {RELEASE} or main")
+    names = ("helpers/colab.py", "README.md", "tools/*.py", "notebooks/*.ipynb")
     changed = []
-    for path in files:
+    for path in (path for name in names for path in sorted(root.glob(name))):
         text = path.read_text(encoding="utf-8")
-        if REPOSITORY in text:
-            write_text(path, text.replace(REPOSITORY, new))
+        written = text.replace(REPOSITORY, new).replace(f"-b {RELEASE} ", f"-b {ref} ")
+        written = written.replace(f'RELEASE = "{RELEASE}"', f'RELEASE = "{ref}"')
+        if written != text:
+            write_text(path, written)
             changed.append(path)
     return changed
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m helpers.colab OWNER/NAME")
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python -m helpers.colab OWNER/NAME [REF]")
     try:
-        print("\n".join(f"rewrote {path}" for path in rewrite_repository(sys.argv[1])))
+        for path in rewrite_repository(*sys.argv[1:]):
+            print(f"rewrote {path.relative_to(HERE)}")
     except RunError as error:
         sys.exit(str(error))

@@ -220,7 +220,7 @@ class TrainConfig(Checked):
     lr_warmup_steps: int = number(20, 0, 100_000)
     optimizer: str = choice("adamw", "adamw8bit")  # the second by bitsandbytes, for a GPU's memory
     weight_decay: float = number(1e-2, 0.0, 1.0)
-    max_grad_norm: float = number(1.0, 0.0, 1000.0)
+    max_grad_norm: float = number(1.0, 0.0, 1000.0)  # 0 clips nothing
     snr_gamma: float = number(5.0, 0.0, 100.0)  # 0 weighs all timesteps alike
     noise_offset: float = number(0.0, 0.0, 1.0)
     caption_dropout: float = number(0.1, 0.0, 1.0)  # for classifier-free guidance

@@ -73,18 +73,27 @@ def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
             "sdpa",
             f"sdpa: PyTorch's own attention ({'asked for' if wanted == 'sdpa' else 'no GPU'})",
         )
-    if importlib.util.find_spec("xformers") is None:
-        return "sdpa", "sdpa: xformers is not installed"
-    try:
-        import xformers.ops
-
-        query = torch.zeros(1, 8, 1, 16, device=device, dtype=torch.float16)
-        xformers.ops.memory_efficient_attention(query, query, query)
-    except (AssertionError, ImportError, NotImplementedError, RuntimeError, ValueError) as error:
-        return "sdpa", f"sdpa: xformers does not run here ({str(error).splitlines()[0]})"
+    if what := _fault_of_xformers(device):
+        return "sdpa", f"sdpa: xformers {what}"
     if wanted == "auto":
         return "sdpa", "sdpa: runs the same kernels as xformers, which is installed"
     return "xformers", "xformers: asked for, and it runs here"
+
+
+def _fault_of_xformers(device: torch.device) -> str:
+    """What keeps xformers from a forward and a backward pass here, tried on the UNet's widest head; or nothing."""
+    try:
+        if importlib.util.find_spec("xformers") is None:
+            return "is not installed"
+        import xformers.ops
+
+        query = torch.zeros(1, 8, 1, 160, device=device, dtype=torch.float16, requires_grad=True)
+        attended = xformers.ops.memory_efficient_attention(query, query, query)
+        if torch.is_tensor(attended):
+            attended.sum().backward()
+    except Exception as error:  # a foreign build fails in its own ways
+        return f"does not run here ({str(error).strip().split(chr(10))[0] or type(error).__name__})"
+    return ""
 
 
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:

@@ -1,9 +1,13 @@
-"""What a notebook does first: have what the runtime lacks, and say what there is. Needs Python alone."""
+"""What a notebook does first: have what the runtime lacks, and say what there is. Needs Python alone.
+
+`python -m helpers.setup` installs as Setup does, from a shell.
+"""
 
 import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +19,8 @@ from helpers.colab import SESSION, drive_words, on_colab
 from helpers.errors import RunError
 
 GB = 1e9
-CHECKED = Path(__file__).with_name("runtime.txt")  # Colab's versions that this project was run with
+CHECKED = Path(__file__).with_name("runtime.txt")  # what Colab's images have, a block each
+NO_ANSWER = re.compile(r"connection broken by '(.*?)': /|(Could not fetch URL .*)")
 
 
 def set_up() -> str:
@@ -30,8 +35,12 @@ def set_up() -> str:
     machine = f"machine    {gpu or 'no GPU'}, {memory:.0f} GB of memory, {disk:.0f} GB of disk free"
     if not on_colab():
         return machine
-    installed = f"installed  {', '.join(install_missing(bool(gpu))) or 'nothing: all is there'}"
-    return "\n".join([installed, runtime_words(), machine, drive_words(), SESSION])
+    return "\n".join([installed_words(bool(gpu)), runtime_words(), machine, drive_words(), SESSION])
+
+
+def installed_words(has_gpu: bool) -> str:
+    """Install what is missing, and name it. Raises RunError if the packages cannot be installed."""
+    return f"installed  {', '.join(install_missing(has_gpu)) or 'nothing: all is there'}"
 
 
 def gpu_words() -> str:
@@ -47,7 +56,7 @@ def gpu_words() -> str:
 def install_missing(has_gpu: bool) -> list[str]:
     """Have pip install what requirements.txt names and is not here, torch left as it is; name what came.
 
-    Raises RunError with pip's last words.
+    Raises RunError with pip's reason.
     """
     files = ["requirements.txt", *(["requirements-gpu.txt"] if has_gpu else [])]
     with tempfile.TemporaryDirectory() as folder:
@@ -58,26 +67,36 @@ def install_missing(has_gpu: bool) -> list[str]:
         command += [word for file in files for word in ("-r", file)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise RunError(
-                f"pip could not install {' and '.join(files)}: {said}; run this cell again"
+                f"pip could not install {' and '.join(files)}: {_reason(done.stderr)}; run this cell again"
             )
         came = [item["metadata"] for item in json.loads(report.read_text())["install"]]
     importlib.invalidate_caches()
     return [f"{item['name']} {item['version']}" for item in came]
 
 
+def _reason(said: str) -> str:
+    """Why pip failed: its last line, but that a package was not found may have its reason further up."""
+    last = (said.strip().splitlines() or ["no reason given"])[-1]
+    found = NO_ANSWER.search(said) if "No matching distribution" in last else None
+    return f"the package index does not answer ({found[1] or found[2]})" if found else last
+
+
 def runtime_words() -> str:
-    """What of this runtime has moved since the project was last run with it."""
+    """Which of Colab's images this is, by its Python, and what of it has moved since this was checked with it."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    images = {}
+    for block in CHECKED.read_text(encoding="utf-8").strip().split("\n\n"):
+        title, *pins = block.splitlines()
+        image = dict(pin.split("==") for pin in pins)
+        images[image["python"]] = title.removeprefix("# "), image
+    title, image = images.get(python) or [*images.values()][-1]
     moved = []
-    for line in CHECKED.read_text().split():
-        name, checked = line.split("==")
-        found = _version(name).split("+")[0]
-        if name == "python":  # its third number changes nothing
-            found, checked = (v.rpartition(".")[0] for v in (platform.python_version(), checked))
+    for name, checked in image.items():
+        found = python if name == "python" else _version(name).split("+")[0]
         if found != checked:
             moved.append(f"{name} {found or 'missing'} (checked with {checked})")
-    return f"runtime    {', '.join(moved) or 'as this was checked with'}"
+    return f"runtime    {', '.join(moved) or f'as this was checked with ({title})'}"
 
 
 def _version(name: str) -> str:
@@ -85,3 +104,10 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return ""
+
+
+if __name__ == "__main__":
+    try:
+        print(installed_words(bool(gpu_words())))
+    except RunError as error:
+        sys.exit(f"error: {error}")

@@ -273,6 +273,13 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def folder_bytes(folder: Path) -> int:
+    """What the files in a folder take; nothing where there is none, or the disk does not answer."""
+    with suppress(OSError):
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return 0
+
+
 def folder_hash(folder: Path) -> str:
     """One SHA-256 for all that a folder's manifest lists."""
     return sha256(folder / MANIFEST)

@@ -18,8 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tests/colab"
 REQUIRES = FOLDER / "requires.json"  # {"name==version": [Requires-Dist, ...]}
-RUNTIME = ROOT / "helpers/runtime.txt"  # what Colab has of this project's direct requirements
-IMAGES = {"current": ("pip-freeze.gpu.txt", "3.13"), "2026.07": ("pip-freeze.2026.07.txt", "3.12")}
+RUNTIME = ROOT / "helpers/runtime.txt"  # what each image has of this project's direct requirements
+IMAGES = {  # the list, the image's Python, and what it is called; the newest last
+    "2026.07": ("pip-freeze.2026.07.txt", "3.12", "2026.07"),
+    "current": ("pip-freeze.gpu.txt", "3.13", "the newest of August 2026"),
+}
 REQUIREMENTS = (ROOT / "requirements.txt", ROOT / "requirements-gpu.txt")
 # came with torch, which Google builds for CUDA 12.8; the index has it for CUDA 13
 TORCHS = re.compile(r"^(torch|nvidia|cuda|triton|setuptools)\b")
@@ -132,13 +135,15 @@ def ask_index(image: str, files: list[Path], folder: Path) -> dict[str, list[str
     return found
 
 
-def runtime_lines() -> list[str]:
-    """The current image's Python, and its versions of what requirements.txt names."""
-    image = packages("current")
-    system = (FOLDER / "os-info-gpu.txt").read_text()
-    python = re.search(r"Python ([\d.]+)", system).group(1)
-    names = sorted({*direct_requirements(), "huggingface-hub"} & set(image))
-    return [f"python=={python}", *(f"{name}=={image[name].split('+')[0]}" for name in names)]
+def runtime_text() -> str:
+    """A block an image: what it is called, its Python, and its versions of what requirements.txt names."""
+    blocks = []
+    for image, (_, python, title) in IMAGES.items():
+        found = packages(image)
+        names = sorted({*direct_requirements(), "huggingface-hub"} & set(found))
+        pins = [f"{name}=={found[name].split('+')[0]}" for name in names]
+        blocks.append("\n".join([f"# {title}", f"python=={python}", *pins]))
+    return "\n\n".join(blocks) + "\n"
 
 
 def main() -> None:
@@ -148,7 +153,7 @@ def main() -> None:
             requires |= ask_index(image, list(REQUIREMENTS), Path(folder))
     lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(requires.items())]
     REQUIRES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    RUNTIME.write_text("\n".join(runtime_lines()) + "\n")
+    RUNTIME.write_text(runtime_text())
     print(f"{len(requires)} packages in {REQUIRES.name}")
 
 

@@ -27,6 +27,10 @@ def batch(*arguments):
         (("x", "--from", "07"), "there is no notebook '07'"),
         (("x", "--preset", "tpu"), "preset is 'tpu': choose one of demo"),
         (("../x",), "run is '../x'"),
+        (("x", "--only", ""), "there is no notebook ''"),
+        (("x", "--from", ""), "there is no notebook ''"),
+        (("x", "-p", "run", "y"), "run is the first argument"),
+        (("x", "-p", "more", "{'run': 'y'}"), "run is the first argument"),
     ],
 )
 def test_mistakes_are_refused_in_one_line_before_anything_runs(

@@ -1,4 +1,6 @@
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +13,7 @@ from helpers import colab, setup
 from helpers.errors import RunError
 from helpers.run import Run
 from helpers.store import append_line, damage, replacing_folder
+from tests.image import IMAGES, packages
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,15 +30,33 @@ def test_one_command_rewrites_every_badge_and_clone_line(tmp_path):
         assert (
             colab.REPOSITORY not in text and "github/someone/their-fork/blob/main/notebooks" in text
         )
-    assert (
-        "github.com/someone/their-fork annalaura-diffusion"
-        in (tmp_path / "notebooks/01_scrape.ipynb").read_text()
+    assert "github.com/someone/their-fork" in (tmp_path / "notebooks/01_scrape.ipynb").read_text()
+
+
+def test_the_same_command_rewrites_what_is_cloned_from_wherever_it_is_given(tmp_path):
+    for name in ("helpers", "notebooks", "tools"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "elsewhere").mkdir()
+    command = [sys.executable, "-m", "helpers.colab", colab.REPOSITORY, "v9.8.7"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True
     )
+    assert done.returncode == 0 and done.stdout.count("rewrote") == 7, done.stderr
+    for path in tmp_path.glob("notebooks/*.ipynb"):
+        assert " -b v9.8.7 {home} " in path.read_text()
+    for name in ("helpers/colab.py", "tools/colab_batch.py"):
+        assert 'RELEASE = "v9.8.7"' in (tmp_path / name).read_text()
 
 
-def test_a_name_that_is_no_repository_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "name", ["only-a-name", "../..", "a/..", "a b/c", "a/b/c", "a/b.git", "-a/b"]
+)
+def test_a_name_that_is_no_repository_is_refused(tmp_path, name):
     with pytest.raises(RunError, match="give OWNER/NAME"):
-        colab.rewrite_repository("only-a-name", tmp_path)
+        colab.rewrite_repository(name, root=tmp_path)
+    with pytest.raises(RunError, match="is no tag or branch"):
+        colab.rewrite_repository("a/b", "-b evil", tmp_path)
 
 
 def test_a_run_comes_back_from_drive_on_a_new_machine(workplace, monkeypatch):
@@ -63,6 +84,38 @@ def test_work_that_is_ahead_of_drive_is_never_replaced_by_it(workplace, monkeypa
     assert run.train_log.read_text() == "one\ntwo\n"
 
 
+def with_mirror(path, code, **given):
+    """What code that imports from helpers.colab prints, where RUNS_MIRROR is `path`."""
+    return subprocess.run(
+        [sys.executable, "-c", f"from helpers.colab import *\n{code}"],
+        env=os.environ | {"RUNS_MIRROR": str(path)} | given,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_folder_in_drives_place_is_made_and_named(workplace):
+    code = "run = Run('art')\nwrite_text(run.posts, 'x')\nprint(restore(run), keep(run), drive_words())"
+    done = with_mirror("~/not/yet", code, HOME=str(workplace))
+    assert f"runs/art is kept on {workplace}/not/yet, " in done.stdout, done.stderr
+    assert "free, runs are mirrored to" in done.stdout and "Google" not in done.stdout
+    assert (workplace / "not/yet" / colab.FOLDER_ON_DRIVE / "art").is_dir()
+
+
+def test_a_place_that_cannot_be_made_is_told_in_a_line(workplace):
+    (workplace / "file").write_text("in the way")
+    code = "try: print(restore(Run('art')))\nexcept RunError as error: print(error)"
+    for path, words in (
+        (workplace / "file/x", "cannot be made (Not a directory): name a folder"),
+        (colab.GOOGLES / "mine", "where Google Drive is not mounted: mount it, or name a folder"),
+        (colab.MOUNT, "where Google Drive is not mounted"),
+    ):
+        done = with_mirror(path, code)
+        assert f"RUNS_MIRROR is {path}, " in done.stdout and words in done.stdout, done.stderr
+        assert done.stdout.count("\n") == 1
+    assert not colab.MOUNT.exists()
+
+
 def test_without_drive_the_run_stays_here(workplace):
     run = Run("art")
     assert "kept on this machine" in colab.restore(run)
@@ -79,7 +132,7 @@ def test_a_key_comes_from_the_environment_or_says_how_to_set_it(monkeypatch):
 
 def test_setup_says_what_moved_since_this_was_checked(tmp_path, monkeypatch):
     (tmp_path / "runtime.txt").write_text(
-        f"python==3.2.1\npillow==1.0\npapermill=={version('papermill')}\n"
+        f"# old\npython==3.2\npillow==1.0\npapermill=={version('papermill')}\n"
     )
     monkeypatch.setattr(setup, "CHECKED", tmp_path / "runtime.txt")
     words = setup.runtime_words()
@@ -87,10 +140,41 @@ def test_setup_says_what_moved_since_this_was_checked(tmp_path, monkeypatch):
     assert f"python {sys.version_info.major}.{sys.version_info.minor} (checked with 3.2)" in words
 
 
+@pytest.mark.parametrize("image", IMAGES)
+def test_nothing_has_moved_on_an_image_that_is_as_its_list(image, monkeypatch):
+    _, python, title = IMAGES[image]
+    monkeypatch.setattr(setup.platform, "python_version_tuple", lambda: (*python.split("."), "9"))
+    monkeypatch.setattr(setup, "_version", lambda name: packages(image).get(name, ""))
+    assert setup.runtime_words() == f"runtime    as this was checked with ({title})"
+
+
+def test_an_index_that_does_not_answer_is_told_as_such(tmp_path):
+    with socket.socket() as unheard:  # bound and not listening: whoever connects is refused
+        unheard.bind(("127.0.0.1", 0))
+        index = f"http://127.0.0.1:{unheard.getsockname()[1]}/simple"
+        (tmp_path / "requirements.txt").write_text("no-such-package-of-ours\n")
+        command = [sys.executable, "-m", "helpers.setup"]
+        given = {"PYTHONPATH": str(ROOT), "PIP_INDEX_URL": index, "PIP_RETRIES": "1"}
+        environment = os.environ | given | {"PIP_CONFIG_FILE": os.devnull}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "the package index does not answer (" in done.stderr and "refused" in done.stderr
+
+
+def test_pips_own_reason_is_told_where_the_network_is_not_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "requirements.txt").write_text("no-such-package-of-ours\n")
+    with pytest.raises(RunError, match="No matching distribution found for no-such-package-of-"):
+        setup.install_missing(has_gpu=False)
+
+
 def test_a_training_longer_than_a_session_says_that_it_goes_on(monkeypatch):
     from helpers.train import plan
 
     monkeypatch.setattr(plan, "on_colab", lambda: True)
-    short = plan.Plan(1, 1, 1.0, 2.0, 0.1, 3, 9.0, steps_per_s=1.0, hours=11.0)
+    short = plan.Plan(1, 1, 1.0, 2.0, 0.1, 3, 9.0, steps_per_s=1.0, step_hours=9.0, hours=11.0)
     assert "session" not in str(short)
     assert "lasts 12 hours at most" in str(replace(short, hours=13.0))

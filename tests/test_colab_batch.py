@@ -1,6 +1,7 @@
 """A machine that has nothing of the project: an empty folder, a repository to clone, and tools/colab_batch.py."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -90,6 +91,23 @@ def test_a_notebook_that_fails_gives_its_line_a_status_and_what_there_is(machine
     errors = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
     assert any(output.output_type == "error" for output in errors)
     assert "notebooks/02_caption.ipynb" in packed(tmp_path / "art-stopped.tar")
+
+
+def test_without_the_tag_it_takes_main_but_not_in_place_of_a_ref_that_was_asked_for(
+    machine, tmp_path
+):
+    done = machine("art", "--only", "07")  # a mistake of helpers.batch, which is there by then
+    assert f"{colab_batch.RELEASE} not found" in done.stdout and "the newest main" in done.stdout
+    assert "there is no notebook '07'" in done.stdout and (tmp_path / "clone/helpers").is_dir()
+    shutil.rmtree(tmp_path / "clone")
+    done = machine("art", "--ref", "no-such-tag")
+    assert done.returncode and "no-such-tag not found" in done.stdout
+    assert "newest" not in done.stdout and not (tmp_path / "clone").exists()
+
+
+def test_it_installs_as_setup_does(machine, tmp_path):
+    done = machine("art", "--only", "07")
+    assert "installed  nothing: all is there" in done.stdout, done.stderr
 
 
 def test_a_repository_that_is_not_there_ends_it_at_once(tmp_path):

@@ -163,6 +163,14 @@ def test_it_says_what_to_do_when_it_looks_wrong_and_names_no_program_that_colab_
     assert not re.search("A1111|webui|ngrok|gradio", PATHS[stage].read_text(), re.IGNORECASE)
 
 
+def test_it_says_where_the_next_notebook_finds_the_run(stage):
+    last = read(stage).cells[-1].source
+    here = re.search(r"finds this run on Google Drive alone.*--from (\d\d)", last)
+    assert bool(here) == (stage != STAGES[-1])
+    assert not here or STAGES[int(here[1]) - 1] == STAGES[STAGES.index(stage) + 1]
+    assert "`!python -m helpers.about {run}`" in last
+
+
 def test_links_lead_to_notebooks_that_are_there(stage):
     for cell in read(stage).cells:
         for target in re.findall(r"\]\((\d\d_\w+\.ipynb)\)", cell.source):
@@ -171,5 +179,6 @@ def test_links_lead_to_notebooks_that_are_there(stage):
 
 def test_it_holds_no_secret_and_no_picture(stage):
     text = PATHS[stage].read_text()
-    assert not re.search(r"sk-ant-|hf_[A-Za-z0-9]{20}|base64|sessionid", text)
+    assert not re.search(r"sk-ant-|hf_[A-Za-z0-9]{20}|base64|sessionid=\w", text)
+    assert not any("sessionid" in cell.source for cell in code_of(read(stage)))
     assert len(text) <= 25_000

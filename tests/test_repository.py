@@ -113,7 +113,31 @@ def test_nothing_is_tracked_that_must_not_be_committed():
         ("a.json", '{"key": "AIza' + "Sy0-_" * 7 + '"}', "holds a Google or AWS key"),
         ("a.pem", "-----BEGIN " + "OPENSSH PRIVATE KEY-----", "holds a private key"),
         ("a.txt", "sessionid=1234" + "5678%3AaBcDeFgHiJ%3A12; csrftoken=x", "an Instagram session"),
+        (
+            "a.json",
+            '[{"name": "sessionid", "path": "/", "value": "' + "Abc" * 9 + '"}]',
+            "an Instagram session",
+        ),
+        (
+            "b.json",
+            json.dumps([{"value": "Abc" * 9, "name": "sessionid"}], indent=4),
+            "an Instagram session",
+        ),
+        ("a.csv", "1234" + "5678%3A" + "aBcDeFgHiJkLmN" + "%3A12%3AAYx", "an Instagram session"),
+        (
+            "b.env",
+            "OPTUNA_STORAGE=postgresql://me:" + "hushhush@db.example.org/x",
+            "a database's password",
+        ),
+        ("c.env", "WANDB_API_KEY=" + "0123abcd" * 5, "holds a W&B key"),
         ("a.jpg", "x" * 2_000_000, "has 2.0 MB"),
+        ("empty.ipynb", "", "is no notebook of format 4"),
+        (
+            "v3.ipynb",
+            json.dumps({"worksheets": [{"cells": []}], "nbformat": 3}),
+            "is no notebook of",
+        ),
+        ("list.ipynb", "[1]", "is no notebook of format 4"),
         (
             "a.ipynb",
             json.dumps({"cells": [{"outputs": [{"output_type": "stream"}]}]}),
@@ -168,7 +192,10 @@ def test_the_tree_in_contributing_is_the_tree_there_is():
     assert not missing, f"add to the tree in CONTRIBUTING.md: {sorted(missing)}"
 
 
-@pytest.mark.soak
+def test_a_file_that_cannot_be_read_is_a_line(tmp_path):
+    assert [*faults(tmp_path / "gone.py")] == ["cannot be read: No such file or directory"]
+
+
 def test_the_ten_minutes_of_contributing_work_as_written(tmp_path):
     """Its three blocks of code, put where its text says, and the command that it gives."""
     for name in ("helpers", "tests", "assets", "pyproject.toml", "requirements.txt"):
@@ -176,7 +203,9 @@ def test_the_ten_minutes_of_contributing_work_as_written(tmp_path):
         copy(ROOT / name, tmp_path / name)
     text = words_of("CONTRIBUTING.md").split("## Ten minutes")[1].split("## The laws")[0]
     blocks = re.findall(r"\n\n((?: {7}.*\n|\n(?= {7}))+)", text)
-    function, row, test, commands = (textwrap.dedent(block).strip("\n") for block in blocks)
+    function, row, imports, test, commands = (
+        textwrap.dedent(block).strip("\n") for block in blocks
+    )
     field = re.search(r"a last field, `(.*?)`", text)[1]
     judge = tmp_path / "helpers/inference/judge.py"
     put(judge, r"(class Judgement:.*?)\n\n\n", rf"\1\n    {field}\n\n\n")
@@ -184,21 +213,17 @@ def test_the_ten_minutes_of_contributing_work_as_written(tmp_path):
     judge.write_text(f"{judge.read_text()}\n\n{function}\n")
     put(tmp_path / "helpers/inference/report.html.j2", r"(>KID<.*?\n)", lambda m: m[1] + row + "\n")
     tests = tmp_path / "tests/test_inference_judge.py"
-    put(tests, "inference.judge import ", "inference.judge import COMPARED, brightness, ")
+    put(tests, r"from helpers\.inference\.judge import .*?\n", f"{imports}\n")
     tests.write_text(f"{tests.read_text()}\n\n{test}\n")
     command = commands.splitlines()[0].replace(".venv/bin/python", sys.executable).split()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
-    whole = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "tests/test_inference_judge.py",
-        "tests/test_laws.py",
-    ]
-    done = subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    ruff = [sys.executable, "-m", "ruff"]
+    for words in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [*ruff, *words, judge, tests], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
 
 
 def put(path, pattern, replacement):

@@ -18,7 +18,7 @@ from tests.image import (
     packages,
     read_requires,
     resolve,
-    runtime_lines,
+    runtime_text,
 )
 
 NEW = {"anthropic", "instaloader", "papermill", "jedi", "imagehash", "xformers", "bitsandbytes"}
@@ -78,9 +78,11 @@ def test_no_cuda_package_came_with_the_install():
     assert "torch" in names and not [n for n in names if re.match("nvidia|cuda|triton", n)]
 
 
-def test_what_the_setup_compares_with_is_the_images_list():
+def test_what_the_setup_compares_with_are_the_images_lists():
     """`python -m tests.image` writes it."""
-    assert RUNTIME.read_text().split() == runtime_lines()
+    assert RUNTIME.read_text() == runtime_text()
+    system = (ROOT / "tests/colab/os-info-gpu.txt").read_text()
+    assert f"\nPython {IMAGES['current'][1]}." in system
 
 
 def test_the_replica_has_colabs_own_versions():

@@ -10,14 +10,13 @@ import tomllib
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 import helpers.colab
-from helpers.colab import FOLDER_ON_DRIVE, REPOSITORY, keep
+from helpers.colab import FOLDER_ON_DRIVE, RELEASE, REPOSITORY, keep
 from helpers.drive import Drive
 from helpers.restore import restore_from
 from tests.conftest import ROOT, SMALL_TRAINING, lines, make_dataset
+from tools import colab_batch
 
 STUB = ROOT / "tests/stub"
 FEW = {"demo_posts": 4}
@@ -26,14 +25,18 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 
 @pytest.fixture(scope="session")
 def origin(tmp_path_factory):
-    """The repository as GitHub would have it, with the release's tag."""
+    """The repository as GitHub would have it, with the release's tag; but Drive is mounted where a test may have it."""
     folder = tmp_path_factory.mktemp("origin")
     for name in ("helpers", "notebooks", "assets"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (*ROOT.glob("requirements*.txt"), ROOT / "pyproject.toml"):
         shutil.copy(path, folder)
+    code = (folder / "helpers/colab.py").read_text()
+    assert code.count('MOUNT = Path("/content/drive")') == 1
+    code = code.replace('Path("/content/drive")', 'Path(os.environ["STUB_MOUNT"])')
+    (folder / "helpers/colab.py").write_text(code)
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"], ["tag", f"v{VERSION}"]):
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"], ["tag", RELEASE]):
         subprocess.run([*git, *words], check=True)
     return folder
 
@@ -45,7 +48,7 @@ def colab(tmp_path, origin, monkeypatch):
     given = {
         "COLAB_RELEASE_TAG": "release-colab-external",
         "PYTHONPATH": str(STUB),
-        "RUNS_MIRROR": str(tmp_path / "content/drive/MyDrive"),
+        "STUB_MOUNT": str(tmp_path / "content/drive"),
         "STUB_ASKED": str(tmp_path / "asked"),
         "STUB_CLOUD": str(tmp_path / "cloud"),
         "GIT_CONFIG_COUNT": "1",
@@ -56,6 +59,7 @@ def colab(tmp_path, origin, monkeypatch):
     }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RUNS_MIRROR", raising=False)
     new_machine(tmp_path)
     return tmp_path
 
@@ -78,13 +82,23 @@ def read(number, **typed):
 
 
 def by_hand(notebook, machine):
-    """Run every cell, in a kernel that no papermill started; return what each printed."""
-    NotebookClient(notebook, resources={"metadata": {"path": machine / "content"}}).execute()
-    return [
+    """Run every cell as Colab's own server does; return what each printed."""
+    done, printed = opened(notebook, machine)
+    assert done.returncode == 0, done.stderr
+    return printed
+
+
+def opened(notebook, machine):
+    nbformat.write(notebook, machine / "opened.ipynb")
+    command = [sys.executable, STUB / "jupyter-server", machine / "opened.ipynb"]
+    done = subprocess.run([*command, machine / "content"], capture_output=True, text=True)
+    cells = nbformat.read(machine / "opened.ipynb", as_version=4).cells
+    printed = [
         "".join(o.get("text", "") for o in cell.outputs)
-        for cell in notebook.cells
+        for cell in cells
         if cell.cell_type == "code"
     ]
+    return done, printed
 
 
 def asked(machine):
@@ -102,8 +116,10 @@ def setup_cell(notebook):
     return next(cell for cell in notebook.cells if cell.cell_type == "code")
 
 
-def test_setup_clones_the_tag_of_this_version():
-    assert f" -b v{VERSION} https://github.com/{REPOSITORY} " in setup_cell(read("01")).source
+def test_setup_clones_the_tag_of_this_version_or_a_forks_main():
+    source = setup_cell(read("01")).source
+    assert f" -b {RELEASE} " in source and f'"https://github.com/{REPOSITORY}"' in source
+    assert RELEASE == colab_batch.RELEASE and RELEASE in (f"v{VERSION}", "main")
 
 
 def test_a_first_start_clones_once_asks_once_and_keeps_the_run_on_drive(colab):
@@ -151,6 +167,7 @@ def test_who_refuses_drive_is_told_once_and_works_on(colab, monkeypatch):
     monkeypatch.delenv("STUB_CLOUD")
     first, *rest = by_hand(read("01", run="mine", more=FEW), colab)
     assert "not mounted (Error: credential propagation was unsuccessful)" in first
+    assert "the next one will not find this run" in first and "helpers.batch RUN" in first
     assert asked(colab) == ["drive"] and "on this machine alone" in "".join(rest)
     assert lines(colab / "content/annalaura-diffusion/runs/mine/posts.jsonl")
 
@@ -166,38 +183,85 @@ def test_a_notebook_that_papermill_runs_asks_nobody(colab, monkeypatch):
     assert asked(colab) == [] and lines(from_drive(colab) / "posts.jsonl")
 
 
+def test_without_the_tag_the_first_cell_says_so_and_takes_main(colab):
+    cell = setup_cell(read("01"))
+    cell.source = cell.source.replace(f"-b {RELEASE} ", "-b v99 ")
+    [said] = by_hand(nbformat.v4.new_notebook(cells=[cell]), colab)
+    assert "v99 not found" in said and "taking the newest main" in said
+    assert re.search("^session ", said, re.M)
+
+
+def test_a_repository_that_is_not_to_be_had_stops_the_first_cell_with_gits_reason(
+    colab, monkeypatch
+):
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{colab}/nothing.insteadOf")
+    notebook = nbformat.v4.new_notebook(cells=[setup_cell(read("01"))])
+    done, [said] = opened(notebook, colab)
+    assert done.returncode and "No such file or directory: 'annalaura-diffusion'" in done.stderr
+    assert "does not" in said and "nothing" in said  # git's own words, with the address
+
+
+def test_a_folder_of_ones_own_takes_drives_place_and_nobody_is_asked(colab, monkeypatch):
+    monkeypatch.setenv("RUNS_MIRROR", str(colab / "not/yet/there"))
+    first, *rest = by_hand(read("01", run="mine", more=FEW), colab)
+    assert f"runs are mirrored to {colab}/not/yet/there" in first and asked(colab) == []
+    assert f"is kept on {colab}/not/yet/there" in "".join(rest) and "Google" not in "".join(rest)
+    assert not (colab / "content/drive").exists()
+
+
+PERSON = "Colab's server"
+PROGRAMS = {
+    PERSON: [STUB / "jupyter-server"],
+    "papermill": ["-m", "papermill"],
+    "a script with papermill": [
+        "-c",
+        "import sys, papermill\npapermill.execute_notebook(*sys.argv[1:2] * 2)",
+    ],
+    "a script with nbclient": [
+        "-c",
+        "import sys, nbformat, nbclient\nnotebook = nbformat.read(sys.argv[1], 4)\n"
+        "nbclient.NotebookClient(notebook).execute()\nnbformat.write(notebook, sys.argv[1])",
+    ],
+}
+
+
+def run_cell(code, folder, program):
+    """What a cell prints on Colab, in a notebook that `program` runs."""
+    cells = [nbformat.v4.new_code_cell(code)]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=read("01").metadata)
+    path = folder / "one.ipynb"
+    nbformat.write(notebook, path)
+    given = {"COLAB_RELEASE_TAG": "a", "PYTHONPATH": f"{STUB}:{ROOT}", "STUB_ASKED": os.devnull}
+    target = path if program[0] == "-m" else ROOT
+    command = [sys.executable, *program, path, target]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return "".join(output.text for output in nbformat.read(path, as_version=4).cells[-1].outputs)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_only_who_has_the_notebook_open_is_asked(tmp_path, program):
+    code = "from helpers.colab import is_attended\nprint(is_attended())"
+    printed = run_cell(code, tmp_path, PROGRAMS[program])
+    assert printed == f"{program == PERSON}\n"
+
+
 @pytest.mark.parametrize(
     ("secrets", "said"),
     [
-        ('{"KEY": "open sesame"}', "open sesame"),
+        ('{"KEY": "open sesame"}', "[KEY]"),  # what it is, no kernel sends
         ("{}", "KEY is not set: on Colab add it under Secrets"),
         ('{"KEY": null}', "switch on its Notebook access"),
         ("null", "Secrets did not answer"),
     ],
     ids=["there", "missing", "not opened", "no answer"],
 )
-def test_a_secret_comes_or_a_line_says_how_to_set_it(secrets, said):
+def test_a_secret_comes_or_a_line_says_how_to_set_it(tmp_path, monkeypatch, secrets, said):
     code = (
         "from helpers.colab import secret\nfrom helpers.errors import RunError\n"
         "try:\n    print(secret('KEY'))\nexcept RunError as error:\n    print(error)"
     )
-    given = {
-        "COLAB_RELEASE_TAG": "a",
-        "PYTHONPATH": str(STUB),
-        "STUB_ASKED": os.devnull,
-        "STUB_SECRETS": secrets,
-    }
-    environment = {k: v for k, v in os.environ.items() if k != "KEY"} | given
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert said in done.stdout and done.stdout.count("\n") == 1, done.stderr
-
-
-def test_a_tag_that_is_not_there_stops_the_first_cell(colab):
-    cell = setup_cell(read("01"))
-    cell.source = cell.source.replace(f"v{VERSION}", "v99")
-    with pytest.raises(
-        CellExecutionError, match="No such file or directory: 'annalaura-diffusion'"
-    ):
-        by_hand(nbformat.v4.new_notebook(cells=[cell]), colab)
+    monkeypatch.delenv("KEY", raising=False)
+    monkeypatch.setenv("STUB_SECRETS", secrets)
+    printed = run_cell(code, tmp_path, PROGRAMS[PERSON])
+    assert said in printed and printed.count("\n") == 1

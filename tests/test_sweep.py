@@ -21,8 +21,8 @@ from helpers.errors import ElsewhereError, RunError
 from helpers.run import Run
 from helpers.store import damage, folder_hash
 from helpers.train import loop, study, sweep, trial
+from helpers.train.limits import memory_errors
 from helpers.train.loop import train, verify_model
-from helpers.train.plan import memory_errors
 from helpers.train.promote import promote
 from helpers.train.search import batch_of, plan_trials, trial_config
 from helpers.train.study import SECRET, Database, open_place

@@ -297,6 +297,10 @@ def test_draws_depend_on_the_position_alone():
         ([1.0, 0.6, 0.4, 0.3, 0.25], "still learning"),
         ([1.0, 0.4, 0.31, 0.302, 0.3], "flat"),
         ([1.0, 0.3, 0.4, 0.5, 0.6], "overfitting since step 100"),
+        ([1.0, 0.5], "still learning"),
+        ([1.0, 0.7, 0.4], "still learning"),
+        ([1.0, 0.5, 0.5], "flat"),
+        ([1.0], "flat"),
         ([1.0, 0.6, 0.4, 0.3, 0.32], "flat"),  # a single rise may be chance
     ],
 )

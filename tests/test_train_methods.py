@@ -4,7 +4,10 @@ import importlib.util
 import json
 import math
 import re
+import shutil
+import sys
 from itertools import accumulate
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,15 +21,18 @@ from helpers.device import Device, _attention
 from helpers.errors import RunError
 from helpers.records import read_metadata
 from helpers.run import Run
-from helpers.store import read_json
+from helpers.store import folder_bytes, read_json, write_json
+from helpers.train import loop
+from helpers.train import plan as plan_module
 from helpers.train.buckets import Framing, bucket_of
 from helpers.train.checkpoint import Belongs, State, resume, save
 from helpers.train.ema import MovingAverage
 from helpers.train.footprint import random_inputs
+from helpers.train.limits import memory_errors, what_to_change
 from helpers.train.loop import train, verify_model
 from helpers.train.optimizer import make_optimizer
 from helpers.train.order import Order, draws_at, image_at, variant_at
-from helpers.train.plan import _build, _passing, latent_side, memory_errors, plan, refuse_too_large
+from helpers.train.plan import _build, _passing, latent_side, plan, refuse_too_large
 from helpers.train.verdict import best_of, worst_first
 from tests.conftest import lines, make_dataset, photograph
 from tests.test_train import same, settings, weights
@@ -279,7 +285,7 @@ def test_several_in_a_row_name_the_images(dataset, tiny_base):
     names = [name for name, _ in read_metadata(dataset.split_metadata("train"))]
     for index in range(len(names)):
         spoil(dataset, index)
-    with pytest.raises(RunError, match=r"5 times .*last with \w+.*\.jpg.*leave those images out"):
+    with pytest.raises(RunError, match=r"5 times .*with \w+.*\.jpg.*leave those images out"):
         list(train(config, dataset))
 
 
@@ -356,7 +362,68 @@ def test_the_plan_counts_and_times(dataset, tiny_base):
     assert torch.equal(state, torch.get_rng_state())
     assert said.trained == said.parameters > 10_000 and said.steps_per_s > 0
     assert said.checkpoint_gb == pytest.approx(said.trained * 12 / 1e9)
-    assert "GB counted" in str(said) and "steps/s" in str(said)
+    assert "GB counted" in str(said) and "of steps at" in str(said)
+    more = settings(tiny_base, prior_share=4.0, validate_every_steps=1, num_inference_steps=50)
+    longer = plan(more, dataset, CPU)
+    assert longer.hours - longer.step_hours > 5 * (said.hours - said.step_hours) > 0
+
+
+def test_checkpoints_that_are_there_are_no_reason_to_refuse_the_next(
+    dataset, tiny_base, monkeypatch
+):
+    config = settings(tiny_base)
+    list(train(config, dataset))
+    needed = 4 * plan(config, dataset, CPU).checkpoint_gb * 1e9
+    free = int(needed - folder_bytes(dataset.checkpoints) / 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(plan_module, "drive_room_bytes", lambda _: math.inf)
+    refuse_too_large(config, dataset, CPU)
+    shutil.rmtree(dataset.checkpoints)
+    with pytest.raises(RunError, match="4 checkpoints of .* do not fit"):
+        refuse_too_large(config, dataset, CPU)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_model_trained_in_half_precision_draws_by_the_cards_own_lines(
+    dataset, tiny_base, monkeypatch, method
+):
+    half = Device(torch.device("cpu"), "bf16", "sdpa", ())
+    monkeypatch.setattr(loop, "pick_device", lambda *_: half)
+    list(train(settings(tiny_base, method=method, rank=4), dataset))
+    saved = load_file(dataset.model / "text_encoder/model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    pipeline = DiffusionPipeline.from_pretrained(dataset.model)
+    assert pipeline("a cat", num_inference_steps=1).images[0].size == (32, 32)
+    pipeline = DiffusionPipeline.from_pretrained(dataset.model, torch_dtype=torch.bfloat16)
+    assert pipeline("a cat", num_inference_steps=1).images[0].size == (32, 32)
+
+
+def test_trainings_of_two_precisions_fit_into_one_process(dataset, tiny_base, monkeypatch):
+    for precision in ("bf16", "no"):
+        device = Device(torch.device("cpu"), precision, "sdpa", ())
+        monkeypatch.setattr(loop, "pick_device", lambda *_, device=device: device)
+        list(train(settings(tiny_base, mixed_precision=precision), dataset))
+        set_aside(dataset, "checkpoints", "model")
+
+
+def test_no_limit_on_gradients_clips_nothing(dataset, tiny_base):
+    list(train(settings(tiny_base, max_grad_norm=0.0, weight_decay=0.0), dataset))
+    base = load_file(tiny_base / "unet/diffusion_pytorch_model.safetensors")
+    assert not same(base, weights(dataset))
+
+
+def test_without_a_suffix_no_sample_of_the_base_says_the_same_words(dataset, tiny_base):
+    write_json(dataset.config("dataset"), dataset.read_config("dataset") | {"suffix": ""})
+    list(train(settings(tiny_base, prior_share=1.0), dataset))
+    assert not list(dataset.cache.glob("prior-*"))
+
+
+def test_samples_of_the_base_are_of_its_schedule_as_well(dataset, tiny_base):
+    for kind in ("epsilon", "v_prediction"):
+        base = with_scheduler(tiny_base, dataset.folder / kind, kind)
+        list(train(settings(base, prior_share=0.5), dataset))
+        set_aside(dataset, "checkpoints", "model")
+    assert len(list(dataset.cache.glob("prior-images-*"))) == 2
 
 
 def allocated_at_peak(act):
@@ -406,6 +473,13 @@ def test_memory_that_runs_out_names_the_setting():
         torch.empty(2**58)
     with pytest.raises(RunError, match="set method to 'lora'"), memory_errors(config):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    for silent in (
+        MemoryError(),
+        torch.OutOfMemoryError(),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+    ):
+        with pytest.raises(RunError, match="out of memory .*lora"), memory_errors(config):
+            raise silent
     with pytest.raises(RuntimeError, match="size"), memory_errors(config):
         torch.ones(2) @ torch.ones(3)
 
@@ -428,8 +502,50 @@ def test_attention_without_xformers_with_it_and_where_it_cannot_run(tmp_path, mo
     assert _attention(meta, "xformers")[0] == "xformers"
     assert _attention(meta, "auto")[0] == "sdpa"
     if not torch.cuda.is_available():
-        chosen, why = _attention(cuda, "xformers")
-        assert chosen == "sdpa" and "xformers does not run here" in why
+        for wanted in ("xformers", "auto"):
+            chosen, why = _attention(cuda, wanted)
+            assert chosen == "sdpa" and "xformers does not run here" in why
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "raise NotImplementedError",
+        "assert False",
+        "raise OSError('libcudart.so.12: cannot open shared object file')",
+        "raise ImportError('built for another torch')",
+        "pass",  # and there is no memory_efficient_attention
+    ],
+)
+def test_an_xformers_that_fails_in_its_own_way_is_told_and_is_no_error(
+    tmp_path, monkeypatch, fault
+):
+    (tmp_path / "xformers").mkdir()
+    (tmp_path / "xformers/__init__.py").write_text("")
+    (tmp_path / "xformers/ops.py").write_text(f"{fault}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("xformers", "xformers.ops"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for wanted in ("xformers", "auto"):
+        chosen, why = _attention(torch.device("meta"), wanted)
+        assert chosen == "sdpa" and "xformers does not run here (" in why and "\n" not in why
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ({"train_batch_size": 3}, "train_batch_size to 1 and gradient_accumulation_steps to 3"),
+        ({"train_batch_size": 4}, "train_batch_size to 2 and gradient_accumulation_steps to 2"),
+        (
+            {"train_batch_size": 4, "aspect_ratio_buckets": True},
+            "gradient_accumulation_steps to 2, which changes what is learnt",
+        ),
+        ({"train_batch_size": 1, "method": "full"}, "adamw8bit', which changes what is learnt"),
+    ],
+)
+def test_what_to_change_goes_on_from_a_checkpoint_or_says_that_it_does_not(given, advice):
+    config = configure(TrainConfig, run="x", gradient_checkpointing=True, **given)
+    assert advice in what_to_change(config)
 
 
 def test_the_worst_fitting_come_first():

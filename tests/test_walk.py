@@ -6,6 +6,7 @@ import sys
 
 import nbformat
 import papermill
+import pytest
 from diffusers import DiffusionPipeline
 
 from tests.conftest import lines
@@ -74,5 +75,11 @@ def test_each_notebook_runs_alone_by_plain_papermill(workplace, tmp_path):
         given = {"run": "alone", "more": more}
         target = str(tmp_path / "out.ipynb")
         papermill.execute_notebook(f"notebooks/{name}.ipynb", target, given, progress_bar=False)
+    for name, needed in (("04_train", "03_dataset"), ("05_inference", "04_train")):
+        with pytest.raises(papermill.PapermillExecutionError) as refused:
+            given = {"run": "empty"}
+            papermill.execute_notebook(f"notebooks/{name}.ipynb", target, given, progress_bar=False)
+        assert refused.value.ename == "RunError" and "\n" not in refused.value.evalue
+        assert f"run {needed} with run='empty' first" in refused.value.evalue
     kept = json.loads((workplace / "runs/alone/config/scrape.json").read_text())
     assert kept["demo_posts"] == 4 and (workplace / "runs/alone/dataset/README.md").is_file()

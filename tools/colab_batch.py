@@ -4,8 +4,9 @@
     colab download -s art content/demo.tar demo.tar && colab stop -s art
 
 `colab` is Google's google-colab-cli, which sends this one file to a machine that has nothing else of the
-project: so it stands outside helpers/ and takes the standard library alone. It ends as the notebooks do,
-with an exit status; the pack is RUN.tar when all went well, and RUN-stopped.tar when not.
+project: so it stands outside helpers/ and takes the standard library alone. It clones the release, or the newest
+main where that tag is not to be had, and leaves the rest to what it cloned: helpers.setup, helpers.batch.
+It ends as the notebooks do, with an exit status; the pack is RUN.tar when all went well, and RUN-stopped.tar when not.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tarfile
 from pathlib import Path
 
 REPOSITORY = "https://github.com/annalaura-diffusion/annalaura-diffusion"
+RELEASE = "v0.2.0"
 NOT_PACKED = ("cache", "checkpoints")  # can be computed again; resume from Google Drive instead
 MOST_BYTES = 200_000_000  # of a file: `colab download` holds all it fetches in memory, as text
 
@@ -31,15 +33,16 @@ def say(*command: str, cwd: Path) -> int:
 
 
 def make_ready(root: Path, repository: str, ref: str) -> int:
-    """Clone and install what is not there yet; 0 when all is."""
+    """Clone and install what is not there yet, as a notebook's Setup does; 0 when all is."""
     if not (root / "helpers").is_dir():
-        clone = ("git", "clone", "-q", "--depth", "1", "--branch", ref, repository, str(root))
-        if failed := say(*clone, cwd=root.parent):
+        clone = ("git", "-c", "advice.detachedHead=false", "clone", "-q", "--depth", "1")
+        failed = say(*clone, "--branch", ref or RELEASE, repository, str(root), cwd=root.parent)
+        if failed and not ref:
+            print("taking the newest main", flush=True)
+            failed = say(*clone, repository, str(root), cwd=root.parent)
+        if failed:
             return failed
-    wanted = ["-r", "requirements.txt"]
-    if Path("/dev/nvidia0").exists():
-        wanted += ["-r", "requirements-gpu.txt"]
-    return say(sys.executable, "-m", "pip", "install", "-q", *wanted, cwd=root)
+    return say(sys.executable, "-m", "helpers.setup", cwd=root)
 
 
 def take_keys(path: Path) -> None:
@@ -85,7 +88,7 @@ def main() -> None:
     parser.add_argument("--keys", type=Path, help="a file of NAME=VALUE lines, uploaded before")
     parser.add_argument("--begun", type=Path, help="a tar of the run so far, uploaded before")
     parser.add_argument("--repository", default=REPOSITORY)
-    parser.add_argument("--ref", default="main", help="a tag or branch")
+    parser.add_argument("--ref", help=f"a tag or branch; unless told {RELEASE}, or else main")
     parser.add_argument("--root", type=Path, default=Path("/content/annalaura-diffusion"))
     args, rest = parser.parse_known_args()
     failed = make_ready(args.root, args.repository, args.ref)

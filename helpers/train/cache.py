@@ -13,11 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers.config import TrainConfig
+from helpers.errors import RunError
 from helpers.run import Run
 from helpers.store import replacing_file, sha256
 from helpers.train.buckets import Framing
 from helpers.train.model import Parts, fingerprint
 from helpers.train.order import generator
+
+VARIANTS = 4  # of a picture, encoded at once
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def prior_examples(
         config.num_inference_steps,
         config.guidance_scale,
         config.seed,
+        parts.noise_scheduler.config.prediction_type,
+        parts.noise_scheduler.alphas_cumprod.tolist(),
     ]
     latents = _kept(run, "prior-images", key, lambda: _sample_latents(parts, config, captions))
     names = tuple(f"the base's sample of {caption!r}" for caption in captions)
@@ -130,8 +135,14 @@ def encode_images(parts: Parts, paths: Sequence[Path], framing: Framing) -> list
     with parts.awake():
         for path in tqdm(paths, "encode images", leave=False):
             pixels = framing.variants(path).to(parts.vae.device, parts.vae.dtype)
-            latents.append(parts.vae.encode(pixels).latent_dist.mean.float().cpu())
-    return [latent * parts.vae.config.scaling_factor for latent in latents]
+            means = [parts.vae.encode(some).latent_dist.mean for some in pixels.split(VARIANTS)]
+            latents.append(torch.cat(means).float().cpu() * parts.vae.config.scaling_factor)
+            if not latents[-1].isfinite().all():
+                raise RunError(
+                    f"{path} has latents that are no numbers: set mixed_precision to 'no', or take "
+                    "the picture out with helpers.dataset.takedown"
+                )
+    return latents
 
 
 def token_ids(parts: Parts, texts: Sequence[str]) -> Tensor:

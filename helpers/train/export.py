@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from helpers.config import TrainConfig
 from helpers.device import load_pipeline
 from helpers.run import Run
-from helpers.store import replacing_folder, write_text
+from helpers.store import read_json, replacing_folder, write_json, write_text
 from helpers.train.model import Parts
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -46,7 +46,19 @@ def save_model(run: Run, config: TrainConfig, parts: Parts) -> None:
             for module in trained.values():  # a model's own to() warns, of nothing
                 nn.Module.to(module, parts.device.dtype)
         pipeline.save_pretrained(folder)
+        _load_whole(folder)
         write_text(folder / "README.md", _card(run, config))
+
+
+def _load_whole(folder: Path) -> None:
+    """Have all parts of a saved pipeline load in float32 unless another dtype is asked for, as diffusers' own do.
+
+    transformers' load as they were saved, and a text encoder in fp16 beside a UNet in float32 cannot draw.
+    """
+    for path in folder.glob("*/config.json"):
+        config = read_json(path)
+        for name in config.keys() & {"dtype", "torch_dtype"}:
+            write_json(path, config | {name: "float32"})
 
 
 def _with_lora(config: TrainConfig, parts: Parts, folder: Path) -> StableDiffusionPipeline:

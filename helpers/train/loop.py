@@ -24,9 +24,10 @@ from helpers.store import damage, read_json
 from helpers.train import checkpoint
 from helpers.train.finish import finish, is_finished
 from helpers.train.interrupt import Interrupts
+from helpers.train.limits import memory_errors, refuse_slow
 from helpers.train.loss import diffusion_loss, snr_weights
 from helpers.train.optimizer import step_if_finite
-from helpers.train.plan import memory_errors, refuse_slow, refuse_too_large
+from helpers.train.plan import refuse_too_large
 from helpers.train.prepare import Training
 from helpers.train.preview import write_preview
 from helpers.train.verdict import best_of
@@ -100,9 +101,9 @@ def _take_step(training: Training, batch: Batch) -> tuple[Step, Batch]:
     loss = float(losses.mean())  # waits for it
     rate = training.batches.images_per_step / (time.perf_counter() - began)
     was_skipped = _was_skipped(training, loss, float(gradient_norm))
-    training.bad_steps = training.bad_steps + 1 if was_skipped else 0
-    if training.bad_steps == MOST_BAD_STEPS:
-        raise DivergedError(_no_number(training, losses))
+    training.bad_steps = [*training.bad_steps, _bad_images(training, losses)] if was_skipped else []
+    if len(training.bad_steps) == MOST_BAD_STEPS:
+        raise DivergedError(_no_number(training))
     learning_rate = training.schedule.get_last_lr()[0]
     step = Step(training.step, loss, learning_rate, rate, training.log.skipped)
     return _look(training, step), batch
@@ -123,7 +124,8 @@ def _optimise_once(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
             weights = snr_weights(schedule, timesteps, config.snr_gamma)
             accelerator.backward((each * weights).mean())
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(training.weights.values(), config.max_grad_norm)
+                most = config.max_grad_norm or math.inf
+                norm = accelerator.clip_grad_norm_(training.weights.values(), most)
                 step_if_finite(training.optimizer, norm)
             training.optimizer.zero_grad()
         losses.append(each.detach())
@@ -140,12 +142,17 @@ def _was_skipped(training: Training, loss: float, gradient_norm: float) -> bool:
     return not math.isfinite(loss if training.accelerator.scaler else loss + gradient_norm)
 
 
-def _no_number(training: Training, losses: Tensor) -> str:
-    """The message of a training whose loss stays no number."""
+def _bad_images(training: Training, losses: Tensor) -> set[str]:
+    """The images of the last step whose loss is no number; none where the gradient alone is none."""
     bad = (~losses.isfinite()).cpu()
     named = zip(training.batches.names(training.step - 1), bad.tolist(), strict=True)
-    names = {n for names, flags in named for n, f in zip(names, flags, strict=True) if f}
-    which = f" (last with {', '.join(sorted(names)[:8])})" if names else ""
+    return {n for names, flags in named for n, is_bad in zip(names, flags, strict=True) if is_bad}
+
+
+def _no_number(training: Training) -> str:
+    """The message of a training whose loss stays no number."""
+    names = sorted(set().union(*training.bad_steps))
+    which = f" (with {', '.join(names[:8])})" if names else ""
     return (
         f"the loss was no number {MOST_BAD_STEPS} times up to step {training.step}{which}: lower learning_rate, "
         "or leave those images out; "

@@ -106,6 +106,7 @@ class Parts:
             requires_safety_checker=False,
         )
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.vae.enable_slicing()  # a picture at a time: four at 512 px would take 2.7 GB
         return pipeline
 
 
@@ -172,6 +173,8 @@ def make_trainable(
         cast_training_params([unet, text_encoder])  # trained weights in float32
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+        if config.train_text_encoder:
+            text_encoder.gradient_checkpointing_enable()
     unet.to(memory_format=torch.channels_last)
     return TextAndUNet(unet, text_encoder) if config.train_text_encoder else unet
 

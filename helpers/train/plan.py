@@ -1,29 +1,28 @@
-"""Before training starts: what it will take of memory, disk and hours, and what to change where that is too much."""
+"""Before training starts: what it will take of memory, disk and hours."""
 
 import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from helpers.colab import SESSION_HOURS, drive_free_bytes, on_colab
+from helpers.colab import SESSION_HOURS, drive_room_bytes, on_colab
 from helpers.config import TrainConfig
 from helpers.device import GB, Device
-from helpers.errors import OutOfMemoryError, RunError
+from helpers.errors import RunError
 from helpers.run import Run
+from helpers.store import folder_bytes
 from helpers.train.footprint import pass_bytes, random_inputs
+from helpers.train.limits import memory_errors, refuse_slow, what_to_change
 from helpers.train.model import make_trainable, no_such_base
 from helpers.train.optimizer import make_optimizer
 
-LARGE = 100e6  # parameters; a UNet beyond this wants a GPU
 CONTEXT_GB = 0.6  # of CUDA itself
 SPARE = 1.1  # what the allocator takes for its blocks
 
@@ -41,7 +40,8 @@ class Plan:
     free_gb: float
     measured_gb: float | None = None  # of GPU memory
     steps_per_s: float | None = None
-    hours: float | None = None
+    step_hours: float | None = None
+    hours: float | None = None  # with what is measured and drawn between the steps
 
     def __str__(self) -> str:
         took = "" if self.measured_gb is None else f", {self.measured_gb:.1f} GB measured"
@@ -51,16 +51,20 @@ class Plan:
             f"checkpoints {self.checkpoints} x {self.checkpoint_gb:.2f} GB, of {self.free_gb:.0f} GB free",
         ]
         if self.hours is not None:
-            spent = (
-                f"{self.hours:.1f} hours" if self.hours >= 1 else f"{60 * self.hours:.0f} minutes"
+            lines.append(
+                f"time        about {_spell(self.hours)}: {_spell(self.step_hours)} of steps at "
+                f"{self.steps_per_s:.2f} a second, the rest for what is measured and drawn"
             )
-            lines.append(f"time        {spent} at {self.steps_per_s:.2f} steps/s")
             if on_colab() and self.hours > SESSION_HOURS:
                 lines.append(
                     f"            a free Colab session lasts {SESSION_HOURS} hours at most: run this notebook "
                     "again on the next machine, and with Drive mounted it goes on"
                 )
         return "\n".join(lines)
+
+
+def _spell(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
 
 
 def plan(config: TrainConfig, run: Run, device: Device) -> Plan:
@@ -73,9 +77,24 @@ def plan(config: TrainConfig, run: Run, device: Device) -> Plan:
     refuse_slow(config, device)
     counted = refuse_too_large(config, run, device)
     with memory_errors(config):
-        steps_per_s, peak_gb = _rehearse(config, device, 10 if _is_gpu(device) else 3)
-    hours = config.max_steps / steps_per_s / 3600
-    return replace(counted, measured_gb=peak_gb, steps_per_s=steps_per_s, hours=hours)
+        _peak_gb(device)
+        step_s, forward_s, peak_gb = _rehearse(config, device, 10 if _is_gpu(device) else 3)
+    step_hours = config.max_steps * step_s / 3600
+    hours = step_hours + _forwards_beside(config, run) * forward_s / 3600
+    timed = {"steps_per_s": 1 / step_s, "step_hours": step_hours, "hours": hours}
+    return replace(counted, measured_gb=peak_gb, **timed)
+
+
+def _forwards_beside(config: TrainConfig, run: Run) -> int:
+    """The UNet's forward passes that no step has, each of one image: prior samples, measurements, previews."""
+    images, suffix = len(run.split_images("train")), run.read_config("dataset")["suffix"]
+    picture = config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
+    prior = round(config.prior_share * images) if suffix else 0
+    previews = config.max_steps // config.preview_every_steps + 2
+    measures = config.max_steps // config.validate_every_steps + 2
+    pairs = config.validation_pairs + config.validation_pairs // 2
+    drawn = prior + previews * (len(config.prompts) or 4)
+    return drawn * picture + measures * pairs + 4 * images
 
 
 def refuse_too_large(config: TrainConfig, run: Run, device: Device) -> Plan:
@@ -156,105 +175,55 @@ def _room_bytes(device: Device) -> float:
 
 
 def _free_bytes(run: Run, checkpoint: float) -> float:
-    """Free where checkpoints go: the run's disk, or Google Drive where mounted, which needs room for one fewer."""
+    """Free where checkpoints go: the run's disk, or Google Drive where mounted, which needs room for one fewer.
+
+    What checkpoints of this run take already is theirs.
+    """
     disk = next(p for p in (run.folder, *run.folder.absolute().parents) if p.is_dir())
-    free = shutil.disk_usage(disk).free
-    return min(free, drive_free_bytes() + checkpoint)
+    free = shutil.disk_usage(disk).free + folder_bytes(run.checkpoints)
+    return min(free, drive_room_bytes(run) + checkpoint)
 
 
-def _rehearse(config: TrainConfig, device: Device, steps: int) -> tuple[float, float | None]:
-    """Optimizer steps per second, and the peak of GPU memory in GB, on random weights and latents."""
+def _rehearse(config: TrainConfig, device: Device, steps: int) -> tuple[float, float, float | None]:
+    """Seconds of a step and of an image's forward pass, and the peak of GPU memory in GB, on random weights."""
     with torch.random.fork_rng(), torch.device(device.device):
         module = _build(config, device)[1]
         weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
         optimizer = make_optimizer(weights, config)
-        if _is_gpu(device):
-            torch.cuda.reset_peak_memory_stats()
         inputs = random_inputs(module, config.train_batch_size, latent_side(config))
-        times: list[float] = []
-        for _ in range(2 + steps):
-            began = time.perf_counter()
+
+        def forward() -> torch.Tensor:
+            with device.autocast():
+                return module(*inputs).sample.float().square().mean()
+
+        def step() -> None:
             for _ in range(config.gradient_accumulation_steps):
-                with device.autocast():
-                    loss = module(*inputs).sample.float().square().mean()
-                loss.backward()
+                forward().backward()
             optimizer.step()
             optimizer.zero_grad()
-            loss.detach().item()  # waits for the device
-            times.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_reserved() / GB + CONTEXT_GB if _is_gpu(device) else None
-    return 1 / statistics.median(times[2:]), peak
+
+        step_s, peak_gb = _median_s(step, 2 + steps), _peak_gb(device)
+        with torch.no_grad():
+            forward_s = _median_s(forward, 4) / config.train_batch_size
+    return step_s, forward_s, peak_gb
 
 
-def what_to_change(config: TrainConfig) -> str:
-    """The setting that saves most memory at the least cost, of those not yet used."""
-    if not config.gradient_checkpointing:
-        return "set gradient_checkpointing to True"
-    if config.train_batch_size > 1:
-        smaller, more = config.train_batch_size // 2, config.gradient_accumulation_steps * 2
-        return f"set train_batch_size to {smaller} and gradient_accumulation_steps to {more}"
-    if config.use_ema and not config.offload_ema:
-        return "set offload_ema to True"
-    if config.method == "full" and config.optimizer == "adamw":
-        return "set optimizer to 'adamw8bit'"
-    if config.method == "full":
-        return "set method to 'lora'"
-    return f"lower resolution_px, which is {config.resolution_px}, or choose a larger GPU"
+def _peak_gb(device: Device) -> float | None:
+    """The peak of GPU memory since it was asked last."""
+    if not _is_gpu(device):
+        return None
+    peak = torch.cuda.max_memory_reserved() / GB + CONTEXT_GB
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
-@contextmanager
-def memory_errors(config: TrainConfig) -> Iterator[None]:
-    """Turn a device's or the machine's lack of memory into an OutOfMemoryError that names the setting to change."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        words = str(error).lower()
-        if not any(w in words for w in ("out of memory", "can't allocate", "not enough memory")):
-            raise
-        raise OutOfMemoryError(
-            f"out of memory ({str(error).splitlines()[0][:120]}): {what_to_change(config)}; "
-            "run 04_train again and it goes on from the last checkpoint if there is one"
-        ) from error
-
-
-def refuse_slow(config: TrainConfig, device: Device) -> None:
-    """Stop before a full-size model is trained without a GPU, saying what it would cost.
-
-    Counts the floating-point operations of a step on a UNet without memory, and times this machine.
-    Raises RunError unless config.allow_slow.
-    """
-    if device.device.type != "cpu" or config.allow_slow:
-        return
-    try:
-        unet_config = UNet2DConditionModel.load_config(config.base_model, subfolder="unet")
-    except (OSError, ValueError) as error:
-        raise no_such_base(config.base_model, error) from error
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(unet_config)
-    parameters = sum(p.numel() for p in unet.parameters())
-    if parameters < LARGE:
-        return
-    images = config.train_batch_size * config.gradient_accumulation_steps
-    seconds = 3 * images * _forward_flops(unet, config.resolution_px // 8) / _flops_per_s()
-    raise RunError(
-        f"{config.base_model} has {parameters / 1e6:.0f} M parameters and there is no GPU here: "
-        f"{config.max_steps} steps of about {seconds:.0f} s would take {config.max_steps * seconds / 3600:.0f} hours "
-        f"and {parameters * 16 / 1e9:.0f} GB of memory; choose a GPU runtime, or set more={{'allow_slow': True}}"
-    )
-
-
-def _forward_flops(unet: UNet2DConditionModel, latent_side: int) -> float:
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        latents = torch.empty(1, unet.config.in_channels, latent_side, latent_side)
-        unet(latents, torch.zeros(1), torch.empty(1, 77, unet.config.cross_attention_dim))
-    return counter.get_total_flops()
-
-
-def _flops_per_s(side: int = 1024) -> float:
-    """What a matrix product reaches on this CPU; a UNet comes to about half of it."""
-    a = torch.randn(side, side)
-    a @ a
-    began = time.perf_counter()
-    for _ in range(3):
-        a @ a
-    return 0.5 * 3 * 2 * side**3 / (time.perf_counter() - began)
+def _median_s(act: Callable[[], object], times: int) -> float:
+    """The median of the seconds that `act` takes, the first two times left out."""
+    took = []
+    for _ in range(times):
+        began = time.perf_counter()
+        act()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took[2:])

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 
 from helpers.config import TrainConfig
@@ -69,20 +70,25 @@ def learnt_from(config: TrainConfig, processes: int) -> dict[str, Any]:
     return learnt
 
 
+def _accelerator(config: TrainConfig, run: Run, device: Device) -> Accelerator:
+    AcceleratorState._reset_state()  # an earlier training of this process may have had another precision
+    return Accelerator(
+        mixed_precision=device.precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        cpu=device.device.type == "cpu",
+        step_scheduler_with_optimizer=False,
+        log_with=tracker_of(config),
+        project_dir=run.folder,
+    )
+
+
 class Training:
     """A training under way: the parts, the examples, what they are optimised with, and how far it has come."""
 
     def __init__(self, config: TrainConfig, run: Run, device: Device) -> None:
         self.config, self.run, self.device = config, run, device
         self.counted_until = time.perf_counter()
-        self.accelerator = Accelerator(
-            mixed_precision=device.precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            cpu=device.device.type == "cpu",
-            step_scheduler_with_optimizer=False,
-            log_with=tracker_of(config),
-            project_dir=run.folder,
-        )
+        self.accelerator = _accelerator(config, run, device)
         self.parts = load_parts(config.base_model, device, config.train_text_encoder)
         self.belongs = self._belongs()
         with self.accelerator.main_process_first():
@@ -96,7 +102,7 @@ class Training:
         if self.accelerator.is_main_process:
             run.write_config("train", config)
         self.log = Log(run, self.step, self.accelerator)
-        self.bad_steps = 0  # in a row
+        self.bad_steps: list[set[str]] = []  # in a row, with the images whose loss was no number
         self.stopped_early = self.has_learnt_all()
 
     def _belongs(self) -> checkpoint.Belongs:
@@ -114,10 +120,8 @@ class Training:
         }
         images = {split: image_examples(run, parts, config, split, rows[split]) for split in rows}
         captions = [text.removesuffix(suffix) for _, text in rows["train"]]
-        prior = round(config.prior_share * len(captions))
         examples = images["train"]
-        if prior:
-            asked = [captions[i % len(captions)] for i in range(prior)]
+        if asked := self._prior_captions(captions, suffix):
             examples = examples + prior_examples(run, parts, config, asked)
         no_words = text_examples(run, parts, config, "empty", [""])
         timesteps = parts.noise_scheduler.config.num_train_timesteps
@@ -129,6 +133,14 @@ class Training:
         self.prompts = [f"{prompt}{suffix}" for prompt in config.prompts] or [
             rows["validation"][i * len(rows["validation"]) // 4][1] for i in range(4)
         ]
+
+    def _prior_captions(self, captions: list[str], suffix: str) -> list[str]:
+        """What the base model is asked to draw for prior preservation."""
+        count = round(self.config.prior_share * len(captions))
+        if count and not suffix:
+            log.warning("no suffix, no prior: the base's own samples would say the same words")
+            return []
+        return [captions[i % len(captions)] for i in range(count)]
 
     def _make_optimizer(self) -> None:
         config = self.config

@@ -39,7 +39,9 @@ def judge(curve: Curve, probe: Curve = ()) -> Verdict:
     losses, known = [loss for _, loss in curve], dict(probe)
     base, last = losses[0], losses[-1]
     gap = [loss - known[step] for step, loss in curve if step in known]
-    two_thirds = next(loss for step, loss in curve if step >= curve[-1][0] * 2 / 3)
+    before = curve[:-1] or curve
+    late = (loss for step, loss in before if step >= curve[-1][0] * 2 / 3)
+    two_thirds = next(late, before[-1][1])
     best_step, best = min(curve, key=lambda point: point[1])
     rose = _rose(losses, losses, NOTICEABLE * base)
     if rose and (len(gap) < len(losses) or _rose(gap, losses, CHANCE * base)):
