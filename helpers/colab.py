@@ -146,7 +146,8 @@ def restore(run: Run, follow: bool = True) -> str:
     """
     if not mount_drive():
         return f"{run.folder}: kept on this machine"
-    mirror = _mirrors[_key(run)] = _new_mirror(run)
+    mirror = _mirrors.setdefault(_key(run), _new_mirror(run))
+    mirror.is_outdated = True
     try:
         done = restore_from(mirror.drive, run.folder)
     except OSError as error:

@@ -389,6 +389,11 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
     return kind(**given)
 
 
+def read_settings(kind: type[Config], kept: dict[str, Any]) -> Config:
+    """Settings as some version of this project kept them: what is no setting in this one is left out."""
+    return kind(**{f.name: kept[f.name] for f in fields(kind) if f.name in kept})
+
+
 def refuse_secrets(given: dict[str, Any]) -> None:
     """Raises RunError for a setting that holds a key, a password or cookies: settings are written down."""
     for name, value in given.items():

@@ -31,6 +31,7 @@ class Drive:
     def __init__(self, root: Path, folder: str) -> None:
         """`root` is what mounting makes, and is never made here: without it the disk would pose as Drive."""
         self.root, self.folder = root, root / folder
+        self.heard_at = time.monotonic()
 
     def path(self, name: str) -> Path:
         if not self.root.is_dir():
@@ -40,6 +41,7 @@ class Drive:
     def read(self, name: str) -> Iterator[bytes]:
         with self.path(name).open("rb") as file:
             while chunk := file.read(CHUNK):
+                self.heard_at = time.monotonic()
                 yield chunk
 
     def write(self, name: str, chunks: Iterable[bytes]) -> None:
@@ -48,6 +50,7 @@ class Drive:
         with path.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
+                self.heard_at = time.monotonic()
             file.flush()
             os.fsync(file.fileno())
 
@@ -70,6 +73,7 @@ class Drive:
     def is_uploaded(self, name: str) -> bool:
         """Whether the file has left this machine, as DriveFS tells by an attribute; other file systems have none."""
         path = self.path(name)
+        self.heard_at = time.monotonic()
         with suppress(AttributeError):  # os.getxattr is Linux's
             try:
                 return os.getxattr(path, "user.drive.uncommitted") not in (b"1", b"true")

@@ -16,12 +16,20 @@ from helpers.errors import RunError
 from helpers.store import read_json
 
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
-LIBRARIES = (
-    "diffusers",
-    "transformers",
-    "stable_diffusion",
-    None,
-)  # that a pipeline's parts are of
+PIPELINES = {"StableDiffusionPipeline"}
+PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
+    "AutoencoderKL": "diffusers",
+    "UNet2DConditionModel": "diffusers",
+    "CLIPTextModel": "transformers",
+    "CLIPTokenizer": "transformers",
+    "CLIPTokenizerFast": "transformers",
+    "CLIPImageProcessor": "transformers",
+    "CLIPImageProcessorFast": "transformers",
+    "CLIPImageProcessorPil": "transformers",
+    "CLIPFeatureExtractor": "transformers",
+    "CLIPVisionModelWithProjection": "transformers",
+    "StableDiffusionSafetyChecker": "stable_diffusion",
+}
 
 
 @contextmanager
@@ -47,20 +55,27 @@ def unloadable(setting: str, model: str, error: Exception, advice: str) -> RunEr
 
 
 def refuse_code(folder: Path) -> None:
-    """Refuse a pipeline's folder with modules of Python in it, or with classes of other libraries in its index.
+    """Refuse a pipeline's folder with modules of Python in it, or that names parts which Stable Diffusion has not.
 
-    Raises ValueError, as loaders do for whatever is wrong in a model.
+    A part that is a pipeline itself would bring an index of its own. Raises ValueError, as loaders do for whatever is
+    wrong in a model.
     """
-    if modules := sorted(path for path in _files(folder) if path.suffix == ".py"):
+    if modules := sorted(path for path in folder.rglob("*.py")):
         raise ValueError(f"it holds code, {modules[0].relative_to(folder)}, which is not run")
-    index = folder / "model_index.json"
-    for name, part in (read_json(index) if index.is_file() else {}).items():
-        if name == "_class_name" and not isinstance(part, str):
-            raise ValueError(
-                f"model_index.json names a pipeline of its own, {part}, which is not run"
-            )
-        if isinstance(part, list) and part[0] not in LIBRARIES:
-            raise ValueError(f"model_index.json takes {name} from {part[0]!r}, which is not run")
+    top = folder / "model_index.json"
+    if nested := sorted(path for path in folder.rglob(top.name) if path != top):
+        raise ValueError(f"it holds a pipeline within, {nested[0].relative_to(folder)}")
+    for name, part in (read_json(top) if top.is_file() else {}).items():
+        if name == "_class_name" and part not in PIPELINES:
+            raise ValueError(f"model_index.json names the pipeline {part}, which is not run")
+        if isinstance(part, list) and not _is_known(*part):
+            raise ValueError(f"model_index.json takes {name} from {part}, which is not run")
+
+
+def _is_known(library: str | None, kind: str | None) -> bool:
+    if library == "diffusers" and str(kind).endswith("Scheduler") and str(kind).isidentifier():
+        return True
+    return (library, kind) == (None, None) or PARTS.get(kind) == library is not None
 
 
 def _refuse_pickled_shards(folder: Path) -> None:
@@ -72,8 +87,7 @@ def _refuse_pickled_shards(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Of a folder and the folders in it, which is as deep as loaders look."""
-    return [*folder.glob("*"), *folder.glob("*/*")]
+    return list(folder.rglob("*"))
 
 
 def load_file(path: Path) -> dict[str, Tensor]:

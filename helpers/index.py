@@ -7,10 +7,9 @@ other, and what that names is still there.
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from helpers.drive import Drive
 
 SLOTS = ("kept-0.json", "kept-1.json")
 SMALL = 8_000_000  # bytes; a part below this is folded into the next
@@ -79,9 +78,9 @@ def _digest(body: dict) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def read_indexes(drive: Drive) -> list[Index]:
-    """The indexes on Drive that verify, the newest first. They are read by name: a listing may be old."""
-    found = [_parse(drive.text(slot)) for slot in SLOTS]
+def read_indexes(text: Callable[[str], str]) -> list[Index]:
+    """The indexes that verify, the newest first, by what gives a file's text. Read by name: a listing may be old."""
+    found = [_parse(text(slot)) for slot in SLOTS]
     return sorted((i for i in found if i), key=lambda index: index.generation, reverse=True)
 
 
@@ -106,7 +105,7 @@ def aside(name: str) -> str:
 
 def is_of_series(name: str) -> bool:
     """Whether a folder is one of several that follow one another, as checkpoints do; a model stands alone."""
-    return re.search(r"-\d+$", name) is not None
+    return re.search(r"-\d{6,}$", name) is not None
 
 
 def newest_first(folders: dict[str, Folder]) -> list[str]:

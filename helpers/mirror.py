@@ -8,7 +8,9 @@ nothing old goes before the new is kept.
 import hashlib
 import json
 import logging
+import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -20,11 +22,12 @@ from typing import BinaryIO
 from helpers.drive import CHUNK, Drive, NotKept, Uploads, amount, explain
 from helpers.index import Folder, aside, is_hidden, is_of_series, newest_first
 from helpers.parts import Parts, list_small
-from helpers.store import MANIFEST, read_json, sha256, write_text
+from helpers.store import MANIFEST, damage, read_json, sha256, write_text
 
 log = logging.getLogger(__name__)
 KEPT_AT_LEAST = 2  # checkpoints on Drive
 RETRY_S = 60.0
+POLL_S, HANG_S = 1.0, 600.0  # of waiting for a Drive that gives no sign of life
 OWNER = "machine.txt"  # on Drive and, hidden, in the run: the machine whose work the mirror follows
 
 
@@ -38,6 +41,8 @@ class Mirror:
         self.source, self.drive, self.whole, self.skip = source, drive, whole, skip
         self.uploads = Uploads(drive)
         self.parts: Parts | None = None  # read from Drive by the first round
+        self.is_outdated = False  # what is on Drive may have changed by another's hand
+        self.faults: list[NotKept] = []  # of folders here, found by the last look
         self.problem = ""
         self._asked = self._done = 0
         self._turn = threading.Condition()
@@ -57,9 +62,15 @@ class Mirror:
     def wait(self) -> str:
         """Have all copied and all read back once more; return what is in the way, or nothing."""
         self.uploads.good = set()
+        self.drive.heard_at = time.monotonic()
         ticket = self.wake()
         with self._turn:
-            self._turn.wait_for(lambda: self._done >= ticket)
+            while not self._turn.wait_for(lambda: self._done >= ticket, POLL_S):
+                if time.monotonic() - self.drive.heard_at > HANG_S:
+                    return (
+                        f"it has not answered for {HANG_S / 60:.0f} minutes: mount it again, "
+                        "then run keep(here)"
+                    )
             return self.problem
 
     def _work(self) -> None:
@@ -97,7 +108,7 @@ class Mirror:
         self._require_owner()
         here, found = self._look()
         self.parts.copy(found, self._earlier() | here)
-        problems = []
+        problems: list[Exception] = [*self.faults]
         for number, name in enumerate(newest_first(here)):
             if number and self._asked > ticket:
                 return
@@ -105,23 +116,31 @@ class Mirror:
                 self._copy_folder(name, here[name])
             except (OSError, NotKept) as error:
                 problems.append(error)
+        self._prune(here)
         if problems:
             raise problems[0]
-        self._prune(here)
 
     def _look(self) -> tuple[dict[str, Folder], dict]:
         """The folders and the small files that are here. Folders first: none is to be ahead of its log."""
-        if self.parts is None:
+        if self.parts is None or self.is_outdated:
+            self.is_outdated, self.uploads.good = False, set()
             self.parts = Parts(self.source, self.uploads)
+        self.faults = []
         here: dict[str, Folder] = {}
         skipped = {p.relative_to(self.source) for word in self.skip for p in self.source.glob(word)}
         for path in sorted(p for top in self.whole for p in (self.source / top).rglob(MANIFEST)):
             name = path.parent.relative_to(self.source)
+            if is_hidden(name) or not skipped.isdisjoint(name.parents):
+                continue
             with suppress(FileNotFoundError):  # pruned meanwhile
-                if not is_hidden(name) and skipped.isdisjoint(name.parents):
+                try:
                     size = sum(entry["size"] for entry in read_json(path).values())
                     here[name.as_posix()] = Folder(sha256(path), path.stat().st_mtime_ns, size)
+                except (AttributeError, KeyError, TypeError, ValueError):
+                    self.faults.append(NotKept(f"{damage(path.parent)}: move that folder away"))
+                    skipped.add(name)
         small = list_small(self.source, {*here, *(name.as_posix() for name in skipped)})
+        self.faults += _incomplete(self.source, small)
         return here, small
 
     def _earlier(self) -> dict[str, Folder]:
@@ -134,15 +153,11 @@ class Mirror:
         if (name, folder.sha256) in self.uploads.good:
             return
         with ExitStack() as stack:
-            try:
-                listed = read_json(self.source / name / MANIFEST)
-                paths = {file: self.source / name / file for file in (*listed, MANIFEST)}
-                files = {file: stack.enter_context(p.open("rb")) for file, p in paths.items()}
-            except FileNotFoundError:
-                return  # pruned meanwhile
+            files = _open_all(self.source / name, folder, stack)
+            if files is None:
+                return  # pruned or replaced meanwhile; the next round takes what is there then
             manifest = files[MANIFEST].read()
-            if hashlib.sha256(manifest).hexdigest() != folder.sha256:
-                return  # replaced meanwhile; the next round takes it
+            listed = json.loads(manifest)
             self._clear_way(name, folder, manifest)
             for file, entry in listed.items():
                 self.uploads.put(
@@ -162,11 +177,17 @@ class Mirror:
             self.drive.rename(name, aside(name))
         else:
             self.drive.remove(name)  # begun and never ended
-        kept = self._kept_series()
-        for old in kept[1:][::-1]:  # the oldest first, never the newest that is kept
-            if folder.size > self.drive.free_bytes() and not (self.source / old).exists():
-                self._let_go([old])
+        if folder.size > self.drive.free_bytes():
+            self._make_room(folder.size)
         self.uploads.require_room(name, folder.size)
+
+    def _make_room(self, size: int) -> None:
+        """Let go of checkpoints that are no longer here, the oldest first, but never of the newest that is kept."""
+        series = {n: f for n, f in self._earlier().items() if is_of_series(n)}
+        kept = [name for name in newest_first(series) if self._is_kept(name)]
+        for old in kept[1:][::-1]:
+            if size > self.drive.free_bytes() and not (self.source / old).exists():
+                self._let_go([old])
 
     def _kept_series(self) -> list[str]:
         """The folders of a series (checkpoints) that are known to be on Drive, the newest first."""
@@ -267,6 +288,37 @@ class Mirror:
         with self._round:
             here, found = self._look()
             self.parts.purge(found, self._earlier() | here)
+
+
+def _open_all(path: Path, folder: Folder, stack: ExitStack) -> dict[str, BinaryIO] | None:
+    """A folder's files, open for reading, or None where it has gone or been replaced since.
+
+    Raises NotKept where it is not what its manifest says.
+    """
+    what = damage(path)
+    try:
+        manifest = (path / MANIFEST).read_bytes()
+        if hashlib.sha256(manifest).hexdigest() != folder.sha256:
+            return None
+        if what:
+            raise NotKept(f"{what}: move that folder away, then run keep(here)")
+        names = (*json.loads(manifest), MANIFEST)
+        return {name: stack.enter_context((path / name).open("rb")) for name in names}
+    except FileNotFoundError:
+        return None
+
+
+def _incomplete(source: Path, found: dict[str, os.stat_result]) -> list[NotKept]:
+    """The folders among small files, such as the dataset, that lack what their manifest lists."""
+    faults = []
+    for name in (name for name in found if name.endswith(f"/{MANIFEST}")):
+        with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):
+            folder = name.removesuffix(MANIFEST)
+            for file, entry in read_json(source / name).items():
+                stat = found.get(folder + file)
+                if stat is None or stat.st_size != entry["size"]:
+                    faults.append(NotKept(f"{source / folder}{file} is not what {MANIFEST} says"))
+    return faults[:1]
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -94,7 +94,7 @@ class Parts:
 
     def __init__(self, source: Path, uploads: Uploads) -> None:
         self.source, self.uploads, self.drive = source, uploads, uploads.drive
-        self.published = read_indexes(self.drive)[::-1]  # at most two, the newest last
+        self.published = read_indexes(self.drive.text)[::-1]  # at most two, the newest last
         self.index = deepcopy(self.published[-1]) if self.published else Index()
         self.seen: dict[str, tuple[int, int]] = {}  # size and time (ns) of each file when last read
 

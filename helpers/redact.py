@@ -5,6 +5,7 @@ given since; it is taken out as it stands, percent-encoded, escaped for JSON, an
 """
 
 import base64
+import html
 import json
 import logging
 import os
@@ -85,6 +86,7 @@ def _encoded(part: str) -> set[str]:
     for form in set(forms):
         once = json.dumps(form)[1:-1]
         forms |= {once, json.dumps(once)[1:-1], form.replace("/", r"\/"), repr(form)[1:-1]}
+        forms |= {html.escape(form), form.encode().hex()}
     return forms | {form for text in (part, quote(part)) for form in _base64(text)}
 
 

@@ -4,6 +4,7 @@ Nothing is taken that is not, byte for byte, what an index on Drive says: the ne
 had, or else what can be had of the newest. What does not verify is named and stays away.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -11,13 +12,24 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from helpers.drive import Drive
-from helpers.index import File, Folder, Index, aside, is_hidden, is_of_series, read_indexes
+from helpers.index import (
+    File,
+    Folder,
+    Index,
+    aside,
+    is_hidden,
+    is_of_series,
+    newest_first,
+    read_indexes,
+)
 from helpers.parts import unpack
-from helpers.store import MANIFEST, damage, replacing_file, sha256
+from helpers.store import MANIFEST, damage, on_disk, replacing_file, sha256
 
 
 @dataclass
@@ -29,8 +41,19 @@ class Restored:
 
 
 def restore_from(drive: Drive, source: Path) -> Restored:
-    """Bring back what is missing in `source` or older there. Raises OSError where Drive or the disk does."""
-    done, indexes = Restored(), read_indexes(drive)
+    """Bring back what is missing in `source` or older there.
+
+    Raises OSError where Drive does, RunError where the disk here does. A file that Drive does not give is as one that
+    does not verify.
+    """
+    try:
+        return _restore(drive, source)
+    except _Refused as refused:
+        raise refused.args[0] from None
+
+
+def _restore(drive: Drive, source: Path) -> Restored:
+    done, indexes = Restored(), read_indexes(partial(_text, drive))
     if not indexes:
         return done
     source.mkdir(parents=True, exist_ok=True)
@@ -44,8 +67,9 @@ def restore_from(drive: Drive, source: Path) -> Restored:
         chosen = whole.index(True) if True in whole else 0
         _take_small(fetched, indexes[chosen], wanted[chosen], source, done)
         known = {(n, folder.sha256) for index in indexes for n, folder in index.folders.items()}
-        for name, folder in indexes[chosen].folders.items():
-            _take_folder(drive, source / name, name, folder, known, done)
+        folders = indexes[chosen].folders
+        for name in newest_first(folders):
+            _take_folder(drive, source / name, name, folders[name], known, done)
     return done
 
 
@@ -147,7 +171,7 @@ def _take_folder(
     begun = False
     for place in (name, aside(name)):
         for manifest in _copies(f"{place}/{MANIFEST}"):
-            content = drive.text(manifest).encode()
+            content = _text(drive, manifest).encode()
             begun |= bool(content)
             if (name, hashlib.sha256(content).hexdigest()) not in known:
                 continue
@@ -192,17 +216,44 @@ def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> boo
     for copy in _copies(name):
         digest = hashlib.sha256()
         try:
-            with target.open("wb") as file:
-                for chunk in drive.read(copy):
+            with on_disk("write", target), target.open("wb") as file:
+                for chunk in _read(drive, copy):
                     digest.update(chunk)
                     file.write(chunk)
                 os.fsync(file.fileno())
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except _NotGiven:
             continue
         if target.stat().st_size == size and digest.hexdigest() == sha256:
             return True
     target.unlink(missing_ok=True)
     return False
+
+
+class _NotGiven(Exception):
+    """A file that is not there, or that Drive does not give; others it may give."""
+
+
+def _read(drive: Drive, name: str) -> Iterator[bytes]:
+    """A file's content. Raises _NotGiven, or what Drive raises where it gives none at all."""
+    try:
+        yield from drive.read(name)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise _NotGiven from error
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ESTALE):
+            raise _NotGiven from error
+        raise _Refused(error) from error
+
+
+class _Refused(Exception):
+    """What Drive raised, so that it is not taken for this machine's disk."""
+
+
+def _text(drive: Drive, name: str) -> str:
+    """A small file's text, or nothing."""
+    with suppress(_NotGiven, UnicodeDecodeError):
+        return b"".join(_read(drive, name)).decode()
+    return ""
 
 
 def _copies(name: str) -> Iterator[str]:

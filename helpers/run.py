@@ -52,6 +52,7 @@ class Run:
     cache = _In("cache")  # may be deleted at any time
     checkpoints = _In("checkpoints")
     train_log = _In("train_log.jsonl")
+    train_lock = _In(".train.lock")
     tensorboard = _In("tensorboard")
     previews = _In("previews")
     model = _In("model")

@@ -107,7 +107,7 @@ def _clear(path: Path) -> None:
     if not os.path.lexists(path):
         return
     with on_disk("unlink", path):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @contextmanager
@@ -170,16 +170,20 @@ def cut_half_line(file: Any) -> None:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, wait: bool = True, of_process: bool = False) -> Iterator[bool]:
     """Hold a lock among this machine's processes, which the kernel lets go when its holder dies, however it does.
 
-    Yields whether it is held: without `wait`, False where another process has it.
+    Yields whether it is held: without `wait`, False where somebody else has it. `of_process`: this process may hold it
+    twice, as a notebook does whose cell is run again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    _make_folder(path.parent)
+    with on_disk("open", path):
+        file = path.open("ab")
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            take = fcntl.lockf if of_process else fcntl.flock
+            take(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             yield False
         else:
             yield True
@@ -198,7 +202,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         yield beside
         write_manifest(beside)
     recover_folder(folder)
-    if folder.exists():
+    if os.path.lexists(folder):
         _rename(folder, old)
     _rename(beside, folder)
     _clear(old)
@@ -255,10 +259,13 @@ def write_manifest(folder: Path) -> None:
 
 def damage(folder: Path) -> str | None:
     """What keeps `folder` from being what its manifest says, or None if it verifies."""
-    if not (folder / MANIFEST).is_file():
-        return f"{folder} has no {MANIFEST}: its writing did not end"
     try:
-        for name, entry in read_json(folder / MANIFEST).items():
+        if not (folder / MANIFEST).is_file():
+            return f"{folder} has no {MANIFEST}: its writing did not end"
+        listed = read_json(folder / MANIFEST)
+        if not listed:
+            return f"{folder / MANIFEST} lists nothing"
+        for name, entry in listed.items():
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):
                 return f"{folder / MANIFEST} names {name!r}, which is not in its folder"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hugging Face libraries when they are imported
@@ -10,6 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from helpers.demo.pretrain import SCHEDULE
@@ -19,6 +21,7 @@ from helpers.run import Run
 ROOT = Path(__file__).parent.parent
 ORIENTATION = 0x0112
 
+tqdm.set_lock(threading.RLock())  # its own outlives a killed process that held it
 torch.set_num_threads(1)  # equal bits are promised at one thread count
 
 

@@ -180,6 +180,14 @@ def from_package(base, hostile):
     edit(base / "model_index.json", unet=["hostile_package", "Evil"])
 
 
+def nested(base, hostile):
+    """A part that is a pipeline, whose own index names a module deep in the folder."""
+    edit(base / "model_index.json", safety_checker=["diffusers", "DiffusionPipeline"])
+    index = {"_class_name": "DiffusionPipeline", "unet": ["base.safety_checker.deep.own", "Evil"]}
+    put(base / "safety_checker/model_index.json", json.dumps(index))
+    put(base / "safety_checker/deep/own.py", hostile.code)
+
+
 def adapter(base, hostile):
     lora = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
     lora["base_model_name_or_path"] = str(base / "text_encoder")
@@ -213,6 +221,9 @@ CODE = {
     "a module named as a library": custom("unet/diffusers.py"),
     "a scheduler's module": custom("scheduler/own.py", {"scheduler": ["own", "Evil"]}),
     "a package that can be imported": from_package,
+    "a pipeline in a pipeline": nested,
+    "a pipeline for a part": custom("own.txt", {"unet": ["diffusers", "DiffusionPipeline"]}),
+    "a model of any kind for a part": custom("own.txt", {"vae": ["transformers", "AutoModel"]}),
 }
 
 
@@ -238,7 +249,7 @@ def test_a_base_model_that_has_only_pickles_is_told_so(base, hostile, part):
 @pytest.mark.parametrize("plant", CODE.values(), ids=CODE)
 def test_a_base_model_with_code_of_its_own_is_refused(base, hostile, plant):
     plant(base, hostile)
-    load_parts(str(base), pick_device())  # asks for its own classes, whatever the index says
+    refused(lambda: load_parts(str(base), pick_device()), "base_model", "which is not run")
     refused(lambda: load_pipeline(str(base), torch.float32), "which is not run")
     assert "hostile_package" not in sys.modules
 
@@ -257,10 +268,10 @@ def test_what_lies_beside_good_weights_is_never_opened(base, hostile):
          auto_map={"AutoTokenizer": ["tokenization_own.Evil", "tokenization_own.Evil"]})  # fmt: skip
     put(base / "text_encoder/modeling_own.py", hostile.code)
     edit(base / "text_encoder/config.json", auto_map={"AutoModel": "modeling_own.Evil"})
-    load_parts(str(base), pick_device())
-    refused(lambda: load_pipeline(str(base), torch.float32), "which is not run")
+    refused(lambda: load_parts(str(base), pick_device()), "which is not run")
     for module in base.rglob("*.py"):
         module.unlink()
+    load_parts(str(base), pick_device())
     assert load_pipeline(str(base), torch.float32)("a cat", num_inference_steps=1).images
 
 

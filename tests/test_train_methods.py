@@ -25,6 +25,7 @@ from helpers.store import folder_bytes, read_json, write_json
 from helpers.train import loop
 from helpers.train import plan as plan_module
 from helpers.train.buckets import Framing, bucket_of
+from helpers.train.cache import _digest
 from helpers.train.checkpoint import Belongs, State, resume, save
 from helpers.train.ema import MovingAverage
 from helpers.train.footprint import random_inputs
@@ -261,7 +262,7 @@ def spoil(run, index):
     (path,) = run.cache.glob("train-images-*.safetensors")
     tensors = load_file(path)
     tensors[f"{index:08d}"].fill_(math.nan)
-    save_file(tensors, path)
+    save_file(tensors, path, {"sha256": _digest(tensors[name] for name in sorted(tensors))})
 
 
 def test_an_image_without_a_number_is_skipped_and_counted(dataset, tiny_base):

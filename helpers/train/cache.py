@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -17,7 +17,7 @@ from helpers.errors import RunError
 from helpers.run import Run
 from helpers.store import replacing_file, sha256
 from helpers.train.buckets import Framing
-from helpers.train.model import Parts, fingerprint
+from helpers.train.model import Parts, as_bytes, fingerprint
 from helpers.train.order import generator
 
 VARIANTS = 4  # of a picture, encoded at once
@@ -71,15 +71,31 @@ def _kept(
     path = run.cache / f"{name}-{digest}.safetensors"
     others = run.folder.parent.glob(f"*/{run.cache.name}/{path.name}")
     for found in [path, *others]:
-        try:
-            tensors = load_file(found)
-            return [tensors[place] for place in sorted(tensors)]
-        except (OSError, SafetensorError):  # not there, or damaged: a cache may be lost at any time
-            continue
-    computed = list(compute())
+        if tensors := _read(found):
+            return tensors
+    computed = [tensor.clone() for tensor in compute()]
     with replacing_file(path) as beside:
-        save_file({f"{i:08d}": tensor.clone() for i, tensor in enumerate(computed)}, beside)
+        named = {f"{i:08d}": tensor for i, tensor in enumerate(computed)}
+        save_file(named, beside, {"sha256": _digest(computed)})
     return computed
+
+
+def _read(path: Path) -> list[Tensor]:
+    """The tensors of a cache file, or none if it is not there or damaged: a cache may be lost at any time."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = [file.get_tensor(name) for name in sorted(file.keys())]
+            kept = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return []
+    return tensors if kept == _digest(tensors) else []
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(as_bytes(tensor))
+    return digest.hexdigest()
 
 
 def image_examples(

@@ -6,7 +6,7 @@ hashes; a reader takes the newest that verifies. Random states are not kept, sin
 
 import logging
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from helpers.config import TrainConfig
 from helpers.errors import RunError
 from helpers.run import Run
 from helpers.store import (
+    MANIFEST,
     copy_file,
     damage,
     on_disk,
@@ -41,6 +42,7 @@ class Belongs:
     config: dict[str, Any]  # all that changes what a step learns
     base_model: str  # fingerprint of its UNet
     dataset: str  # hash of its manifest
+    parts: dict[str, str] = field(default_factory=dict)  # fingerprints of the base's other parts
 
 
 @dataclass(frozen=True)
@@ -103,17 +105,25 @@ def resume(run: Run, state: State, belongs: Belongs) -> int:
     recover_folders(run.checkpoints)
     told = []
     for folder in _newest_first(run):
-        what = damage(folder) or _load(folder, state, belongs)
+        what = damage(folder) or _lacks(folder, state) or _load(folder, state, belongs)
         if what is None:
             return step_of(folder)
         log.warning("%s: the checkpoint before it is taken", what)
         told.append(what)
+    told += [f"{folder} is not named as one" for folder in _strangely_named(run)]
     if told:
         raise RunError(
             f"no checkpoint can be read ({'; '.join(told)}): put a good copy of one there, "
             f"or move {run.checkpoints} away to begin again from step 0"
         )
     return 0
+
+
+def _lacks(folder: Path, state: State) -> str | None:
+    """What a checkpoint does not list that each has, or None."""
+    needed = {WEIGHTS, OPTIMIZER, STATE} | ({AVERAGE} if state.average is not None else set())
+    missing = sorted(needed - read_json(folder / MANIFEST).keys())
+    return f"{folder / MANIFEST} does not list {missing[0]}" if missing else None
 
 
 def _load(folder: Path, state: State, belongs: Belongs) -> str | None:
@@ -210,6 +220,12 @@ def _newest_first(run: Run) -> list[Path]:
     return sorted(folders, key=step_of, reverse=True)
 
 
+def _strangely_named(run: Run) -> list[Path]:
+    """Checkpoints under another name, such as a sync client's `step-000250 (1)`."""
+    found = [path.parent for path in sorted(run.checkpoints.glob(f"[!.]*/{MANIFEST}"))]
+    return [folder for folder in found if folder not in _newest_first(run)]
+
+
 def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
@@ -228,6 +244,11 @@ def _refuse_stranger(folder: Path, state: dict[str, Any], belongs: Belongs) -> N
         f"the {what.replace('_', ' ')} was another"
         for what in ("base_model", "dataset")
         if state[what] != getattr(belongs, what)
+    ]
+    changed += [
+        f"the base model's {part} was another"
+        for part, kept in state.get("parts", {}).items()  # the first checkpoints did not tell
+        if kept != belongs.parts.get(part, kept)
     ]
     if changed:
         raise RunError(

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 
-from helpers.config import TrainConfig
+from helpers.config import TrainConfig, read_settings
 from helpers.run import Run
 from helpers.store import damage, folder_hash, read_json, write_json
 from helpers.train import checkpoint
@@ -20,7 +20,7 @@ def is_finished(config: TrainConfig, run: Run) -> bool:
     if not (run.config("train").is_file() and run.verdict.is_file()) or damage(run.model):
         return False
     verdict = read_json(run.verdict)
-    done = TrainConfig(**run.read_config("train"))
+    done = read_settings(TrainConfig, run.read_config("train"))
     same_settings = replace(done, **{name: getattr(config, name) for name in NOT_LEARNT}) == config
     same_settings &= _images_per_step(done) == _images_per_step(config)
     same_data = verdict["dataset"] == folder_hash(run.dataset)

@@ -4,10 +4,11 @@ prepare.py makes what it works with; finish.py leaves the model and the verdict.
 """
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from helpers.colab import keep_soon
 from helpers.config import TrainConfig
-from helpers.device import pick_device
+from helpers.device import Device, pick_device
 from helpers.errors import DivergedError, RunError, Stopped
 from helpers.run import Run
-from helpers.store import damage, read_json
+from helpers.store import damage, locked, read_json
 from helpers.train import checkpoint
 from helpers.train.finish import finish, is_finished
 from helpers.train.interrupt import Interrupts
@@ -53,23 +54,43 @@ def train(config: TrainConfig, run: Run) -> Iterator[Step]:
     """Fine-tune, yielding each optimizer step; a rerun goes on from the newest checkpoint, or does nothing.
 
     Step 0 is the base model, measured. At the end model/ holds a pipeline and verdict.json the outcome.
-    Raises RunError where the dataset or the base model is missing, a checkpoint belongs to another
-    training, it will not fit, a full-size model would train without a GPU, a disk refuses what is to be kept,
-    or the loss stops being a number; Stopped after SIGINT or SIGTERM, with the last step kept.
+    Raises RunError where the dataset or the base model is missing or damaged, a checkpoint belongs to another
+    training, another process trains this run, it will not fit, a full-size model would train without a GPU, a disk
+    refuses what is to be kept, or the loss stops being a number; Stopped after SIGINT or SIGTERM, with the last
+    step kept.
     """
     run.require(run.split_metadata("train"), "dataset")
     if is_finished(config, run):
         return
-    device = pick_device(config.mixed_precision, config.attention)
-    refuse_slow(config, device)
-    refuse_too_large(config, run, device)
-    with memory_errors(config), Interrupts(_stop_before) as interrupts:
+    with memory_errors(config), Interrupts(_stop_before) as interrupts, _alone(run):
+        device = _check(config, run)
         training = Training(config, run, device)
         interrupts.stop = partial(_stop, training)
         interrupts.is_one_of_many = training.accelerator.num_processes > 1
         with closing(training.log):
             yield from _steps(training, interrupts)
             finish(training)
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Train a run in one process, or one group of them, at a time. Raises RunError where another one does."""
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
+    lock = locked(run.train_lock, wait=False, of_process=True) if is_first else nullcontext(True)
+    with lock as is_mine:
+        if not is_mine:
+            raise RunError(f"{run.folder} is trained by another process: wait for it, or stop it")
+        yield
+
+
+def _check(config: TrainConfig, run: Run) -> Device:
+    """Refuse what cannot be trained here before anything is loaded; the device to train on."""
+    if what := damage(run.dataset):
+        raise RunError(f"{what}: run 03_dataset again")
+    device = pick_device(config.mixed_precision, config.attention)
+    refuse_slow(config, device)
+    refuse_too_large(config, run, device)
+    return device
 
 
 def _steps(training: Training, interrupts: Interrupts) -> Iterator[Step]:
@@ -217,6 +238,8 @@ def _stop_if_asked(training: Training, interrupts: Interrupts) -> None:
 
 def _stop(training: Training, number: int) -> NoReturn:
     """Save once, if that is not done, and say how to go on."""
+    if training.step == 0:
+        _stop_before(number)
     if training.step > training.saved_step:
         _save(training)
     training.accelerator.wait_for_everyone()

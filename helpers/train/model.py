@@ -1,10 +1,12 @@
 """A Stable Diffusion v1 model in its parts, and what it takes to train it here."""
 
 import hashlib
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from helpers.config import TrainConfig
 from helpers.device import Device
 from helpers.errors import RunError
-from helpers.foreign import reading, unloadable
+from helpers.foreign import reading, refuse_code, unloadable
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_TARGETS = {
@@ -48,6 +50,18 @@ class Parts:
     unet: UNet2DConditionModel
     noise_scheduler: DDPMScheduler
     device: Device
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of all but the UNet: what makes latents and embeddings, each in its precision, and the noise schedule."""
+        schedule = self.noise_scheduler
+        kind = f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
+        words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return {
+            f"VAE ({self.vae.dtype})": fingerprint(self.vae),
+            f"text encoder ({self.text_encoder.dtype})": fingerprint(self.text_encoder),
+            "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
+            "noise schedule": hashlib.sha256(kind.encode()).hexdigest(),
+        }
 
     @property
     def step_px(self) -> int:
@@ -119,6 +133,7 @@ def load_parts(base_model: str, device: Device, train_text_encoder: bool = False
     whole = given | {"torch_dtype": torch.float32}
     with reading("base_model", base_model, ADVICE), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
+        refuse_code(Path(base_model))  # which its export would refuse, after hours
         vae = AutoencoderKL.from_pretrained(base_model, subfolder="vae", **given)
         unet = UNet2DConditionModel.from_pretrained(base_model, subfolder="unet", **whole)
         text_encoder = CLIPTextModel.from_pretrained(
@@ -193,9 +208,10 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(_bytes(tensor))
+        digest.update(as_bytes(tensor))
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def as_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's content, in order."""
     return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")

@@ -107,9 +107,8 @@ class Training:
 
     def _belongs(self) -> checkpoint.Belongs:
         learnt = learnt_from(self.config, self.accelerator.num_processes)
-        return checkpoint.Belongs(
-            learnt, fingerprint(self.parts.unet), folder_hash(self.run.dataset)
-        )
+        unet, dataset = fingerprint(self.parts.unet), folder_hash(self.run.dataset)
+        return checkpoint.Belongs(learnt, unet, dataset, self.parts.fingerprints())
 
     def _make_examples(self) -> None:
         """Have all that the frozen parts compute computed, once."""

@@ -16,7 +16,7 @@ from optuna.pruners import MedianPruner
 from optuna.trial import FrozenTrial
 
 from helpers.colab import keep, restore
-from helpers.config import TrainConfig, configure, from_text
+from helpers.config import TrainConfig, configure, from_text, read_settings
 from helpers.device import pick_device
 from helpers.errors import DatabaseError, ElsewhereError, RunError
 from helpers.run import Run
@@ -152,7 +152,7 @@ def sweep_if_asked(config: TrainConfig, run: Run) -> TrainConfig:
     for line in run_trials(config, run):
         print(line, flush=True)
     print(promote(run))
-    return TrainConfig(**run.read_config("train"))
+    return read_settings(TrainConfig, run.read_config("train"))
 
 
 def _arguments() -> argparse.Namespace:
