@@ -4,7 +4,7 @@ BIN := .venv/bin
 COLAB := .venv/colab/bin
 SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
 # what is run a second time, with Colab's versions
-WALK := tests/test_walk.py tests/test_starts.py tests/test_replica.py
+WALK := tests/test_walk.py tests/test_starts.py tests/test_replica.py tests/test_malicious.py
 # begun first, so that nobody waits for the longest at the end
 LONG := tests/test_walk.py tests/test_secrets.py
 # three tests at a time on two cores, each on one thread: some wait for a disk or a clock

@@ -317,7 +317,7 @@ def _incomplete(source: Path, found: dict[str, os.stat_result]) -> list[NotKept]
             for file, entry in read_json(source / name).items():
                 stat = found.get(folder + file)
                 if stat is None or stat.st_size != entry["size"]:
-                    faults.append(NotKept(f"{source / folder}{file} is not what {MANIFEST} says"))
+                    faults.append(NotKept(f"{source / folder / file} is not what {MANIFEST} says"))
     return faults[:1]
 
 

@@ -1,5 +1,6 @@
 """The mirror on a Drive that errs, and what a fresh machine makes of it."""
 
+import errno
 import hashlib
 import io
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import colab, drive, index, parts
+from helpers import colab, drive, index, mirror, parts
 from helpers.config import TrainConfig, configure
 from helpers.errors import RunError
 from helpers.run import Run
@@ -234,6 +235,109 @@ def lead_to(monkeypatch, kind):
     made = []
     monkeypatch.setattr(colab, "Drive", lambda *given: made.append(kind(*given)) or made[-1])
     return made
+
+
+def test_a_folder_that_is_not_whole_here_is_named_and_the_others_are_kept(run, there):
+    for step in (1, 2, 3):
+        write_checkpoint(run, step)
+    (run.checkpoint(1) / "manifest.json").write_text("")
+    (run.checkpoint(3) / "state.json").unlink()
+    line = colab.keep(run)
+    assert claimed_step(line) == 2 and "NOT all" in line and "move that folder away" in line
+    shutil.rmtree(run.checkpoint(1))
+    line = colab.keep(run)
+    assert "step-000003/state.json is missing" in line and claimed_step(line) == 2
+    shutil.rmtree(run.checkpoint(3))
+    assert "is kept on Google Drive" in colab.keep(run)
+
+
+def test_a_dataset_that_lacks_an_image_is_not_called_kept(run, there):
+    path = run.split_images("train")[0]
+    path.unlink()
+    line = colab.keep(run)
+    assert "NOT all" in line and f"{path} is not what manifest.json says" in line
+
+
+def test_a_copy_under_another_name_is_in_nobodys_way(run, there):
+    write_checkpoint(run, 1)
+    shutil.copytree(run.checkpoint(1), run.checkpoints / "step-000001 (1)")
+    write_checkpoint(run, 2)
+    line = colab.keep(run)
+    assert "is kept on Google Drive" in line and claimed_step(line) == 2
+
+
+class Scratched(drive.Drive):
+    """A Drive that cannot give one file any more."""
+
+    def read(self, name):
+        if "step-000001/weights" in name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(name)
+
+
+def test_a_file_that_drive_cannot_give_keeps_no_other_away(run, monkeypatch):
+    for step in (1, 2):
+        write_checkpoint(run, step)
+    colab.keep(run)
+    shutil.rmtree(run.folder)
+    lead_to(monkeypatch, Scratched)
+    said = colab.restore(run)
+    assert "1 did not verify there (checkpoints/step-000001)" in said
+    assert latest_step(run) == 2 and run.posts.is_file()
+
+
+class Tight(drive.Drive):
+    """A Drive with room for two checkpoints."""
+
+    def free_bytes(self):
+        taken = sum(p.stat().st_size for p in self.folder.rglob("step-*/*"))
+        return max(0, 2_500_000 - taken)
+
+
+def test_on_a_nearly_full_drive_a_fresh_machine_goes_on_mirroring(run, there, monkeypatch):
+    lead_to(monkeypatch, Tight)
+    for step in (1, 2):
+        write_checkpoint(run, step, 1_000_000)
+        assert claimed_step(colab.keep(run)) == step
+    shutil.rmtree(run.folder)
+    lead_to(monkeypatch, Tight)
+    colab.restore(run)
+    for step in (3, 4):
+        write_checkpoint(run, step, 1_000_000)
+        prune(run, run.checkpoint(step), 1, 0)
+        assert claimed_step(colab.keep(run)) == step
+
+
+class Silent(drive.Drive):
+    """A Drive that answers no more."""
+
+    released = threading.Event()
+
+    def read(self, name):
+        self.released.wait(60)
+        return super().read(name)
+
+
+def test_a_drive_that_hangs_is_not_waited_for_for_ever(run, there, monkeypatch):
+    colab.keep(run)
+    lead_to(monkeypatch, Silent)
+    monkeypatch.setattr(mirror, "HANG_S", 0.2)
+    monkeypatch.setattr(mirror, "POLL_S", 0.05)
+    assert "it has not answered for" in mirror_of(run).wait()
+    Silent.released.set()
+
+
+def mirror_of(run):
+    return colab._mirror(run)
+
+
+def test_a_second_restore_makes_no_second_mirror(run, there):
+    colab.restore(run)
+    write_checkpoint(run, 1)
+    colab.keep_soon(run)
+    first = mirror_of(run)
+    colab.restore(run)
+    assert mirror_of(run) is first and claimed_step(colab.keep(run)) == 1
 
 
 class Gate(drive.Drive):

@@ -461,8 +461,24 @@ def reshape_a_weight(folder):
     write_manifest(folder)
 
 
+def empty_manifest(folder):
+    """And a bit is another, which nothing tells any more."""
+    (folder / "manifest.json").write_text("{}")
+    weights = folder / "weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def leave_the_weights_out_of_the_manifest(folder):
+    files = json.loads((folder / "manifest.json").read_text())
+    del files["weights.safetensors"]
+    write_json(folder / "manifest.json", files)
+
+
 DAMAGES = (
     spoil_manifest,
+    empty_manifest,
+    leave_the_weights_out_of_the_manifest,
     spoil_manifest_entry,
     name_a_file_outside,
     drop_manifest,
@@ -509,6 +525,30 @@ def test_where_all_are_damaged_hours_are_not_begun_again_unasked(workplace):
     ) as told:
         loaded(run)
     assert "step-000002" in str(told.value) and "step-000004" in str(told.value)
+
+
+def test_a_copy_under_another_name_alone_is_told_and_nothing_begun_again(workplace):
+    run = Run("tiny")
+    save_at(run, 4)
+    run.checkpoint(4).rename(run.checkpoints / "step-000004 (1)")
+    with pytest.raises(RunError, match=r"step-000004 \(1\) is not named as one"):
+        loaded(run)
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_a_link_in_the_place_of_a_checkpoint_is_in_nobodys_way(workplace, target):
+    run = Run("tiny")
+    save_at(run, 2)
+    run.checkpoint(2).rename(workplace / "elsewhere")
+    run.checkpoint(2).symlink_to(workplace / target)
+    run.checkpoint(4).symlink_to(workplace / "nowhere")
+    save_at(run, 4)
+    save_at(run, 6)
+    assert loaded(run) == 6 and verifies_still(workplace / "elsewhere")
+
+
+def verifies_still(folder):
+    return damage(folder) is None
 
 
 def test_a_format_of_the_future_is_refused_and_nothing_older_taken(workplace):
@@ -584,6 +624,65 @@ def test_another_base_or_dataset_is_refused_by_name(workplace, what):
     save_two(run)
     with pytest.raises(RunError, match=f"the {what.replace('_', ' ')} was another"):
         resume(run, tiny_state(), replace(BELONGS, **{what: "another"}))
+
+
+@pytest.mark.parametrize("part", ["VAE", "text encoder", "noise schedule"])
+def test_a_base_of_which_another_part_changed_is_refused_by_name(
+    dataset, tiny_base, tmp_path, part
+):
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    list(train(small(base), dataset))
+    file = {
+        "VAE": base / "vae/diffusion_pytorch_model.safetensors",
+        "text encoder": base / "text_encoder/model.safetensors",
+    }.get(part)
+    if file:
+        save_file({name: 1.5 * tensor for name, tensor in load_file(file).items()}, file)
+    else:
+        path = base / "scheduler/scheduler_config.json"
+        write_json(path, json.loads(path.read_text()) | {"prediction_type": "v_prediction"})
+    with pytest.raises(RunError, match=f"the base model's {part}.* was another"):
+        list(train(small(base, max_steps=6), dataset))
+
+
+def test_a_dataset_that_was_edited_is_told_before_anything_is_trained(dataset, tiny_base):
+    list(train(small(tiny_base), dataset))
+    path = dataset.split_metadata("train")
+    path.write_text(path.read_text().replace("a picture", "a drawing"))
+    with pytest.raises(RunError, match="metadata.csv is not what .* says: run 03_dataset again"):
+        list(train(small(tiny_base, max_steps=6), dataset))
+
+
+def test_settings_that_a_version_does_not_know_are_passed_over(dataset, tiny_base):
+    list(train(small(tiny_base), dataset))
+    write_json(dataset.config("train"), dataset.read_config("train") | {"of_tomorrow": 1})
+    assert list(train(small(tiny_base), dataset)) == []
+
+
+def test_a_flipped_bit_in_the_cache_is_computed_again(dataset, tiny_base):
+    list(train(small(tiny_base), dataset))
+    (path,) = dataset.cache.glob("train-images-*")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:])
+    start_over(dataset)
+    list(train(small(tiny_base), dataset))
+    assert path.read_bytes() == whole
+
+
+def test_a_run_is_trained_by_one_process_at_a_time_and_twice_in_one(dataset, tiny_base):
+    steps = train(small(tiny_base), dataset)
+    next(steps)
+    again = train(small(tiny_base), dataset)  # as a cell that is run again
+    next(again)
+    again.close()
+    next(steps := train(small(tiny_base), dataset))
+
+    def act():
+        with pytest.raises(RunError, match="is trained by another process"):
+            list(train(small(tiny_base), dataset))
+
+    assert faults.in_child(act) == 0
+    steps.close()
 
 
 def test_half_the_batch_and_twice_the_accumulation_is_the_same_training():
