@@ -18,6 +18,9 @@ Config = TypeVar("Config")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
+TRACKERS = ("wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
+
+
 def number(default: float | None, low: float, high: float) -> Any:
     """A field that holds a number from `low` to `high`, whole where the default is."""
     return field(default=default, metadata={"low": low, "high": high})
@@ -248,7 +251,8 @@ class TrainConfig(Checked):
     preview_every_steps: int = number(100, 1, 1_000_000)
     keep_checkpoints: int = number(2, 1, 1000)  # and the best one beside them
     early_stopping_patience: int = number(0, 0, 1000)  # measurements without a new best; 0 goes on
-    tracker: str = choice("tensorboard", "wandb", "none")
+    # train_log.jsonl is always kept; the others are what accelerate knows
+    tracker: str = choice("tensorboard", "none", *TRACKERS)
     prompts: tuple[
         str, ...
     ] = ()  # of the previews, without the suffix; empty takes held-out captions

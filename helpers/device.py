@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import resource
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -94,6 +95,13 @@ def _fault_of_xformers(device: torch.device) -> str:
     except Exception as error:  # a foreign build fails in its own ways
         return f"does not run here ({str(error).strip().split(chr(10))[0] or type(error).__name__})"
     return ""
+
+
+def memory_gb() -> float:
+    """What this process holds of the GPU's memory; without a GPU the most that it has held of the machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_reserved() / GB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
 
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:

@@ -54,6 +54,7 @@ class Run:
     train_log = _In("train_log.jsonl")
     train_lock = _In(".train.lock")
     tensorboard = _In("tensorboard")
+    tracker = _In("config/tracker.json")  # by which W&B knows this training again
     previews = _In("previews")
     model = _In("model")
     verdict = _In("verdict.json")

@@ -486,10 +486,27 @@ def test_memory_that_runs_out_names_the_setting():
 
 
 def test_a_tracker_that_is_not_installed_is_named(dataset, tiny_base):
-    with pytest.raises(RunError, match="tracker is 'wandb', which is not installed"):
-        list(train(settings(tiny_base, tracker="wandb"), dataset))
+    with pytest.raises(RunError, match="tracker is 'aim', which is not installed"):
+        list(train(settings(tiny_base, tracker="aim"), dataset))
     list(train(settings(tiny_base, tracker="none"), dataset))
     assert not dataset.tensorboard.exists()
+
+
+def test_weights_and_biases_is_told_of_one_training_however_often_it_is_resumed(
+    dataset, tiny_base, monkeypatch
+):
+    """The real client, which keeps for later what it cannot send."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    list(train(settings(tiny_base, tracker="wandb"), dataset))
+    list(train(settings(tiny_base, tracker="wandb", max_steps=6), dataset))
+    kept = sorted(dataset.folder.glob("wandb/offline-run-*"))
+    assert len(kept) == 2 and len({path.name.rsplit("-", 1)[1] for path in kept}) == 1
+    written = b"".join(path.read_bytes() for path in dataset.folder.glob("wandb/*/run-*.wandb"))
+    for name in (b"held_out_loss", b"learning_rate", b"validation_pairs"):
+        assert name in written
+    assert list(dataset.folder.glob("wandb/*/files/media/images/previews_*"))
+    assert [row["step"] for row in lines(dataset.train_log)] == list(range(7))
 
 
 def test_attention_without_xformers_with_it_and_where_it_cannot_run(tmp_path, monkeypatch):

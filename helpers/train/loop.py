@@ -18,7 +18,7 @@ from torch import Tensor
 
 from helpers.colab import keep_soon
 from helpers.config import TrainConfig
-from helpers.device import Device, pick_device
+from helpers.device import Device, memory_gb, pick_device
 from helpers.errors import DivergedError, RunError, Stopped
 from helpers.run import Run
 from helpers.store import damage, locked, read_json
@@ -48,6 +48,14 @@ class Step:
     skipped: int = 0  # steps so far whose loss or gradient was no number
     held_out_loss: float | None = None
     probe_loss: float | None = None  # the same measure on training images
+
+    @property
+    def progress(self) -> str:
+        """What stands beside a progress bar."""
+        return (
+            f"loss {self.loss:.4f}, rate {self.learning_rate:.2g}, {self.images_per_s:.1f} images/s, "
+            f"{memory_gb():.1f} GB"
+        )
 
 
 def train(config: TrainConfig, run: Run) -> Iterator[Step]:
@@ -194,7 +202,11 @@ def _look(training: Training, step: Step) -> Step:
                 probe = training.probe(unet, training.device)
                 step = replace(step, held_out_loss=held_out, probe_loss=probe)
             if draws and training.accelerator.is_main_process:
-                write_preview(training.run, training.step, training.parts, config, training.prompts)
+                training.log.show(
+                    write_preview(
+                        training.run, training.step, training.parts, config, training.prompts
+                    )
+                )
     training.log.add(asdict(step))
     training.stopped_early = step.held_out_loss is not None and training.has_learnt_all()
     return step

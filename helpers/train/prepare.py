@@ -101,7 +101,7 @@ class Training:
         self._follow_schedule()
         if self.accelerator.is_main_process:
             run.write_config("train", config)
-        self.log = Log(run, self.step, self.accelerator)
+        self.log = Log(run, self.step, self.accelerator, config)
         self.bad_steps: list[set[str]] = []  # in a row, with the images whose loss was no number
         self.stopped_early = self.has_learnt_all()
 

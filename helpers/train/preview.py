@@ -1,5 +1,7 @@
 """The same prompts at the same seeds, from the base model to the last step."""
 
+from pathlib import Path
+
 import torch
 from PIL import Image
 
@@ -18,7 +20,7 @@ def draw_previews(parts: Parts, config: TrainConfig, prompts: list[str]) -> list
 
 def write_preview(
     run: Run, step: int, parts: Parts, config: TrainConfig, prompts: list[str]
-) -> None:
+) -> Path:
     """Draw the previews of a step into previews/step-NNNNNN.png."""
     images = draw_previews(parts, config, prompts)
     cell_px = max(160, min(config.resolution_px, 256))
@@ -26,3 +28,4 @@ def write_preview(
         grid(
             images, columns=len(images) if len(images) <= 6 else 4, labels=prompts, cell_px=cell_px
         ).save(beside)
+    return run.preview(step)

@@ -1,18 +1,21 @@
 """What a training leaves to be watched: train_log.jsonl always, and TensorBoard or W&B by accelerate's trackers."""
 
-import importlib.util
 import json
 import math
+import uuid
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker, get_available_trackers
 
 from helpers.config import TrainConfig
 from helpers.errors import RunError
+from helpers.pictures import open_rgb
 from helpers.records import read_log
 from helpers.run import Run
-from helpers.store import append_line, on_disk, write_text
+from helpers.store import append_line, on_disk, read_json, write_json, write_text
 
 
 class Log:
@@ -22,7 +25,7 @@ class Log:
     copy made of the run folder meanwhile, left of train_log.jsonl.
     """
 
-    def __init__(self, run: Run, step: int, accelerator: Accelerator) -> None:
+    def __init__(self, run: Run, step: int, accelerator: Accelerator, config: TrainConfig) -> None:
         """`step` is the one to go on from, whose checkpoint has the rows up to it."""
         self.run, self.accelerator = run, accelerator
         kept = read_log(run.checkpoint(step) / run.train_log.name) if step else []
@@ -32,24 +35,51 @@ class Log:
         self.held_out = [(r["step"], r["held_out_loss"]) for r in kept if "held_out_loss" in r]
         self.probe = [(r["step"], r["probe_loss"]) for r in kept if "probe_loss" in r]
         self.skipped = int(max((row.get("skipped", 0) for row in kept), default=0))
-        self._start_trackers(kept)
+        self._start_trackers(kept, config)
 
-    def _start_trackers(self, kept: list[dict[str, Any]]) -> None:
-        """Open the trackers; TensorBoard's events, of which a kill may lose the last minutes, are written anew."""
+    def _start_trackers(self, kept: list[dict[str, Any]], config: TrainConfig) -> None:
+        """Open the tracker; TensorBoard's events, of which a kill may lose the last minutes, are written anew."""
         run, accelerator = self.run, self.accelerator
-        names = {"tensorboard": run.tensorboard.name, "wandb": "annalaura-diffusion"}
-        again = {"id": run.name.replace("/", "-"), "name": run.name, "resume": "allow"}
-        options = {"tensorboard": {"purge_step": 0}, "wandb": again}
         with on_disk("write", run.tensorboard):
-            if accelerator.is_main_process:
-                for events in run.tensorboard.glob("events.out.tfevents.*"):
-                    events.unlink()
-            for name in accelerator.log_with:
-                accelerator.init_trackers(names[str(name.value)], init_kwargs=options)
-            for tracker in accelerator.trackers:
-                if tracker.name == "tensorboard":
-                    for row in kept:
-                        _track(tracker, row)
+            if config.tracker == "tensorboard":
+                if accelerator.is_main_process:
+                    for events in run.tensorboard.glob("events.out.tfevents.*"):
+                        events.unlink()
+                options = {"tensorboard": {"purge_step": 0}}
+                accelerator.init_trackers(run.tensorboard.name, init_kwargs=options)
+                self._replay(kept)
+            elif config.tracker != "none":
+                plain = {k: v for k, v in vars(config).items() if isinstance(v, int | float | str)}
+                again = {"id": self._id(bool(kept)), "name": run.name, "resume": "allow"}
+                options = {"wandb": again | {"dir": run.folder}}
+                accelerator.init_trackers("annalaura-diffusion", plain, options)
+
+    def _replay(self, kept: list[dict[str, Any]]) -> None:
+        steps = {row["step"] for row in kept}
+        for tracker in self.accelerator.trackers:
+            for row in kept:
+                _track(tracker, row)
+        for path in self.run.preview_files():
+            if int(path.stem.removeprefix("step-")) in steps:
+                self.show(path)
+
+    def _id(self, goes_on: bool) -> str:
+        """What names this training to W&B, however often it is resumed, on whatever machine."""
+        path = self.run.tracker
+        if self.accelerator.is_main_process and not (goes_on and path.is_file()):
+            write_json(path, {"id": uuid.uuid4().hex})
+        self.accelerator.wait_for_everyone()
+        return read_json(path)["id"]
+
+    def show(self, path: Path) -> None:
+        """Give the preview of a step to trackers that take pictures."""
+        step = int(path.stem.removeprefix("step-"))
+        pixels = np.asarray(open_rgb(path))[None]
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"previews": pixels}, step=step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({"previews": pixels}, step=step)
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a step; values that are None or no number stay out. Raises RunError if a disk refuses it."""
@@ -77,6 +107,10 @@ def _track(tracker: GeneralTracker, row: dict[str, Any]) -> None:
 
 def tracker_of(config: TrainConfig) -> str | None:
     """The tracker as accelerate names it. Raises RunError if it is not installed."""
-    if config.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise RunError("tracker is 'wandb', which is not installed: set tracker to 'tensorboard'")
-    return None if config.tracker == "none" else config.tracker
+    if config.tracker == "none":
+        return None
+    if config.tracker not in [tracker.value for tracker in get_available_trackers()]:
+        raise RunError(
+            f"tracker is {config.tracker!r}, which is not installed: set tracker to 'tensorboard'"
+        )
+    return config.tracker
