@@ -43,6 +43,7 @@ bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks.mirror
 	$(BIN)/python -m tests.benchmarks.sampling
 	$(BIN)/python -m tests.benchmarks.sweep
+	$(if $(SCRIPT),$(BIN)/python -m tests.benchmarks.train --script $(SCRIPT) --lora-script $(LORA_SCRIPT))
 
 browser: .venv/installed
 	$(BIN)/python -m pip install -q -r tests/requirements-browser.txt

@@ -74,7 +74,7 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
     if parameters < LARGE:
         return
     images = config.train_batch_size * config.gradient_accumulation_steps
-    seconds = 3 * images * _forward_flops(unet, config.resolution_px // 8) / _flops_per_s()
+    seconds = 3 * images * forward_flops(unet, config.resolution_px // 8) / _flops_per_s()
     raise RunError(
         f"{config.base_model} has {parameters / 1e6:.0f} M parameters and there is no GPU here: "
         f"{config.max_steps} steps of about {seconds:.0f} s would take {config.max_steps * seconds / 3600:.0f} hours "
@@ -82,7 +82,7 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
     )
 
 
-def _forward_flops(unet: UNet2DConditionModel, latent_side: int) -> float:
+def forward_flops(unet: UNet2DConditionModel, latent_side: int) -> float:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         latents = torch.empty(1, unet.config.in_channels, latent_side, latent_side)
         unet(latents, torch.zeros(1), torch.empty(1, 77, unet.config.cross_attention_dim))
