@@ -37,6 +37,7 @@ def reading(setting: str, model: str, advice: str) -> Iterator[None]:
     """Load a model inside, by hub id or folder; whatever the libraries then raise becomes a RunError in one line."""
     try:
         _refuse_pickled_shards(Path(model))
+        _refuse_adapters(Path(model))
         yield
     except RunError:
         raise
@@ -84,6 +85,12 @@ def _refuse_pickled_shards(folder: Path) -> None:
         for name in read_json(index)["weight_map"].values():
             if not name.endswith(".safetensors"):
                 raise ValueError(f"{index.relative_to(folder)} names {name}, which is not read")
+
+
+def _refuse_adapters(folder: Path) -> None:
+    """An adapter beside a model's weights is loaded with them by some versions of transformers, pickled or not."""
+    if found := sorted(path for path in _files(folder) if path.name == "adapter_config.json"):
+        raise ValueError(f"it holds an adapter, {found[0].relative_to(folder)}, which is not read")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -268,6 +268,8 @@ def assert_kills_cost_nothing(site, kills, rng):
     for session in sessions:
         asked = [entry for entry in session if entry[0] not in SESSION_STARTS]
         asked = [entry for entry in asked if entry != ("timeline", "")]  # opens it when logged in
+        if asked[:1] == asked[1:2]:  # the last one of the process killed before was heard late
+            asked = asked[1:]
         assert len(asked) == len(set(asked))
         assert len(seen & set(asked)) <= 1, seen & set(asked)
         seen |= set(asked)
