@@ -151,13 +151,17 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file and have the disk keep it; a half line that a kill left is cut off first."""
+def append_line(path: Path, line: str, sync: bool = True) -> None:
+    """Add a line to a file and have the disk keep it; a half line that a kill left is cut off first.
+
+    Without `sync` it survives a kill of the process, not of the machine.
+    """
     _make_folder(path.parent)
     with on_disk("write", path), path.open("ab+") as file:
         cut_half_line(file)
         file.write(line.encode() + b"\n")
-    _sync(path)
+    if sync:
+        _sync(path)
 
 
 def cut_half_line(file: Any) -> None:

@@ -153,9 +153,10 @@ def _optimise_once(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
             weights = snr_weights(schedule, timesteps, config.snr_gamma)
             accelerator.backward((each * weights).mean())
             if accelerator.sync_gradients:
-                most = config.max_grad_norm or math.inf
-                norm = accelerator.clip_grad_norm_(training.weights.values(), most)
-                step_if_finite(training.optimizer, norm)
+                weights = training.weights.values()
+                norm = step_if_finite(
+                    accelerator, training.optimizer, weights, config.max_grad_norm
+                )
             training.optimizer.zero_grad()
         losses.append(each.detach())
     training.schedule.step()

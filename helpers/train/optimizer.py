@@ -1,10 +1,14 @@
 """What turns gradients into steps: AdamW, whole or in 8 bits, which passes over gradients that are no numbers."""
 
 import importlib.util
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from helpers.config import TrainConfig
 from helpers.errors import RunError
@@ -39,21 +43,26 @@ def _bitsandbytes() -> Any:
     return bitsandbytes
 
 
-def step_if_finite(optimizer: Any, gradient_norm: Tensor) -> None:
-    """Take the step unless the gradient's norm is no number, without waiting for the GPU to know.
+def step_if_finite(
+    accelerator: Accelerator, optimizer: Any, weights: Iterable[Tensor], most: float
+) -> Tensor:
+    """Clip the gradients' norm to `most` (0: not at all) and step, unless it is no number; return what it was.
 
-    A fused optimizer is told by the attribute that GradScaler sets on it; others have to wait.
-    `optimizer` is accelerate's; where it scales for fp16, it looks by itself.
+    A fused optimizer does both in one pass without waiting for the GPU to know, told by the attributes that GradScaler
+    sets on it. `optimizer` is accelerate's; where it scales for fp16, it looks by itself.
     """
-    inner = optimizer.optimizer
-    if optimizer.scaler is not None:
-        optimizer.step()
-    elif inner.defaults.get("fused"):
-        inner.found_inf = (~gradient_norm.isfinite()).float()
-        optimizer.step()
-        del inner.found_inf
-    elif gradient_norm.isfinite():
-        optimizer.step()
+    inner, most = optimizer.optimizer, most or math.inf
+    if optimizer.scaler is not None or not inner.defaults.get("fused"):
+        norm = accelerator.clip_grad_norm_(weights, most)
+        if optimizer.scaler is not None or norm.isfinite():
+            optimizer.step()
+        return norm
+    norm = get_total_norm([p.grad for p in weights if p.grad is not None])
+    inner.grad_scale = (norm / most).clamp(min=1)  # gradients are divided by it
+    inner.found_inf = (~norm.isfinite()).float()
+    optimizer.step()
+    del inner.grad_scale, inner.found_inf
+    return norm
 
 
 def restore_layout(optimizer: torch.optim.Optimizer) -> None:

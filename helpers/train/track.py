@@ -89,7 +89,9 @@ class Log:
         if "probe_loss" in row:
             self.probe.append((row["step"], row["probe_loss"]))
         if self.accelerator.is_main_process:
-            append_line(self.run.train_log, json.dumps(row))
+            append_line(
+                self.run.train_log, json.dumps(row), sync=False
+            )  # checkpoints hold it, synced
         with on_disk("write", self.run.tensorboard):
             for tracker in self.accelerator.trackers:
                 _track(tracker, row)
