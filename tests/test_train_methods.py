@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -31,6 +32,7 @@ from helpers.train.ema import MovingAverage
 from helpers.train.footprint import random_inputs
 from helpers.train.limits import memory_errors, what_to_change
 from helpers.train.loop import train, verify_model
+from helpers.train.model import LORA_TARGETS
 from helpers.train.optimizer import make_optimizer
 from helpers.train.order import Order, draws_at, image_at, variant_at
 from helpers.train.plan import _build, _passing, latent_side, plan, refuse_too_large
@@ -118,6 +120,68 @@ def test_the_loop_logs_the_loss_that_plain_diffusers_computes(dataset, tiny_base
         target = schedule.get_velocity(latents, noise, time) if velocity else noise
         losses.append(torch.nn.functional.mse_loss(predicted, target).item())
     assert abs(lines(dataset.train_log)[1]["loss"] - sum(losses) / 2) < 1e-5
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_second_step_is_what_diffusers_and_peft_come_to(
+    dataset, tiny_base, method, prediction_type
+):
+    """Gradients, min-SNR weights as diffusers' script has them, clipping and AdamW: step 2's loss shows them all."""
+    base = with_scheduler(tiny_base, dataset.folder / "base", prediction_type)
+    given = {
+        "prior_share": 0.0,
+        "caption_dropout": 0.0,
+        "lr_scheduler": "constant",
+        "snr_gamma": 5.0,
+    }
+    given |= {"lr_warmup_steps": 0, "learning_rate": 1e-2, "max_grad_norm": 0.1, "rank": 4}
+    config = settings(base, **given, method=method, max_steps=2)
+    list(train(config, dataset))
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet").train()
+    if method == "lora":
+        unet.requires_grad_(False)
+        torch.manual_seed(config.seed)
+        targets = LORA_TARGETS[config.lora_targets]
+        unet.add_adapter(
+            LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets)
+        )
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=config.weight_decay)
+    schedule = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
+    for step in range(2):
+        losses, weights = plain_losses(dataset, base, unet, schedule, range(2 * step, 2 * step + 2))
+        (losses * weights).mean().backward()
+        torch.nn.utils.clip_grad_norm_(trained, 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert abs(lines(dataset.train_log)[step + 1]["loss"] - losses.mean().item()) < 1e-5
+
+
+def plain_losses(run, base, unet, schedule, positions):
+    """The loss of each image, and its min-SNR weight, as train_text_to_image.py computes them."""
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
+    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    rows = read_metadata(run.split_metadata("train"))
+    picked = [rows[image_at(position, len(rows), 0)] for position in positions]
+    pixels = torch.cat([Framing(32).variants(run.split("train") / name) for name, _ in picked])
+    texts = [text for _, text in picked]
+    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
+        words = text_encoder(ids)[0]
+    draws = [draws_at(position, latents.shape[1:], 1000, 0) for position in positions]
+    noise = torch.stack([draw[0] for draw in draws])
+    timesteps = torch.tensor([draw[1] for draw in draws])
+    predicted = unet(schedule.add_noise(latents, noise, timesteps), timesteps, words).sample
+    is_velocity = schedule.config.prediction_type == "v_prediction"
+    target = schedule.get_velocity(latents, noise, timesteps) if is_velocity else noise
+    snr = compute_snr(schedule, timesteps)
+    weights = torch.stack([snr, 5.0 * torch.ones_like(timesteps)], dim=1).min(dim=1)[0]
+    weights = weights / (snr + 1 if is_velocity else snr)
+    losses = torch.nn.functional.mse_loss(predicted, target, reduction="none")
+    return losses.mean(dim=(1, 2, 3)), weights
 
 
 def with_scheduler(base, folder, prediction_type):
