@@ -140,8 +140,15 @@ class Mirror:
                     self.faults.append(NotKept(f"{damage(path.parent)}: move that folder away"))
                     skipped.add(name)
         small = list_small(self.source, {*here, *(name.as_posix() for name in skipped)})
+        small = {name: stat for name, stat in small.items() if not self._is_late(name, small)}
         self.faults += _incomplete(self.source, small)
         return here, small
+
+    def _is_late(self, name: str, small: dict) -> bool:
+        """Whether a file is of a folder that came while small files were listed, which the next round takes whole."""
+        above = [parent.as_posix() for parent in Path(name).parents]
+        top = name.split("/")[0]
+        return top in self.whole and any(f"{folder}/{MANIFEST}" in small for folder in above)
 
     def _earlier(self) -> dict[str, Folder]:
         return self.parts.index.folders
