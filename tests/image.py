@@ -7,10 +7,10 @@ project reaches require, as their releases say. `python -m tests.image` asks the
 
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -48,13 +48,14 @@ def direct_requirements() -> list[str]:
 
 
 def python_of(image: str) -> str:
-    """The image's Python, or this one where it is not to be had: the stubs are the same."""
+    """The image's Python, by pyenv or on the path. Raises LookupError where it is not to be had."""
     version = IMAGES[image][1]
-    found = [*Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]
+    homes = (Path.home(), Path(pwd.getpwuid(os.getuid()).pw_dir))
+    found = [p for home in homes for p in home.glob(f".pyenv/versions/{version}.*/bin/python")]
     for path in (*map(str, found), shutil.which(f"python{version}")):
         if path and subprocess.run([path, "-m", "pip", "-V"], capture_output=True).returncode == 0:
             return path
-    return sys.executable
+    raise LookupError(f"no Python {version} here, which the image {image!r} has")
 
 
 def metadata(name: str, version: str, requires: list[str]) -> str:
@@ -97,8 +98,19 @@ def resolve(image: str, files: list[Path], folder: Path, *more: str) -> tuple[di
     install_stubs(image, folder / "image")
     words = [word for file in files for word in ("-r", str(file))]
     report = folder / "report.json"
+    subprocess.run([python_of(image), "-m", "venv", folder / "bare"], check=True)
     done = subprocess.run(
-        [python_of(image), "-m", "pip", "install", "--dry-run", "--report", report, *more, *words],
+        [
+            folder / "bare/bin/python",
+            "-m",
+            "pip",
+            "install",
+            "--dry-run",
+            "--report",
+            report,
+            *more,
+            *words,
+        ],
         env=os.environ | {"PYTHONPATH": str(folder / "image")},
         capture_output=True,
         text=True,
