@@ -221,6 +221,8 @@ class Mirror:
             text = self.drive.text(f"{name}/{MANIFEST}")
             if hashlib.sha256(text.encode()).hexdigest() != key[1]:
                 return False
+            if not self.drive.is_uploaded(f"{name}/{MANIFEST}"):
+                return False
             for file, entry in json.loads(text).items():
                 place = f"{name}/{file}"
                 held = self.drive.holds(place, entry["size"], entry["sha256"])
