@@ -38,6 +38,11 @@ class FaultyDrive(Drive):
         self.uploading: dict[str, int] = {}  # polls until they are in the cloud
         self.lock = threading.RLock()
 
+    def die(self) -> None:
+        """End, as a machine ends: between two operations, whatever a thread was about to do."""
+        with self.lock:
+            self.dead = True
+
     def _operate(self) -> None:
         self.operations += 1
         late = self.operations - self.begins

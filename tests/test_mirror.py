@@ -146,7 +146,7 @@ def live_and_die(run, work, faulty, seed):
         assert "Google Drive" in str(error)
     if random.Random(seed).random() < 0.7:
         told.append(colab.keep(run))
-    faulty.dead = True
+    faulty.die()
     shutil.rmtree(run.folder)
     return told
 
