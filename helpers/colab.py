@@ -168,7 +168,6 @@ def keep(run: Run) -> str:
     try:
         if not mirror.is_of_this_machine():
             restore(run)
-            mirror = _mirror(run)
         problem = mirror.wait()
     except OSError as error:
         problem = explain(error)

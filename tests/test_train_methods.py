@@ -99,27 +99,10 @@ def test_the_loop_logs_the_loss_that_plain_diffusers_computes(dataset, tiny_base
     base = with_scheduler(tiny_base, dataset.folder / "base", prediction_type)
     plain = {"prior_share": 0.0, "caption_dropout": 0.0, "noise_offset": 0.0}
     list(train(settings(base, **plain, max_steps=1), dataset))
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
-    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder")
-    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
     schedule = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
-    rows = read_metadata(dataset.split_metadata("train"))
-    losses = []
-    for position in range(2):
-        name, text = rows[image_at(position, len(rows), 0)]
-        (pixels,) = Framing(32).variants(dataset.split("train") / name)
-        ids = tokenizer(text, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            latents = vae.encode(pixels[None]).latent_dist.mean * vae.config.scaling_factor
-            noise, time, _ = draws_at(position, latents.shape[1:], 1000, 0)
-            noise, time = noise[None], torch.tensor([time])
-            noisy = schedule.add_noise(latents, noise, time)
-            predicted = unet(noisy, time, text_encoder(ids)[0]).sample
-        velocity = prediction_type == "v_prediction"
-        target = schedule.get_velocity(latents, noise, time) if velocity else noise
-        losses.append(torch.nn.functional.mse_loss(predicted, target).item())
-    assert abs(lines(dataset.train_log)[1]["loss"] - sum(losses) / 2) < 1e-5
+    losses, _ = plain_losses(dataset, base, unet, schedule, range(2))
+    assert abs(lines(dataset.train_log)[1]["loss"] - losses.mean().item()) < 1e-5
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
