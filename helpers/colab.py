@@ -95,6 +95,12 @@ def _make_own() -> None:
         ) from None
 
 
+def why_not_there(path: Path) -> str:
+    """What to add where a path of the user's is not there: that Google Drive is not mounted, if it lies on it."""
+    is_on_drive = MOUNT in path.absolute().parents and not GOOGLES.is_dir()
+    return "; Google Drive is not mounted: run Setup again and allow it" if is_on_drive else ""
+
+
 def _name_of_place() -> str:
     """What the mirror's place is called."""
     return "Google Drive" if IS_GOOGLES else str(DRIVE)
@@ -228,31 +234,38 @@ def secret(name: str) -> str:
 
     Raises RunError that tells how to set it.
     """
-    if os.environ.get(name):
-        return hide(name, os.environ[name])
-    if is_attended():
-        from google.colab import userdata
-
-        try:
-            value = userdata.get(name)
-        except userdata.SecretNotFoundError:
-            value = None
-        except userdata.NotebookAccessError:
-            raise RunError(
-                f"{name} is not open to this notebook: under Secrets (the key in the left bar) "
-                "switch on its Notebook access, and run this cell again"
-            ) from None
-        except userdata.TimeoutException:
-            raise RunError(
-                f"{name}: Colab's Secrets did not answer; run this cell again, or set "
-                f"the environment variable {name}"
-            ) from None
-        if value:
-            return hide(name, value)
+    value = os.environ.get(name) or (_ask_for_secret(name) if is_attended() else None)
+    if value:
+        return hide(name, value)
+    if on_colab() and not is_attended():
+        raise RunError(
+            f"{name} is not set, and Colab's Secrets cannot be read from here: in a cell of your own, before this, run "
+            f"import os; from google.colab import userdata; os.environ[{name!r}] = userdata.get({name!r})"
+        )
     raise RunError(
         f"{name} is not set: on Colab add it under Secrets (the key in the left bar), "
         f"elsewhere set the environment variable {name}"
     )
+
+
+def _ask_for_secret(name: str) -> str | None:
+    """What Colab's Secrets hold under this name. Raises RunError where they do not let it be read."""
+    from google.colab import userdata
+
+    try:
+        return userdata.get(name)
+    except userdata.SecretNotFoundError:
+        return None
+    except userdata.NotebookAccessError:
+        raise RunError(
+            f"{name} is not open to this notebook: under Secrets (the key in the left bar) "
+            "switch on its Notebook access, and run this cell again"
+        ) from None
+    except userdata.TimeoutException:
+        raise RunError(
+            f"{name}: Colab's Secrets did not answer; run this cell again, or set "
+            f"the environment variable {name}"
+        ) from None
 
 
 def badge(notebook: str) -> str:

@@ -18,6 +18,7 @@ ATTEMPTS = 3
 POLL_S = 1.0
 PATIENCE_S, SLOWEST_BYTES_PER_S = 600.0, 200_000  # for the upload of a file; after that it is told
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHUT = (errno.EROFS, errno.EACCES, errno.EPERM)
 GONE = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ECONNABORTED)
 
 
@@ -161,5 +162,10 @@ def explain(error: OSError) -> str:
         return (
             f"Google Drive is disconnected ([Errno {error.errno}]): mount it again "
             "(the folder icon on the left, then Mount Drive) and run keep(here)"
+        )
+    if error.errno in SHUT:
+        return (
+            f"Google Drive cannot be written ([Errno {error.errno}]): mount it again and allow all that it asks for, "
+            "then run keep(here)"
         )
     return f"Google Drive refused ({error}): run keep(here) to try again"

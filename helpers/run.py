@@ -79,7 +79,7 @@ class Run:
 
     def __init__(self, name: str) -> None:
         """Raises RunError for a name that is not letters, digits, `-` and `_`."""
-        if not RUN_NAME.fullmatch(name):
+        if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
             raise RunError(f"run is {name!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
         self.name, self.folder = name, RUNS / name
         for folder in (self.dataset, self.model, self.export):
@@ -165,7 +165,8 @@ class Run:
         """The path, if it is there. Raises RunError naming the notebook that writes it."""
         if not path.exists():
             raise RunError(
-                f"{path} is missing: run {notebook_name(stage)} with run={self.name!r} first"
+                f"{path} is missing: run {notebook_name(stage)} with run={self.name!r} first, "
+                "or set run to the name that you gave there"
             )
         return path
 

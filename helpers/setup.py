@@ -20,6 +20,8 @@ from helpers.errors import RunError
 
 GB = 1e9
 CHECKED = Path(__file__).with_name("runtime.txt")  # what Colab's images have, a block each
+ELSE = """
+           Should a cell fail: *Runtime*, *Change runtime type*, *Runtime version*, 2026.07"""
 NO_ANSWER = re.compile(r"connection broken by '(.*?)': /|(Could not fetch URL .*)")
 
 
@@ -39,8 +41,14 @@ def set_up() -> str:
 
 
 def installed_words(has_gpu: bool) -> str:
-    """Install what is missing, and name it. Raises RunError if the packages cannot be installed."""
-    return f"installed  {', '.join(install_missing(has_gpu)) or 'nothing: all is there'}"
+    """Install what is missing, and name it; a GPU's additions may fail. Raises RunError if another cannot be had."""
+    came, without = install("-r", "requirements.txt"), []
+    for name in Path("requirements-gpu.txt").read_text().splitlines() if has_gpu else []:
+        try:
+            came += [] if name.startswith("#") else install(name)
+        except RunError as error:
+            without.append(f"\n           04 and 05 go without: {error}")
+    return "".join([f"installed  {', '.join(came) or 'nothing: all is there'}", *without])
 
 
 def gpu_words() -> str:
@@ -53,22 +61,20 @@ def gpu_words() -> str:
     return f"{name} with {float(mebibytes) * 2**20 / GB:.0f} GB"
 
 
-def install_missing(has_gpu: bool) -> list[str]:
-    """Have pip install what requirements.txt names and is not here, torch left as it is; name what came.
+def install(*what: str) -> list[str]:
+    """Have pip install what of this is not here, torch left as it is; name what came.
 
     Raises RunError with pip's reason.
     """
-    files = ["requirements.txt", *(["requirements-gpu.txt"] if has_gpu else [])]
     with tempfile.TemporaryDirectory() as folder:
         report, pins = Path(folder) / "report.json", Path(folder) / "pins.txt"
         pins.write_text(f"torch=={_version('torch')}\n" if _version("torch") else "")
-        options = ["-q", "--root-user-action=ignore", "--report", report, "-c", pins]
-        command = [sys.executable, "-m", "pip", "install", *options]
-        command += [word for file in files for word in ("-r", file)]
+        options = ["-q", "--no-color", "--root-user-action=ignore", "--report", report, "-c", pins]
+        command = [sys.executable, "-m", "pip", "install", *options, *what]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RunError(
-                f"pip could not install {' and '.join(files)}: {_reason(done.stderr)}; run this cell again"
+                f"pip could not install {what[-1]}: {_reason(done.stderr)}; run this cell again"
             )
         came = [item["metadata"] for item in json.loads(report.read_text())["install"]]
     importlib.invalidate_caches()
@@ -96,7 +102,9 @@ def runtime_words() -> str:
         found = python if name == "python" else _version(name).split("+")[0]
         if found != checked:
             moved.append(f"{name} {found or 'missing'} (checked with {checked})")
-    return f"runtime    {', '.join(moved) or f'as this was checked with ({title})'}"
+    if not moved:
+        return f"runtime    as this was checked with ({title})"
+    return f"runtime    not quite what this was checked with, mostly harmless: {', '.join(moved)}{ELSE}"
 
 
 def _version(name: str) -> str:

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers import colab, setup
+from helpers.drive import explain
 from helpers.errors import RunError
 from helpers.run import Run
 from helpers.store import append_line, damage, replacing_folder
@@ -148,14 +150,15 @@ def test_nothing_has_moved_on_an_image_that_is_as_its_list(image, monkeypatch):
     assert setup.runtime_words() == f"runtime    as this was checked with ({title})"
 
 
-def test_an_index_that_does_not_answer_is_told_as_such(tmp_path):
+@pytest.mark.parametrize("coloured", [{}, {"FORCE_COLOR": "1"}])  # as newer kernels set it
+def test_an_index_that_does_not_answer_is_told_as_such(tmp_path, coloured):
     with socket.socket() as unheard:  # bound and not listening: whoever connects is refused
         unheard.bind(("127.0.0.1", 0))
         index = f"http://127.0.0.1:{unheard.getsockname()[1]}/simple"
         (tmp_path / "requirements.txt").write_text("no-such-package-of-ours\n")
         command = [sys.executable, "-m", "helpers.setup"]
         given = {"PYTHONPATH": str(ROOT), "PIP_INDEX_URL": index, "PIP_RETRIES": "1"}
-        environment = os.environ | given | {"PIP_CONFIG_FILE": os.devnull}
+        environment = os.environ | given | coloured | {"PIP_CONFIG_FILE": os.devnull}
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True
         )
@@ -168,7 +171,39 @@ def test_pips_own_reason_is_told_where_the_network_is_not_it(tmp_path, monkeypat
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     (tmp_path / "requirements.txt").write_text("no-such-package-of-ours\n")
     with pytest.raises(RunError, match="No matching distribution found for no-such-package-of-"):
-        setup.install_missing(has_gpu=False)
+        setup.installed_words(has_gpu=False)
+
+
+def test_an_addition_for_the_gpu_that_is_not_to_be_had_is_told_and_stops_nothing(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "requirements.txt").write_text("papermill\n")
+    (tmp_path / "requirements-gpu.txt").write_text("# why\nno-such-kernels>=1\npillow\n")
+    first, second = setup.installed_words(has_gpu=True).splitlines()
+    assert first == "installed  nothing: all is there"
+    assert "04 and 05 go without: pip could not install no-such-kernels>=1: " in second
+    assert setup.installed_words(has_gpu=False) == first
+
+
+def test_a_path_on_a_drive_that_is_not_mounted_is_told_as_such(workplace):
+    from helpers.config import ScrapeConfig
+    from helpers.scrape.intake import find
+
+    for source, folder in (
+        ("folder", colab.GOOGLES / "my pictures"),
+        ("export", colab.GOOGLES / "a.zip"),
+    ):
+        config = ScrapeConfig(source=source, folder=str(folder))
+        with pytest.raises(RunError, match="Google Drive is not mounted: run Setup again"):
+            find(config, Run("art"))
+    with pytest.raises(RunError, match="with your images$"):
+        find(ScrapeConfig(source="folder", folder="elsewhere"), Run("art"))
+
+
+def test_a_drive_that_may_only_be_read_is_told_as_such():
+    assert "mount it again and allow" in explain(OSError(errno.EROFS, "Read-only file system"))
 
 
 def test_a_training_longer_than_a_session_says_that_it_goes_on(monkeypatch):

@@ -17,7 +17,7 @@ def test_more_reaches_every_field():
     ("kind", "values", "words"),
     [
         (TrainConfig, {"max_steps": 0}, "max_steps is 0: give a number from 1"),
-        (TrainConfig, {"max_steps": "many"}, "max_steps is 'many': give a int"),
+        (TrainConfig, {"max_steps": "many"}, "max_steps is 'many': give a whole number"),
         (TrainConfig, {"learning_rate": -1.0}, "learning_rate is -1.0"),
         (TrainConfig, {"method": "dreambooth"}, "method is 'dreambooth': choose one of full, lora"),
         (TrainConfig, {"preset": "h9000"}, "preset is 'h9000': choose one of demo"),

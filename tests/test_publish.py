@@ -197,7 +197,7 @@ def test_settings_of_a_stranger_are_checked(dataset, hub):
         manifest = json.dumps(json.loads(whole[MANIFEST]) | {"about.json": entry}).encode()
         hub.repos[f"me/s{i}"] = Repo(True, whole | {"about.json": about, MANIFEST: manifest})
     said = ask(hub, *(("fetch", f"s{i}", f"me/s{i}") for i in range(3)))
-    assert "seed is 'x': give a int" in said[0] and "more has 'evil'" in said[1]
+    assert "seed is 'x': give a whole number" in said[0] and "more has 'evil'" in said[1]
     assert not Run("s0").dataset.exists() and not Run("s1").dataset.exists()
     assert Run("s2").read_config("dataset")["private"] is True
 

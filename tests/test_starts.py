@@ -265,3 +265,13 @@ def test_a_secret_comes_or_a_line_says_how_to_set_it(tmp_path, monkeypatch, secr
     monkeypatch.setenv("STUB_SECRETS", secrets)
     printed = run_cell(code, tmp_path, PROGRAMS[PERSON])
     assert said in printed and printed.count("\n") == 1
+
+
+def test_where_nobody_can_be_asked_a_line_says_how_to_hand_a_secret_on(tmp_path, monkeypatch):
+    code = (
+        "from helpers.colab import secret\nfrom helpers.errors import RunError\n"
+        "try:\n    secret('KEY')\nexcept RunError as error:\n    print(error)"
+    )
+    monkeypatch.delenv("KEY", raising=False)
+    printed = run_cell(code, tmp_path, PROGRAMS["papermill"])
+    assert "os.environ['KEY'] = userdata.get('KEY')" in printed and printed.count("\n") == 1

@@ -125,5 +125,6 @@ def _nothing(run: Run, count: int) -> str:
     folder = run.read_config("scrape")["folder"] or "your images"
     return (
         f"none of the {count} images has a caption: put a .txt beside each image in {folder}, "
-        "named alike, and run 01_scrape and 02_caption again"
+        "named alike, and run 01_scrape and 02_caption again; or set captioner to 'claude', or to 'blip', which costs "
+        "nothing and wants a GPU"
     )

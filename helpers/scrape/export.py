@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from helpers.colab import why_not_there
 from helpers.config import ScrapeConfig
 from helpers.errors import RunError
 from helpers.scrape.found import Final, Found
@@ -59,7 +60,7 @@ def find(config: ScrapeConfig) -> list[Found]:
 def _archives(path: Path) -> list[Path]:
     archives = sorted(path.glob("*.zip")) if path.is_dir() else [path]
     if not archives or not archives[0].is_file():
-        raise RunError(f"folder {path} is no ZIP and holds none: {HOW}")
+        raise RunError(f"folder {path} is no ZIP and holds none: {HOW}{why_not_there(path)}")
     return archives
 
 

@@ -5,6 +5,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+from helpers.colab import why_not_there
 from helpers.config import ScrapeConfig
 from helpers.errors import RunError
 from helpers.scrape import listed
@@ -29,7 +30,9 @@ def _walk(config: ScrapeConfig) -> list[Found]:
     """
     root = Path(config.folder).expanduser()
     if not root.is_dir():
-        raise RunError(f"folder {root} is not there: give the path of a folder with your images")
+        raise RunError(
+            f"folder {root} is not there: give the path of a folder with your images{why_not_there(root)}"
+        )
     files = [
         path for path in sorted(root.rglob("*")) if path.is_file() and not _is_hidden(path, root)
     ]

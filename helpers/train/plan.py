@@ -24,6 +24,7 @@ from helpers.train.model import make_trainable, no_such_base
 from helpers.train.optimizer import make_optimizer
 
 CONTEXT_GB = 0.6  # of CUDA itself
+SMALLEST = 100_000_000  # parameters of a model that one would train for its pictures
 SPARE = 1.1  # what the allocator takes for its blocks
 
 
@@ -43,10 +44,15 @@ class Plan:
     step_hours: float | None = None
     hours: float | None = None  # with what is measured and drawn between the steps
 
+    @property
+    def _toy(self) -> str:
+        is_toy = self.parameters < SMALLEST
+        return ": a toy; for pictures of your own set preset to 't4' or another" if is_toy else ""
+
     def __str__(self) -> str:
         took = "" if self.measured_gb is None else f", {self.measured_gb:.1f} GB measured"
         lines = [
-            f"trained     {self.trained / 1e6:.1f} M of {self.parameters / 1e6:.1f} M parameters",
+            f"trained     {self.trained / 1e6:.1f} M of {self.parameters / 1e6:.1f} M parameters{self._toy}",
             f"memory      {self.memory_gb:.1f} GB counted{took}, of {self.room_gb:.0f} GB",
             f"checkpoints {self.checkpoints} x {self.checkpoint_gb:.2f} GB, of {self.free_gb:.0f} GB free",
         ]
