@@ -56,10 +56,13 @@ class Drive:
             os.fsync(file.fileno())
 
     def remove(self, name: str) -> None:
-        """Cut a file to nothing, then remove it; a folder with all that is in it."""
+        """Cut a file to nothing, then remove it; a folder with all that is in it, but not what links lead to."""
         path = self.path(name)
-        for file in [path, *path.rglob("*")]:
-            if file.is_file():
+        inside = [] if path.is_symlink() else path.rglob("*")
+        for file in [path, *inside]:
+            if file.is_symlink():
+                file.unlink()
+            elif file.is_file():
                 os.truncate(file, 0)
                 file.unlink()
         if path.is_dir():
@@ -67,6 +70,17 @@ class Drive:
 
     def rename(self, name: str, new: str) -> None:
         self.path(name).rename(self.path(new))
+
+    def size(self, name: str) -> int | None:
+        """A file's size as Drive tells it without reading it; None where it is not there."""
+        try:
+            return self.path(name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def finds(self, name: str) -> bool:
+        """Whether a file of this name lies anywhere in it."""
+        return any(self.path("").rglob(name))
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.path("").parent if self.folder.is_dir() else self.root).free

@@ -7,7 +7,7 @@ other, and what that names is still there.
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -79,9 +79,22 @@ def _digest(body: dict) -> str:
 
 
 def read_indexes(text: Callable[[str], str]) -> list[Index]:
-    """The indexes that verify, the newest first, by what gives a file's text. Read by name: a listing may be old."""
-    found = [_parse(text(slot)) for slot in SLOTS]
-    return sorted((i for i in found if i), key=lambda index: index.generation, reverse=True)
+    """The newest two indexes that verify, the newest first, by what gives a file's text.
+
+    Read by name, and by what Drive may have made of it: a listing may be old.
+    """
+    found = [_parse(text(name)) for slot in SLOTS for name in copies(slot)]
+    of_generation: dict[int, Index] = {}
+    for index in (index for index in found if index):
+        of_generation.setdefault(index.generation, index)
+    return [of_generation[number] for number in sorted(of_generation, reverse=True)[: len(SLOTS)]]
+
+
+def copies(name: str) -> Iterator[str]:
+    """A name, and what Drive calls a second file of that name."""
+    path = Path(name)
+    yield name
+    yield path.with_name(f"{path.stem} (1){path.suffix}").as_posix()
 
 
 def _parse(text: str) -> Index | None:
@@ -92,8 +105,8 @@ def _parse(text: str) -> Index | None:
             return None
         kinds = (("files", File), ("parts", Part), ("folders", Folder))
         made = {key: {n: kind(**v) for n, v in body[key].items()} for key, kind in kinds}
-        return Index(body["generation"], **made)
-    except (ValueError, KeyError, TypeError):
+        return Index(int(body["generation"]), **made)
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

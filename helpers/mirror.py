@@ -8,11 +8,10 @@ nothing old goes before the new is kept.
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
@@ -21,7 +20,7 @@ from typing import BinaryIO
 
 from helpers.drive import CHUNK, Drive, NotKept, Uploads, amount, explain
 from helpers.index import Folder, aside, is_hidden, is_of_series, newest_first
-from helpers.parts import Parts, list_small
+from helpers.parts import Parts, above, list_small, unfit
 from helpers.store import MANIFEST, damage, read_json, sha256, write_text
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,10 @@ class Mirror:
         self.uploads = Uploads(drive)
         self.parts: Parts | None = None  # read from Drive by the first round
         self.is_outdated = False  # what is on Drive may have changed by another's hand
-        self.faults: list[NotKept] = []  # of folders here, found by the last look
+        self.faults: list[NotKept] = []  # of what is here, found by the last look
+        self.broken: Set[str] = (
+            frozenset()
+        )  # files and folders whose copies on Drive stay as they are
         self.problem = ""
         self._asked = self._done = 0
         self._turn = threading.Condition()
@@ -107,8 +109,8 @@ class Mirror:
         """Bring all to Drive, the newest folder first; stop after it if something newer is here."""
         self._require_owner()
         here, found = self._look()
-        self.parts.copy(found, self._earlier() | here)
-        problems: list[Exception] = [*self.faults]
+        lost = self.parts.copy(found, self._earlier() | here, self.broken)
+        problems: list[Exception] = [*lost, *self.faults]
         for number, name in enumerate(newest_first(here)):
             if number and self._asked > ticket:
                 return
@@ -141,14 +143,15 @@ class Mirror:
                     skipped.add(name)
         small = list_small(self.source, {*here, *(name.as_posix() for name in skipped)})
         small = {name: stat for name, stat in small.items() if not self._is_late(name, small)}
-        self.faults += _incomplete(self.source, small)
-        return here, small
+        why = unfit(self.source, small)
+        self.faults += [NotKept(f"{words}, then run keep(here)") for words in why.values()]
+        self.broken = why.keys()
+        return here, {n: s for n, s in small.items() if not {n, *above(n)} & self.broken}
 
     def _is_late(self, name: str, small: dict) -> bool:
         """Whether a file is of a folder that came while small files were listed, which the next round takes whole."""
-        above = [parent.as_posix() for parent in Path(name).parents]
         top = name.split("/")[0]
-        return top in self.whole and any(f"{folder}/{MANIFEST}" in small for folder in above)
+        return top in self.whole and any(f"{folder}/{MANIFEST}" in small for folder in above(name))
 
     def _earlier(self) -> dict[str, Folder]:
         return self.parts.index.folders
@@ -209,10 +212,25 @@ class Mirror:
     def _prune(self, here: dict[str, Folder]) -> None:
         """Let go on Drive what was let go here, but never the newest two that are kept."""
         series = {n: folder for n, folder in self._earlier().items() if is_of_series(n)}
+        if not series.keys() - here.keys():
+            return
+        for name in series:
+            self._look_again(name)
         newest = islice((n for n in newest_first(series) if self._is_kept(n)), KEPT_AT_LEAST)
         stay = {*here, *(kept := list(newest))}
         if len(kept) == KEPT_AT_LEAST:
             self._let_go([name for name in series if name not in stay])
+
+    def _look_again(self, name: str) -> None:
+        """Forget that a folder is kept if somebody took of it since, as its manifest and its sizes tell."""
+        key = (name, self._earlier()[name].sha256)
+        text = self.drive.text(f"{name}/{MANIFEST}")
+        is_there = hashlib.sha256(text.encode()).hexdigest() == key[1] and all(
+            self.drive.size(f"{name}/{file}") == entry["size"]
+            for file, entry in json.loads(text).items()
+        )
+        if not is_there:
+            self.uploads.good.discard(key)
 
     def _is_kept(self, name: str) -> bool:
         """Whether Drive holds a folder, read back now if it was not before."""
@@ -315,19 +333,6 @@ def _open_all(path: Path, folder: Folder, stack: ExitStack) -> dict[str, BinaryI
         return {name: stack.enter_context((path / name).open("rb")) for name in names}
     except FileNotFoundError:
         return None
-
-
-def _incomplete(source: Path, found: dict[str, os.stat_result]) -> list[NotKept]:
-    """The folders among small files, such as the dataset, that lack what their manifest lists."""
-    faults = []
-    for name in (name for name in found if name.endswith(f"/{MANIFEST}")):
-        with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):
-            folder = name.removesuffix(MANIFEST)
-            for file, entry in read_json(source / name).items():
-                stat = found.get(folder + file)
-                if stat is None or stat.st_size != entry["size"]:
-                    faults.append(NotKept(f"{source / folder / file} is not what {MANIFEST} says"))
-    return faults[:1]
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -6,18 +6,30 @@ small or mostly outdated parts are folded into it, and go when neither slot of t
 
 import hashlib
 import io
+import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 
 from helpers.drive import NotKept, Uploads
-from helpers.index import File, Folder, Index, Part, is_hidden, read_indexes
-from helpers.store import MANIFEST
+from helpers.index import (
+    SLOTS,
+    File,
+    Folder,
+    Index,
+    Part,
+    copies,
+    is_hidden,
+    is_of_series,
+    read_indexes,
+)
+from helpers.store import MANIFEST, read_json
 
 LARGE = 64_000_000  # bytes of a part, about
+LARGEST = 500_000_000  # bytes of a file in one: it is made in memory
 
 
 def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
@@ -28,17 +40,65 @@ def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
     found = {}
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
-        above = {parent.as_posix() for parent in name.parents}
-        if not is_hidden(name) and not above & apart and path.is_file() and not path.is_symlink():
+        if (
+            not is_hidden(name)
+            and not above(name.as_posix()) & apart
+            and path.is_file()
+            and not path.is_symlink()
+        ):
             with suppress(FileNotFoundError):  # replaced meanwhile
                 found[name.as_posix()] = path.stat()
     return found
 
 
+def unfit(source: Path, found: dict[str, os.stat_result]) -> dict[str, str]:
+    """What of a run no part can hold as it is, and why: its names, of files and folders."""
+    why = {}
+    for path in source.rglob("*"):
+        name = path.relative_to(source)
+        if path.is_symlink() and not is_hidden(name) and not _is_inside(path, source):
+            why[name.as_posix()] = f"{path} is a link: put what it leads to in its place"
+    for name, stat in found.items():
+        if stat.st_size > LARGEST:
+            why[name] = f"{source / name} is too large for the mirror: move it elsewhere"
+        for folder in above(name):
+            if is_of_series(folder):
+                why[folder] = f"{source / folder} has no {MANIFEST}: move that folder away"
+        if name.endswith(f"/{MANIFEST}") and (file := _lacks(source / name)):
+            why[name.rpartition("/")[0]] = f"{file} is not what {MANIFEST} says"
+    return why
+
+
+def above(name: str) -> set[str]:
+    """The names of the folders that a file lies in."""
+    return {parent.as_posix() for parent in Path(name).parents}
+
+
+def _is_inside(path: Path, source: Path) -> bool:
+    return path.resolve().is_relative_to(source.resolve())
+
+
+def _lacks(manifest: Path) -> Path | None:
+    """The first file of a folder, such as the dataset, that is not there as its manifest lists it."""
+    with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):
+        for file, entry in read_json(manifest).items():
+            path = manifest.parent / file
+            if not path.is_file() or path.stat().st_size != entry["size"]:
+                return path
+    return None
+
+
 def read_small(path: Path) -> bytes:
     """A file's content; of a log that is being written, its whole lines."""
     content = path.read_bytes()
-    return content[: content.rfind(b"\n") + 1] if path.suffix == ".jsonl" else content
+    whole = content.rfind(b"\n") + 1
+    if path.suffix != ".jsonl" or whole == len(content):
+        return content
+    try:
+        json.loads(content[whole:])
+    except ValueError:
+        return content[:whole]
+    return content
 
 
 def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
@@ -53,19 +113,15 @@ def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
         yield group
 
 
-def pack(source: Path, names: Iterable[str]) -> tuple[str, Part, bytes, dict[str, File]]:
-    """Make a part of the named files: its name (of its content), what it is, its bytes, and its files."""
+def pack(found: Iterable[tuple[str, int, bytes]]) -> tuple[str, Part, bytes, dict[str, File]]:
+    """Make a part of files, each a name, a time and its content: its name (of its content), itself, and its files."""
     made, read = io.BytesIO(), {}
     with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name in names:
-            try:
-                stat, content = (source / name).stat(), read_small(source / name)
-            except FileNotFoundError:
-                continue  # gone meanwhile
+        for name, mtime_ns, content in found:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-            read[name] = (len(content), hashlib.sha256(content).hexdigest(), stat.st_mtime_ns)
+            read[name] = (len(content), hashlib.sha256(content).hexdigest(), mtime_ns)
     content = made.getvalue()
     sha256 = hashlib.sha256(content).hexdigest()
     part = f"parts/{sha256[:16]}.tar"
@@ -97,42 +153,60 @@ class Parts:
         self.published = read_indexes(self.drive.text)[::-1]  # at most two, the newest last
         self.index = deepcopy(self.published[-1]) if self.published else Index()
         self.seen: dict[str, tuple[int, int]] = {}  # size and time (ns) of each file when last read
+        self.unread: list[NotKept] = []  # files here that this round could not read
 
-    def copy(self, found: dict[str, os.stat_result], folders: dict[str, Folder]) -> None:
-        """Have Drive hold the files found, and an index that names them and `folders`.
+    def copy(
+        self,
+        found: dict[str, os.stat_result],
+        folders: dict[str, Folder],
+        broken: Set[str] = frozenset(),
+    ) -> list[NotKept]:
+        """Have Drive hold the files found, and an index that names them and `folders`; what of them it cannot hold.
 
-        Raises NotKept or OSError if it does not.
+        What it has of the `broken` folders stays as it is. Raises NotKept or OSError if Drive fails.
         """
-        self._drop(found)
+        self.unread = []
+        self._drop(found, broken)
         lost = [name for part in self._bad_parts() for name in self.index.of_part(part)]
         changed = {name for name, stat in found.items() if self._is_changed(name, stat)}
         changed |= found.keys() & set(lost)
         if changed:
             self._add(changed, found)
         self.publish(folders)
-        if gone := [name for name in lost if name not in found]:
-            raise NotKept(
-                f"{len(gone)} files that are not here do not verify on Google Drive ({gone[0]})"
-            )
+        gone = [name for name in lost if name not in found]
+        words = f"{len(gone)} files that are not here do not verify on Google Drive ({', '.join(gone[:1])})"
+        return [*self.unread, *([NotKept(words)] if gone else [])]
 
-    def _drop(self, found: dict[str, os.stat_result]) -> None:
+    def _drop(self, found: dict[str, os.stat_result], broken: Set[str]) -> None:
         """Take out of the index what was here and is no longer; what never came here stays."""
         complete = {name.rsplit("/", 1)[0] for name in found if name.endswith(f"/{MANIFEST}")}
         for name in self.index.files.keys() - found.keys():
-            above = {parent.as_posix() for parent in Path(name).parents}
-            if self.seen.pop(name, None) or above & complete:
+            if not {name, *above(name)} & broken and (
+                self.seen.pop(name, None) or above(name) & complete
+            ):
                 del self.index.files[name]
+
+    def _read(self, names: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
+        """The named files that can be read: name, time and content."""
+        for name in names:
+            path = self.source / name
+            try:
+                yield name, path.stat().st_mtime_ns, read_small(path)
+            except FileNotFoundError:
+                continue  # gone meanwhile
+            except OSError as error:
+                what = f"{path} cannot be read here ({error.strerror}): move it away"
+                self.unread.append(NotKept(f"{what}, then run keep(here)"))
+                self.seen.pop(name, None)
 
     def _is_changed(self, name: str, stat: os.stat_result) -> bool:
         if self.seen.get(name) == (stat.st_size, stat.st_mtime_ns):
             return False
-        try:
-            content = read_small(self.source / name)
-        except FileNotFoundError:
-            return False  # gone meanwhile
-        self.seen[name] = (stat.st_size, stat.st_mtime_ns)
-        known = self.index.files.get(name)
-        return known is None or known.sha256 != hashlib.sha256(content).hexdigest()
+        for _, _, content in self._read([name]):
+            self.seen[name] = (stat.st_size, stat.st_mtime_ns)
+            known = self.index.files.get(name)
+            return known is None or known.sha256 != hashlib.sha256(content).hexdigest()
+        return False
 
     def _bad_parts(self) -> list[str]:
         """The parts that Drive does not hold; each is read once, or again where `good` was emptied."""
@@ -153,7 +227,7 @@ class Parts:
         sizes = {name: found[name].st_size for name in sorted(names | folded & found.keys())}
         try:
             for group in batches(sizes):
-                name, part, content, files = pack(self.source, group)
+                name, part, content, files = pack(self._read(group))
                 self.uploads.put(name, part.size, part.sha256, lambda tar=content: [tar])
                 self.index.parts[name] = part
                 self.index.files |= files
@@ -179,12 +253,19 @@ class Parts:
         before, self.published = self.published, [*self.published[-1:], deepcopy(self.index)]
         for name in before[0].parts if before else ():
             if not any(name in index.parts for index in self.published):
-                self.drive.remove(name)
+                self._remove(name)
 
     def purge(self, found: dict[str, os.stat_result], folders: dict[str, Folder]) -> None:
         """Have nothing on Drive that is not here: not in a part, nor by the older index."""
         self.index.files = {n: file for n, file in self.index.files.items() if n in found}
-        self.copy(found, folders)
+        for problem in self.copy(found, folders):
+            raise problem
         self._add(set(), found, least=1.0)
-        for _ in range(2):
+        for slot in SLOTS:
             self.publish(folders, anew=True)
+            self.drive.remove([*copies(slot)][1])
+
+    def _remove(self, name: str) -> None:
+        """Have Drive let go of a file, under whatever names it keeps it."""
+        for copy in copies(name):
+            self.drive.remove(copy)

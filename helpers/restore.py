@@ -10,26 +10,28 @@ import json
 import os
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from helpers.drive import Drive
+from helpers.errors import RunError
 from helpers.index import (
+    SLOTS,
     File,
     Folder,
     Index,
     aside,
+    copies,
     is_hidden,
     is_of_series,
     newest_first,
     read_indexes,
 )
 from helpers.parts import unpack
-from helpers.store import MANIFEST, damage, on_disk, replacing_file, sha256
+from helpers.store import MANIFEST, damage, locked, on_disk, replacing_file, sha256
 
 
 @dataclass
@@ -43,48 +45,88 @@ class Restored:
 def restore_from(drive: Drive, source: Path) -> Restored:
     """Bring back what is missing in `source` or older there.
 
-    Raises OSError where Drive does, RunError where the disk here does. A file that Drive does not give is as one that
-    does not verify.
+    Raises OSError where Drive does; RunError where the disk here does, or Drive holds a run whose index is gone. A file
+    that Drive does not give is as one that does not verify.
     """
     try:
-        return _restore(drive, source)
+        indexes = read_indexes(partial(_text, drive))
+        if not indexes:
+            _refuse_lost(drive)
+            return Restored()
+        with _scratch(source) as scratch:
+            return _restore(drive, source, scratch, indexes)
     except _Refused as refused:
         raise refused.args[0] from None
 
 
-def _restore(drive: Drive, source: Path) -> Restored:
-    done, indexes = Restored(), read_indexes(partial(_text, drive))
-    if not indexes:
-        return done
-    source.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".restore.", dir=source) as scratch:
-        fetched = _Fetched(drive, Path(scratch))
-        wanted = [_wanted(source, index) for index in indexes]
-        whole = [
-            all(fetched.part(index, file.part) for file in files.values())
-            for index, files in zip(indexes, wanted, strict=True)
-        ]
-        chosen = whole.index(True) if True in whole else 0
-        _take_small(fetched, indexes[chosen], wanted[chosen], source, done)
-        known = {(n, folder.sha256) for index in indexes for n, folder in index.folders.items()}
-        folders = indexes[chosen].folders
-        for name in newest_first(folders):
-            _take_folder(drive, source / name, name, folders[name], known, done)
+@contextmanager
+def _scratch(source: Path) -> Iterator[Path]:
+    """A place to unpack in, without what a kill left there, for one at a time: two notebooks may share a machine."""
+    place = source / ".restore"
+    with locked(source / ".restore.lock"):
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _refuse_lost(drive: Drive) -> None:
+    """Raises RunError where checkpoints or a model are on Drive: they came after an index, and would be replaced."""
+    if drive.finds(MANIFEST):
+        raise RunError(
+            f"{drive.folder} holds a run, but neither {' nor '.join(SLOTS)}, which say what is in it: bring one back "
+            "from Google Drive's bin, or rename that folder, and its checkpoints can be copied from it by hand"
+        )
+
+
+def _restore(drive: Drive, source: Path, scratch: Path, indexes: list[Index]) -> Restored:
+    done, fetched = Restored(), _Fetched(drive, scratch)
+    wanted = [_wanted(source, index) for index in indexes]
+    whole = [
+        all(fetched.part(index, file.part) for file in files.values())
+        for index, files in zip(indexes, wanted, strict=True)
+    ]
+    chosen = whole.index(True) if True in whole else 0
+    _take_small(fetched, indexes[chosen], wanted[chosen], source, done)
+    have = {(name, file.sha256) for name, file in indexes[chosen].files.items()}
+    done.lost += [name for name, file in wanted[0].items() if (name, file.sha256) not in have]
+    folders = indexes[0 if _same_folders(indexes[0], indexes[chosen]) else chosen].folders
+    known = {(n, folder.sha256) for index in indexes for n, folder in index.folders.items()}
+    for name in newest_first(folders):
+        _take_folder(drive, source / name, name, folders[name], known, done)
+    series = [name for name in newest_first(folders) if is_of_series(name)]
+    if not any((source / name).is_dir() for name in series):
+        done.lost += [name for name in series[:1] if name not in done.lost]
     return done
+
+
+def _same_folders(one: Index, other: Index) -> bool:
+    """Whether the folders among their small files, the dataset above all, are the same: what training is bound to."""
+    manifests = [
+        {name: file.sha256 for name, file in index.files.items() if name.endswith(f"/{MANIFEST}")}
+        for index in (one, other)
+    ]
+    return manifests[0] == manifests[1]
 
 
 # small files
 
 
 def _wanted(source: Path, index: Index) -> dict[str, File]:
-    """The files that are missing here or older; of a folder with a manifest all or none."""
+    """The files that are missing here or older; of a folder with a manifest all, or those missing from the same."""
     files = {name: file for name, file in index.files.items() if _is_inside(name)}
     older = {name: _is_older(source / name, file) for name, file in files.items()}
+    same = {
+        n: not older[n] and sha256(source / n) == f.sha256
+        for n, f in files.items()
+        if n.endswith(MANIFEST)
+    }
     found = {}
     for name, file in files.items():
         manifests = [f"{above.as_posix()}/{MANIFEST}" for above in Path(name).parents]
         decides = next((m for m in manifests if m in files), name)
-        if older[decides]:
+        if older[decides] or (not (source / name).is_file() and same[decides]):
             found[name] = file
     return found
 
@@ -143,18 +185,29 @@ def _take_small(
         if not (beside / name).is_file():
             done.lost.append(name)
             continue
-        with replacing_file(source / name) as place:
-            shutil.copy2(beside / name, place)
-        done.count += 1
+        if not _goes_on(source / name, beside / name):
+            with replacing_file(source / name) as place:
+                shutil.copy2(beside / name, place)
+            done.count += 1
+
+
+def _goes_on(path: Path, older: Path) -> bool:
+    """Whether a log here begins as the other and goes on: clocks differ, and lines are only added."""
+    return (
+        path.suffix == ".jsonl"
+        and path.is_file()
+        and path.read_bytes().startswith(older.read_bytes())
+    )
 
 
 def _unpack(tar: Path, wanted: dict[str, File], beside: Path) -> None:
     try:
         for name, content in unpack(tar, wanted):
             path = beside / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            os.utime(path, ns=(wanted[name].mtime_ns, wanted[name].mtime_ns))
+            with on_disk("write", path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+                os.utime(path, ns=(wanted[name].mtime_ns, wanted[name].mtime_ns))
     except tarfile.TarError:
         return  # what did not come out is found to be missing
 
@@ -169,8 +222,8 @@ def _take_folder(
     if not _is_inside(name) or not _is_wanted(path, folder):
         return
     begun = False
-    for place in (name, aside(name)):
-        for manifest in _copies(f"{place}/{MANIFEST}"):
+    for place in (*copies(name), aside(name)):
+        for manifest in copies(f"{place}/{MANIFEST}"):
             content = _text(drive, manifest).encode()
             begun |= bool(content)
             if (name, hashlib.sha256(content).hexdigest()) not in known:
@@ -200,9 +253,10 @@ def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path
         ):
             shutil.rmtree(beside, ignore_errors=True)
             return 0
-    beside.mkdir(parents=True, exist_ok=True)
-    (beside / MANIFEST).write_bytes(manifest)
-    os.utime(beside / MANIFEST, ns=(mtime_ns, mtime_ns))
+    with on_disk("write", beside):
+        beside.mkdir(parents=True, exist_ok=True)
+        (beside / MANIFEST).write_bytes(manifest)
+        os.utime(beside / MANIFEST, ns=(mtime_ns, mtime_ns))
     _swap(beside, path)
     return len(listed) + 1
 
@@ -212,8 +266,9 @@ def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path
 
 def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> bool:
     """Copy a file from Drive, or what Drive made of its name; say whether it is what it should be."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for copy in _copies(name):
+    with on_disk("make", target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    for copy in copies(name):
         digest = hashlib.sha256()
         try:
             with on_disk("write", target), target.open("wb") as file:
@@ -256,19 +311,13 @@ def _text(drive: Drive, name: str) -> str:
     return ""
 
 
-def _copies(name: str) -> Iterator[str]:
-    """A name, and what Drive calls a second file of that name."""
-    path = Path(name)
-    yield name
-    yield path.with_name(f"{path.stem} (1){path.suffix}").as_posix()
-
-
 def _swap(new: Path, path: Path) -> None:
     """Put a folder in the place of another, which goes after."""
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
+    with on_disk("rename", new):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
     shutil.rmtree(old, ignore_errors=True)

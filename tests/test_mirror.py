@@ -466,18 +466,205 @@ def spoil(path):
     path.write_bytes(content)
 
 
-def test_a_spoilt_index_or_part_gives_way_to_the_one_before(run, there, machine, tmp_path):
+def test_a_spoilt_index_gives_way_to_the_one_before(run, there, machine, tmp_path):
     for step in (1, 2):
         write_checkpoint(run, step)
         colab.keep(run)
-    newest = max(there.glob("kept-*.json"), key=lambda path: path.stat().st_mtime_ns)
-    for path in (newest, max(there.glob("parts/*"), key=lambda path: path.stat().st_mtime_ns)):
-        content = path.read_bytes()
-        spoil(path)
+    spoil(newest_of(there, "kept-*.json"))
+    on_a_fresh_machine(run, machine, tmp_path)
+    assert latest_step(run) == 1 and damage(run.dataset) is None
+    assert len(lines(run.train_log)) >= 1
+
+
+def test_a_spoilt_part_is_named_and_takes_no_checkpoint_along(run, there, machine, tmp_path):
+    for step in (1, 2):
+        write_checkpoint(run, step)
+        colab.keep(run)
+    spoil(newest_of(there, "parts/*"))
+    line = on_a_fresh_machine(run, machine, tmp_path)
+    assert latest_step(run) == 2 and is_step(run, 2) and damage(run.dataset) is None
+    assert "did not verify there (train_log.jsonl)" in line
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def in_background(run):
+    """Have the mirror copy what is new without reading all back once more."""
+    mirror = colab._mirror(run)
+    ticket = mirror.wake()
+    with mirror._turn:
+        assert mirror._turn.wait_for(lambda: mirror._done >= ticket, 60)
+
+
+def newest_of(there, pattern):
+    return max(there.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize("rubbish", ["[" * 200_000, '{"sha256": 1, "index": []}', "null", "1e999"])
+def test_an_index_of_any_rubbish_gives_way_to_the_one_before(
+    run, there, machine, tmp_path, rubbish
+):
+    for step in (1, 2):
+        write_checkpoint(run, step)
+        colab.keep(run)
+    newest_of(there, "kept-*.json").write_text(rubbish)
+    on_a_fresh_machine(run, machine, tmp_path)
+    assert latest_step(run) == 1 and damage(run.dataset) is None
+
+
+def test_indexes_and_folders_that_drive_renamed_are_found(run, there, machine, tmp_path):
+    for step in (1, 2):
+        write_checkpoint(run, step)
+        colab.keep(run)
+    for path in (*there.glob("kept-*.json"), there / "checkpoints/step-000002"):
+        path.rename(path.with_name(f"{path.stem} (1){path.suffix}"))
+    on_a_fresh_machine(run, machine, tmp_path)
+    assert latest_step(run) == 2 and is_step(run, 2)
+
+
+def test_a_mirror_without_its_index_is_refused_and_stays_as_it_is(run, there, machine, tmp_path):
+    write_checkpoint(run, 1)
+    colab.keep(run)
+    for path in there.glob("kept-*.json"):
+        path.unlink()
+    before = tree(there)
+    with pytest.raises(RunError, match="holds a run, but neither kept-0.json nor kept-1.json"):
         on_a_fresh_machine(run, machine, tmp_path)
-        assert latest_step(run) >= 1 and damage(run.dataset) is None
-        assert len(lines(run.train_log)) >= latest_step(run)
-        path.write_bytes(content)
+    assert tree(there) == before
+
+
+def test_checkpoints_that_somebody_took_from_drive_are_missed(run, there, machine, tmp_path):
+    for step in (1, 2):
+        write_checkpoint(run, step)
+        colab.keep(run)
+    shutil.rmtree(there / "checkpoints")
+    assert "did not verify there (checkpoints/step-000002)" in on_a_fresh_machine(
+        run, machine, tmp_path
+    )
+
+
+def test_a_small_file_that_is_lost_keeps_no_checkpoint_away(
+    run, there, machine, tmp_path, prepared
+):
+    large = run.folder / "samples/large.png"
+    large.parent.mkdir()
+    large.write_bytes(random.Random(0).randbytes(9_000_000))
+    colab.keep(run)
+    spoil(max(there.glob("parts/*"), key=lambda path: path.stat().st_size))
+    on_a_fresh_machine(run, machine, tmp_path)
+    shutil.copytree(prepared, run.folder, dirs_exist_ok=True)  # 01 to 03 were run again
+    write_checkpoint(run, 2)
+    line = colab.keep(run)
+    assert "NOT all" in line and "1 files that are not here do not verify" in line
+    assert claimed_step(line) == 2 and verifies(there / "checkpoints/step-000002")
+
+
+def test_a_file_that_cannot_be_read_here_is_named_and_keeps_no_other_away(run, there, monkeypatch):
+    path, read = run.folder / "samples/x.png", Path.read_bytes
+    path.parent.mkdir()
+    path.write_bytes(b"on a bad sector")
+
+    def fail(self):
+        if self.name == path.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    write_checkpoint(run, 1)
+    line = colab.keep(run)
+    assert f"NOT all on Google Drive: {path} cannot be read here (Input/output error)" in line
+    assert claimed_step(line) == 1 and verifies(there / "checkpoints/step-000001")
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert "is kept on Google Drive" in colab.keep(run)
+
+
+def test_what_lies_elsewhere_by_a_link_is_not_called_kept(run, there, tmp_path):
+    run.images.rename(tmp_path / "large disk")
+    run.images.symlink_to(tmp_path / "large disk")
+    line = colab.keep(run)
+    assert "NOT all" in line and "images is a link: put what it leads to in its place" in line
+
+
+def test_what_a_link_on_drive_leads_to_is_nobodys_to_remove(tmp_path):
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    (archive / "precious").write_text("precious")
+    place = drive.Drive(tmp_path, "runs")
+    (tmp_path / "runs/kept").mkdir(parents=True)
+    (tmp_path / "runs/kept/weights").symlink_to(archive / "precious")
+    (tmp_path / "runs/step").symlink_to(archive)
+    place.remove("kept")
+    place.remove("step")
+    assert (archive / "precious").read_text() == "precious" and not any(
+        (tmp_path / "runs").iterdir()
+    )
+
+
+def test_an_image_lost_here_stays_on_drive_and_comes_back(run, machine, tmp_path):
+    colab.keep(run)
+    image = run.split_images("train")[0]
+    image.unlink()
+    for _ in range(2):
+        assert "NOT all" in colab.keep(run)
+    colab.restore(run)
+    assert image.is_file() and damage(run.dataset) is None
+    image.unlink()
+    colab.keep(run)
+    on_a_fresh_machine(run, machine, tmp_path)
+    assert damage(run.dataset) is None
+
+
+def test_a_line_that_was_paid_for_outlives_a_clock_that_was_set_back(run, machine):
+    colab.keep(run)
+    append_line(run.captions, '{"file_name": "x", "caption": "paid for"}')
+    an_hour_ago = run.captions.stat().st_mtime_ns - 3600 * 10**9
+    os.utime(run.captions, ns=(an_hour_ago, an_hour_ago))
+    colab.restore(run)
+    assert "paid for" in run.captions.read_text()
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"), [('{"file_name": "x"}', True), ('{"file_name": "x', False)]
+)
+def test_a_last_line_is_kept_if_it_is_whole(run, machine, tmp_path, end, kept):
+    with run.captions.open("a") as file:
+        file.write(end)
+    colab.keep(run)
+    on_a_fresh_machine(run, machine, tmp_path)
+    assert (end in run.captions.read_text()) == kept
+
+
+def test_a_checkpoint_that_never_ended_goes_into_no_part(run, there):
+    for step in (1, 2):
+        write_checkpoint(run, step)
+    (run.checkpoint(2) / "manifest.json").unlink()
+    line = colab.keep(run)
+    assert "step-000002 has no manifest.json: move that folder away" in line
+    packed = {name for path in there.glob("parts/*") for name in tarfile.open(path).getnames()}
+    assert not [name for name in packed if "step-000002" in name]
+
+
+def test_what_a_kill_left_of_a_restore_is_cleared(run, machine, tmp_path):
+    colab.keep(run)
+    left = run.folder / ".restore"
+    left.mkdir()
+    (left / "half.tar").write_bytes(b"half")
+    colab.restore(run)
+    assert not left.exists()
+
+
+def test_of_two_checkpoints_neither_goes_while_only_one_is_kept(run, there):
+    for step in range(1, 5):
+        write_checkpoint(run, step)
+        prune(run, run.checkpoint(step), 2, 0)
+        colab.keep(run)
+    shutil.rmtree(there / "checkpoints/step-000004")
+    write_checkpoint(run, 5)
+    prune(run, run.checkpoint(5), 2, 0)
+    in_background(run)
+    assert sum(verifies(path) for path in (there / "checkpoints").iterdir()) >= 2
 
 
 def test_a_file_that_drive_renamed_is_found_if_it_verifies(run, there, machine, tmp_path):
