@@ -224,8 +224,9 @@ def _take_folder(
     begun = False
     for place in (*copies(name), aside(name)):
         for manifest in copies(f"{place}/{MANIFEST}"):
-            content = _text(drive, manifest).encode()
-            begun |= bool(content)
+            text = _text(drive, manifest)
+            content = f"{text.rstrip()}\n".encode()  # whose last byte alone was cut off is whole
+            begun |= bool(text)
             if (name, hashlib.sha256(content).hexdigest()) not in known:
                 continue
             if count := _fetch_folder(drive, place, content, folder.mtime_ns, path):
