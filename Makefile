@@ -41,6 +41,7 @@ bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks.captions
 	$(BIN)/python -m tests.benchmarks.demo
 	$(BIN)/python -m tests.benchmarks.mirror
+	$(BIN)/python -m tests.benchmarks.minutes
 	$(BIN)/python -m tests.benchmarks.sampling
 	$(BIN)/python -m tests.benchmarks.sweep
 	$(if $(SCRIPT),$(BIN)/python -m tests.benchmarks.train --script $(SCRIPT) --lora-script $(LORA_SCRIPT))
