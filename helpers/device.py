@@ -6,7 +6,6 @@ import resource
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,14 +108,13 @@ def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusi
 
     Raises RunError if it is not there, or not of safetensors and JSON alone.
     """
-    load, safe = StableDiffusionPipeline, {"use_safetensors": True}
-    with (
-        reading("the pipeline", model, "give one in diffusers layout with safetensors weights"),
-        warnings.catch_warnings(),
-    ):
+    advice = "give one in diffusers layout with safetensors weights"
+    with reading("the pipeline", model, advice) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
-        refuse_code(Path(model if Path(model).is_dir() else load.download(model, **safe)))
-        return load.from_pretrained(model, torch_dtype=dtype, **safe, **parts)
+        refuse_code(folder)
+        return StableDiffusionPipeline.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, **parts
+        )
 
 
 def sample_fast(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:

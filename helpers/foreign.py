@@ -1,13 +1,17 @@
 """Models that others made: read as safetensors and JSON alone, so that nothing in them can run.
 
 A pickle runs what its maker wrote into it when it is loaded, and so does a module that lies beside the weights
-where a loader looks for one. Neither is ever opened, whatever the versions of the libraries allow.
+where a loader looks for one. Neither is ever opened, whatever the versions of the libraries allow. A loader is
+given a folder, never a hub id: what the hub has is fetched first, and looked at as any folder is.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file as read_tensors
 from torch import Tensor
@@ -16,6 +20,9 @@ from helpers.errors import RunError
 from helpers.store import read_json
 
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
+TEXTS = ("*.json", "*.txt")  # settings, and tokenizers' words and merges
+WEIGHTS = ("model*.safetensors", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors")
+VARIANTS = "*.*.safetensors"  # weights once more in fp16, or before their average; never loaded
 PIPELINES = {"StableDiffusionPipeline"}
 PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
     "AutoencoderKL": "diffusers",
@@ -33,24 +40,41 @@ PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
 
 
 @contextmanager
-def reading(setting: str, model: str, advice: str) -> Iterator[None]:
-    """Load a model inside, by hub id or folder; whatever the libraries then raise becomes a RunError in one line."""
+def reading(setting: str, model: str, advice: str, *, weights: bool = True) -> Iterator[Path]:
+    """The folder to load a model from inside, its own or the hub id's; without `weights`, its settings alone.
+
+    Whatever the hub or the libraries raise becomes a RunError in one line.
+    """
+    folder = Path(model)
     try:
-        _refuse_pickled_shards(Path(model))
-        _refuse_adapters(Path(model))
-        yield
+        folder = folder if folder.is_dir() else _fetch(model, weights)
+        _refuse_pickled_shards(folder)
+        _refuse_adapters(folder)
+        yield folder
     except RunError:
         raise
     except Exception as error:
-        raise unloadable(setting, model, error, advice) from error
+        raise _unloadable(setting, model, folder, error, advice) from error
 
 
-def unloadable(setting: str, model: str, error: Exception, advice: str) -> RunError:
+@lru_cache  # one version of a model for as long as this process lasts
+def _fetch(hub_id: str, weights: bool) -> Path:
+    """Have a model of the hub in its cache, without code, pickles, one-file copies and variants."""
+    wanted = [*TEXTS, *(WEIGHTS if weights else ())]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=VARIANTS))
+    except RepositoryNotFoundError as error:  # or one with terms to accept
+        raise OSError(
+            "the hub shows no such model: if it is private, or has terms to accept on its page, HF_TOKEN opens it"
+        ) from error
+
+
+def _unloadable(setting: str, model: str, folder: Path, error: Exception, advice: str) -> RunError:
     """What to tell of a model that cannot be loaded: what is wrong with it, in a line, and what to give."""
     what = str(error).strip().split("\n")[0] or type(error).__name__
-    pickled = sorted(path for path in _files(Path(model)) if path.suffix in PICKLED)
+    pickled = sorted(path for path in _files(folder) if path.suffix in PICKLED)
     if pickled and isinstance(error, OSError):
-        name = pickled[0].relative_to(model)
+        name = pickled[0].relative_to(folder)
         what = f"it has only pickled weights, such as {name}, which could run anything and are not read: {what}"
     return RunError(f"{setting} {model!r} could not be loaded ({what}): {advice}")
 

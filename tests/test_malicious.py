@@ -1,16 +1,19 @@
 """Files that run something when they are opened wrongly, wherever weights or data are looked for: none runs."""
 
+import hashlib
 import io
 import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 import tarfile
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -27,15 +30,20 @@ from helpers.run import Run
 from helpers.scrape import login
 from helpers.scrape.intake import find, take
 from helpers.store import write_manifest
+from helpers.train.limits import refuse_slow
 from helpers.train.loop import train
 from helpers.train.model import load_parts
-from tests.conftest import SMALL_TRAINING, photograph
+from helpers.train.plan import latent_side
+from tests.conftest import ROOT, SMALL_TRAINING, photograph
+from tests.loopback_hub import Repo, loopback_hub
 
 UNET, VAE, TEXT = (
     "unet/diffusion_pytorch_model",
     "vae/diffusion_pytorch_model",
     "text_encoder/model",
 )
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Runs:
@@ -117,6 +125,28 @@ def refused(act, *words: str) -> None:
         act()
     said = str(caught.value)
     assert "\n" not in said and all(word in said for word in words), said
+
+
+@pytest.fixture
+def on_hub(tmp_path, monkeypatch):
+    """Put a folder into the hub's cache, as a download leaves it, and take it away where it was; returns its id."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+
+    def move(folder: Path) -> str:
+        hub_id = f"{tmp_path.name}/{folder.name}"  # no other test has it
+        repo = cache / f"models--{hub_id.replace('/', '--')}"
+        put(repo / "refs/main", REVISION)
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            blob = repo / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+            put(blob, path.read_bytes())
+            link = repo / "snapshots" / REVISION / path.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+        shutil.rmtree(folder)
+        return hub_id
+
+    return move
 
 
 def test_each_file_runs_when_it_is_opened_wrongly(tmp_path):
@@ -284,6 +314,78 @@ def test_an_adapter_of_pickles_beside_the_text_encoder_is_refused(base, hostile)
     refused(lambda: load_pipeline(str(base), torch.float32), "could not be loaded")
 
 
+# the same by hub id, from the hub's cache
+
+BY_ID = {name: WEIGHTS[name] for name in WEIGHTS if "only bin" in name or "index" in name}
+BY_ID |= CODE | {"an adapter of pickles": adapter}
+
+
+@pytest.mark.parametrize("plant", BY_ID.values(), ids=BY_ID)
+def test_a_base_model_by_hub_id_is_kept_to_the_same(base, hostile, on_hub, plant):
+    plant(base, hostile)
+    name = on_hub(base)
+    refused(lambda: load_parts(name, pick_device()), f"base_model {name!r} could not be loaded")
+    refused(lambda: load_pipeline(name, torch.float32), f"{name!r} could not be loaded")
+    assert "hostile_package" not in sys.modules
+
+
+def test_a_good_base_model_by_hub_id_is_loaded_from_the_cache(base, on_hub):
+    name = on_hub(base)
+    config = configure(TrainConfig, base_model=name)
+    refuse_slow(config, pick_device())
+    assert latent_side(config) == 64
+    load_parts(name, pick_device())
+    assert load_pipeline(name, torch.float32)("a cat", num_inference_steps=1).images
+
+
+def test_before_its_weights_come_a_base_model_by_hub_id_is_looked_at(base, on_hub, hostile):
+    adapter(base, hostile)
+    config = configure(TrainConfig, base_model=on_hub(base))
+    refused(lambda: refuse_slow(config, pick_device()), "it holds an adapter")
+    refused(lambda: latent_side(config), "it holds an adapter")
+
+
+FETCH = """
+from pathlib import Path
+from helpers.config import TrainConfig, configure
+from helpers.device import load_pipeline
+from helpers.train.plan import latent_side
+import torch
+print(latent_side(configure(TrainConfig, base_model="someone/base")))
+print(any(Path("hf").rglob("*.safetensors")))
+load_pipeline("someone/base", torch.float32)("a cat", num_inference_steps=1)
+for name in ("someone/secret", "nobody/nothing"):
+    try:
+        load_pipeline(name, torch.float32)
+    except Exception as error:
+        print(repr(error))
+"""
+UNUSED = (
+    "unet/own.py pipeline.py unet/diffusion_pytorch_model.bin text_encoder/pytorch_model.bin model.ckpt "
+    "v1-5-pruned.safetensors unet/diffusion_pytorch_model.fp16.safetensors v1-5-pruned.ckpt README.md "
+    "unet/diffusion_pytorch_model.non_ema.safetensors text_encoder/model.fp16.safetensors safety_checker/a.onnx "
+    "vae/diffusion_pytorch_model.fp16-00001-of-00002.safetensors"
+)
+
+
+def test_no_code_no_pickle_and_nothing_twice_is_fetched_from_the_hub(base, hostile):
+    used = {path.relative_to(base).as_posix(): path.read_bytes() for path in base.rglob("*.*")}
+    unused = dict.fromkeys(UNUSED.split(), hostile.pickle())
+    with loopback_hub() as hub:
+        hub.repos["someone/base"] = Repo(False, used | unused)
+        hub.repos["someone/secret"] = Repo(True, used)
+        env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        env |= {"HF_HOME": "hf", "HF_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", FETCH]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        asked = {path.partition("/resolve/")[2].partition("/")[2] for _, path in hub.requests}
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert asked - {""} == used.keys()
+    size, has_weights, *refusals = done.stdout.splitlines()
+    assert (size, has_weights, len(refusals)) == ("64", "False", 2)
+    assert all("the hub shows no such model" in words for words in refusals)
+
+
 # the folders of 02's and 05's models
 
 
@@ -359,6 +461,15 @@ def test_a_captioner_of_anything_but_safetensors_is_refused(workplace, clip, hos
         folder = Path(shutil.copytree(clip, workplace / f"blip-{number}"))
         plant(folder, hostile)
         refused(lambda f=folder: blip.load(str(f)), "blip_model", "could not be loaded")
+
+
+def test_encoders_and_captioners_by_hub_id_are_kept_to_the_same(workplace, clip, hostile, on_hub):
+    for number, plant in enumerate([*MODELS.values(), adapter]):
+        folder = Path(shutil.copytree(clip, workplace / f"model-{number}"))
+        plant(folder, hostile)
+        name = on_hub(folder)
+        for load in (ImageModel, ClipScore, blip.load):
+            refused(lambda n=name, f=load: f(n), f"{name!r} could not be loaded")
 
 
 @pytest.mark.skipif(

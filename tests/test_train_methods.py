@@ -79,6 +79,8 @@ def test_with_everything_on_a_stopped_training_goes_on_to_the_same_bits(dataset,
     assert same(undisturbed, weights(dataset))
     assert same(text, load_file(dataset.model / "text_encoder/model.safetensors"))
     assert not same(text, load_file(tiny_base / "text_encoder/model.safetensors"))
+    for lora in dataset.model.glob("lora/*"):
+        assert str(tiny_base).encode() not in lora.read_bytes()
     pipeline = DiffusionPipeline.from_pretrained(dataset.model)
     assert pipeline("a cat", num_inference_steps=1).images[0].size == (32, 32)
 

@@ -32,10 +32,10 @@ def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
     """The model and its processor, on the GPU if there is one. Raises RunError if it is no image-to-text model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     advice = "give the hub id or the folder of an image-to-text model such as Salesforce/blip-image-captioning-large"
-    with reading("blip_model", name, advice):
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    with reading("blip_model", name, advice) as folder:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForImageTextToText.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=False
+            folder, use_safetensors=True, trust_remote_code=False
         )
     return processor, model.to(device).eval()
 

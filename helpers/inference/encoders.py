@@ -35,12 +35,12 @@ class ImageModel:
     """
 
     def __init__(self, name: str) -> None:
-        with reading("the encoder", name, ADVICE), warnings.catch_warnings():
+        with reading("the encoder", name, ADVICE) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = AutoModel.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
-            self.processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         self.model = model.eval()
         self.name = name
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,8 +68,8 @@ class ClipScore(ImageModel):
             raise RunError(
                 f"clip_model {name!r} reads no text: give a CLIP, as in openai/clip-vit-base-patch16"
             )
-        with reading("clip_model", name, ADVICE):
-            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with reading("clip_model", name, ADVICE) as folder:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:

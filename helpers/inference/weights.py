@@ -36,9 +36,9 @@ class Weights:
     def base(self) -> dict[str, Tensor]:
         given = {"subfolder": "unet", "torch_dtype": self.unet.dtype, "use_safetensors": True}
         advice = "put back the base model that 04_train was given"
-        with reading("base_model", self.base_model, advice), warnings.catch_warnings():
+        with reading("base_model", self.base_model, advice) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype
-            return UNet2DConditionModel.from_pretrained(self.base_model, **given).state_dict()
+            return UNet2DConditionModel.from_pretrained(folder, **given).state_dict()
 
     def steps(self) -> list[str]:
         """The checkpoints that were kept, oldest first."""

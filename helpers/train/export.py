@@ -67,7 +67,10 @@ def _with_lora(config: TrainConfig, parts: Parts, folder: Path) -> StableDiffusi
         trained["text_encoder"] = parts.text_encoder
     given = {f"{name}_lora_layers": _lora_of(module) for name, module in trained.items()}
     for name, module in trained.items():  # with alpha, which loaders take for the rank otherwise
-        given[f"{name}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()
+        adapter = module.peft_config["default"].to_dict()
+        given[f"{name}_lora_adapter_metadata"] = adapter | {
+            "base_model_name_or_path": None
+        }  # a path
     StableDiffusionPipeline.save_lora_weights(folder, **given)
     pipeline = load_pipeline(config.base_model, parts.device.dtype)
     pipeline.load_lora_weights(folder, weight_name=LORA_FILE, use_safetensors=True)

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.config import TrainConfig
 from helpers.device import Device
 from helpers.errors import OutOfMemoryError, RunError
-from helpers.train.model import no_such_base
+from helpers.foreign import reading
+from helpers.train.model import ADVICE
 
 LARGE = 100e6  # parameters; a UNet beyond this wants a GPU
 MEMORY_WORDS = ("out of memory", "can't allocate", "not enough memory", "alloc_failed")
@@ -64,10 +65,8 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
     """
     if device.device.type != "cpu" or config.allow_slow:
         return
-    try:
-        unet_config = UNet2DConditionModel.load_config(config.base_model, subfolder="unet")
-    except (OSError, ValueError) as error:
-        raise no_such_base(config.base_model, error) from error
+    with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
+        unet_config = UNet2DConditionModel.load_config(folder, subfolder="unet")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)
     parameters = sum(p.numel() for p in unet.parameters())

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from helpers.config import TrainConfig
 from helpers.device import Device
-from helpers.errors import RunError
-from helpers.foreign import reading, refuse_code, unloadable
+from helpers.foreign import reading, refuse_code
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_TARGETS = {
@@ -131,25 +129,21 @@ def load_parts(base_model: str, device: Device, train_text_encoder: bool = False
     """
     given = {"torch_dtype": device.dtype, "use_safetensors": True}
     whole = given | {"torch_dtype": torch.float32}
-    with reading("base_model", base_model, ADVICE), warnings.catch_warnings():
+    with reading("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
-        refuse_code(Path(base_model))  # which its export would refuse, after hours
-        vae = AutoencoderKL.from_pretrained(base_model, subfolder="vae", **given)
-        unet = UNet2DConditionModel.from_pretrained(base_model, subfolder="unet", **whole)
+        refuse_code(folder)  # which its export would refuse, after hours
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **given)
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **whole)
         text_encoder = CLIPTextModel.from_pretrained(
-            base_model, subfolder="text_encoder", **(whole if train_text_encoder else given)
+            folder, subfolder="text_encoder", **(whole if train_text_encoder else given)
         )
-        tokenizer = CLIPTokenizer.from_pretrained(base_model, subfolder="tokenizer")
-        noise_scheduler = DDPMScheduler.from_pretrained(base_model, subfolder="scheduler")
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     vae.requires_grad_(False).eval()
     text_encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
     return Parts(tokenizer, text_encoder, vae, unet.to(device.device), noise_scheduler, device)
-
-
-def no_such_base(base_model: str, error: Exception) -> RunError:
-    return unloadable("base_model", base_model, error, ADVICE)
 
 
 class TextAndUNet(nn.Module):

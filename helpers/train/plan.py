@@ -16,11 +16,12 @@ from helpers.colab import SESSION_HOURS, drive_room_bytes, on_colab
 from helpers.config import TrainConfig
 from helpers.device import GB, Device
 from helpers.errors import RunError
+from helpers.foreign import reading
 from helpers.run import Run
 from helpers.store import folder_bytes
 from helpers.train.footprint import pass_bytes, random_inputs
 from helpers.train.limits import memory_errors, refuse_slow, what_to_change
-from helpers.train.model import make_trainable, no_such_base
+from helpers.train.model import ADVICE, make_trainable
 from helpers.train.optimizer import make_optimizer
 
 CONTEXT_GB = 0.6  # of CUDA itself
@@ -154,19 +155,18 @@ def _passing(config: TrainConfig, device: Device) -> int:
 
 def _build(config: TrainConfig, device: Device) -> tuple[UNet2DConditionModel, torch.nn.Module]:
     """A UNet of the base's shapes and random weights, and the module that would be trained."""
-    try:
+    with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
         unet = UNet2DConditionModel.from_config(
-            UNet2DConditionModel.load_config(config.base_model, subfolder="unet")
+            UNet2DConditionModel.load_config(folder, subfolder="unet")
         )
-        text = CLIPTextConfig.from_pretrained(config.base_model, subfolder="text_encoder")
-    except (OSError, ValueError) as error:
-        raise no_such_base(config.base_model, error) from error
+        text = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
     return unet, make_trainable(unet, CLIPTextModel(text), config, device.dtype)
 
 
 def latent_side(config: TrainConfig) -> int:
     """The side of the latents of a square image."""
-    vae = AutoencoderKL.load_config(config.base_model, subfolder="vae")
+    with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
+        vae = AutoencoderKL.load_config(folder, subfolder="vae")
     return config.resolution_px // 2 ** (len(vae["block_out_channels"]) - 1)
 
 
