@@ -48,6 +48,7 @@ def reading(setting: str, model: str, advice: str, *, weights: bool = True) -> I
     folder = Path(model)
     try:
         folder = folder if folder.is_dir() else _fetch(model, weights)
+        _refuse_linked_folders(folder)
         _refuse_pickled_shards(folder)
         _refuse_adapters(folder)
         yield folder
@@ -101,6 +102,14 @@ def _is_known(library: str | None, kind: str | None) -> bool:
     if library == "diffusers" and str(kind).endswith("Scheduler") and str(kind).isidentifier():
         return True
     return (library, kind) == (None, None) or PARTS.get(kind) == library is not None
+
+
+def _refuse_linked_folders(folder: Path) -> None:
+    """What lies in one is loaded, and would not be looked at; the hub's cache links files alone."""
+    if linked := sorted(path for path in _files(folder) if path.is_symlink() and path.is_dir()):
+        raise ValueError(
+            f"it holds a link to a folder, {linked[0].relative_to(folder)}, which is not followed"
+        )
 
 
 def _refuse_pickled_shards(folder: Path) -> None:

@@ -314,6 +314,44 @@ def test_an_adapter_of_pickles_beside_the_text_encoder_is_refused(base, hostile)
     refused(lambda: load_pipeline(str(base), torch.float32), "could not be loaded")
 
 
+def linked(part, plant):
+    """A part that lies elsewhere, with something in it."""
+
+    def plant_and_link(base, hostile):
+        plant(base, hostile)
+        shutil.move(base / part, base.parent / "elsewhere")
+        (base / part).symlink_to(base.parent / "elsewhere")
+
+    return plant_and_link
+
+
+LINKED = {
+    "nothing hostile": linked("unet", lambda base, hostile: None),
+    "a module": linked("unet", custom("unet/diffusers.py")),
+    "an adapter": linked("text_encoder", adapter),
+    "an index of pickles": linked("text_encoder", shards("model.safetensors.index.json", TEXT)),
+    "a pipeline": linked("safety_checker", nested),
+}
+
+
+@pytest.mark.parametrize("plant", LINKED.values(), ids=LINKED)
+def test_a_part_that_is_a_link_to_a_folder_is_refused(base, hostile, plant):
+    plant(base, hostile)
+    refused(lambda: load_parts(str(base), pick_device()), "base_model", "a link to a folder")
+    refused(lambda: load_pipeline(str(base), torch.float32), "a link to a folder")
+
+
+def test_a_base_model_whose_folder_or_files_are_links_is_loaded(base, workplace):
+    for file in [path for path in base.rglob("*") if path.is_file()]:
+        target = workplace / "blobs" / hashlib.sha256(str(file).encode()).hexdigest()
+        target.parent.mkdir(exist_ok=True)
+        file.rename(target)
+        file.symlink_to(target)
+    (workplace / "link").symlink_to(base)
+    load_parts(str(workplace / "link"), pick_device())
+    assert load_pipeline(str(workplace / "link"), torch.float32)
+
+
 # the same by hub id, from the hub's cache
 
 BY_ID = {name: WEIGHTS[name] for name in WEIGHTS if "only bin" in name or "index" in name}
