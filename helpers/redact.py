@@ -1,12 +1,12 @@
 """Secrets stay out of whatever is shown or written: logs, tracebacks, warnings, and all that a notebook's kernel sends.
 
-`helpers` installs this when it is imported. A secret is what SECRETS name in the environment, and what `hide` was
-given since; it is taken out as it stands, percent-encoded, escaped for JSON, and in base64.
+`helpers` installs this when it is imported. A secret is what SECRETS name in the environment, the password of a proxy,
+and what `hide` was given since. It is taken out as it stands, in hex and in base64, each also with any characters
+escaped as for an address, for JSON, for Python or for HTML, once or more often, and wrapped over lines.
 """
 
 import base64
 import html
-import json
 import logging
 import os
 import re
@@ -16,7 +16,7 @@ import traceback
 import warnings
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote, quote_plus, unquote, unquote_plus
+from urllib.parse import quote, unquote, unquote_plus
 
 SECRETS = (
     "ANTHROPIC_API_KEY",
@@ -27,6 +27,7 @@ SECRETS = (
     "WANDB_API_KEY",
     "OPTUNA_STORAGE",
 )
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 SHORTEST = 8  # characters; shorter ones stand in any text by chance
 COOKIE = re.compile(r"(?:^|;)\s*([\w.-]+)=\"?([^;\"]+)")
 SHAPES = {  # of keys that nobody told us of
@@ -37,7 +38,17 @@ SHAPES = {  # of keys that nobody told us of
     ),
 }
 NAMED_SO = re.compile(r"(api_?key|token|secret|password|passwd|cookies?|sessionid)$", re.IGNORECASE)
-LOGIN = re.compile(r"://([^/\s:@]+:[^\s@]+)@")  # user:password in an address
+LOGIN = re.compile(r"://([^/\s:@]*:[^\s@]+)@")  # user:password in an address
+IN_ADDRESS = (  # what goes before a password that nobody told us of, and the password
+    re.compile(r"(://[^/\s:@]*:)([^/\s@\"'<>\[\]]+)(?=@)"),
+    re.compile(
+        r"([?&;](?:[\w.-]*_)?(?:api_?key|token|secret|password|passwd|pwd)=)([^\s&;#\"'<>\\\[\]]{4,})",
+        re.I,
+    ),
+)
+ESCAPED = re.compile(r"\\+(?:[nrt]|x([0-9a-f]{2})|u([0-9a-f]{4})|)", re.IGNORECASE)
+PERCENT = re.compile(r"%(?:25)*([0-9a-f]{2})", re.IGNORECASE)
+BREAK = r"(?:(?:\\+[nr]|[\n\r])[ \t]*)*"  # the end of a line, also as JSON has it, and how the next is indented
 _given: dict[str, str] = {}  # value to name
 
 
@@ -49,45 +60,84 @@ def hide(name: str, value: str) -> str:
 
 def redact(text: str) -> str:
     """The text with each secret replaced by its name in brackets."""
-    set_now = tuple((os.environ[name], name) for name in SECRETS if os.environ.get(name))
-    for form, name in _forms(set_now + tuple(_given.items())):
-        text = text.replace(form, f"[{name}]")
+    set_now = tuple(
+        (os.environ[name], name) for name in (*SECRETS, *PROXIES) if os.environ.get(name)
+    )
+    secrets = _forms(set_now + tuple(_given.items()))
+    for form, (name, as_it_stands, _) in secrets.items():
+        text = text.replace(form, f"[{name}]") if as_it_stands else text
+    plain = _plain(text)
+    for form, (name, _, looks) in secrets.items():
+        if any(look in plain for look in looks):
+            text = _escaped(form).sub(f"[{name}]", text)
     for name, shape in SHAPES.items():
         text = shape.sub(f"[{name}]", text)
+    for shape in IN_ADDRESS:
+        text = shape.sub(r"\1[PASSWORD]", text)
     return text
 
 
 @lru_cache(maxsize=8)
-def _forms(secrets: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
-    """(text to look for, name) of all secrets, the longest first, so that no part is taken out of a whole."""
-    forms = {
-        form: name
-        for value, name in secrets
-        for part in _parts(value)
-        if len(part) >= SHORTEST
-        for form in _encoded(part)
+def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, set[str]]]:
+    """Of each text to look for, the name, whether it is a secret as it stands, and how `_plain` may show it.
+
+    The longest comes first, so that no part is taken out of a whole.
+    """
+    forms = {}
+    for value, name in secrets:
+        for part in (part for part in _parts(value) if len(part) >= SHORTEST):
+            for form in {part, part.encode().hex()} | _base64(part) | _base64(quote(part)):
+                looks = {_plain(look) for look in (form, quote(form), form.replace(" ", "+"))}
+                forms[form] = (name, form == part, looks | {"".join(form.lower().split())})
+    return dict(sorted(forms.items(), key=lambda pair: -len(pair[0])))
+
+
+def _plain(text: str) -> str:
+    """The text with what is escaped in it read, without blanks and line ends, in lower case: quick to search."""
+    if "\\" in text:
+        text = ESCAPED.sub(_character, text)
+    if "%" in text:
+        text = PERCENT.sub(_character, text)
+    if "&" in text:
+        text = html.unescape(text)
+    return "".join(text.split()).lower()
+
+
+def _character(match: re.Match) -> str:
+    return chr(int(next(filter(None, match.groups()), "20"), 16))
+
+
+@lru_cache(maxsize=64)
+def _escaped(form: str) -> re.Pattern:
+    """What finds a text also where any of its characters is escaped, or a line ends between two."""
+    flags = re.IGNORECASE if re.fullmatch("[0-9a-f]{16,}", form) else 0
+    return re.compile(BREAK.join(map(_in_any_way, form)), flags)
+
+
+def _in_any_way(character: str) -> str:
+    """A pattern of a character and its escapes, no two of which match the same text: time stays linear."""
+    code, octets = ord(character), character.encode()
+    ways = {
+        re.escape(character) if character.isalnum() else r"\\*" + re.escape(character),
+        "".join(f"%(?:25)*(?i:{octet:02x})" for octet in octets),
+        "".join(rf"\\+x(?i:{octet:02x})" for octet in octets),
+        rf"\\+u(?i:{code:04x})",
+        f"&#(?:x0*(?i:{code:x})|0*{code});",
     }
-    return sorted(forms.items(), key=lambda pair: -len(pair[0]))
+    if character in '&<>"':
+        ways.add(html.escape(character))
+    return f"(?:{'|'.join(sorted(ways))}{'|[+]' if character == ' ' else ''})"
 
 
 def _parts(value: str) -> set[str]:
-    """A secret, each value in a line of cookies, the password of an address; one without is no secret."""
+    """A secret, each value in a line of cookies, the passwords of an address; one without is no secret."""
     parts = {value, value.strip(), *(match[2].strip() for match in COOKIE.finditer(value))}
-    if login := LOGIN.search(value):
-        parts |= {login[1], login[1].partition(":")[2]}
-    elif "://" in value:
-        return set()
+    if "://" in value:
+        asked = {match[2] for match in IN_ADDRESS[1].finditer(value)}
+        if not (login := LOGIN.search(value)) and not asked:
+            return set()
+        parts |= asked | ({login[1], login[1].partition(":")[2]} if login else set())
     return parts | {unquote(part) for part in parts} | {unquote_plus(part) for part in parts}
-
-
-def _encoded(part: str) -> set[str]:
-    forms = {part, quote(part), quote(part, safe=""), quote_plus(part)}
-    forms |= {re.sub(r"%..", lambda match: match[0].lower(), form) for form in set(forms)}
-    for form in set(forms):
-        once = json.dumps(form)[1:-1]
-        forms |= {once, json.dumps(once)[1:-1], form.replace("/", r"\/"), repr(form)[1:-1]}
-        forms |= {html.escape(form), form.encode().hex()}
-    return forms | {form for text in (part, quote(part)) for form in _base64(text)}
 
 
 def _base64(text: str) -> set[str]:
@@ -108,10 +158,9 @@ def looks_secret(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return next((found for v in value if (found := looks_secret(name, v))), "")
     text = str(value or "")
-    if redact(text) != text:
-        return next(k for k in (*SECRETS, *_given.values()) if f"[{k}]" in redact(text))
-    if LOGIN.search(text):
-        return "OPTUNA_STORAGE"
+    if (clean := redact(text)) != text or LOGIN.search(text):
+        known = (*SECRETS, *PROXIES, *_given.values())
+        return next((name for name in known if f"[{name}]" in clean), "OPTUNA_STORAGE")
     return name.upper() if text and (name in SECRETS or NAMED_SO.search(name)) else ""
 
 
@@ -128,6 +177,7 @@ def install() -> None:
     if getattr(logging.getLogRecordFactory(), "redacts", False):
         return
     _redact_logs()
+    _redact_extras()
     _redact_exceptions()
     shown = warnings.formatwarning
     warnings.formatwarning = lambda *args, **more: redact(shown(*args, **more))
@@ -157,6 +207,19 @@ def _redact_logs() -> None:
 
     make_redacted.redacts = True
     logging.setLogRecordFactory(make_redacted)
+
+
+def _redact_extras() -> None:
+    """The same for what a call of a logger gives as `extra`, which its record gets after it was made."""
+    finish, standard = logging.Logger.makeRecord, vars(logging.makeLogRecord({})).keys()
+
+    def finish_redacted(*args: Any, **more: Any) -> logging.LogRecord:
+        record = finish(*args, **more)
+        extras = {name: value for name, value in vars(record).items() if name not in standard}
+        vars(record).update(_redact_all(extras))
+        return record
+
+    logging.Logger.makeRecord = finish_redacted
 
 
 def _redact_exceptions() -> None:

@@ -1,20 +1,23 @@
 """Keys, tokens, cookies and passwords: in the environment or Colab's Secrets, and in nothing that is written."""
 
 import base64
+import html
 import json
 import logging
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
 from itertools import product
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 
 from helpers import batch
-from helpers.config import CaptionConfig, ScrapeConfig, configure
+from helpers.config import CaptionConfig, ScrapeConfig, TrainConfig, configure
 from helpers.errors import RunError
 from helpers.records import Rejection, append_row
 from helpers.redact import hide, redact
@@ -36,6 +39,7 @@ CANARY_VALUES = [
     *(CANARIES[name] for name in ("cookie", "csrf")),
     PASSWORD,
 ]
+UNTOLD = "canary-untold"
 
 
 def disguised(value: str) -> set[str]:
@@ -45,6 +49,41 @@ def disguised(value: str) -> set[str]:
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             forms.add(encode(f"{before}{value}{after}".encode()).decode())
     return forms
+
+
+def wrapped(text: str, width: int) -> set[str]:
+    """A text over lines of so many characters, as mail, YAML and JSON write it."""
+    lines = [text[at : at + width] for at in range(0, len(text), width)]
+    return {end.join(lines) for end in ("\n", "\r\n", "\\n", "\n    ")}
+
+
+def mangled(value: str) -> set[str]:
+    """A value in forms where no file search would find it, but a reader would."""
+    raw, in_base64 = value.encode(), base64.b64encode(f"me:{value}".encode()).decode()
+    once = quote(value, safe="")
+    forms = {
+        raw.hex(),
+        raw.hex().upper(),
+        quote(once),
+        quote(quote(once)),
+        re.sub("%..", lambda found: found[0].lower(), once),
+        html.escape(value),
+    }
+    forms |= {"".join(f"{before}{byte:02x}" for byte in raw) for before in ("%", r"\x")}
+    forms |= {"".join(form % ord(c) for c in value) for form in (r"\u%04x", "&#%d;", "&#x%x;")}
+    forms |= {json.dumps(json.dumps(value)), quote(in_base64 + "=", safe="")}
+    for width in (7, 64, 76):
+        long = base64.b64encode(("x" * 150 + value + "x" * 150).encode()).decode()
+        forms |= wrapped(long, width) | wrapped(in_base64, width) | wrapped(value, width)
+    return forms
+
+
+def read_again(text: str) -> str:
+    """What a reader makes of a text in such a form: lines joined, escapes read until there is none, in lower case."""
+    text = re.sub(r"\\[nr]|\s", "", text)
+    for _ in range(4):
+        text = html.unescape(unquote(re.sub(r"\\+(?:x|u00)(..)", r"&#x\1;", text)))
+    return text.lower()
 
 
 def traces(value: str) -> set[str]:
@@ -77,6 +116,23 @@ def test_a_secret_is_taken_out_in_every_form(secrets, value):
     assert_clean(redact(json.dumps(json.dumps({"a": value}))))
 
 
+@pytest.mark.parametrize("value", [*CANARY_VALUES, "pässwörd & <tag>'s"])
+def test_a_secret_is_taken_out_where_it_is_escaped_or_wrapped(monkeypatch, value):
+    monkeypatch.setenv("WANDB_API_KEY", value)
+    blank = re.sub(r"\s", "", value).lower()
+    looks = {blank, value.encode().hex()}
+    looks |= {
+        form.rstrip("=")[6:-4].lower()
+        for form in disguised(value)
+        if " " not in form and "%" not in form
+    }
+    for form in sorted(mangled(value)):
+        for around in ("{}", "before {} after", '{{"key": "{}"}}'):
+            shown = read_again(redact(around.format(form)))
+            assert not [look for look in looks if len(look) > 7 and look in shown], form
+            assert around[0] == "{" or ("before" in shown and "after" in shown)
+
+
 def test_words_that_are_no_secret_stay_as_they_are(secrets, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "cat")
     monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///study.db")
@@ -88,6 +144,10 @@ def test_words_that_are_no_secret_stay_as_they_are(secrets, monkeypatch):
         "https://www.instagram.com/p/C1a2B3c4D5e/",
         "hf_internal-testing/tiny-stable-diffusion",
         "3f786850e387550fdab836ed7e6dc881de23001b",
+        "https://example.org:8080/a/b?page=2&sort=token&next=12345678",
+        "git@github.com:someone/art.git and mail to artist@example.org",
+        "100% of\\n   C:\\new\\tokens &amp; %zz %41 \\u00e9",
+        base64.encodebytes(random.Random(1).randbytes(100_000)).decode(),
     ):
         assert redact(text) == text
 
@@ -99,6 +159,35 @@ def test_keys_that_nobody_told_of_are_known_by_their_shape():
         "sessionid=1234" + "5678%3Aabcdefgh12%3A7",
     ):
         assert key not in redact(f"sent {key} away") and "away" in redact(f"sent {key} away")
+
+
+@pytest.mark.parametrize(
+    ("address", "kept"),
+    [
+        (f"postgresql://me:{UNTOLD}@db/sweep", "db/sweep"),
+        (f"redis://:{UNTOLD}@db:6379/0", "db:6379/0"),
+        (f"mysql://db/sweep?user=me&password={UNTOLD}&ssl=1", "&ssl=1"),
+        (f"https://x.y/data?access_token={UNTOLD}#top", "#top"),
+        (f"https://x.y/data?api_key={UNTOLD}", "https://x.y/data"),
+        (f"https://x.y/data?a=1;token={UNTOLD}", "https://x.y/data"),
+    ],
+)
+def test_the_password_of_an_address_is_taken_out_untold_and_told(monkeypatch, address, kept):
+    shown = redact(f"at '{address}', and")
+    assert "canary" not in shown and kept in shown and shown.endswith("', and")
+    monkeypatch.setenv("OPTUNA_STORAGE", address)
+    assert "canary" not in redact(f"wrong password {UNTOLD} given")
+    with pytest.raises(RunError, match="holds a secret .* under Colab's Secrets"):
+        configure(TrainConfig, {"sweep_storage": address})
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "http_proxy", "ALL_PROXY"])
+def test_the_password_of_a_proxy_is_a_secret(monkeypatch, name):
+    monkeypatch.setenv(name, f"http://me:{UNTOLD}@10.0.0.1:3128")
+    header = base64.b64encode(f"me:{UNTOLD}".encode()).decode()
+    shown = redact(f"Basic {header}, {UNTOLD}")
+    assert shown.startswith(f"Basic [{name}]") and shown.endswith(f", [{name}]")
+    assert header.rstrip("=")[:-4] not in shown
 
 
 def test_a_value_that_was_handed_out_is_hidden_from_then_on():
@@ -113,7 +202,7 @@ def test_a_value_that_was_handed_out_is_hidden_from_then_on():
 @pytest.fixture
 def logged(tmp_path):
     handler = logging.FileHandler(tmp_path / "log")
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(logging.Formatter("%(message)s %(sent)s", defaults={"sent": ""}))
     logging.getLogger().addHandler(handler)
     yield lambda: (tmp_path / "log").read_text()
     logging.getLogger().removeHandler(handler)
@@ -132,9 +221,10 @@ def test_no_log_record_holds_a_secret_in_message_arguments_or_traceback(secrets,
             raise ValueError(f"with {key}") from error
     except ValueError:
         log.exception("failed")
+    log.error("with extra", extra={"sent": {"headers": [key]}})
     log.error("no secret, %s and %d", "as", 1)
     assert_clean(logged())
-    assert logged().count("[ANTHROPIC_API_KEY]") >= 4 and "no secret, as and 1" in logged()
+    assert logged().count("[ANTHROPIC_API_KEY]") >= 5 and "no secret, as and 1" in logged()
     assert "ValueError: with [ANTHROPIC_API_KEY]" in logged() and "KeyError" in logged()
 
 
