@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -140,6 +141,19 @@ def read_metadata(path: Path) -> list[tuple[str, str]]:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The rows of train_log.jsonl; a last line cut by a kill is left out."""
+    """The rows of train_log.jsonl; what is none, such as a line cut by a kill or damaged since, is left out."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    return [row for row in map(_log_row, lines) if row is not None]
+
+
+def _log_row(line: bytes) -> dict[str, float] | None:
+    with suppress(ValueError, RecursionError):
+        row = json.loads(line)
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            return row
+    return None
+
+
+def log_lines(rows: Sequence[dict[str, float]]) -> str:
+    """What train_log.jsonl holds of these rows."""
+    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from helpers.store import read_json, recover_folder, write_json
 RUNS = Path("runs")
 STAGES = ("scrape", "caption", "dataset", "train", "inference")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+PREVIEW_NAME = re.compile(r"step-\d{6,}\.png")
 IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{1,96}\.(jpg|png|webp)")  # names are made by us, never taken
 
 
@@ -121,7 +122,8 @@ class Run:
 
     def preview_files(self) -> list[Path]:
         """The previews that there are, in order of step."""
-        return sorted(self.previews.glob("step-*.png"))
+        named = [p for p in self.previews.glob("step-*.png") if PREVIEW_NAME.fullmatch(p.name)]
+        return sorted(named, key=lambda path: int(path.stem.removeprefix("step-")))
 
     def config(self, stage: str) -> Path:
         return self.folder / "config" / f"{stage}.json"
@@ -142,11 +144,28 @@ class Run:
         write_json(self.config(stage), asdict(config))
 
     def read_config(self, stage: str) -> dict[str, Any]:
-        return read_json(self.require(self.config(stage), stage))
+        """A stage's settings as it was last run. Raises RunError if they are missing or damaged."""
+        return self._read(self.config(stage), stage)
+
+    def read_verdict(self) -> dict[str, Any]:
+        """What training came to. Raises RunError if that is missing or damaged."""
+        return self._read(self.verdict, "train", ("base", "last", "words", "steps", "dataset"))
+
+    def _read(self, path: Path, stage: str, names: tuple[str, ...] = ()) -> dict[str, Any]:
+        with suppress(ValueError, RecursionError):
+            values = read_json(self.require(path, stage))
+            if isinstance(values, dict) and all(name in values for name in names):
+                return values
+        raise RunError(
+            f"{path} is damaged: move it away and run {notebook_name(stage)} with run={self.name!r} again"
+        )
 
     def read_seconds(self) -> dict[str, float]:
-        """How long each stage has worked so far, over all its reruns."""
-        return read_json(self.seconds) if self.seconds.is_file() else {}
+        """How long each stage has worked so far, over all its reruns; what cannot be read counts as nothing."""
+        with suppress(OSError, ValueError, AttributeError):
+            kept = read_json(self.seconds).items()
+            return {stage: s for stage, s in kept if isinstance(s, int | float)}
+        return {}
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Count time that a stage has worked."""

@@ -11,8 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ REFUSALS = (
 
 @contextmanager
 def on_disk(what: str, path: Path) -> Iterator[None]:
-    """Change the disk inside: make, write, sync, rename, unlink or copy `path`.
+    """Change the disk inside: make, write, sync, rename or unlink `path`.
 
     Every change that this module makes happens inside one of these, and so does what callers write into
     the paths that replacing_file and replacing_folder yield, safetensors' own writing included. So this is
@@ -174,23 +174,50 @@ def cut_half_line(file: Any) -> None:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True, of_process: bool = False) -> Iterator[bool]:
+def locked(
+    path: Path, wait: bool = True, take: Callable[..., None] = fcntl.flock
+) -> Iterator[bool]:
     """Hold a lock among this machine's processes, which the kernel lets go when its holder dies, however it does.
 
-    Yields whether it is held: without `wait`, False where somebody else has it. `of_process`: this process may hold it
-    twice, as a notebook does whose cell is run again.
+    Yields whether it is held: without `wait`, False where somebody else has it.
     """
     _make_folder(path.parent)
     with on_disk("open", path):
         file = path.open("ab")
     with file:
         try:
-            take = fcntl.lockf if of_process else fcntl.flock
             take(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             yield False
         else:
             yield True
+
+
+_held: dict[tuple[int, Path], tuple[ExitStack, list]] = {}  # locks by process, and their holders
+
+
+@contextmanager
+def locked_by_process(path: Path) -> Iterator[bool]:
+    """Hold a lock that this process may hold several times, as a notebook does whose cell is run again.
+
+    Yields False where another process has it. It is let go with its last holder, and no forked child inherits it.
+    """
+    key = (os.getpid(), path.absolute())
+    if key not in _held:
+        lock = ExitStack()
+        if not lock.enter_context(locked(path, wait=False, take=fcntl.lockf)):
+            yield False
+            return
+        _held[key] = (lock, [])
+    lock, holders = _held[key]
+    holders.append(None)
+    try:
+        yield True
+    finally:
+        holders.pop()
+        if not holders:
+            del _held[key]
+            lock.close()
 
 
 @contextmanager
@@ -233,12 +260,6 @@ def remove_folder(folder: Path) -> None:
     _clear(_part(folder))
     _rename(folder, _part(folder))
     _clear(_part(folder))
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file into a folder that is being filled."""
-    with on_disk("copy", target):
-        shutil.copyfile(source, target)
 
 
 def _old(folder: Path) -> Path:

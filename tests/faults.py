@@ -41,7 +41,7 @@ def fail_at(number: int, reason: int) -> Callable:
             if next(counter) != number:
                 yield
                 return
-            if what in ("write", "copy"):
+            if what == "write":
                 yield
                 if path.is_file() and path.suffix != ".jsonl":
                     os.truncate(path, path.stat().st_size // 2)

@@ -234,14 +234,12 @@ BELONGS = Belongs({"seed": 0}, "base", "data")
 def save_at(run: Run, step: int) -> None:
     state = tiny_state()
     advance(state, step)
-    store_log(run, step)
-    kept = save(run, step, state, BELONGS)
+    kept = save(run, step, state, BELONGS, rows_to(step))
     checkpoint.prune(run, kept, keep=1, best_step=0)
 
 
-def store_log(run: Run, step: int) -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    run.train_log.write_text("".join(f'{{"step": {i}}}\n' for i in range(step + 1)))
+def rows_to(step: int) -> list[dict]:
+    return [{"step": i} for i in range(step + 1)]
 
 
 def loaded(run: Run) -> int:
@@ -412,9 +410,10 @@ def spoil_manifest_entry(folder):
 
 def name_a_file_outside(folder):
     files = json.loads((folder / "manifest.json").read_text())
-    outside = folder.parent.parent / "train_log.jsonl"
+    outside = folder.parent.parent / "notes.txt"
+    outside.write_text("of somebody")
     entry = {"size": outside.stat().st_size, "sha256": sha256(outside)}
-    write_json(folder / "manifest.json", files | {"../../train_log.jsonl": entry})
+    write_json(folder / "manifest.json", files | {"../../notes.txt": entry})
 
 
 def drop_manifest(folder):
@@ -471,16 +470,75 @@ def empty_manifest(folder):
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
-def leave_the_weights_out_of_the_manifest(folder):
-    files = json.loads((folder / "manifest.json").read_text())
-    del files["weights.safetensors"]
-    write_json(folder / "manifest.json", files)
+def leave_out(name):
+    def harm(folder):
+        files = json.loads((folder / "manifest.json").read_text())
+        del files[name]
+        write_json(folder / "manifest.json", files)
+
+    harm.__name__ = f"leave {name} out of the manifest"
+    return harm
 
 
+def rewrite_log(what, change):
+    def harm(folder):
+        path = folder / "train_log.jsonl"
+        path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+        write_manifest(folder)
+
+    harm.__name__ = f"a log {what}"
+    return harm
+
+
+def set_in_state(*names, to):
+    """Another value in state.json, by the names that lead to it."""
+
+    def harm(folder):
+        state = inner = json.loads((folder / "state.json").read_text())
+        for name in names[:-1]:
+            inner = inner[name]
+        inner[names[-1]] = to
+        write_json(folder / "state.json", state)
+        write_manifest(folder)
+
+    harm.__name__ = f"{'.'.join(map(str, names))} is {str(to)[:20]}"
+    return harm
+
+
+GARBAGE = (
+    *(leave_out(f"{name}.safetensors") for name in ("weights", "optimizer", "average")),
+    *(leave_out(name) for name in ("state.json", "train_log.jsonl")),
+    rewrite_log("with a gap", lambda rows: rows[:1] + rows[2:]),
+    rewrite_log("with a row twice", lambda rows: rows + rows[-1:]),
+    rewrite_log("too short", lambda rows: rows[:-1]),
+    rewrite_log("of garbage", lambda rows: ["\x00garbage\n", *rows[1:]]),
+    rewrite_log("that is empty", lambda rows: []),
+    *(
+        set_in_state(name, to=to)
+        for to in (None, 7, "x", [])
+        for name in ("groups", "numbers", "schedule")
+    ),
+    *(set_in_state("schedule", "last_epoch", to=to) for to in (3, "4", None)),
+    *(
+        set_in_state("schedule", "_last_lr", to=to)
+        for to in ("x", [], [None], [1e-3, 1e-3], 10**400)
+    ),
+    set_in_state("schedule", "_last_lr", to=[float("nan")]),
+    *(set_in_state("scaler", to=to) for to in (7, "x", [1])),
+    *(set_in_state("scaler", "scale", to=to) for to in ("x", 0, -1.0, float("inf"))),
+    set_in_state("scaler", "_growth_tracker", to={}),
+    set_in_state("numbers", to={"0.lr": "x"}),
+    set_in_state("numbers", to={"no index": 1}),
+    set_in_state("groups", 0, "params", to=[0]),
+    set_in_state("moments", to=["x"]),
+    set_in_state("config", to=7),
+    set_in_state("parts", to=7),
+    *(set_in_state("format", to=to) for to in ("1", None, [])),
+)
 DAMAGES = (
+    *GARBAGE,
     spoil_manifest,
     empty_manifest,
-    leave_the_weights_out_of_the_manifest,
     spoil_manifest_entry,
     name_a_file_outside,
     drop_manifest,
@@ -499,8 +557,7 @@ def save_two(run):
     for step in (2, 4):
         state = tiny_state()
         advance(state, step)
-        store_log(run, step)
-        save(run, step, state, BELONGS)
+        save(run, step, state, BELONGS, rows_to(step))
     shutil.copytree(run.checkpoint(4), run.checkpoints / "step-000005 (1)")
     (run.checkpoints / ".step-000006.part").mkdir()
     (run.checkpoints / "step-000007").write_text("a file")
@@ -513,7 +570,8 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(workplace, cap
     assert loaded(run) == 4 and not caplog.messages
     harm(run.checkpoint(4))
     assert loaded(run) == 2
-    assert "step-000004" in caplog.text and "the checkpoint before it is taken" in caplog.text
+    (line,) = caplog.messages
+    assert "step-000004" in line and "the checkpoint before it is taken" in line
     assert latest_step(run) in (2, 4) and not (run.checkpoints / ".step-000006.part").exists()
 
 
@@ -576,7 +634,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(workplace):
     cut_weights(run.checkpoint(4))
     state = tiny_state()
     advance(state, 5)
-    kept = save(run, 5, state, BELONGS)
+    kept = save(run, 5, state, BELONGS, rows_to(5))
     checkpoint.prune(run, kept, keep=2, best_step=0)
     cut_weights(kept)
     assert loaded(run) == 2
@@ -609,7 +667,7 @@ def test_another_setting_is_refused_by_name_unless_it_changes_nothing_learnt(wor
     after = replace(before, **{name: other_value(name, getattr(before, name))})
     run, state = Run("tiny"), tiny_state()
     advance(state, 1)
-    save(run, 1, state, Belongs(learnt_from(before, 1), "base", "data"))
+    save(run, 1, state, Belongs(learnt_from(before, 1), "base", "data"), rows_to(1))
     belongs = Belongs(json.loads(json.dumps(learnt_from(after, 1))), "base", "data")
     if name in NOT_LEARNT and name not in PRODUCT:
         assert resume(run, tiny_state(), belongs) == 1

@@ -54,7 +54,7 @@ def _figures(
     config: InferenceConfig, studio: Studio, groups: Groups, inputs: dict[str, Any]
 ) -> dict[str, Any]:
     run = studio.run
-    verdict = read_json(run.verdict)
+    verdict = run.read_verdict()
     encoder = ImageModel(config.encoder) if config.encoder else None
     judgement = asdict(judge(groups, encoder))
     return {

@@ -5,7 +5,9 @@ hashes; a reader takes the newest that verifies. Random states are not kept, sin
 """
 
 import logging
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ from torch import Tensor, nn
 
 from helpers.config import TrainConfig
 from helpers.errors import RunError
+from helpers.records import log_lines, read_log
 from helpers.run import Run
 from helpers.store import (
     MANIFEST,
-    copy_file,
     damage,
     on_disk,
     read_json,
@@ -27,6 +29,7 @@ from helpers.store import (
     remove_folder,
     replacing_folder,
     write_json,
+    write_text,
 )
 
 log = logging.getLogger(__name__)
@@ -56,8 +59,11 @@ class State:
     average: dict[str, Tensor] | None = None  # of the weights
 
 
-def save(run: Run, step: int, state: State, belongs: Belongs) -> Path:
-    """Write the state after `step` with the log up to it, and check it. Raises RunError if the disk did not keep it."""
+def save(run: Run, step: int, state: State, belongs: Belongs, rows: list[dict[str, Any]]) -> Path:
+    """Write the state after `step` with the log's `rows` up to it, and check it.
+
+    Raises RunError if the disk did not keep it.
+    """
     folder = run.checkpoint(step)
     moments, numbers, groups = _flatten(state.optimizer.state_dict())
     kept = {"format": FORMAT, "step": step, "groups": groups, "numbers": numbers, **vars(belongs)}
@@ -69,8 +75,7 @@ def save(run: Run, step: int, state: State, belongs: Belongs) -> Path:
         _write_tensors(beside / OPTIMIZER, moments)
         if state.average is not None:
             _write_tensors(beside / AVERAGE, _on_cpu(state.average))
-        if run.train_log.is_file():
-            copy_file(run.train_log, beside / run.train_log.name)
+        write_text(beside / run.train_log.name, log_lines(rows))
         write_json(beside / STATE, kept)
     if what := damage(folder):
         raise RunError(
@@ -91,7 +96,7 @@ def prune(run: Run, verified: Path, keep: int, best_step: int) -> None:
     """
     for folder in _newest_first(run):
         if keep > 0:
-            keep -= folder == verified or damage(folder) is None
+            keep -= folder == verified or flaw(run, folder) is None
         elif step_of(folder) != best_step:
             remove_folder(folder)
 
@@ -105,7 +110,7 @@ def resume(run: Run, state: State, belongs: Belongs) -> int:
     recover_folders(run.checkpoints)
     told = []
     for folder in _newest_first(run):
-        what = damage(folder) or _lacks(folder, state) or _load(folder, state, belongs)
+        what = flaw(run, folder) or _load(folder, state, belongs)
         if what is None:
             return step_of(folder)
         log.warning("%s: the checkpoint before it is taken", what)
@@ -119,23 +124,42 @@ def resume(run: Run, state: State, belongs: Belongs) -> int:
     return 0
 
 
-def _lacks(folder: Path, state: State) -> str | None:
-    """What a checkpoint does not list that each has, or None."""
-    needed = {WEIGHTS, OPTIMIZER, STATE} | ({AVERAGE} if state.average is not None else set())
-    missing = sorted(needed - read_json(folder / MANIFEST).keys())
-    return f"{folder / MANIFEST} does not list {missing[0]}" if missing else None
+def flaw(run: Run, folder: Path) -> str | None:
+    """What keeps a checkpoint from being gone on from, whatever the training; None if nothing does.
+
+    Its files verify, all that each has are listed, and its log holds each step up to it once. One of a newer
+    version has no flaw, since who reads it is to refuse it.
+    """
+    if what := damage(folder):
+        return what
+    listed, log_name = read_json(folder / MANIFEST), run.train_log.name
+    for name in (STATE, WEIGHTS, OPTIMIZER, log_name):
+        if name not in listed:
+            return f"{folder / MANIFEST} does not list {name}"
+    try:
+        kept = read_json(folder / STATE)
+        if kept["format"] > FORMAT:
+            return None
+        if kept["step"] != step_of(folder):
+            return f"{folder} holds step {kept['step']}"
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        return f"{folder / STATE} is damaged ({type(error).__name__}: {error})"
+    steps = [row["step"] for row in read_log(folder / log_name)]
+    whole = steps == list(range(step_of(folder) + 1))
+    return None if whole else f"{folder / log_name} does not hold each step once"
 
 
 def _load(folder: Path, state: State, belongs: Belongs) -> str | None:
-    """Load a checkpoint whose files verify, whole or not at all; what keeps it from being loaded, or None."""
+    """Load a checkpoint without a flaw, whole or not at all; what keeps it from being loaded, or None."""
     try:
         kept = read_json(folder / STATE)
         _refuse_newer(folder, kept)
-        if kept["step"] != step_of(folder):
-            return f"{folder} holds step {kept['step']}"
         _refuse_stranger(folder, kept, belongs)
         _put(state, kept, *_read_tensors(folder, state, kept))
-    except (AttributeError, KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
+    except (
+        *(ArithmeticError, AttributeError, LookupError, OSError, RecursionError),
+        *(SafetensorError, TypeError, ValueError),
+    ) as error:
         return f"{folder} is damaged ({type(error).__name__}: {error})"
     return None
 
@@ -144,6 +168,8 @@ def _read_tensors(
     folder: Path, state: State, kept: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """The weights, their average, and the optimizer's moments. Raises ValueError for any that do not fit."""
+    if state.average is not None and AVERAGE not in read_json(folder / MANIFEST):
+        raise ValueError(f"{MANIFEST} does not list {AVERAGE}")
     weights = load_file(folder / WEIGHTS)
     average = load_file(folder / AVERAGE) if state.average is not None else {}
     moments = load_file(folder / OPTIMIZER)
@@ -176,13 +202,55 @@ def _put(
     average: dict[str, Tensor],
     moments: dict[str, Tensor],
 ) -> None:
-    """Put what was read into what is trained; the optimizer first, which checks its groups before it changes."""
-    state.optimizer.load_state_dict(_unflatten(moments, kept["numbers"], kept["groups"]))
-    state.schedule.load_state_dict(kept["schedule"])
-    if state.scaler and kept["scaler"]:  # none was kept where another GPU trained in bf16
-        state.scaler.load_state_dict(kept["scaler"])
+    """Put what was read into what is trained, once all of it is known to fit."""
+    optimizer, schedule, scaler = (
+        _optimizer(state, kept, moments),
+        _schedule(state, kept),
+        _scaler(state, kept),
+    )
+    state.optimizer.load_state_dict(optimizer)
+    state.schedule.load_state_dict(schedule)
+    if scaler:
+        state.scaler.load_state_dict(scaler)
     _copy_into({name: p.data for name, p in state.weights.items()}, weights)
     _copy_into(state.average or {}, average)
+
+
+def _optimizer(state: State, kept: dict[str, Any], moments: dict[str, Tensor]) -> dict[str, Any]:
+    """The optimizer's state as it was kept, with the settings that it has now, but the rate that it had."""
+    groups, rates = state.optimizer.state_dict()["param_groups"], kept["schedule"]["_last_lr"]
+    if [group["params"] for group in kept["groups"]] != [group["params"] for group in groups]:
+        raise ValueError("its optimizer's groups are not this one's")
+    _require_numbers("its optimizer", kept["numbers"].values())
+    groups = [group | {"lr": rate} for group, rate in zip(groups, rates, strict=True)]
+    return _unflatten(moments, kept["numbers"], groups)
+
+
+def _schedule(state: State, kept: dict[str, Any]) -> dict[str, Any]:
+    """A schedule's place and its last rates; all else follows from the settings."""
+    rates, step = kept["schedule"]["_last_lr"], kept["step"]
+    _require_numbers("its schedule", rates)
+    if kept["schedule"]["last_epoch"] != step:
+        raise ValueError(f"its schedule is at step {kept['schedule']['last_epoch']!r}")
+    place = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+    return state.schedule.state_dict() | place
+
+
+def _scaler(state: State, kept: dict[str, Any]) -> dict[str, Any] | None:
+    """The scale of fp16's gradients; None where there is none now, or was none, as on a GPU that trained in bf16."""
+    if not (state.scaler and kept["scaler"]):
+        return None
+    scale = {name: kept["scaler"][name] for name in ("scale", "_growth_tracker")}
+    _require_numbers("its scaler", scale.values())
+    if scale["scale"] <= 0:
+        raise ValueError(f"its scaler has {scale['scale']}")
+    return state.scaler.state_dict() | scale
+
+
+def _require_numbers(what: str, values: Iterable[Any]) -> None:
+    for value in values:
+        if not math.isfinite(value):  # raises TypeError for what is no number at all
+            raise ValueError(f"{what} has {value}")
 
 
 def _refuse_newer(folder: Path, kept: dict[str, Any]) -> None:
@@ -195,7 +263,7 @@ def _refuse_newer(folder: Path, kept: dict[str, Any]) -> None:
 
 def load_weights(folder: Path, weights: dict[str, nn.Parameter], average: bool = False) -> None:
     """Put a checkpoint's weights, or their average where it has one, into the model's."""
-    name = AVERAGE if average and (folder / AVERAGE).is_file() else WEIGHTS
+    name = AVERAGE if average and AVERAGE in read_json(folder / MANIFEST) else WEIGHTS
     _copy_into({name: p.data for name, p in weights.items()}, load_file(folder / name))
 
 
@@ -209,8 +277,8 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def latest_step(run: Run) -> int:
-    """The step of the newest checkpoint that verifies, 0 if there is none."""
-    return next((step_of(folder) for folder in _newest_first(run) if damage(folder) is None), 0)
+    """The step of the newest checkpoint without a flaw, 0 if there is none."""
+    return next((step_of(f) for f in _newest_first(run) if flaw(run, f) is None), 0)
 
 
 def _newest_first(run: Run) -> list[Path]:

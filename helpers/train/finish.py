@@ -4,8 +4,9 @@ import logging
 from dataclasses import replace
 
 from helpers.config import TrainConfig, read_settings
+from helpers.errors import RunError
 from helpers.run import Run
-from helpers.store import damage, folder_hash, read_json, write_json
+from helpers.store import damage, folder_hash, write_json
 from helpers.train import checkpoint
 from helpers.train.export import save_model
 from helpers.train.loss import FixedLoss
@@ -17,10 +18,12 @@ log = logging.getLogger(__name__)
 
 def is_finished(config: TrainConfig, run: Run) -> bool:
     """Whether this very training has come as far as asked, and left its model."""
-    if not (run.config("train").is_file() and run.verdict.is_file()) or damage(run.model):
+    try:
+        verdict, done = run.read_verdict(), read_settings(TrainConfig, run.read_config("train"))
+    except RunError:  # missing or damaged; both are written anew
         return False
-    verdict = read_json(run.verdict)
-    done = read_settings(TrainConfig, run.read_config("train"))
+    if damage(run.model):
+        return False
     same_settings = replace(done, **{name: getattr(config, name) for name in NOT_LEARNT}) == config
     same_settings &= _images_per_step(done) == _images_per_step(config)
     same_data = verdict["dataset"] == folder_hash(run.dataset)

@@ -21,7 +21,7 @@ from helpers.config import TrainConfig
 from helpers.device import Device, memory_gb, pick_device
 from helpers.errors import DivergedError, RunError, Stopped
 from helpers.run import Run
-from helpers.store import damage, locked, read_json
+from helpers.store import damage, locked_by_process
 from helpers.train import checkpoint
 from helpers.train.finish import finish, is_finished
 from helpers.train.interrupt import Interrupts
@@ -84,7 +84,7 @@ def train(config: TrainConfig, run: Run) -> Iterator[Step]:
 def _alone(run: Run) -> Iterator[None]:
     """Train a run in one process, or one group of them, at a time. Raises RunError where another one does."""
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
-    lock = locked(run.train_lock, wait=False, of_process=True) if is_first else nullcontext(True)
+    lock = locked_by_process(run.train_lock) if is_first else nullcontext(True)
     with lock as is_mine:
         if not is_mine:
             raise RunError(f"{run.folder} is trained by another process: wait for it, or stop it")
@@ -226,7 +226,9 @@ def _save(training: Training) -> None:
     """Keep a checkpoint. Processes need not agree on it: the others wait for the main one in the next step."""
     run, config = training.run, training.config
     if training.accelerator.is_main_process:
-        kept = checkpoint.save(run, training.step, training.state, training.belongs)
+        training.log.mend()
+        rows = training.log.rows
+        kept = checkpoint.save(run, training.step, training.state, training.belongs, rows)
         best_step = best_of(training.log.held_out)[0]
         checkpoint.prune(run, kept, config.keep_checkpoints, best_step)
         training.count_seconds()
@@ -268,10 +270,9 @@ def verify_model(run: Run) -> str:
 
     Raises RunError if a file is missing or changed, or training has not ended.
     """
-    run.require(run.verdict, "train")
+    verdict = run.read_verdict()
     if what := damage(run.model):
         raise RunError(f"{what}: run 04_train again")
-    verdict = read_json(run.verdict)
     change = verdict["last"] / verdict["base"] - 1
     return (
         f"{run.model} is complete: held-out loss {verdict['base']:.4f} -> {verdict['last']:.4f} "

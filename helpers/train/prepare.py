@@ -189,8 +189,8 @@ class Training:
                 "max_steps is %d now: the learning rate goes on from step %d at %.3g, where it was %.3g",
                 *(self.config.max_steps, self.step, rates[0], before[0]),
             )
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def averaged(self) -> AbstractContextManager:
         """Have the moving average in the model inside, where there is one."""

@@ -1,8 +1,9 @@
 """What a training leaves to be watched: train_log.jsonl always, and TensorBoard or W&B by accelerate's trackers."""
 
-import json
+import logging
 import math
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,31 @@ from accelerate.tracking import GeneralTracker, get_available_trackers
 from helpers.config import TrainConfig
 from helpers.errors import RunError
 from helpers.pictures import open_rgb
-from helpers.records import read_log
+from helpers.records import log_lines, read_log
 from helpers.run import Run
 from helpers.store import append_line, on_disk, read_json, write_json, write_text
+
+log = logging.getLogger(__name__)
 
 
 class Log:
     """The rows of a training, each step once however often it was resumed; the main process writes them.
 
-    A checkpoint holds the log up to its step, so that the two are of one moment whatever a kill, or a
-    copy made of the run folder meanwhile, left of train_log.jsonl.
+    A checkpoint holds the rows up to its step, so that the two are of one moment whatever a kill, or a
+    copy made of the run folder meanwhile, left of train_log.jsonl; that is mended whenever one is saved.
     """
 
     def __init__(self, run: Run, step: int, accelerator: Accelerator, config: TrainConfig) -> None:
         """`step` is the one to go on from, whose checkpoint has the rows up to it."""
         self.run, self.accelerator = run, accelerator
-        kept = read_log(run.checkpoint(step) / run.train_log.name) if step else []
+        self.rows = kept = read_log(run.checkpoint(step) / run.train_log.name) if step else []
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_text(run.train_log, "".join(json.dumps(row) + "\n" for row in kept))
+            write_text(run.train_log, log_lines(kept))
         self.held_out = [(r["step"], r["held_out_loss"]) for r in kept if "held_out_loss" in r]
         self.probe = [(r["step"], r["probe_loss"]) for r in kept if "probe_loss" in r]
         self.skipped = int(max((row.get("skipped", 0) for row in kept), default=0))
-        self._start_trackers(kept, config)
+        self._start_trackers(list(kept), config)
 
     def _start_trackers(self, kept: list[dict[str, Any]], config: TrainConfig) -> None:
         """Open the tracker; TensorBoard's events, of which a kill may lose the last minutes, are written anew."""
@@ -61,15 +64,22 @@ class Log:
                 _track(tracker, row)
         for path in self.run.preview_files():
             if int(path.stem.removeprefix("step-")) in steps:
-                self.show(path)
+                try:
+                    self.show(path)
+                except (
+                    OSError,
+                    SyntaxError,
+                    ValueError,
+                ) as error:  # Pillow's, for what is no picture
+                    log.warning("%s cannot be read, and is not shown (%s)", path, error)
 
     def _id(self, goes_on: bool) -> str:
         """What names this training to W&B, however often it is resumed, on whatever machine."""
         path = self.run.tracker
-        if self.accelerator.is_main_process and not (goes_on and path.is_file()):
+        if self.accelerator.is_main_process and not (goes_on and _kept_id(path)):
             write_json(path, {"id": uuid.uuid4().hex})
         self.accelerator.wait_for_everyone()
-        return read_json(path)["id"]
+        return _kept_id(path)
 
     def show(self, path: Path) -> None:
         """Give the preview of a step to trackers that take pictures."""
@@ -84,23 +94,36 @@ class Log:
     def add(self, row: dict[str, Any]) -> None:
         """Add a step; values that are None or no number stay out. Raises RunError if a disk refuses it."""
         row = {k: v for k, v in row.items() if v is not None and not math.isnan(v)}
+        self.rows.append(row)
         if "held_out_loss" in row:
             self.held_out.append((row["step"], row["held_out_loss"]))
         if "probe_loss" in row:
             self.probe.append((row["step"], row["probe_loss"]))
         if self.accelerator.is_main_process:
             append_line(
-                self.run.train_log, json.dumps(row), sync=False
-            )  # checkpoints hold it, synced
+                self.run.train_log, log_lines([row])[:-1], sync=False
+            )  # checkpoints hold it
         with on_disk("write", self.run.tensorboard):
             for tracker in self.accelerator.trackers:
                 _track(tracker, row)
+
+    def mend(self) -> None:
+        """Have train_log.jsonl hold what it should, whatever became of it meanwhile."""
+        path, whole = self.run.train_log, log_lines(self.rows)
+        if not path.is_file() or path.read_bytes() != whole.encode():
+            write_text(path, whole)
 
     def close(self) -> None:
         with on_disk("write", self.run.tensorboard):
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         self.accelerator.trackers = []
+
+
+def _kept_id(path: Path) -> str:
+    with suppress(OSError, ValueError, TypeError, LookupError):
+        return str(read_json(path)["id"])
+    return ""
 
 
 def _track(tracker: GeneralTracker, row: dict[str, Any]) -> None:

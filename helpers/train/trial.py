@@ -16,7 +16,7 @@ from helpers.config import TrainConfig
 from helpers.errors import DivergedError, OutOfMemoryError
 from helpers.records import read_log
 from helpers.run import Run, TrialRun
-from helpers.store import locked, read_json, write_json
+from helpers.store import locked, write_json
 from helpers.train import checkpoint
 from helpers.train.loop import train
 from helpers.train.search import batch_of, measures_of, trial_config
@@ -175,5 +175,5 @@ def _curve(here: TrialRun) -> list[tuple[int, float]]:
 
 def _value(here: TrialRun) -> float:
     """The held-out loss of the model that a trial left."""
-    verdict = read_json(here.verdict)
+    verdict = here.read_verdict()
     return dict(_curve(here)).get(verdict["exported_step"], verdict["last"])
