@@ -145,14 +145,14 @@ class Run:
 
     def read_config(self, stage: str) -> dict[str, Any]:
         """A stage's settings as it was last run. Raises RunError if they are missing or damaged."""
-        return self._read(self.config(stage), stage)
+        return self._read(self.config(stage), stage, ("run",))
 
     def read_verdict(self) -> dict[str, Any]:
         """What training came to. Raises RunError if that is missing or damaged."""
         return self._read(self.verdict, "train", ("base", "last", "words", "steps", "dataset"))
 
-    def _read(self, path: Path, stage: str, names: tuple[str, ...] = ()) -> dict[str, Any]:
-        with suppress(ValueError, RecursionError):
+    def _read(self, path: Path, stage: str, names: tuple[str, ...]) -> dict[str, Any]:
+        with suppress(ValueError):
             values = read_json(self.require(path, stage))
             if isinstance(values, dict) and all(name in values for name in names):
                 return values

@@ -132,7 +132,10 @@ def write_checkpoint(run, step, size=3000):
     append_line(run.train_log, f'{{"step": {step}}}')
     with replacing_folder(run.checkpoint(step)) as beside:
         (beside / "weights.safetensors").write_bytes(random.Random(step).randbytes(size))
-        (beside / "state.json").write_text(f'{{"step": {step}}}')
+        (beside / "optimizer.safetensors").write_bytes(b"moments")
+        (beside / "state.json").write_text(f'{{"format": 1, "step": {step}}}')
+        rows = [f'{{"step": {number}}}\n' for number in range(step + 1)]
+        (beside / "train_log.jsonl").write_text("".join(rows))
 
 
 def live_and_die(run, work, faulty, seed):

@@ -22,10 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from helpers import colab
 from helpers.config import TrainConfig, configure
 from helpers.errors import RunError, Stopped
+from helpers.records import read_log
 from helpers.run import Run
-from helpers.store import damage, sha256, write_json, write_manifest
+from helpers.store import damage, locked_by_process, sha256, write_json, write_manifest
 from helpers.train import checkpoint, loop
 from helpers.train.checkpoint import Belongs, State, latest_step, resume, save
 from helpers.train.loop import train
@@ -743,6 +745,22 @@ def test_a_run_is_trained_by_one_process_at_a_time_and_twice_in_one(dataset, tin
 
     assert faults.in_child(act) == 0
     steps.close()
+    assert faults.in_child(lambda: list(train(small(tiny_base), dataset))) == 0
+
+
+def test_a_lock_of_a_process_is_held_until_its_last_holder_lets_go(tmp_path):
+    path = tmp_path / ".lock"
+
+    def is_free():
+        with locked_by_process(path) as is_mine:
+            os._exit(not is_mine)
+
+    holders = [locked_by_process(path) for _ in range(3)]
+    assert [holder.__enter__() for holder in holders] == [True] * 3
+    for holder in holders:
+        assert faults.in_child(is_free) != 0
+        holder.__exit__(None, None, None)
+    assert faults.in_child(is_free) == 0
 
 
 def test_half_the_batch_and_twice_the_accumulation_is_the_same_training():
@@ -782,6 +800,62 @@ def test_whatever_became_of_the_log_each_step_is_in_it_once(dataset, tiny_base):
         assert [row["step"] for row in lines(dataset.train_log)] == list(range(step + 1))
     list(train(config, dataset))
     assert_log_is_exact(dataset, 9)
+
+
+def test_a_log_that_somebody_cut_while_it_trained_is_whole_in_each_checkpoint(dataset, tiny_base):
+    config = small(tiny_base, prior_share=0.0, preview_every_steps=100)
+    for step in train(config, dataset):
+        if step.step == 1:
+            dataset.train_log.unlink()
+        elif step.step == 3:
+            dataset.train_log.write_text("\x00\x00")
+    for folder in (dataset.folder, dataset.checkpoint(4)):
+        assert [row["step"] for row in lines(folder / "train_log.jsonl")] == list(range(5))
+
+
+def test_of_a_log_that_is_damaged_the_rows_that_are_left_are_read(tmp_path):
+    path = tmp_path / "train_log.jsonl"
+    path.write_text(
+        '{"step": 0}\n\x00\x00\n[1]\n{"loss": 1}\n{"step": "1"}\n\n{"step": 2}\n{"step": 3'
+    )
+    assert read_log(path) == [{"step": 0}, {"step": 2}]
+
+
+GARBAGE_TEXTS = ("", "\x00\x00", '{"base": 1', "[1]", "7", "{}", "[" * 100_000)
+
+
+@pytest.mark.parametrize("text", GARBAGE_TEXTS, ids=range(len(GARBAGE_TEXTS)))
+def test_a_verdict_settings_and_times_that_are_garbage_are_told_and_made_anew(
+    dataset, tiny_base, text
+):
+    config = small(tiny_base, prior_share=0.0)
+    list(train(config, dataset))
+    said, kept = loop.verify_model(dataset), json.loads(dataset.config("train").read_text())
+    dataset.verdict.write_text(text)
+    with pytest.raises(RunError, match=r"verdict.json is damaged: move it away and run 04_train"):
+        loop.verify_model(dataset)
+    dataset.config("train").write_text(text)
+    dataset.seconds.write_text(text)
+    assert list(train(config, dataset)) == [] and loop.verify_model(dataset) == said
+    assert json.loads(dataset.config("train").read_text()) == kept
+    assert dataset.read_seconds()["train"] > 0
+    dataset.config("dataset").write_text(text)
+    with pytest.raises(RunError, match=r"dataset.json is damaged.* run 03_dataset"):
+        list(train(replace(config, max_steps=6), dataset))
+
+
+def test_a_preview_that_is_none_stops_no_rerun(dataset, tiny_base, caplog):
+    list(train(small(tiny_base, prior_share=0.0), dataset))
+    whole = dataset.preview(4).read_bytes()
+    dataset.preview(0).write_bytes(whole[:100])
+    dataset.preview(4).write_text("no picture")
+    (dataset.previews / "step-000004 (1).png").write_bytes(whole)
+    (dataset.previews / "step-last.png").write_bytes(whole)
+    list(train(small(tiny_base, prior_share=0.0, max_steps=6), dataset))
+    assert caplog.text.count("cannot be read, and is not shown") == 2
+    found = [path.name for path in dataset.preview_files()]
+    assert found == sorted(found) and found[-1] == "step-000006.png" and "(1)" not in "".join(found)
+    assert_log_is_exact(dataset, 6)
 
 
 def test_minutes_save_as_well_as_steps(dataset, tiny_base):
@@ -884,6 +958,30 @@ def test_a_signal_saves_the_last_step_once_and_says_how_to_go_on(
     assert [row["step"] for row in lines(dataset.train_log)] == list(range(step + 1))
 
 
+def test_a_stop_has_the_mirror_take_what_was_saved_before_the_process_ends(
+    dataset, long, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(colab, "DRIVE", tmp_path / "mirror")
+    monkeypatch.setattr(colab, "IS_GOOGLES", False)
+    left, said = signalled(long, dataset, command_line(long, monkeypatch))
+    step = latest_step(dataset)
+    assert left == 143 and said.strip().splitlines()[-1].startswith(f"stopped after step {step}")
+    assert f"up to step {step}, " in said and "all of it read back" in said
+    there = tmp_path / "mirror" / colab.FOLDER_ON_DRIVE / "pictures"
+    assert damage(there / "checkpoints" / dataset.checkpoint(step).name) is None
+
+
+def test_a_drive_that_hangs_keeps_no_stopped_process_from_ending(
+    dataset, long, monkeypatch, tmp_path
+):
+    from helpers.train import __main__ as command
+
+    monkeypatch.setattr(command, "STOP_S", 1.0)
+    monkeypatch.setattr(command, "keep", lambda run: time.sleep(60))
+    left, said = signalled(long, dataset, command_line(long, monkeypatch))
+    assert left == 143 and "could not all be mirrored in 1 seconds" in said
+
+
 def test_a_stop_between_two_steps_saves_at_once_and_handlers_are_put_back(dataset, long):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     steps = train(long, dataset)
@@ -956,7 +1054,9 @@ def say(client, code: str, hear=lambda text: None) -> tuple[str, list[dict]]:
 
 CELLS = """
 import torch; torch.set_num_threads(1)
+from helpers import colab
 from helpers.config import TrainConfig, configure
+from helpers.records import read_log
 from helpers.run import Run
 from helpers.train.loop import train
 config = configure(TrainConfig, {more!r})

@@ -35,6 +35,10 @@ from helpers.store import (
 log = logging.getLogger(__name__)
 WEIGHTS, AVERAGE = "weights.safetensors", "average.safetensors"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+UNFIT = (  # what reading a file of ours raises where it is not what it should be
+    *(ArithmeticError, AttributeError, LookupError, OSError),
+    *(SafetensorError, TypeError, ValueError),
+)
 FORMAT = 1  # a checkpoint of it resumes for ever (tests/golden)
 
 
@@ -142,7 +146,7 @@ def flaw(run: Run, folder: Path) -> str | None:
             return None
         if kept["step"] != step_of(folder):
             return f"{folder} holds step {kept['step']}"
-    except (LookupError, TypeError, ValueError, RecursionError) as error:
+    except UNFIT as error:
         return f"{folder / STATE} is damaged ({type(error).__name__}: {error})"
     steps = [row["step"] for row in read_log(folder / log_name)]
     whole = steps == list(range(step_of(folder) + 1))
@@ -156,10 +160,7 @@ def _load(folder: Path, state: State, belongs: Belongs) -> str | None:
         _refuse_newer(folder, kept)
         _refuse_stranger(folder, kept, belongs)
         _put(state, kept, *_read_tensors(folder, state, kept))
-    except (
-        *(ArithmeticError, AttributeError, LookupError, OSError, RecursionError),
-        *(SafetensorError, TypeError, ValueError),
-    ) as error:
+    except UNFIT as error:
         return f"{folder} is damaged ({type(error).__name__}: {error})"
     return None
 
