@@ -15,6 +15,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 
+from helpers.colab import STOP_S, keep_before_end
 from helpers.config import CONFIGS, configure, from_text, refuse_secrets
 from helpers.errors import OURS, RunError, Stopped
 from helpers.redact import redact
@@ -159,11 +160,19 @@ def outcome(run: Run, stage: str) -> str:
 
 
 def walk(run: Run, planned: dict[str, dict[str, Any]]) -> None:
-    """Run the planned notebooks in order, with a line before and after each."""
-    for number, (stage, parameters) in enumerate(planned.items(), 1):
-        print(f"[{number}/{len(planned)}] {notebook_name(stage)} ...", flush=True)
-        seconds = execute(run, stage, parameters)
-        print(f"      {seconds:.0f} s: {outcome(run, stage)}", flush=True)
+    """Run the planned notebooks in order, with a line before and after each.
+
+    What one left that was stopped or failed is mirrored, for which its kernel had no time.
+    """
+    try:
+        for number, (stage, parameters) in enumerate(planned.items(), 1):
+            print(f"[{number}/{len(planned)}] {notebook_name(stage)} ...", flush=True)
+            seconds = execute(run, stage, parameters)
+            print(f"      {seconds:.0f} s: {outcome(run, stage)}", flush=True)
+    except (RunError, Stopped) as error:
+        most_s = STOP_S if isinstance(error, Stopped) else None
+        sys.stderr.write(keep_before_end(run, most_s))
+        raise
 
 
 def main() -> None:

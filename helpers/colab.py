@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import sys
+import threading
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +33,7 @@ GOOGLES = MOUNT / "MyDrive"
 DRIVE = Path(os.environ.get("RUNS_MIRROR") or GOOGLES).expanduser().absolute()
 IS_GOOGLES = DRIVE == GOOGLES  # if not, a folder of the user's own takes its place
 FOLDER_ON_DRIVE = "annalaura-diffusion/runs"
+STOP_S = 20.0  # to mirror what a stop saved: Kubernetes and Slurm give 30 from SIGTERM to SIGKILL
 SESSION_HOURS = 12  # of a free one at most; Google promises no figure
 SESSION = (
     "session    a free one ends after about 90 minutes without you, and after about "
@@ -177,9 +180,25 @@ def keep(run: Run) -> str:
         problem = mirror.wait()
     except OSError as error:
         problem = explain(error)
+    except RunError as error:
+        problem = str(error)
     if problem:
         return f"{run.folder} is NOT all on {_name_of_place()}: {problem}. There for certain: {mirror.words()}"
     return f"{run.folder} is kept on {_name_of_place()}, {mirror.words()}, all of it read back"
+
+
+def keep_before_end(run: Run, most_s: float | None = None) -> str:
+    """`keep` for a process that is about to end, in some seconds at most; nothing is said where there is no mirror."""
+    if _mirror(run) is None:
+        return ""
+    said: list[str] = []
+    keeping = threading.Thread(target=lambda: said.append(keep(run) + "\n"), daemon=True)
+    keeping.start()
+    with suppress(KeyboardInterrupt):
+        keeping.join(most_s)
+    return (
+        said[0] if said else f"{run.folder} is NOT all on {_name_of_place()}: there was no time\n"
+    )
 
 
 def keep_soon(run: Run) -> None:

@@ -57,6 +57,15 @@ def test_a_notebook_before_its_predecessor_says_which_to_run(workplace):
     assert "Traceback" not in done.stderr
 
 
+def test_what_a_notebook_left_that_failed_is_mirrored(workplace, monkeypatch):
+    monkeypatch.setenv("RUNS_MIRROR", str(workplace / "mirror"))
+    (workplace / "runs/x").mkdir(parents=True)
+    (workplace / "runs/x/posts.jsonl").write_text("no post\n")
+    done = batch("x", "--only", "02")
+    kept, last = done.stderr.strip().splitlines()[-2:]
+    assert "runs/x is kept on" in kept and "posts.jsonl line 1 is no Post" in last
+
+
 def test_stages_are_chosen_by_number():
     assert chosen_stages("03", None) == ["dataset", "train", "inference"]
     assert chosen_stages(None, "01,04") == ["scrape", "train"]

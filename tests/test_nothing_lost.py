@@ -974,12 +974,12 @@ def test_a_stop_has_the_mirror_take_what_was_saved_before_the_process_ends(
 def test_a_drive_that_hangs_keeps_no_stopped_process_from_ending(
     dataset, long, monkeypatch, tmp_path
 ):
-    from helpers.train import __main__ as command
-
-    monkeypatch.setattr(command, "STOP_S", 1.0)
-    monkeypatch.setattr(command, "keep", lambda run: time.sleep(60))
+    monkeypatch.setattr("helpers.train.__main__.STOP_S", 1.0)
+    monkeypatch.setattr(colab, "DRIVE", tmp_path / "mirror")
+    monkeypatch.setattr(colab, "IS_GOOGLES", False)
+    monkeypatch.setattr(colab, "keep", lambda run: time.sleep(60))
     left, said = signalled(long, dataset, command_line(long, monkeypatch))
-    assert left == 143 and "could not all be mirrored in 1 seconds" in said
+    assert left == 143 and "NOT all on" in said and "there was no time" in said
 
 
 def test_a_stop_between_two_steps_saves_at_once_and_handlers_are_put_back(dataset, long):
@@ -1100,7 +1100,9 @@ def test_the_stop_button_saves_shows_one_line_and_a_rerun_ends_in_the_same_bits(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_papermill_reaches_the_training_which_saves(dataset, tiny_base, number):
+def test_a_signal_to_papermill_reaches_the_training_which_saves_and_the_mirror_takes_it(
+    dataset, tiny_base, number, tmp_path
+):
     more = {k: v for k, v in SMALL_TRAINING.items() if k not in ("max_steps", "resolution_px")}
     more |= {"save_every_steps": 1000, "validate_every_steps": 1000, "preview_every_steps": 1000}
     more.pop("train_batch_size")
@@ -1108,13 +1110,17 @@ def test_a_signal_to_papermill_reaches_the_training_which_saves(dataset, tiny_ba
     typed = [word for k, v in given.items() for word in ("-p", k, str(v))]
     command = [sys.executable, "-m", "helpers.batch", "pictures", "--only", "04", *typed]
     command += ["-p", "more", repr(more | {"prior_share": 0.0})]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    mirrored = os.environ | {"RUNS_MIRROR": str(tmp_path / "mirror")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    child = subprocess.Popen(command, env=mirrored, **pipes)
     wait_for_step(dataset, 3, child.pid)
     child.send_signal(number)
     said, _ = child.communicate(timeout=120)
     assert child.returncode == 128 + number and "Traceback" not in said, said
     assert "go on" in said.strip().splitlines()[-1]
-    assert latest_step(dataset) >= 3, said
+    assert (step := latest_step(dataset)) >= 3 and f"up to step {step}, " in said, said
+    there = tmp_path / "mirror" / colab.FOLDER_ON_DRIVE / "pictures"
+    assert damage(there / "checkpoints" / dataset.checkpoint(step).name) is None
 
 
 # --- another number of processes

@@ -5,19 +5,15 @@ The settings are those that 04_train left in the run, or a preset's: `--preset t
 
 import argparse
 import sys
-from contextlib import suppress
-from threading import Thread
 
 import torch
 from accelerate import PartialState
 
-from helpers.colab import keep
+from helpers.colab import STOP_S, keep, keep_before_end
 from helpers.config import TrainConfig, configure, from_text
 from helpers.errors import RunError, Stopped
 from helpers.run import Run
 from helpers.train.loop import train, verify_model
-
-STOP_S = 20.0  # Kubernetes and Slurm give 30 from SIGTERM to SIGKILL
 
 
 def main() -> None:
@@ -38,21 +34,11 @@ def main() -> None:
                 say(f"step {step.step}/{config.max_steps}: held-out loss {step.held_out_loss:.4f}")
     except Stopped:
         if PartialState().is_main_process:
-            print(_keep_quickly(run), file=sys.stderr)
+            sys.stderr.write(keep_before_end(run, STOP_S))
         raise
     say(verify_model(run))
     if PartialState().is_main_process:
         print(keep(run))
-
-
-def _keep_quickly(run: Run) -> str:
-    """Keep a run in what time a machine that is taken away leaves; say what came of it."""
-    said: list[str] = []
-    keeping = Thread(target=lambda: said.append(keep(run)), daemon=True)
-    keeping.start()
-    with suppress(KeyboardInterrupt):
-        keeping.join(STOP_S)
-    return said[0] if said else f"{run.folder} could not all be mirrored in {STOP_S:.0f} seconds"
 
 
 def run_main() -> None:
