@@ -204,6 +204,9 @@ def stop(number: int, _frame: object) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(
+        logging.CRITICAL
+    )  # tells of nbclient's task that a stop left
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:

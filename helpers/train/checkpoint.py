@@ -137,9 +137,8 @@ def flaw(run: Run, folder: Path) -> str | None:
     if what := damage(folder):
         return what
     listed, log_name = read_json(folder / MANIFEST), run.train_log.name
-    for name in (STATE, WEIGHTS, OPTIMIZER, log_name):
-        if name not in listed:
-            return f"{folder / MANIFEST} does not list {name}"
+    if STATE not in listed:
+        return f"{folder / MANIFEST} does not list {STATE}"
     try:
         kept = read_json(folder / STATE)
         if kept["format"] > FORMAT:
@@ -148,6 +147,9 @@ def flaw(run: Run, folder: Path) -> str | None:
             return f"{folder} holds step {kept['step']}"
     except UNFIT as error:
         return f"{folder / STATE} is damaged ({type(error).__name__}: {error})"
+    for name in (WEIGHTS, OPTIMIZER, log_name):
+        if name not in listed:
+            return f"{folder / MANIFEST} does not list {name}"
     steps = [row["step"] for row in read_log(folder / log_name)]
     whole = steps == list(range(step_of(folder) + 1))
     return None if whole else f"{folder / log_name} does not hold each step once"
