@@ -170,8 +170,8 @@ def walk(run: Run, planned: dict[str, dict[str, Any]]) -> None:
             seconds = execute(run, stage, parameters)
             print(f"      {seconds:.0f} s: {outcome(run, stage)}", flush=True)
     except (RunError, Stopped) as error:
-        most_s = STOP_S if isinstance(error, Stopped) else None
-        sys.stderr.write(keep_before_end(run, most_s))
+        if words := keep_before_end(run, STOP_S if isinstance(error, Stopped) else None):
+            print(words, file=sys.stderr)
         raise
 
 
@@ -204,9 +204,7 @@ def stop(number: int, _frame: object) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("asyncio").setLevel(
-        logging.CRITICAL
-    )  # tells of nbclient's task that a stop left
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of nbclient's task after a stop
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:

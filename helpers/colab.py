@@ -192,13 +192,11 @@ def keep_before_end(run: Run, most_s: float | None = None) -> str:
     if _mirror(run) is None:
         return ""
     said: list[str] = []
-    keeping = threading.Thread(target=lambda: said.append(keep(run) + "\n"), daemon=True)
+    keeping = threading.Thread(target=lambda: said.append(keep(run)), daemon=True)
     keeping.start()
     with suppress(KeyboardInterrupt):
         keeping.join(most_s)
-    return (
-        said[0] if said else f"{run.folder} is NOT all on {_name_of_place()}: there was no time\n"
-    )
+    return said[0] if said else f"{run.folder} is NOT all on {_name_of_place()}: there was no time"
 
 
 def keep_soon(run: Run) -> None:

@@ -1054,9 +1054,7 @@ def say(client, code: str, hear=lambda text: None) -> tuple[str, list[dict]]:
 
 CELLS = """
 import torch; torch.set_num_threads(1)
-from helpers import colab
 from helpers.config import TrainConfig, configure
-from helpers.records import read_log
 from helpers.run import Run
 from helpers.train.loop import train
 config = configure(TrainConfig, {more!r})

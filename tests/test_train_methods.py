@@ -302,9 +302,12 @@ def test_the_scalers_state_is_kept(workplace):
     first.scale(torch.ones(()))
     first.update(128.0)
     belongs, named = Belongs({}, "base", "data"), dict(layer.named_parameters())
-    rows = [{"step": 0}]
-    save(Run("x"), 0, State(named, optimizer, schedule, first), belongs, rows)
-    assert resume(Run("x"), State(named, optimizer, schedule, second), belongs) == 0
+    rows = [{"step": step} for step in range(4)]
+    for _ in rows[1:]:
+        optimizer.step()
+        schedule.step()
+    save(Run("x"), 3, State(named, optimizer, schedule, first), belongs, rows)
+    assert resume(Run("x"), State(named, optimizer, schedule, second), belongs) == 3
     assert second.get_scale() == 128.0
 
 

@@ -33,8 +33,8 @@ def main() -> None:
             if step.held_out_loss is not None:
                 say(f"step {step.step}/{config.max_steps}: held-out loss {step.held_out_loss:.4f}")
     except Stopped:
-        if PartialState().is_main_process:
-            sys.stderr.write(keep_before_end(run, STOP_S))
+        if PartialState().is_main_process and (words := keep_before_end(run, STOP_S)):
+            print(words, file=sys.stderr)
         raise
     say(verify_model(run))
     if PartialState().is_main_process:

@@ -206,11 +206,8 @@ def _put(
     moments: dict[str, Tensor],
 ) -> None:
     """Put what was read into what is trained, once all of it is known to fit."""
-    optimizer, schedule, scaler = (
-        _optimizer(state, kept, moments),
-        _schedule(state, kept),
-        _scaler(state, kept),
-    )
+    optimizer = _optimizer(state, kept, moments)
+    schedule, scaler = _schedule(state, kept), _scaler(state, kept)
     state.optimizer.load_state_dict(optimizer)
     state.schedule.load_state_dict(schedule)
     if scaler:

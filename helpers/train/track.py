@@ -1,5 +1,6 @@
 """What a training leaves to be watched: train_log.jsonl always, and TensorBoard or W&B by accelerate's trackers."""
 
+import json
 import logging
 import math
 import uuid
@@ -38,7 +39,7 @@ class Log:
         self.held_out = [(r["step"], r["held_out_loss"]) for r in kept if "held_out_loss" in r]
         self.probe = [(r["step"], r["probe_loss"]) for r in kept if "probe_loss" in r]
         self.skipped = int(max((row.get("skipped", 0) for row in kept), default=0))
-        self._start_trackers(list(kept), config)
+        self._start_trackers(kept, config)
 
     def _start_trackers(self, kept: list[dict[str, Any]], config: TrainConfig) -> None:
         """Open the tracker; TensorBoard's events, of which a kill may lose the last minutes, are written anew."""
@@ -66,11 +67,7 @@ class Log:
             if int(path.stem.removeprefix("step-")) in steps:
                 try:
                     self.show(path)
-                except (
-                    OSError,
-                    SyntaxError,
-                    ValueError,
-                ) as error:  # Pillow's, for what is no picture
+                except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of no picture
                     log.warning("%s cannot be read, and is not shown (%s)", path, error)
 
     def _id(self, goes_on: bool) -> str:
@@ -100,9 +97,8 @@ class Log:
         if "probe_loss" in row:
             self.probe.append((row["step"], row["probe_loss"]))
         if self.accelerator.is_main_process:
-            append_line(
-                self.run.train_log, log_lines([row])[:-1], sync=False
-            )  # checkpoints hold it
+            # checkpoints hold it, synced
+            append_line(self.run.train_log, json.dumps(row), sync=False)
         with on_disk("write", self.run.tensorboard):
             for tracker in self.accelerator.trackers:
                 _track(tracker, row)
