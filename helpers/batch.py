@@ -3,6 +3,7 @@
 import argparse
 import ast
 import logging
+import re
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
+from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from helpers.colab import STOP_S, keep_before_end
 from helpers.config import CONFIGS, configure, from_text, refuse_secrets
@@ -24,6 +26,9 @@ from helpers.store import write_text
 
 NOTEBOOKS = Path("notebooks")
 QUIET = ["--IPKernelApp.log_level=CRITICAL"]  # a kernel warns of its own loopback socket
+NOT_BEGUN = (
+    r"Kernel (died before replying|didn't respond)"  # jupyter_client's words: no cell has run
+)
 
 
 def parameters_of(stage: str) -> list[str]:
@@ -108,6 +113,20 @@ def _words_of(run: Run, error: papermill.PapermillExecutionError) -> str:
     )
 
 
+@retry(retry=retry_if_exception_message(match=NOT_BEGUN), stop=stop_after_attempt(3), reraise=True)
+def _run_notebook(stage: str, target: Path, parameters: dict[str, Any]) -> None:
+    """Papermill; again if the kernel never answered, as when another program took a port chosen for it."""
+    papermill.execute_notebook(
+        str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb"),
+        str(target),
+        parameters,
+        progress_bar=False,
+        kernel_name="python3",
+        iopub_timeout=60,  # on a busy machine output may come later than the 4 s of its default
+        extra_arguments=QUIET,
+    )
+
+
 def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
     """Run a notebook; its executed copy goes to the run folder. Returns the seconds it took.
 
@@ -117,15 +136,7 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
     target = run.notebook(stage)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(
-            str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb"),
-            str(target),
-            parameters,
-            progress_bar=False,
-            kernel_name="python3",
-            iopub_timeout=60,  # on a busy machine output may come later than the 4 s of its default
-            extra_arguments=QUIET,
-        )
+        _run_notebook(stage, target, parameters)
     except papermill.PapermillExecutionError as error:
         what = f"{notebook_name(stage)} stopped: {_words_of(run, error)} (see {target})"
         raise RunError(what) from None
@@ -133,6 +144,12 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
         raise RunError(
             f"{notebook_name(stage)} was ended from outside, most likely for lack of memory: "
             "what it had done is kept, give the same command again to go on"
+        ) from None
+    except RuntimeError as error:
+        if not re.match(NOT_BEGUN, str(error)):
+            raise
+        raise RunError(
+            f"{notebook_name(stage)} did not begin: {error}; see why with python -m ipykernel"
         ) from None
     finally:
         _redact_copy(target)

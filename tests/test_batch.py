@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -64,6 +65,44 @@ def test_what_a_notebook_left_that_failed_is_mirrored(workplace, monkeypatch):
     done = batch("x", "--only", "02")
     kept, last = done.stderr.strip().splitlines()[-2:]
     assert "runs/x is kept on" in kept and "posts.jsonl line 1 is no Post" in last
+
+
+TAKES_A_PORT = """
+import json, pathlib, socket, sys
+mark, connection = map(pathlib.Path, sys.argv[1:3])
+if not mark.exists():
+    mark.touch()
+    taken = socket.create_server(("127.0.0.1", json.loads(connection.read_text())["shell_port"]))
+from ipykernel.kernelapp import IPKernelApp
+IPKernelApp.launch_instance(["-f", str(connection), "--log-level=CRITICAL"])
+"""
+
+
+@pytest.fixture
+def kernel(workplace, monkeypatch):
+    def installed(code):
+        spec = workplace / "jupyter/kernels/python3/kernel.json"
+        spec.parent.mkdir(parents=True)
+        argv = [sys.executable, "-c", code, str(workplace / "mark"), "{connection_file}"]
+        spec.write_text(json.dumps({"argv": argv, "display_name": "a", "language": "python"}))
+        monkeypatch.setenv("JUPYTER_PATH", str(workplace / "jupyter"))
+
+    return installed
+
+
+def test_a_kernel_whose_port_another_program_took_is_started_again(workplace, kernel):
+    kernel(TAKES_A_PORT)
+    done = batch("x", "--only", "01", "-p", "more", {"demo_posts": 4})
+    assert "already in use" in done.stderr and done.returncode == 0, done.stderr
+    assert (workplace / "runs/x/posts.jsonl").exists()
+
+
+def test_a_kernel_that_never_starts_is_one_line(kernel):
+    kernel("raise SystemExit(1)")
+    done = batch("x", "--only", "01")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    [*_, last] = done.stderr.splitlines()
+    assert last.startswith("error: 01_scrape did not begin: Kernel died before replying")
 
 
 def test_stages_are_chosen_by_number():

@@ -197,7 +197,8 @@ def test_a_repository_that_is_not_to_be_had_stops_the_first_cell_with_gits_reaso
     monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{colab}/nothing.insteadOf")
     notebook = nbformat.v4.new_notebook(cells=[setup_cell(read("01"))])
     done, [said] = opened(notebook, colab)
-    assert done.returncode and "No such file or directory: 'annalaura-diffusion'" in done.stderr
+    assert "No such file or directory: 'annalaura-diffusion'" in done.stderr, done.stderr
+    assert done.returncode
     assert "does not" in said and "nothing" in said  # git's own words, with the address
 
 
