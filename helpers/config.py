@@ -239,7 +239,7 @@ class TrainConfig(Checked):
     ema_decay: float = number(0.9999, 0.0, 0.999999)
     offload_ema: bool = False  # keep it in the CPU's memory
     gradient_checkpointing: bool = False
-    # the attention blocks; worth its first minutes in long runs on a GPU
+    # the attention blocks; costs a minute at the first step, and on a CPU gains nothing
     torch_compile: bool = False
     attention: str = choice("auto", "sdpa", "xformers")
     save_every_steps: int = number(100, 1, 1_000_000)

@@ -21,7 +21,7 @@ from helpers.errors import ElsewhereError, RunError
 from helpers.run import Run
 from helpers.store import damage, folder_hash
 from helpers.train import loop, study, sweep, trial
-from helpers.train.limits import memory_errors
+from helpers.train.limits import machine_errors
 from helpers.train.loop import train, verify_model
 from helpers.train.promote import promote
 from helpers.train.search import batch_of, plan_trials, trial_config
@@ -193,7 +193,7 @@ def test_a_trial_that_needs_too_much_memory_is_told_and_stops_no_other(
 
     def greedy(config, run):
         if config.learning_rate == 3e-3:
-            with memory_errors(config):
+            with machine_errors(config):
                 raise torch.OutOfMemoryError("CUDA out of memory")
         yield from real(config, run)
 

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
 import sys
 from itertools import accumulate
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DCon
 from diffusers.training_utils import EMAModel, compute_snr
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from helpers.config import TrainConfig, configure
@@ -30,14 +33,14 @@ from helpers.train.cache import _digest
 from helpers.train.checkpoint import Belongs, State, resume, save
 from helpers.train.ema import MovingAverage
 from helpers.train.footprint import random_inputs
-from helpers.train.limits import memory_errors, what_to_change
+from helpers.train.limits import machine_errors, what_to_change
 from helpers.train.loop import train, verify_model
 from helpers.train.model import LORA_TARGETS
 from helpers.train.optimizer import make_optimizer
 from helpers.train.order import Order, draws_at, image_at, variant_at
 from helpers.train.plan import _build, _passing, latent_side, plan, refuse_too_large
 from helpers.train.verdict import best_of, worst_first
-from tests.conftest import lines, make_dataset, photograph
+from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
 from tests.test_train import same, settings, weights
 
 CPU = Device(torch.device("cpu"), "no", "sdpa", ())
@@ -93,6 +96,35 @@ def test_evaluation_changes_no_bit_of_training(dataset, tiny_base):
         seen.append(weights(dataset))
         set_aside(dataset, "checkpoints", "model")
     assert same(*seen)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU wants a compiler")
+@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.soak)])
+def test_compiled_blocks_come_to_the_same_losses_and_names(dataset, tiny_base, method):
+    seen, names = [], []
+    for compiled in (False, True):
+        config = settings(tiny_base, method=method, rank=2, torch_compile=compiled)
+        counters.clear()
+        steps = list(train(config, dataset))
+        seen += [[loss for step in steps[1:] for loss in (step.loss, step.held_out_loss) if loss]]
+        names.append(list(weights(dataset)))
+        set_aside(dataset, "checkpoints", "model")
+    assert seen[1] == pytest.approx(seen[0], abs=1e-5)
+    assert names[0] == names[1]
+    assert (
+        counters["stats"]["unique_graphs"] <= 2
+    )  # the base's two widths; nothing measured or drawn
+
+
+def test_without_a_compiler_the_setting_is_named(dataset, tiny_base, tmp_path):
+    bare = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    given = SMALL_TRAINING | {"base_model": tiny_base, "torch_compile": True}
+    typed = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "helpers.train", "pictures", *typed]
+    done = subprocess.run(command, env=os.environ | bare, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: the model did not compile (") and "no-such-compiler" in last
+    assert "set torch_compile to False" in last and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -524,18 +556,18 @@ def test_checkpointing_is_counted_as_less_memory(full_size):
 
 def test_memory_that_runs_out_names_the_setting():
     config = configure(TrainConfig, run="x", preset="t4-full")
-    with pytest.raises(RunError, match="out of memory .*offload|lora"), memory_errors(config):
+    with pytest.raises(RunError, match="out of memory .*offload|lora"), machine_errors(config):
         torch.empty(2**58)
-    with pytest.raises(RunError, match="set method to 'lora'"), memory_errors(config):
+    with pytest.raises(RunError, match="set method to 'lora'"), machine_errors(config):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
     for silent in (
         MemoryError(),
         torch.OutOfMemoryError(),
         RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
     ):
-        with pytest.raises(RunError, match="out of memory .*lora"), memory_errors(config):
+        with pytest.raises(RunError, match="out of memory .*lora"), machine_errors(config):
             raise silent
-    with pytest.raises(RuntimeError, match="size"), memory_errors(config):
+    with pytest.raises(RuntimeError, match="size"), machine_errors(config):
         torch.ones(2) @ torch.ones(3)
 
 

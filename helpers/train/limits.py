@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.config import TrainConfig
@@ -41,20 +42,23 @@ def what_to_change(config: TrainConfig) -> str:
 
 
 @contextmanager
-def memory_errors(config: TrainConfig) -> Iterator[None]:
-    """Turn a device's or the machine's lack of memory into an OutOfMemoryError that names the setting to change."""
+def machine_errors(config: TrainConfig) -> Iterator[None]:
+    """Name the setting to change where memory is short (OutOfMemoryError) or nothing compiles (RunError)."""
+    again = "run 04_train again and it goes on from the last checkpoint if there is one"
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         words = str(error).strip()
         is_told = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not (is_told or any(w in words.lower() for w in MEMORY_WORDS)):
-            raise
-        what = words.split("\n")[0][:120] or type(error).__name__
-        raise OutOfMemoryError(
-            f"out of memory ({what}): {what_to_change(config)}; "
-            "run 04_train again and it goes on from the last checkpoint if there is one"
-        ) from error
+        if is_told or any(w in words.lower() for w in MEMORY_WORDS):
+            what = words.split("\n")[0][:120] or type(error).__name__
+            advice = f"{what_to_change(config)}; {again}"
+            raise OutOfMemoryError(f"out of memory ({what}): {advice}") from error
+        if isinstance(error, TorchDynamoException):
+            what = " ".join(words.split())[:120]
+            advice = f"set torch_compile to False; {again}"
+            raise RunError(f"the model did not compile ({what}): {advice}") from error
+        raise
 
 
 def refuse_slow(config: TrainConfig, device: Device) -> None:

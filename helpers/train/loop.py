@@ -25,7 +25,7 @@ from helpers.store import damage, locked_by_process
 from helpers.train import checkpoint
 from helpers.train.finish import finish, is_finished
 from helpers.train.interrupt import Interrupts
-from helpers.train.limits import memory_errors, refuse_slow
+from helpers.train.limits import machine_errors, refuse_slow
 from helpers.train.loss import diffusion_loss, snr_weights
 from helpers.train.optimizer import step_if_finite
 from helpers.train.plan import refuse_too_large
@@ -70,7 +70,7 @@ def train(config: TrainConfig, run: Run) -> Iterator[Step]:
     run.require(run.split_metadata("train"), "dataset")
     if is_finished(config, run):
         return
-    with memory_errors(config), Interrupts(_stop_before) as interrupts, _alone(run):
+    with machine_errors(config), Interrupts(_stop_before) as interrupts, _alone(run):
         device = _check(config, run)
         training = Training(config, run, device)
         interrupts.stop = partial(_stop, training)

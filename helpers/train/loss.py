@@ -101,6 +101,7 @@ class FixedLoss:
         counts.index_add_(0, self.index, torch.ones(len(self.index)))
         return (sums / counts).tolist()
 
+    @torch.compiler.set_stance("force_eager")  # a step's own shapes alone are worth compiling
     @torch.no_grad()
     def of_pairs(self, unet: nn.Module, device: Device, batch: int = 16) -> Tensor:
         """The loss of each pair (pairs,), on the CPU."""

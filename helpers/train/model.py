@@ -79,6 +79,7 @@ class Parts:
         for part in frozen:
             part.to("cpu")
 
+    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def draw(
         self,

@@ -20,7 +20,7 @@ from helpers.foreign import reading
 from helpers.run import Run
 from helpers.store import folder_bytes
 from helpers.train.footprint import pass_bytes, random_inputs
-from helpers.train.limits import memory_errors, refuse_slow, what_to_change
+from helpers.train.limits import machine_errors, refuse_slow, what_to_change
 from helpers.train.model import ADVICE, make_trainable
 from helpers.train.optimizer import make_optimizer
 
@@ -83,7 +83,7 @@ def plan(config: TrainConfig, run: Run, device: Device) -> Plan:
     run.require(run.split_metadata("train"), "dataset")
     refuse_slow(config, device)
     counted = refuse_too_large(config, run, device)
-    with memory_errors(config):
+    with machine_errors(config):
         _peak_gb(device)
         step_s, forward_s, peak_gb = _rehearse(config, device, 10 if _is_gpu(device) else 3)
     step_hours = config.max_steps * step_s / 3600

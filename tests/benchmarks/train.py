@@ -48,6 +48,7 @@ def ours(args: argparse.Namespace) -> list[float]:
         "prior_share": 0.0,
         "gradient_checkpointing": args.checkpointing,
         "optimizer": args.optimizer,
+        "torch_compile": args.compile,
         "save_every_steps": never,
         "validate_every_steps": never,
         "preview_every_steps": never,
@@ -212,6 +213,7 @@ def measure(args: argparse.Namespace, work: Path, side: str, method: str) -> dic
     for name in ("base", "size", "steps", "resolution", "precision", "cap_gb", "optimizer"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     command += ["--script", str(Path(script).resolve())] + ["--checkpointing"] * args.checkpointing
+    command += ["--compile"] * args.compile
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{side}, {method}: {done.stderr[-2000:]}")
@@ -268,6 +270,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--optimizer", default="adamw", choices=("adamw", "adamw8bit"), help="ours; theirs is AdamW"
     )
+    parser.add_argument("--compile", action="store_true", help="ours: torch_compile")
     parser.add_argument("--cap-gb", type=float, default=0, help="of our GPU memory, as a T4's 14")
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--method", choices=("full", "lora"), help="this one alone")
