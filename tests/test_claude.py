@@ -126,11 +126,24 @@ def test_an_example_that_is_not_there_is_named(claude):
         caption(make_run(1), config_of(examples=("nowhere.jpg",)))
 
 
-def test_images_are_sent_upright_and_no_larger_than_asked(claude):
+@pytest.mark.parametrize(("side_px", "patches"), [(756, 22 * 27), (280, 8 * 10)])
+def test_images_are_sent_upright_and_no_larger_than_asked(claude, side_px, patches):
     run = make_run(1, size=(1080, 1350))
-    caption(run)
+    caption(run, config_of(image_side_px=side_px))
     text = claude.bill[0].usage["input_tokens"]  # what is not of the cached prompt
-    assert 22 * 27 <= text <= 22 * 27 + 10  # 605 x 756 px in patches of 28
+    assert patches <= text <= patches + 10  # 605 x 756 and 224 x 280 px in patches of 28
+
+
+def test_a_style_guide_of_ones_own_takes_the_place_of_ours_and_words_are_counted(claude):
+    run = make_run(3)
+    most = len(caption_of(1).split())
+    caption(run, config_of(style_guide="Say what it is.", max_caption_words=most))
+    assert answers(claude)[0]["system"][0]["text"] == (
+        f"Say what it is.\n\nUse at most {most} words."
+    )
+    assert_each_is_on_its_own_image(run)
+    short = ask_again(config_of(max_caption_words=most - 1), run, read_rows(run.posts, Post)[1])
+    assert short.status.startswith(f"failed: answer has {most} words")
 
 
 PASSING = ["429", "429 after", "500", "529", "drop", "timeout", "cut", "bad-json", "max_tokens"]

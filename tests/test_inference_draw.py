@@ -20,6 +20,7 @@ from helpers.inference.sample import (
     Request,
     Studio,
     is_blocked,
+    requests_of,
     settings_of,
 )
 from helpers.inference.widget import PromptBox
@@ -151,6 +152,18 @@ def test_steps_and_guidance_are_those_of_the_previews_unless_given(studio):
     assert (
         settings_of(studio.run, {"batch_size": 2}, num_inference_steps=9).num_inference_steps == 9
     )
+
+
+def test_the_suffix_is_added_unless_it_is_not_wanted(studio):
+    asked = {"num_inference_steps": 2, "prompts": "a turtle\n\na cat", "num_images": 2}
+    with_it, without = (
+        requests_of(settings_of(studio.run, add_suffix=add, **asked), studio)
+        for add in (True, False)
+    )
+    suffix = studio.run.read_config("dataset")["suffix"]
+    assert suffix and [r.prompt for r in without] == ["a turtle"] * 2 + ["a cat"] * 2
+    assert [r.prompt for r in with_it] == [f"{r.prompt}{suffix}" for r in without]
+    assert len({request.seed for request in with_it}) == 4
 
 
 def strict_checker(folder):

@@ -26,7 +26,7 @@ from helpers.train.loop import train, verify_model
 from helpers.train.promote import promote
 from helpers.train.search import batch_of, plan_trials, trial_config
 from helpers.train.study import SECRET, Database, open_place
-from helpers.train.sweep import run_trials, sweep_if_asked
+from helpers.train.sweep import describe, run_trials, sweep_if_asked
 from helpers.trials import best_of, plot_trials, previews_of, read_trials, table
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
 from tests.kills import is_operation
@@ -151,6 +151,13 @@ def test_what_cannot_be_tried_is_refused_before_anything_runs(asked, words):
     with pytest.raises(RunError, match=re.escape(words)) as caught:
         plan_trials(settings(sweep=asked))
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_sweep_will_take_is_told_before_in_hours_and_dollars(fresh, tiny_base):
+    said = describe(settings(tiny_base, usd_per_hour=900.0), fresh)
+    hours, usd = map(float, re.search(r"([\d.]+) hours at most, ([\d.]+) USD", said).groups())
+    assert said.startswith("3 trials of 16 images") and usd > 0 and abs(usd / 900 - hours) <= 0.06
+    assert "USD" not in describe(settings(tiny_base), fresh)
 
 
 # one machine

@@ -127,6 +127,19 @@ def test_without_a_compiler_the_setting_is_named(dataset, tiny_base, tmp_path):
     assert "set torch_compile to False" in last and "Traceback" not in done.stderr
 
 
+def test_an_average_in_the_cpus_memory_is_the_same_wherever_it_was_before(dataset, tiny_base):
+    config = settings(tiny_base, use_ema=True, ema_decay=0.5)
+    list(train(config, dataset))
+    undisturbed = load_file(dataset.model / "unet/diffusion_pytorch_model.safetensors")
+    set_aside(dataset, "checkpoints", "model")
+    steps = train(config, dataset)
+    while next(steps).step < 3:
+        pass
+    steps.close()
+    list(train(settings(tiny_base, use_ema=True, ema_decay=0.5, offload_ema=True), dataset))
+    assert same(undisturbed, load_file(dataset.model / "unet/diffusion_pytorch_model.safetensors"))
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_loop_logs_the_loss_that_plain_diffusers_computes(dataset, tiny_base, prediction_type):
     """Step 1 again from the files: images and captions through the encoders, noise, UNet, squared error."""
