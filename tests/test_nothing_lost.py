@@ -1127,7 +1127,7 @@ def test_a_signal_to_papermill_reaches_the_training_which_saves_and_the_mirror_t
 def start_two(given: dict) -> subprocess.Popen:
     """Two CPU processes by gloo."""
     typed = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split()]
     return subprocess.Popen(
         [*launch, "-m", "helpers.train", "pictures", *typed],
         stdout=subprocess.PIPE,

@@ -117,7 +117,7 @@ def test_two_processes_see_the_same_images_and_reach_the_same_loss(dataset, tiny
     twin = make_dataset("twin", pictures)
     given = {**SMALL_TRAINING, "base_model": tiny_base, "train_batch_size": 2}
     typed = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split()]
     command = [*launch, "-m", "helpers.train", "twin", *typed]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
