@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file as read_tensors
 from torch import Tensor
@@ -67,6 +67,10 @@ def _fetch(hub_id: str, weights: bool) -> Path:
     except RepositoryNotFoundError as error:  # or one with terms to accept
         raise OSError(
             "the hub shows no such model: if it is private, or has terms to accept on its page, HF_TOKEN opens it"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise OSError(
+            f"the hub was not reached, {type(error.__cause__).__name__}, and no copy of it is here: try again later"
         ) from error
 
 
