@@ -71,7 +71,7 @@ class Plan:
 
 
 def _spell(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} min"
 
 
 def plan(config: TrainConfig, run: Run, device: Device) -> Plan:
