@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -14,6 +13,7 @@ import pytest
 
 from helpers import store
 from helpers.train import checkpoint, track
+from tests.kills import forked
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ENOTCONN)
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
@@ -70,17 +70,7 @@ def die_at(number: int) -> Callable:
 
 def in_child(act: Callable[[], object]) -> int:
     """Run `act` in a forked child; its exit status as waitpid gives it. An exception is exit code 1."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act()
-            os._exit(0)
-        except SystemExit as leaving:
-            os._exit(leaving.code if isinstance(leaving.code, int) else 1)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitpid(pid, 0)[1]
+    return os.waitpid(forked(act), 0)[1]
 
 
 def changes_outside(folder: Path, act: Callable[[], object]) -> list[tuple]:

@@ -35,6 +35,7 @@ from helpers.train.prepare import NOT_LEARNT, learnt_from
 from tests import faults
 from tests.conftest import SMALL_TRAINING, lines
 from tests.golden import SETTINGS, final_weights, golden_folder
+from tests.kills import forked
 
 # across epoch ends (nine images), with all that has a state or draws numbers
 EVENTFUL = {
@@ -127,13 +128,7 @@ def fed_to(path: Path):
 
 def kill_after(seconds: float, act) -> bool:
     """Run `act` in a child and SIGKILL it after some seconds; whether that came before its end."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
+    pid = forked(act)
     ended = os.pidfd_open(pid)
     if not select.select([ended], [], [], seconds)[0]:
         os.kill(pid, signal.SIGKILL)
@@ -901,17 +896,13 @@ def wait_for_step(run: Run, step: int, pid: int) -> None:
 def signalled(config, run, act, numbers=(signal.SIGTERM,)) -> tuple[int, str]:
     """Run `act` in a child until its log has a row of step 3, send it signals; (exit code, what it said)."""
     reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def heard():
         os.dup2(writing, 2)
-        sys.stderr, status = os.fdopen(writing, "w", buffering=1), 1
-        try:
-            act()
-            status = 0
-        except SystemExit as leaving:
-            status = leaving.code
-        finally:
-            os._exit(status)
+        sys.stderr = os.fdopen(writing, "w", buffering=1)
+        act()
+
+    pid = forked(heard)
     os.close(writing)
     wait_for_step(run, 3, pid)
     for number in numbers:

@@ -78,7 +78,8 @@ def test_todays_index_changes_nothing_that_colab_has(image, tmp_path):
 
 def test_no_cuda_package_came_with_the_install():
     names = {canonical(found.metadata["Name"]) for found in distributions()}
-    assert "torch" in names and not [n for n in names if re.match("nvidia|cuda|triton", n)]
+    cuda = [name for name in names if re.match("nvidia|cuda|triton", name)]
+    assert "torch" in names and not cuda, "torch's CUDA build: see CONTRIBUTING.md for the CPU's"
 
 
 def test_what_the_setup_compares_with_are_the_images_lists():

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-import traceback
 from collections import Counter
 from itertools import count
 
@@ -29,7 +28,7 @@ from helpers.train.study import SECRET, Database, open_place
 from helpers.train.sweep import describe, run_trials, sweep_if_asked
 from helpers.trials import best_of, plot_trials, previews_of, read_trials, table
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
-from tests.kills import is_operation
+from tests.kills import forked, is_operation
 from tests.postgres import postgres
 
 RATES = {"learning_rate": [1e-6, 1.0, 3e-3]}  # far too low, far too high, good
@@ -290,22 +289,13 @@ def kill_and_compare(config, run, swept_folder, kills):
 
 def in_child(act, die_at=None, die_when=lambda event, args: False):
     """How a child process that acts ends: "killed", before its n-th file operation or one it is told, or "done"."""
-    pid = os.fork()
-    if pid == 0:
-        counter = count(1)
+    counter = count(1)
 
-        def hook(event, args):
-            if is_operation(event, args) and (next(counter) == die_at or die_when(event, args)):
-                os.kill(os.getpid(), signal.SIGKILL)
+    def hook(event, args):
+        if is_operation(event, args) and (next(counter) == die_at or die_when(event, args)):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        try:
-            sys.addaudithook(hook)
-            act()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return ended(pid)
+    return ended(forked(lambda: (sys.addaudithook(hook), act())))
 
 
 def ended(pid):
@@ -365,10 +355,8 @@ def worker(config, run, said, die_when=None):
                 file.write(line + "\n")
                 file.flush()
 
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if in_child(act, die_when=die_when or (lambda *_: False)) == "done" else 9)
-    return pid
+    how = die_when or (lambda *_: False)
+    return forked(lambda: sys.exit(0 if in_child(act, die_when=how) == "done" else 9))
 
 
 def is_second_checkpoint(event, args):

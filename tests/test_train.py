@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from helpers.train.order import draws_at, image_at
 from helpers.train.preview import draw_previews
 from helpers.train.verdict import judge
 from tests.conftest import SMALL_TRAINING, lines, make_dataset
+from tests.kills import forked
 
 
 def settings(tiny_base, **more):
@@ -82,6 +84,12 @@ def test_forty_kills_change_no_bit(dataset, tiny_base):
     kill_and_compare(dataset, tiny_base, stops=sorted(stops), steps=60)
 
 
+def die_after(stop, config, run):
+    for step in train(config, run):
+        if step.step >= stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def kill_and_compare(run, tiny_base, stops, steps):
     """Train undisturbed, then again with a SIGKILL after each of `stops`, and compare the weights' bits."""
     more = {
@@ -97,11 +105,7 @@ def kill_and_compare(run, tiny_base, stops, steps):
         (run.folder / name).rename(run.folder / f"{name}.first")
     run.verdict.unlink()
     for stop in stops:
-        child = os.fork()
-        if child == 0:
-            for step in train(config, run):
-                if step.step >= stop:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        child = forked(partial(die_after, stop, config, run))
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert list(train(config, run))[-1].step == steps
     assert same(undisturbed, weights(run))
