@@ -4,7 +4,9 @@ BIN := .venv/bin
 COLAB := .venv/colab/bin
 SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
 # what is run a second time, with Colab's versions
-WALK := tests/test_walk.py tests/test_starts.py tests/test_replica.py tests/test_malicious.py
+WALK := tests/test_walk.py tests/test_starts.py tests/test_replica.py tests/test_malicious.py $(addprefix \
+	tests/test_train_methods.py::,test_eight_bit_adam_trains_and_goes_on_or_says_what_to_set \
+	test_attention_without_xformers_with_it_and_where_it_cannot_run)
 # begun first, so that nobody waits for the longest at the end
 LONG := tests/test_walk.py tests/test_secrets.py
 # a kernel binds its ports a second after they were chosen: another test's may have taken one (nteract/papermill#511)
@@ -24,10 +26,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 	touch $@
 
 # Colab's own versions, laid over .venv: what is not in them comes from there
-.venv/colab/installed: .venv/installed tests/constraints-colab.txt
+.venv/colab/installed: .venv/installed tests/constraints-colab.txt tests/constraints-gpu.txt
 	test -x $(COLAB)/python || $(BIN)/python -m venv --without-pip .venv/colab
 	$(BIN)/python -c $(SITE) > "$$($(COLAB)/python -c $(SITE))/ordinary.pth"
-	$(COLAB)/python -m pip install -q --no-deps -r tests/constraints-colab.txt
+	$(COLAB)/python -m pip install -q --no-deps -r tests/constraints-colab.txt -r tests/constraints-gpu.txt
 	touch $@
 
 demo: .venv/installed
