@@ -144,6 +144,21 @@ def make_dataset(name: str, pictures: Path) -> Run:
     return run
 
 
+def train_until(config, run: Run, step: int) -> None:
+    """Train and be left, as by a cell that is interrupted, once that step is done."""
+    from helpers.train.loop import train
+
+    steps = train(config, run)
+    while next(steps).step < step:
+        pass
+    steps.close()
+
+
+def typed(given: dict) -> list[str]:
+    """Settings as a shell has them."""
+    return [word for name, value in given.items() for word in ("-p", name, str(value))]
+
+
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -33,7 +33,7 @@ from helpers.train.checkpoint import Belongs, State, latest_step, resume, save
 from helpers.train.loop import train
 from helpers.train.prepare import NOT_LEARNT, learnt_from
 from tests import faults
-from tests.conftest import SMALL_TRAINING, lines
+from tests.conftest import SMALL_TRAINING, lines, train_until, typed
 from tests.golden import SETTINGS, final_weights, golden_folder
 from tests.kills import forked
 
@@ -770,16 +770,9 @@ def test_half_the_batch_and_twice_the_accumulation_is_the_same_training():
 # --- a training's log, times and settings, resumed
 
 
-def run_until(config, run, step):
-    steps = train(config, run)
-    while next(steps).step < step:
-        pass
-    steps.close()
-
-
 def test_whatever_became_of_the_log_each_step_is_in_it_once(dataset, tiny_base):
     config = small(tiny_base, max_steps=9, prior_share=0.0, preview_every_steps=100)
-    run_until(config, dataset, 3)
+    train_until(config, dataset, 3)
     for step, harm in ((5, "gap"), (7, "half line"), (8, "none"), (9, "twice")):
         rows = dataset.train_log.read_text().splitlines(keepends=True)
         left = {
@@ -791,7 +784,7 @@ def test_whatever_became_of_the_log_each_step_is_in_it_once(dataset, tiny_base):
             dataset.train_log.unlink()
         else:
             dataset.train_log.write_text("".join(left[harm]))
-        run_until(config, dataset, step)
+        train_until(config, dataset, step)
         assert [row["step"] for row in lines(dataset.train_log)] == list(range(step + 1))
     list(train(config, dataset))
     assert_log_is_exact(dataset, 9)
@@ -856,7 +849,7 @@ def test_a_preview_that_is_none_stops_no_rerun(dataset, tiny_base, caplog):
 def test_minutes_save_as_well_as_steps(dataset, tiny_base):
     often = {"save_every_steps": 1000, "validate_every_steps": 1000, "preview_every_steps": 1000}
     config = small(tiny_base, **often, prior_share=0.0, save_every_minutes=1e-6)
-    run_until(config, dataset, 2)
+    train_until(config, dataset, 2)
     assert latest_step(dataset) == 2
     list(train(small(tiny_base, **often, prior_share=0.0, save_every_minutes=0.0), dataset))
     names = {path.name for path in dataset.checkpoints.iterdir()}
@@ -924,8 +917,8 @@ def command_line(config, monkeypatch):
 
     names = ("base_model", "max_steps", "save_every_steps", "validate_every_steps", "prior_share")
     names += ("preview_every_steps", "train_batch_size", "resolution_px", "num_inference_steps")
-    typed = [word for name in names for word in ("-p", name, str(getattr(config, name)))]
-    monkeypatch.setattr("sys.argv", ["helpers.train", "pictures", *typed])
+    given = {name: getattr(config, name) for name in names}
+    monkeypatch.setattr("sys.argv", ["helpers.train", "pictures", *typed(given)])
     return run_main
 
 
@@ -1096,8 +1089,7 @@ def test_a_signal_to_papermill_reaches_the_training_which_saves_and_the_mirror_t
     more |= {"save_every_steps": 1000, "validate_every_steps": 1000, "preview_every_steps": 1000}
     more.pop("train_batch_size")
     given = {"base_model": tiny_base, "max_steps": 3000, "train_batch_size": 2, "resolution_px": 32}
-    typed = [word for k, v in given.items() for word in ("-p", k, str(v))]
-    command = [sys.executable, "-m", "helpers.batch", "pictures", "--only", "04", *typed]
+    command = [sys.executable, "-m", "helpers.batch", "pictures", "--only", "04", *typed(given)]
     command += ["-p", "more", repr(more | {"prior_share": 0.0})]
     mirrored = os.environ | {"RUNS_MIRROR": str(tmp_path / "mirror")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -1117,10 +1109,9 @@ def test_a_signal_to_papermill_reaches_the_training_which_saves_and_the_mirror_t
 
 def start_two(given: dict) -> subprocess.Popen:
     """Two CPU processes by gloo."""
-    typed = [word for name, value in given.items() for word in ("-p", name, str(value))]
     launch = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split()]
     return subprocess.Popen(
-        [*launch, "-m", "helpers.train", "pictures", *typed],
+        [*launch, "-m", "helpers.train", "pictures", *typed(given)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -21,7 +21,7 @@ from helpers.config import CaptionConfig, ScrapeConfig, TrainConfig, configure
 from helpers.errors import RunError
 from helpers.records import Rejection, append_row
 from helpers.redact import hide, redact
-from tests.conftest import ROOT, SMALL_TRAINING
+from tests.conftest import ROOT, SMALL_TRAINING, typed
 from tests.loopback_claude import LoopbackClaude
 from tests.loopback_hub import TOKEN, loopback_hub
 from tests.loopback_instagram import CANARIES, COOKIES
@@ -389,7 +389,7 @@ NAMES = ("01_scrape", "02_caption", "03_dataset", "04_train", "05_inference")
 def run_batch(number):
     given = dict(FAILS[number])
     command = [sys.executable, "-m", "helpers.batch", given.pop("run"), "--only", number]
-    return command + [word for name, value in given.items() for word in ("-p", name, str(value))]
+    return command + typed(given)
 
 
 def run_papermill(number):

@@ -24,7 +24,7 @@ from helpers.train.model import load_parts
 from helpers.train.order import draws_at, image_at
 from helpers.train.preview import draw_previews
 from helpers.train.verdict import judge
-from tests.conftest import SMALL_TRAINING, lines, make_dataset
+from tests.conftest import SMALL_TRAINING, lines, make_dataset, train_until, typed
 from tests.kills import forked
 
 
@@ -120,9 +120,8 @@ def test_two_processes_see_the_same_images_and_reach_the_same_loss(dataset, tiny
     list(train(settings(tiny_base, train_batch_size=4), dataset))
     twin = make_dataset("twin", pictures)
     given = {**SMALL_TRAINING, "base_model": tiny_base, "train_batch_size": 2}
-    typed = [word for name, value in given.items() for word in ("-p", name, str(value))]
     launch = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split()]
-    command = [*launch, "-m", "helpers.train", "twin", *typed]
+    command = [*launch, "-m", "helpers.train", "twin", *typed(given)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     alone, together = lines(dataset.train_log), lines(twin.train_log)
@@ -133,10 +132,7 @@ def test_two_processes_see_the_same_images_and_reach_the_same_loss(dataset, tiny
 
 def test_a_damaged_checkpoint_is_passed_over(dataset, tiny_base):
     config = settings(tiny_base, max_steps=6)
-    steps = train(config, dataset)
-    while next(steps).step < 5:
-        pass
-    steps.close()
+    train_until(config, dataset, 5)
     newest = dataset.checkpoint(4) / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
     assert [step.step for step in train(config, dataset)][0] == 3

@@ -9,7 +9,7 @@ import papermill
 import pytest
 from diffusers import DiffusionPipeline
 
-from tests.conftest import lines
+from tests.conftest import lines, typed
 
 SMALL = {
     "max_steps": 3,
@@ -29,8 +29,7 @@ MADE_ONCE = ("posts.jsonl", "train_log.jsonl", "report.html")
 
 
 def batch(*arguments, **given):
-    typed = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "helpers.batch", *arguments, *typed]
+    command = [sys.executable, "-m", "helpers.batch", *arguments, *typed(given)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
