@@ -242,6 +242,8 @@ class TrainConfig(Checked):
     # the attention blocks; costs a minute at the first step, and on a CPU gains nothing
     torch_compile: bool = False
     attention: str = choice("auto", "sdpa", "xformers")
+    # on a GPU: a step's kernels recorded once and replayed, several times as fast with the same losses
+    capture: str = choice("auto", "off")
     save_every_steps: int = number(100, 1, 1_000_000)
     # as well, whatever a step takes; 0: never
     save_every_minutes: float = number(15.0, 0.0, 10_000.0)

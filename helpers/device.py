@@ -24,6 +24,7 @@ class Device:
     precision: str  # no, fp16 or bf16, as accelerate names it
     attention: str  # sdpa or xformers
     reasons: tuple[str, ...]
+    captures: bool = False  # whether CUDA graphs are recorded
 
     @property
     def dtype(self) -> torch.dtype:
@@ -40,12 +41,16 @@ class Device:
         return "\n".join(self.reasons)
 
 
-def pick_device(mixed_precision: str = "auto", attention: str = "auto") -> Device:
-    """Choose device, precision and attention kernel for this machine."""
+def pick_device(
+    mixed_precision: str = "auto", attention: str = "auto", capture: str = "auto"
+) -> Device:
+    """Choose device, precision, attention kernel, and whether kernels are captured, for this machine."""
     device, why_device = _device()
     precision, why_precision = _precision(device, mixed_precision)
     kernel, why_kernel = _attention(device, attention)
-    return Device(device, precision, kernel, (why_device, why_precision, why_kernel))
+    captures, why_captures = _capture(device, capture)
+    reasons = (why_device, why_precision, why_kernel, why_captures)
+    return Device(device, precision, kernel, reasons, captures)
 
 
 def _device() -> tuple[torch.device, str]:
@@ -78,6 +83,16 @@ def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
     if wanted == "auto":
         return "sdpa", "sdpa: runs the same kernels as xformers, which is installed"
     return "xformers", "xformers: asked for, and it runs here"
+
+
+def _capture(device: torch.device, wanted: str) -> tuple[bool, str]:
+    if wanted == "off":
+        return False, "capture off: asked for"
+    if device.type == "cpu":
+        return False, "capture off: CUDA graphs need a GPU"
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        return False, f"capture off: {processes} processes train together"
+    return True, "capture on: a step's kernels are recorded once and replayed as a CUDA graph"
 
 
 def _fault_of_xformers(device: torch.device) -> str:

@@ -57,7 +57,10 @@ class Batches:
         dropped = torch.tensor(chances).view(-1, *[1] * (texts.ndim - 1)) < config.caption_dropout
         texts = torch.where(dropped, self.no_words, texts)
         tensors = (latents, texts, self._offset(torch.stack(noise), positions), torch.tensor(times))
-        return tuple(t.to(self.accelerator.device, non_blocking=True) for t in tensors)
+        device = self.accelerator.device
+        if device.type == "cuda":  # pinned memory is copied without a wait for the GPU
+            tensors = tuple(tensor.pin_memory() for tensor in tensors)
+        return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
 
     def _latents(self, index: int, position: int) -> Tensor:
         variants = self.examples.variants(index)

@@ -26,7 +26,6 @@ from helpers.train import checkpoint
 from helpers.train.finish import finish, is_finished
 from helpers.train.interrupt import Interrupts
 from helpers.train.limits import machine_errors, refuse_slow
-from helpers.train.loss import diffusion_loss, snr_weights
 from helpers.train.optimizer import step_if_finite
 from helpers.train.plan import refuse_too_large
 from helpers.train.prepare import Training
@@ -95,7 +94,7 @@ def _check(config: TrainConfig, run: Run) -> Device:
     """Refuse what cannot be trained here before anything is loaded; the device to train on."""
     if what := damage(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
-    device = pick_device(config.mixed_precision, config.attention)
+    device = pick_device(config.mixed_precision, config.attention, config.capture)
     refuse_slow(config, device)
     refuse_too_large(config, run, device)
     return device
@@ -127,9 +126,9 @@ def _take_step(training: Training, batch: Batch) -> tuple[Step, Batch]:
     began = time.perf_counter()
     losses, gradient_norm = _optimise_once(training, batch)
     batch = training.batches.of_step(training.step)  # made while the GPU works
-    loss = float(losses.mean())  # waits for it
+    loss, norm = torch.stack([losses.mean(), gradient_norm]).tolist()  # waits for it
     rate = training.batches.images_per_step / (time.perf_counter() - began)
-    was_skipped = _was_skipped(training, loss, float(gradient_norm))
+    was_skipped = _was_skipped(training, loss, norm)
     training.bad_steps = [*training.bad_steps, _bad_images(training, losses)] if was_skipped else []
     if len(training.bad_steps) == MOST_BAD_STEPS:
         raise DivergedError(_no_number(training))
@@ -144,21 +143,14 @@ def _optimise_once(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
     Returns the unweighted loss of each image (micro-batch, image), over all processes, and the
     gradient's norm; reading either waits for the device.
     """
-    accelerator, config = training.accelerator, training.config
-    schedule, losses = training.parts.noise_scheduler, []
-    for latents, texts, noise, timesteps in batch:
+    accelerator, max_grad_norm, losses = training.accelerator, training.config.max_grad_norm, []
+    for micro_batch in batch:
         with accelerator.accumulate(training.unet):
-            with accelerator.autocast():
-                each = diffusion_loss(training.unet, schedule, latents, texts, noise, timesteps)
-            weights = snr_weights(schedule, timesteps, config.snr_gamma)
-            accelerator.backward((each * weights).mean())
+            losses.append(training.forward_backward(*micro_batch))
             if accelerator.sync_gradients:
                 weights = training.weights.values()
-                norm = step_if_finite(
-                    accelerator, training.optimizer, weights, config.max_grad_norm
-                )
-            training.optimizer.zero_grad()
-        losses.append(each.detach())
+                norm = step_if_finite(accelerator, training.optimizer, weights, max_grad_norm)
+            training.optimizer.zero_grad(set_to_none=not training.device.captures)
     training.schedule.step()
     training.step += 1
     if training.average:

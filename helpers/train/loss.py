@@ -1,6 +1,7 @@
 """The loss that is trained on, and the same loss at fixed noise that is watched."""
 
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
@@ -47,6 +48,26 @@ def snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float) -> Ten
     snr = compute_snr(schedule, timesteps)
     divisor = snr + 1 if schedule.config.prediction_type == "v_prediction" else snr
     return snr.clamp(max=gamma) / divisor
+
+
+def forward_backward(
+    unet: nn.Module,
+    accelerator: Accelerator,
+    noise_scheduler: DDPMScheduler,
+    snr_gamma: float,
+    *batch: Tensor,
+) -> Tensor:
+    """Forward and backward pass of a micro-batch; its gradients are added to those that are there.
+
+    batch    latents, texts, noise and timesteps, as `diffusion_loss` takes them
+    returns  the unweighted loss of each image, (B,) float32
+    It reads no value of a tensor, so that it can be captured.
+    """
+    with accelerator.autocast():
+        losses = diffusion_loss(unet, noise_scheduler, *batch)
+    timesteps = batch[-1]
+    accelerator.backward((losses * snr_weights(noise_scheduler, timesteps, snr_gamma)).mean())
+    return losses.detach()
 
 
 class FixedLoss:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ from diffusers import (
 )
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from helpers.config import TrainConfig
@@ -35,6 +39,7 @@ ADVICE = (
     "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, or a folder in diffusers layout "
     "with safetensors weights"
 )
+RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # no part drops anything out
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as diffusers' own LoRA training
 
 
@@ -174,7 +179,7 @@ def make_trainable(
     if config.train_text_encoder:
         text_encoder.requires_grad_(config.method == "full").train()
     if config.method == "lora":
-        unet.to(dtype)
+        nn.Module.to(unet, dtype)  # a model's own to() warns, of nothing
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             unet.add_adapter(_lora(config, LORA_TARGETS[config.lora_targets]))
@@ -182,11 +187,41 @@ def make_trainable(
                 text_encoder.add_adapter(_lora(config, TEXT_TARGETS))
         cast_training_params([unet, text_encoder])  # trained weights in float32
     if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        unet.enable_gradient_checkpointing(partial(checkpoint, **RECOMPUTE))
         if config.train_text_encoder:
-            text_encoder.gradient_checkpointing_enable()
+            text_encoder.gradient_checkpointing_enable(RECOMPUTE)
+    if dtype != torch.float32:
+        _keep_half(unet)
     unet.to(memory_format=torch.channels_last)
     return TextAndUNet(unet, text_encoder) if config.train_text_encoder else unet
+
+
+class _GroupNorm(nn.GroupNorm):
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            weight, bias = self.weight.to(inputs.dtype), self.bias.to(inputs.dtype)
+            return F.group_norm(inputs, self.num_groups, weight, bias, self.eps)
+
+
+class _LayerNorm(nn.LayerNorm):
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            weight, bias = self.weight.to(inputs.dtype), self.bias.to(inputs.dtype)
+            return F.layer_norm(inputs, self.normalized_shape, weight, bias, self.eps)
+
+
+def _keep_half(unet: UNet2DConditionModel) -> None:
+    """Leave activations in half precision where autocast and peft would widen them, to narrow them right after.
+
+    Norms sum up in float32 inside their kernel all the same, as in a pipeline that draws in half precision.
+    """
+    for module in unet.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = _GroupNorm
+        elif type(module) is nn.LayerNorm:
+            module.__class__ = _LayerNorm
+        elif isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:

@@ -3,14 +3,19 @@
 import ctypes
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
+from torch import Tensor
 
+from helpers.capture import Captured
 from helpers.config import TrainConfig
 from helpers.device import Device
 from helpers.records import read_metadata
@@ -20,7 +25,7 @@ from helpers.train import checkpoint
 from helpers.train.batches import Batches
 from helpers.train.cache import image_examples, prior_examples, text_examples
 from helpers.train.ema import MovingAverage
-from helpers.train.loss import FixedLoss
+from helpers.train.loss import FixedLoss, forward_backward
 from helpers.train.model import fingerprint, load_parts, make_trainable
 from helpers.train.optimizer import make_optimizer, restore_layout
 from helpers.train.track import Log, tracker_of
@@ -38,6 +43,7 @@ NOT_LEARNT = (
     "keep_checkpoints",
     "allow_slow",
     "attention",
+    "capture",
     "save_every_steps",
     "validate_every_steps",
     "preview_every_steps",
@@ -110,6 +116,7 @@ class Training:
         self.saved_at = time.monotonic()
         restore_layout(self.optimizer.optimizer)
         self._follow_schedule()
+        self.forward_backward = self._forward_backward()
         if self.accelerator.is_main_process:
             run.write_config("train", config)
         self.log = Log(run, self.step, self.accelerator, config)
@@ -178,6 +185,18 @@ class Training:
             self.accelerator.scaler,
             self.average and self.average.average,
         )
+
+    def _forward_backward(self) -> Callable[..., Tensor]:
+        """Forward and backward pass of a micro-batch, captured where that is chosen."""
+        run = partial(
+            forward_backward,
+            *(self.unet, self.accelerator, self.parts.noise_scheduler, self.config.snr_gamma),
+        )
+        if not self.device.captures:
+            return run
+        for weight in self.weights.values():  # replays add to the same buffers, step after step
+            weight.grad = torch.zeros_like(weight)
+        return Captured(run, "the training step")
 
     def _follow_schedule(self) -> None:
         """Set the rate that this max_steps has at this step, which a checkpoint with another one has otherwise."""

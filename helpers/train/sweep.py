@@ -128,7 +128,7 @@ def _numbers(trials: list[FrozenTrial]) -> str:
 def describe(config: TrainConfig, run: Run) -> str:
     """What a sweep will try and take: its trials, and hours by a few steps on random weights of the same shapes."""
     planned = plan_trials(config)
-    device = pick_device(config.mixed_precision, config.attention)
+    device = pick_device(config.mixed_precision, config.attention, config.capture)
     for params in planned:
         refuse_too_large(trial_config(config, params), run, device)
     hours = len(planned) * (plan(config, run, device).hours or 0.0)
