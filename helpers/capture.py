@@ -8,6 +8,7 @@ Graphs", https://docs.pytorch.org/docs/stable/notes/cuda.html).
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -58,6 +59,12 @@ class CudaGraphs:
         return replay
 
 
+@lru_cache(maxsize=1)
+def _shared_graphs() -> CudaGraphs:
+    """One memory pool for all graphs of a process: what one holds while it runs, the next one takes."""
+    return CudaGraphs()
+
+
 class Captured:
     """A function of tensors that runs as it is at its first call with a shape, and is recorded and replayed after.
 
@@ -70,7 +77,7 @@ class Captured:
     ) -> None:
         """`what` names it in that line, as in "the training step"."""
         self.function, self.what = function, what
-        self.recorder = recorder or CudaGraphs()
+        self.recorder = recorder or _shared_graphs()
         self.recorded: dict[tuple, tuple[tuple[Tensor, ...], Callable[[], Tensor]]] = {}
         self.warm: set[tuple] = set()
         self.failed = False
@@ -102,33 +109,41 @@ class Captured:
         return not self.failed
 
 
-@contextmanager
-def captured_forward(unet: nn.Module, recorder: Recorder | None = None) -> Iterator[None]:
-    """Have a diffusers UNet's forward pass captured inside, for a pipeline that calls it many times.
+class CapturedForward:
+    """A diffusers UNet's forward pass, captured, for pipelines that call it many times."""
 
-    The weights may change between calls where they stay at their addresses, as with `copy_`.
-    """
-    eager = unet.forward
+    def __init__(self, unet: nn.Module, recorder: Recorder | None = None) -> None:
+        self.unet, self.recorder = unet, recorder
+        self.addresses: list[int] = []
 
-    def forward(sample: Tensor, timestep: Tensor, words: Tensor) -> Tensor:
-        return eager(sample, timestep, encoder_hidden_states=words, return_dict=False)[0]
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Have it in the UNet inside. Weights may change in between; where one has moved, all is recorded anew."""
+        addresses = [tensor.data_ptr() for tensor in self.unet.state_dict().values()]
+        if addresses != self.addresses:
+            self.addresses = addresses
+            self.captured = Captured(self._forward, "drawing", self.recorder)
+        own = vars(self.unet).get("forward")  # accelerate gives a model one, for autocast
+        self.eager, self.unet.forward = self.unet.forward, self._call
+        try:
+            yield
+        finally:
+            del self.unet.forward
+            if own is not None:
+                self.unet.forward = own
 
-    captured = Captured(forward, "drawing", recorder)
-
-    def call(
-        sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
+    def _call(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
     ) -> tuple[Tensor]:
-        others.pop("return_dict", None)
-        if any(value is not None for value in others.values()):
-            return eager(sample, timestep, encoder_hidden_states, **others, return_dict=False)
-        return (captured(sample, timestep, encoder_hidden_states),)
+        """As a pipeline calls a UNet; what it may give beside the three is None for Stable Diffusion v1."""
+        given = {name: value for name, value in others.items() if value is not None}
+        if set(given) - {"return_dict"}:
+            return self.eager(sample, timestep, encoder_hidden_states, **others)
+        return (self.captured(sample, timestep, encoder_hidden_states),)
 
-    own = vars(unet).get("forward")  # accelerate gives a model one, for autocast
-    unet.forward = call
-    try:
-        yield
-    finally:
-        if own is None:
-            del unet.forward
-        else:
-            unet.forward = own
+    def _forward(self, sample: Tensor, timestep: Tensor, texts: Tensor) -> Tensor:
+        kind = sample.device.type
+        with torch.autocast(
+            kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False
+        ):  # which would keep halved weights for as long as the graph
+            return self.eager(sample, timestep, encoder_hidden_states=texts, return_dict=False)[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from helpers.capture import Captured, captured_forward
+from helpers.capture import Captured, CapturedForward
 from helpers.config import TrainConfig, configure
 from helpers.records import read_log
 from helpers.train.loop import train
@@ -20,7 +20,7 @@ from tests.conftest import SMALL_TRAINING, lines, train_until
 class TracedKernels:
     """Records operations on real tensors; to record runs them, so what they wrote is taken back."""
 
-    recorded = 0
+    recorded = steps = 0  # all functions, and those of them that train
 
     def warm_up(self, function, inputs):
         return function(*inputs)
@@ -28,6 +28,7 @@ class TracedKernels:
     def record(self, function, inputs):
         type(self).recorded += 1
         written = self.buffers(function)
+        type(self).steps += bool(written)
         before = [tensor.clone() for tensor in written]
         traced = make_fx(function, tracing_mode="real")(*inputs)
         for tensor, was in zip(written, before, strict=True):
@@ -49,8 +50,8 @@ def captures(monkeypatch):
     """Have a machine without a GPU capture, by kernels traced in place of graphs."""
 
     def with_recorder(kind):
-        kind.recorded = 0
-        monkeypatch.setattr("helpers.capture.CudaGraphs", kind)
+        kind.recorded = kind.steps = 0
+        monkeypatch.setattr("helpers.capture._shared_graphs", kind)
         monkeypatch.setattr(
             "helpers.device._capture", lambda device, wanted: (wanted == "auto", "")
         )
@@ -92,7 +93,7 @@ def test_a_captured_training_has_the_same_losses_to_the_bit(
 
     kernels = captures(TracedKernels)
     list(train(settings(tiny_base, **given), dataset))
-    assert kernels.recorded == shapes
+    assert kernels.steps == shapes
     assert rows(dataset) == eager
     assert len({row["loss"] for row in eager[1:]}) == 5
 
@@ -108,7 +109,7 @@ def test_a_captured_training_goes_on_from_an_eager_one(dataset, tiny_base, captu
     train_until(settings(tiny_base, capture="off", **given), dataset, 2)
     kernels = captures(TracedKernels)
     list(train(settings(tiny_base, **given), dataset))
-    assert kernels.recorded == 1
+    assert kernels.steps == 1
     assert rows(dataset) == undisturbed
 
 
@@ -119,7 +120,7 @@ def test_where_kernels_refuse_it_trains_as_before_and_says_why(
     with caplog.at_level(logging.WARNING):
         list(train(settings(tiny_base), dataset))
     assert len(lines(dataset.train_log)) == 5
-    said = [r.getMessage() for r in caplog.records if "captured" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if "the training step" in r.getMessage()]
     assert said == [
         "the training step is not captured (operation not permitted when stream is capturing): "
         "it goes on more slowly"
@@ -156,8 +157,32 @@ def test_a_pipeline_draws_the_same_with_its_forward_captured(tiny_base):
         return pipeline("a cat", generator=torch.Generator().manual_seed(0), **given).images
 
     eager = draw()
-    with captured_forward(pipeline.unet, TracedKernels()):
+    captured = CapturedForward(pipeline.unet, TracedKernels())
+    with captured.installed():
         assert (draw() == eager).all()
         pipeline.unet.conv_in.weight.data.mul_(2)  # in place, as checkpoints are shown
-        assert (draw() != eager).any()
+        changed = draw()
     assert "forward" not in vars(pipeline.unet)
+    assert (draw() == changed).all() and (changed != eager).any()
+
+
+def test_weights_that_have_moved_are_recorded_anew(tiny_base):
+    from helpers.device import load_pipeline, sample_fast
+
+    pipeline = sample_fast(load_pipeline(str(tiny_base), torch.float32))
+    TracedKernels.recorded = 0
+    captured = CapturedForward(pipeline.unet, TracedKernels())
+    given = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "np"}
+
+    def draw():
+        return pipeline("a cat", generator=torch.Generator().manual_seed(0), **given).images
+
+    for _ in range(2):
+        with captured.installed():
+            draw()
+    assert TracedKernels.recorded == 1
+    pipeline.unet.conv_in.weight.data = pipeline.unet.conv_in.weight.data * 2
+    with captured.installed():
+        drawn = draw()
+    assert TracedKernels.recorded == 2
+    assert (drawn == draw()).all()

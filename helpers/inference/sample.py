@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
+from helpers.capture import CapturedForward
 from helpers.config import InferenceConfig, configure
 from helpers.device import Device, load_pipeline, pick_device, sample_fast
 from helpers.errors import RunError
@@ -70,6 +72,7 @@ class Studio:
         self.suffix = run.read_config("dataset")["suffix"]
         self.device: Device = pick_device(attention=trained["attention"])
         self.pipeline = self._load(str(run.model), safety_checker)
+        self.forward = CapturedForward(self.pipeline.unet)
         self.weights = Weights(run, self.pipeline.unet, trained["base_model"])
         self.model_hash = self.weights.hash_of("tuned")
         self.album = Album(run, self.suffix)
@@ -108,7 +111,8 @@ class Studio:
         if self.device.device.type == "cpu":
             batch_size = 1
         images: list[Image.Image] = []
-        with self._at_work:
+        captured = self.forward.installed() if self.device.captures else nullcontext()
+        with self._at_work, captured:
             self._prepare(requests[0])
             for start in range(0, len(requests), batch_size):
                 some = requests[start : start + batch_size]

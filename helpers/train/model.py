@@ -4,9 +4,9 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from helpers.capture import CapturedForward
 from helpers.config import TrainConfig
 from helpers.device import Device
 from helpers.foreign import reading, refuse_code
@@ -84,6 +85,10 @@ class Parts:
         for part in frozen:
             part.to("cpu")
 
+    @cached_property
+    def _forward(self) -> CapturedForward:
+        return CapturedForward(self.unet)
+
     @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def draw(
@@ -99,7 +104,8 @@ class Parts:
         """
         was_training = self.unet.training
         self.unet.eval()
-        with self.awake(), self.device.autocast():
+        captured = self._forward.installed() if self.device.captures else nullcontext()
+        with self.awake(), self.device.autocast(), captured:
             images = self._pipeline()(
                 prompts,
                 height=config.resolution_px,
