@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +199,34 @@ def drawing(args: argparse.Namespace) -> Row:
     return row
 
 
+def norms(args: argparse.Namespace) -> Row:
+    """The largest relative errors of our group norm and of PyTorch's, output and gradients, against float64."""
+    import torch
+    from torch.nn import functional as F
+
+    from helpers.train.group_norm import group_norm
+
+    worst = {"ours": 0.0, "pytorch": 0.0}
+    for n, c, h, w in ((4, 320, 64, 64), (1, 2560, 8, 8), (3, 960, 13, 7), (2, 640, 48, 88)):
+        x = torch.randn(n, c, h, w, device="cuda").half().mul(3).add(1)
+        x = x.to(memory_format=torch.channels_last)
+        dy, weight, bias = torch.randn_like(x), *torch.randn(2, c, device="cuda").half()
+        exact = _gradients(F.group_norm, x.double(), weight.double(), bias.double(), dy.double())
+        for name, norm in (("ours", group_norm), ("pytorch", F.group_norm)):
+            found = _gradients(norm, x, weight, bias, dy)
+            errors = [(a.double() - b).norm() / b.norm() for a, b in zip(found, exact, strict=True)]
+            worst[name] = max(worst[name], float(max(errors)))
+    return worst
+
+
+def _gradients(norm: Callable, x: Any, weight: Any, bias: Any, dy: Any) -> list[Any]:
+    import torch
+
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+    y = norm(inputs[0], 32, inputs[1], inputs[2], 1e-5)
+    return [y, *torch.autograd.grad(y, inputs, dy)]
+
+
 def notebooks(args: argparse.Namespace) -> Row:
     """04 and 05 by papermill on the full-size base, as a preset has them."""
     short = {"base_model": args.base, "max_steps": 12, "resolution_px": args.resolution}
@@ -217,14 +244,16 @@ def notebooks(args: argparse.Namespace) -> Row:
     return told
 
 
-def base(args: argparse.Namespace, work: Path) -> Row:
+def base(args: argparse.Namespace) -> Row:
     """Make the pictures and the base model, on the GPU where there is one."""
     import torch
 
-    scripts.prepare(argparse.Namespace(**vars(args) | {"size": "tiny"}), work)
+    args.work.mkdir(parents=True, exist_ok=True)
+    scripts.prepare(argparse.Namespace(**vars(args) | {"size": "tiny"}), args.work)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        scripts.make_full_size(args, work / "base")
-    return {}
+        scripts.make_full_size(args, args.work / "base")
+    (args.work / "notebooks").symlink_to(scripts.ROOT / "notebooks")
+    return {"versions": versions()}
 
 
 def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
@@ -237,12 +266,14 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     lora = SAME_WORK | {"method": "lora"}
     full = SAME_WORK | {"method": "full", "learning_rate": 1e-5}
     return {
+        "base": lambda: base(args),
         "full": lambda: training(args, **full),
         "theirs-full": lambda: theirs(args, "full"),
         "lora": lambda: training(args, 6.0, **lora),
         "theirs-lora": lambda: theirs(args, "lora"),
         "full-b32": lambda: training(args, train_batch_size=32, **big),
         "drawing": lambda: drawing(args),
+        "norms": lambda: norms(args),
         "full-8bit": lambda: training(args, 14.0, optimizer="adamw8bit", **full),
         "equal-full": lambda: equal_losses(args, **full),
         "equal-lora": lambda: equal_losses(
@@ -259,21 +290,25 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     }
 
 
-def in_a_process(measure: Callable[[], Row], out: Path, name: str) -> None:
-    """Measure in a child, which takes what was imported along, and write its row at once."""
-    child = os.fork()
-    if child == 0:
-        began = time.perf_counter()
-        try:
-            row = measure()
-        except BaseException as error:  # a row that fails is a row too
-            row = {"error": repr(error)[:1500]}
-        row = {"row": name, "took_s": time.perf_counter() - began} | row
-        with out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
+def child(name: str) -> subprocess.Popen:
+    """A process that measures a row; it loads the libraries, and begins once it reads a line."""
+    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--row", name, *sys.argv[1:]]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+
+
+def measure(name: str, args: argparse.Namespace) -> None:
+    """Measure a row in this process, and write it at once."""
+    importlib.import_module("helpers.train.loop")
+    sys.stdin.readline()
+    began = time.perf_counter()
+    try:
+        row = rows(args)[name]()
+    except BaseException as error:  # a row that fails is a row too
+        row = {"error": repr(error)[:1500]}
+    row = {"row": name, "took_s": time.perf_counter() - began} | row
+    with args.out.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
 
 
 def versions() -> str:
@@ -291,7 +326,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lora-script", help="diffusers' train_text_to_image_lora.py")
     parser.add_argument("--rows", default="", help="these alone, comma-separated")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
-    parser.add_argument("--work", type=Path, help="a folder to work in, best in memory")
+    parser.add_argument("--work", type=Path, default=Path("gpu-work"), help="best in memory")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--channels", type=int, default=320, help="of the UNet's first block")
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--steps", type=int, default=14)
@@ -301,24 +337,29 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     until = time.perf_counter() + 60 * parse().minutes
     args = parse()
-    args.small, args.size, args.base = args.channels < 320, "sd15", ""
-    args.out = args.out.resolve()
+    args.small, args.size = args.channels < 320, "sd15"
+    args.out, args.work = args.out.resolve(), args.work.resolve()
+    args.base = str(args.work / "base")
     for name in ("script", "lora_script"):
         if given := getattr(args, name):
             setattr(args, name, str(Path(given).resolve()))
-    work = args.work or Path(tempfile.mkdtemp())
-    work.mkdir(parents=True, exist_ok=True)
-    importlib.import_module("helpers.train.loop")  # once, before the rows' processes part
-    if not (work / "base").is_dir():
-        in_a_process(lambda: base(args, work), args.out, "base")
-        (work / "notebooks").symlink_to(scripts.ROOT / "notebooks")
-    os.chdir(work)
-    args.base = str(work / "base")
-    wanted = [name for name in args.rows.split(",") if name] or list(rows(args))
-    for name in wanted:
-        if time.perf_counter() < until:
-            in_a_process(rows(args)[name], args.out, name)
-    in_a_process(lambda: {"versions": versions()}, args.out, "versions")
+    if args.row:
+        if args.row != "base":
+            os.chdir(args.work)
+        measure(args.row, args)
+        return
+    wanted = [name for name in args.rows.split(",") if name] or list(rows(args))[1:]
+    if not Path(args.base).is_dir():
+        wanted = ["base", *wanted]
+    following = None
+    for name, later in zip(wanted, [*wanted[1:], ""], strict=True):
+        if time.perf_counter() > until:
+            break
+        now = following or child(name)
+        following = child(later) if later and name != "base" else None  # loads meanwhile
+        now.communicate("\n")
+    if following:
+        following.kill()
 
 
 if __name__ == "__main__":
