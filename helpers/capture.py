@@ -37,6 +37,7 @@ class CudaGraphs:
 
     def warm_up(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
         """Run it on the stream that records, so that autograd's own state belongs to that stream."""
+        torch.cuda.empty_cache()  # blocks belong to a stream: this one could not take the others'
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             result = function(*inputs)

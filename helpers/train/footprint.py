@@ -58,13 +58,6 @@ def _on_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
                 part._buffers[name] = FakeTensor(mode, tensor, cpu)
 
 
-def _widen_norms(module: nn.Module) -> None:
-    """Do what CUDA's autocast does and a CPU's does not: normalise in float32."""
-    for part in module.modules():
-        if isinstance(part, nn.GroupNorm | nn.LayerNorm):
-            part.register_forward_pre_hook(lambda _, given: (given[0].float(),))
-
-
 def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """What a module that is trained takes: latents of `side` squared, timesteps, and texts or their token ids."""
     if isinstance(module, TextAndUNet):
@@ -85,12 +78,11 @@ def pass_bytes(module: nn.Module, batch: int, side: int, device: Device, passes:
     """
     mode = FakeTensorMode()
     _on_cpu(module, mode)
-    if device.device.type == "cuda" and device.precision != "no":
-        _widen_norms(module)
     module.train()
     with mode, _Live() as live:
         inputs = random_inputs(module, batch, side)
-        for _ in range(min(passes, 2)):  # a third holds what the second does
+        # a third holds what the second does; captured, the gradients' buffers are there in the first
+        for _ in range(2 if device.captures else min(passes, 2)):
             with torch.autocast("cpu", device.dtype, enabled=device.precision != "no"):
                 noise = module(*inputs).sample
             noise.float().square().mean().backward()

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from helpers.capture import Captured
 from helpers.colab import SESSION_HOURS, drive_room_bytes, on_colab
 from helpers.config import TrainConfig
 from helpers.device import GB, Device
@@ -86,6 +87,8 @@ def plan(config: TrainConfig, run: Run, device: Device) -> Plan:
     with machine_errors(config):
         _peak_gb(device)
         step_s, forward_s, peak_gb = _rehearse(config, device, 10 if _is_gpu(device) else 3)
+        if _is_gpu(device):  # what it took is the training's now
+            torch.cuda.empty_cache()
     step_hours = config.max_steps * step_s / 3600
     hours = step_hours + _forwards_beside(config, run) * forward_s / 3600
     timed = {"steps_per_s": 1 / step_s, "step_hours": step_hours, "hours": hours}
@@ -198,19 +201,29 @@ def _rehearse(config: TrainConfig, device: Device, steps: int) -> tuple[float, f
         optimizer = make_optimizer(weights, config)
         inputs = random_inputs(module, config.train_batch_size, latent_side(config))
 
-        def forward() -> torch.Tensor:
+        def forward(*inputs: torch.Tensor) -> torch.Tensor:
             with device.autocast():
                 return module(*inputs).sample.float().square().mean()
 
+        def forward_backward(*inputs: torch.Tensor) -> torch.Tensor:
+            loss = forward(*inputs)
+            loss.backward()
+            return loss.detach()
+
+        if device.captures:
+            for weight in weights.values():
+                weight.grad = torch.zeros_like(weight)
+            forward_backward = Captured(forward_backward, "the training step")
+
         def step() -> None:
             for _ in range(config.gradient_accumulation_steps):
-                forward().backward()
+                forward_backward(*inputs)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=not device.captures)
 
         step_s, peak_gb = _median_s(step, 2 + steps), _peak_gb(device)
         with torch.no_grad():
-            forward_s = _median_s(forward, 4) / config.train_batch_size
+            forward_s = _median_s(lambda: forward(*inputs), 4) / config.train_batch_size
     return step_s, forward_s, peak_gb
 
 

@@ -166,15 +166,16 @@ class Training:
         )
         self.weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
         optimizer = make_optimizer(self.weights, config)
-        self.unet, self.optimizer = self.accelerator.prepare(trained, optimizer)
-        if config.torch_compile:
-            self.parts.unet.compile_repeated_blocks()
+        # before accelerate wraps the optimizer, whose step it puts back as it found it
         self.schedule = get_scheduler(
             config.lr_scheduler,
             optimizer,
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_steps,
         )
+        self.unet, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        if config.torch_compile:
+            self.parts.unet.compile_repeated_blocks()
         self.average = None
         if config.use_ema:
             self.average = MovingAverage(self.weights, config.ema_decay, config.offload_ema)

@@ -70,7 +70,7 @@ def theirs(args: argparse.Namespace) -> list[float]:
     stamps, update = [], tqdm.auto.tqdm.update
 
     def noted(bar, n=1):
-        if (bar.desc or "").startswith("Steps"):
+        if (getattr(bar, "desc", "") or "").startswith("Steps"):
             stamps.append(time.perf_counter())
         return update(bar, n)
 
