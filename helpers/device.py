@@ -1,6 +1,7 @@
 """What the machine can do, each choice with its reason."""
 
 import importlib.util
+import logging
 import os
 import resource
 import warnings
@@ -100,6 +101,9 @@ def _fault_of_xformers(device: torch.device) -> str:
     try:
         if importlib.util.find_spec("xformers") is None:
             return "is not installed"
+        logging.getLogger("xformers").setLevel(
+            logging.ERROR
+        )  # a build for another torch says so in seven lines
         import xformers.ops
 
         query = torch.zeros(1, 8, 1, 160, device=device, dtype=torch.float16, requires_grad=True)
