@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -214,6 +215,14 @@ def refuse_code(folder: Path) -> None:
             raise ValueError(f"model_index.json names the pipeline {part}, which is not run")
         if isinstance(part, list) and not _is_known(*part):
             raise ValueError(f"model_index.json takes {name} from {part}, which is not run")
+
+
+def fit_tokenizer(tokenizer: Any, text_encoder: Any) -> None:
+    """Have a CLIP tokenizer pad and cut to what its text encoder reads, where its own settings do not say."""
+    longest = text_encoder.config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _is_known(library: str | None, kind: str | None) -> bool:

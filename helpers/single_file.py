@@ -150,7 +150,7 @@ def _check_header(header: _Header) -> None:
 
 
 def _settings_beside(path: Path) -> dict[Path, Path]:
-    """Settings in diffusers layout, a tokenizer and a .yaml of CompVis' code that lie beside a file, by their relative path."""
+    """Settings in diffusers layout, a tokenizer and a .yaml that lie beside a file, by relative path."""
     folder = path.parent
     names = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
     found = [folder / name for name in (*names, "scheduler/scheduler_config.json")]

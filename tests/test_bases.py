@@ -1,6 +1,11 @@
 """Base models as people have them: one file, a folder that holds one, variants alone; each trains to the same loss."""
 
+import json
+import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +17,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from helpers import single_file
 from helpers.device import load_pipeline, pick_device
-from helpers.foreign import model_folder
+from helpers.errors import RunError
+from helpers.foreign import model_folder, successor
 from helpers.inference.export import original
 from helpers.inference.layout import unet_to_original, vae_to_original
 from helpers.train.loop import train
 from helpers.train.model import fingerprint, load_parts
+from tests.loopback_hub import Repo, loopback_hub
 from tests.test_train import settings
 
 WEIGHTS = "unet/diffusion_pytorch_model"
@@ -177,3 +184,317 @@ def test_all_weights_of_stable_diffusion_2_are_taken_by_name_and_shape():
         1024,
         1024,
     )
+
+
+# what cannot be trained, or would fail at the end, is refused before the first step
+
+
+def edit(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change(base: Path, part: str, act) -> None:
+    path = next((base / part).glob("*.safetensors"))
+    tensors = load_file(path)
+    act(tensors)
+    save_file(tensors, path)
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 100)
+
+
+def a_pickled_safety_checker(base: Path) -> None:
+    edit(
+        base / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+    )
+    (base / "safety_checker").mkdir()
+    (base / "safety_checker/config.json").write_text("{}")
+    (base / "safety_checker/pytorch_model.bin").write_bytes(b"never read")
+
+
+BROKEN = {  # how, and words that name the file and what to do
+    "no model_index.json": (lambda b: (b / "model_index.json").unlink(), ["model_index.json"]),
+    "a pickled safety checker": (
+        a_pickled_safety_checker,
+        ["safety_checker/pytorch_model.bin", "convert it to safetensors", "[null, null]"],
+    ),
+    "a feature extractor without its settings": (
+        lambda b: edit(
+            b / "model_index.json", feature_extractor=["transformers", "CLIPImageProcessor"]
+        ),
+        ["feature_extractor/preprocessor_config.json is missing"],
+    ),
+    "no tokenizer": (
+        lambda b: shutil.rmtree(b / "tokenizer"),
+        ["tokenizer/vocab.json is missing"],
+    ),
+    "a tokenizer of another model": (
+        lambda b: (
+            edit(b / "text_encoder/config.json", vocab_size=800)
+            or change(b, "text_encoder", cut_words)
+        ),
+        ["tokenizer/ has 875 words", "vocab_size of 800"],
+    ),
+    "prediction_type sample": (
+        lambda b: edit(b / "scheduler/scheduler_config.json", prediction_type="sample"),
+        ["scheduler/scheduler_config.json", "'sample'", "epsilon and v_prediction"],
+    ),
+    "weights cut short": (
+        lambda b: cut_short(b / f"{WEIGHTS}.safetensors"),
+        ["unet/diffusion_pytorch_model.safetensors is no whole", "download it again"],
+    ),
+    "a layer missing": (
+        lambda b: change(b, "unet", lambda t: t.pop("mid_block.resnets.0.conv1.weight")),
+        ["unet/ lacks 1 of the weights", "mid_block.resnets.0.conv1.weight"],
+    ),
+    "a layer missing in the text encoder": (
+        lambda b: change(b, "text_encoder", lambda t: [t.pop(k) for k in list(t) if "fc1" in k]),
+        ["text_encoder/ lacks 2 of the weights", "fc1"],
+    ),
+    "NaN in the text encoder": (
+        lambda b: change(b, "text_encoder", lambda t: next(iter(t.values())).fill_(torch.nan)),
+        ["text_encoder/ has NaN or inf in "],
+    ),
+    "an inpainting UNet": (
+        lambda b: another_unet(b, in_channels=9),
+        ["unet/config.json has in_channels 9", "take a text-to-image model"],
+    ),
+    "a UNet of another width": (
+        lambda b: another_unet(b, cross_attention_dim=24),
+        ["unet/config.json has cross_attention_dim 24", "hidden_size 16"],
+    ),
+    "weights of other shapes than config.json's": (
+        lambda b: edit(b / "vae/config.json", block_out_channels=[8, 16]),
+        ["could not be loaded", "vae"],
+    ),
+    "a scheduler of flow matching": (
+        lambda b: edit(
+            b / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]
+        ),
+        ["FlowMatchEulerDiscreteScheduler", "cannot be trained"],
+    ),
+}
+
+
+def cut_words(tensors: dict[str, torch.Tensor]) -> None:
+    name = next(k for k in tensors if k.endswith("token_embedding.weight"))
+    tensors[name] = tensors[name][:800].clone()
+
+
+def another_unet(base: Path, **shape) -> None:
+    config = UNet2DConditionModel.load_config(base / "unet") | shape
+    UNet2DConditionModel.from_config(config).save_pretrained(base / "unet")
+
+
+def refusal(base: Path, run) -> str:
+    """The one line with which a training on a base is refused, before anything was trained."""
+    with pytest.raises(RunError) as caught:
+        next(train(settings(base), run))
+    said = str(caught.value)
+    assert "\n" not in said and said.startswith(f"base_model {str(base)!r} could not be loaded (")
+    assert not run.train_log.exists() and not run.previews.exists()
+    return said
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_base_is_refused_before_the_first_step(dataset, tiny_base, tmp_path, name):
+    breaks, words = BROKEN[name]
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    breaks(base)
+    said = refusal(base, dataset)
+    assert all(word in said for word in words), said
+
+
+def only(names: str):
+    """A file that holds nothing but tensors of such names."""
+    return lambda path: save_file({name: torch.zeros(4, 4) for name in names.split()}, path)
+
+
+def nine_channels(path: Path) -> None:
+    state = load_file(path)
+    state["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(16, 9, 3, 3)
+    save_file(state, path)
+
+
+def without(part: str):
+    return lambda path: save_file({k: t for k, t in load_file(path).items() if part not in k}, path)
+
+
+def as_sd2(path: Path) -> None:
+    names = {"cond_stage_model.transformer.text_model.": "cond_stage_model.model.transformer."}
+    (old, new), state = next(iter(names.items())), load_file(path)
+    save_file({k.replace(old, new): t for k, t in state.items()}, path)
+
+
+BROKEN_FILES = {
+    "Stable Diffusion XL": (
+        only("conditioner.embedders.0.x model.diffusion_model.x first_stage_model.x"),
+        ["Stable Diffusion XL"],
+    ),
+    "a LoRA": (only("lora_unet_mid_block.lora_down.weight"), ["a LoRA", "give the base"]),
+    "a diffusers LoRA": (only("unet.mid_block.lora.down.weight"), ["a LoRA", "give the base"]),
+    "a VAE": (only("encoder.conv_in.weight decoder.conv_in.weight"), ["a VAE alone"]),
+    "a UNet": (only("down_blocks.0.x"), ["a UNet alone", "unet/, vae/"]),
+    "anything else": (only("a b"), ["lacks the UNet"]),
+    "no VAE": (without("first_stage_model."), ["lacks the VAE"]),
+    "no text encoder": (without("cond_stage_model."), ["lacks the text encoder"]),
+    "a block missing": (
+        without("middle_block.2."),
+        ["its unet is not of this shape", "is missing"],
+    ),
+    "inpainting": (nine_channels, ["9 channels", "inpainting"]),
+    "cut short": (cut_short, ["anime-v3.safetensors is no whole safetensors file", "download"]),
+    "no model at all": (lambda p: p.write_text("<html>"), ["is no whole safetensors file"]),
+    "quantised": (
+        lambda p: save_file({k: t.to(torch.float8_e4m3fn) for k, t in load_file(p).items()}, p),
+        ["quantised, F8_E4M3", "fp16 or fp32"],
+    ),
+    "a second file beside it": (
+        lambda p: shutil.copy(p, p.with_name("other.safetensors")),
+        ["it holds 2 models, anime-v3.safetensors, other.safetensors", "one of them"],
+    ),
+    "a Stable Diffusion 2 of an unknown kind": (as_sd2, ["predicts noise or v", "anime-v3.yaml"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FILES)
+def test_one_file_that_is_no_base_is_refused_before_the_first_step(
+    dataset, tiny_base, tmp_path, cache, name
+):
+    breaks, words = BROKEN_FILES[name]
+    path = one_file(tiny_base, tmp_path / "one")
+    breaks(path)
+    said = refusal(path.parent, dataset)
+    assert all(word in said for word in words), said
+    assert not list(cache.glob("single-files/[!.]*"))
+
+
+def test_a_pickle_and_a_path_that_leads_nowhere_are_told_as_that(dataset, tmp_path):
+    pickled = tmp_path / "model.ckpt"
+    pickled.write_bytes(b"never read")
+    assert "model.ckpt is a pickle" in refusal(pickled, dataset)
+    for nowhere in (tmp_path / "gone.safetensors", tmp_path / "gone", Path("models/gone.ckpt")):
+        assert "there is no such file or folder" in refusal(nowhere, dataset)
+
+
+def test_without_the_hub_one_file_says_what_it_lacks(dataset, tiny_base, tmp_path):
+    path = one_file(tiny_base, tmp_path / "one")
+    shutil.rmtree(path.parent / "tokenizer")
+    said = refusal(path, dataset)
+    assert "openai/clip-vit-large-patch14" in said and "put tokenizer/ beside" in said
+
+
+V_PREDICTION = {
+    "a key": ({"v_pred": torch.empty(0)}, None, None),
+    "metadata": ({}, {"modelspec.prediction_type": "v"}, None),
+    "a .yaml": ({}, None, 'model:\n  params:\n    parameterization: "v"\n'),
+}
+
+
+@pytest.mark.parametrize("told_by", V_PREDICTION)
+def test_one_file_tells_that_it_predicts_v(tmp_path, tiny_base, told_by):
+    extra, metadata, yaml = V_PREDICTION[told_by]
+    path = one_file(tiny_base, tmp_path / "one", extra=extra, metadata=metadata)
+    if yaml:
+        path.with_suffix(".yaml").write_text(yaml)
+    parts = load_parts(str(path), pick_device())
+    assert parts.noise_scheduler.config.prediction_type == "v_prediction"
+    assert parts.noise_scheduler.alphas_cumprod[-1] > 0
+
+
+def test_one_file_tells_of_zero_terminal_snr(tmp_path, tiny_base):
+    extra = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
+    parts = load_parts(str(one_file(tiny_base, tmp_path / "one", extra=extra)), pick_device())
+    assert parts.noise_scheduler.alphas_cumprod[-1] == 0
+
+
+# tokenizers of all shapes
+
+
+def bare_tokenizer(base: Path) -> None:
+    """As old repositories have it: words and merges, nothing that says how long or how to pad."""
+    words = json.loads((base / "tokenizer/tokenizer.json").read_text())["model"]
+    shutil.rmtree(base / "tokenizer")
+    (base / "tokenizer").mkdir()
+    (base / "tokenizer/vocab.json").write_text(json.dumps(words["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in words["merges"]]
+    (base / "tokenizer/merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+
+
+TOKENIZERS = {
+    "words and merges alone": bare_tokenizer,
+    "no model_max_length": lambda b: edit_tokenizer(b, model_max_length=None, max_length=None),
+    "a model_max_length beyond all": lambda b: edit_tokenizer(b, model_max_length=int(1e30)),
+    "no pad token": lambda b: edit_tokenizer(b, pad_token=None),
+}
+
+
+def edit_tokenizer(base: Path, **values) -> None:
+    path = base / "tokenizer/tokenizer_config.json"
+    config = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokenizers_of_all_shapes_train_and_draw(dataset, tiny_base, tmp_path, name):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    TOKENIZERS[name](base)
+    whole, bare = (load_parts(str(p), pick_device()).tokenizer for p in (tiny_base, base))
+    ids = [t("a red cat", padding="max_length", truncation=True).input_ids for t in (whole, bare)]
+    assert ids[0] == ids[1] and len(ids[0]) == 32
+    list(train(settings(base, max_steps=1), dataset))
+    pipeline = load_pipeline(str(dataset.model), torch.float32)
+    assert pipeline("a cat " * 60, num_inference_steps=1).images
+
+
+# from the hub
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on loopback, to which a process of its own is led."""
+    with loopback_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "fetched"))
+        yield hub
+
+
+LOAD = """
+import sys
+from helpers.device import pick_device
+from helpers.train.model import fingerprint, load_parts
+for name in sys.argv[1:]:
+    print(fingerprint(load_parts(name, pick_device()).unet))
+"""
+
+
+def test_repositories_as_people_have_them_are_fetched(hub, tiny_base, tmp_path):
+    """Of variants alone, of both, one that was deleted, and a file that takes its tokenizer from the hub."""
+    both = files_of(tiny_base)
+    both |= {k.replace(".safetensors", ".fp16.safetensors"): v for k, v in both.items()}
+    alone = files_of(variants_alone(tiny_base, tmp_path / "alone"))
+    path = one_file(tiny_base, tmp_path / "one")
+    words = files_of(path.parent / "tokenizer")
+    shutil.rmtree(path.parent / "tokenizer")
+    new = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    held = {"some/alone": alone, "some/both": both, new: files_of(tiny_base)}
+    held["openai/clip-vit-large-patch14"] = words
+    hub.repos = {name: Repo(False, files) for name, files in held.items()}
+    names = ["some/alone", "some/both", "runwayml/stable-diffusion-v1-5", str(path)]
+    done = subprocess.run([sys.executable, "-c", LOAD, *names], capture_output=True, text=True)
+    wanted = fingerprint(load_parts(str(tiny_base), pick_device()).unet)
+    assert done.stdout.split() == [wanted] * 4, done.stderr
+    fetched = [path for method, path in hub.requests if method == "GET" and "fp16" in path]
+    assert fetched and not [path for path in fetched if "some/both" in path]
+    told = [line for line in done.stderr.splitlines() if "was deleted from the hub" in line]
+    assert len(told) == 1 and new in told[0]

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from helpers.config import TrainConfig
-from helpers.device import Device
-from helpers.foreign import reading, refuse_code
+from helpers.device import Device, load_pipeline
+from helpers.foreign import fit_tokenizer, reading, refuse_code
+from helpers.train.base import check_files, check_parts, load_model
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_TARGETS = {
@@ -124,22 +125,25 @@ class Parts:
 
 
 def load_parts(base_model: str, device: Device, train_text_encoder: bool = False) -> Parts:
-    """Load a base model from a hub id or a folder; what may be trained in float32, the rest in the device's dtype.
+    """Load a base model, checked for all that training and its end need.
 
-    Raises RunError if it is not there or not in diffusers layout with safetensors weights.
+    What may be trained is in float32, the rest in the device's dtype. Raises RunError where it is not there, not of
+    safetensors and JSON alone, not whole, or its parts do not fit one another.
     """
-    given = {"torch_dtype": device.dtype, "use_safetensors": True}
-    whole = given | {"torch_dtype": torch.float32}
+    text_dtype = torch.float32 if train_text_encoder else device.dtype
     with reading("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
-        refuse_code(folder)  # which its export would refuse, after hours
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **given)
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **whole)
-        text_encoder = CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", **(whole if train_text_encoder else given)
-        )
+        refuse_code(folder)
+        check_files(folder)
+        vae = load_model(AutoencoderKL, folder, "vae", device.dtype)
+        unet = load_model(UNet2DConditionModel, folder, "unet", torch.float32)
+        text_encoder = load_model(CLIPTextModel, folder, "text_encoder", text_dtype)
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        fit_tokenizer(tokenizer, text_encoder)
         noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        check_parts(unet, vae, text_encoder, tokenizer, noise_scheduler)
+        own = {"vae": vae, "unet": unet, "text_encoder": text_encoder, "tokenizer": tokenizer}
+        load_pipeline(str(folder), device.dtype, **own)  # as the end will: now, not after hours
     vae.requires_grad_(False).eval()
     text_encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
