@@ -119,6 +119,14 @@ def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusi
         return pipeline
 
 
+def most_steps(asked: int, scheduler: Any) -> int:
+    """The sampling steps asked for, or as many as DPM-Solver++ can make of a noise schedule, where that is fewer.
+
+    With one more it leaves the schedule's end: IndexError, or NaN.
+    """
+    return min(asked, scheduler.config.num_train_timesteps - 2)
+
+
 def sample_fast(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
     """Have a pipeline sample by DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), which needs few steps, quietly."""
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)

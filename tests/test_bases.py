@@ -1,7 +1,6 @@
 """Base models as people have them: one file, a folder that holds one, variants alone; each trains to the same loss."""
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from helpers import single_file
 from helpers.device import load_pipeline, pick_device
 from helpers.errors import RunError
-from helpers.foreign import model_folder, successor
+from helpers.foreign import model_folder
 from helpers.inference.export import original
 from helpers.inference.layout import unet_to_original, vae_to_original
 from helpers.train.loop import train

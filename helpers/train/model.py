@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from helpers.config import TrainConfig
-from helpers.device import Device, load_pipeline
+from helpers.device import Device, load_pipeline, most_steps
 from helpers.foreign import fit_tokenizer, reading, refuse_code
 from helpers.train.base import check_files, check_parts, load_model
 
@@ -60,6 +60,7 @@ class Parts:
             f"text encoder ({self.text_encoder.dtype})": fingerprint(self.text_encoder),
             "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
             "noise schedule": hashlib.sha256(kind.encode()).hexdigest(),
+            "scaling_factor": str(self.vae.config.scaling_factor),
         }
 
     @property
@@ -100,7 +101,7 @@ class Parts:
                 prompts,
                 height=config.resolution_px,
                 width=config.resolution_px,
-                num_inference_steps=config.num_inference_steps,
+                num_inference_steps=most_steps(config.num_inference_steps, self.noise_scheduler),
                 guidance_scale=config.guidance_scale,
                 generator=generators,
                 output_type=output_type,
@@ -209,6 +210,13 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(as_bytes(tensor))
     return digest.hexdigest()
+
+
+def settings_of(part: Any) -> dict[str, Any]:
+    """A part's config.json, but for what says where it came from and with which libraries."""
+    config = part.config if isinstance(part.config, dict) else part.config.to_dict()
+    written_by = ("transformers_version", "dtype", "torch_dtype")
+    return {k: v for k, v in config.items() if not k.startswith("_") and k not in written_by}
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
