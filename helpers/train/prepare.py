@@ -18,8 +18,10 @@ from helpers.run import Run
 from helpers.store import folder_hash
 from helpers.train import checkpoint
 from helpers.train.batches import Batches
+from helpers.train.buckets import Framing
 from helpers.train.cache import image_examples, prior_examples, text_examples
 from helpers.train.ema import MovingAverage
+from helpers.train.inputs import fit_texts, what_does_not_fit
 from helpers.train.loss import FixedLoss
 from helpers.train.model import fingerprint, load_parts, make_trainable
 from helpers.train.optimizer import make_optimizer, restore_layout
@@ -125,9 +127,7 @@ class Training:
         """Have all that the frozen parts compute computed, once."""
         config, run, parts = self.config, self.run, self.parts
         suffix = run.read_config("dataset")["suffix"]
-        rows = {
-            split: read_metadata(run.split_metadata(split)) for split in ("train", "validation")
-        }
+        rows = self._rows(suffix)
         images = {split: image_examples(run, parts, config, split, rows[split]) for split in rows}
         captions = [text.removesuffix(suffix) for _, text in rows["train"]]
         examples = images["train"]
@@ -140,9 +140,25 @@ class Training:
         schedule, pairs = parts.noise_scheduler, config.validation_pairs
         self.held_out = FixedLoss(images["validation"], schedule, config.seed, pairs)
         self.probe = FixedLoss(images["train"], schedule, config.seed, pairs // 2)
-        self.prompts = [f"{prompt}{suffix}" for prompt in config.prompts] or [
-            rows["validation"][i * len(rows["validation"]) // 4][1] for i in range(4)
-        ]
+        self.prompts = fit_texts(
+            [f"{prompt}{suffix}" for prompt in config.prompts], suffix, parts.tokenizer
+        ) or [rows["validation"][i * len(rows["validation"]) // 4][1] for i in range(4)]
+
+    def _rows(self, suffix: str) -> dict[str, list[tuple[str, str]]]:
+        """Each split's file names and texts, cut to what the text encoder reads; what does not fit is told."""
+        run, tokenizer = self.run, self.parts.tokenizer
+        rows, paths, cut = {}, [], 0
+        for split in ("train", "validation"):
+            names, texts = zip(*read_metadata(run.split_metadata(split)), strict=True)
+            fitting = fit_texts(texts, suffix, tokenizer)
+            rows[split] = list(zip(names, fitting, strict=True))
+            paths += [run.split(split) / name for name in names]
+            cut += sum(a != b for a, b in zip(texts, fitting, strict=True))
+        framing = Framing.of(self.config, self.parts.step_px, augmented=False)
+        if self.accelerator.is_main_process:
+            for line in what_does_not_fit(paths, framing, cut, tokenizer.model_max_length):
+                log.warning(line)
+        return rows
 
     def _prior_captions(self, captions: list[str], suffix: str) -> list[str]:
         """What the base model is asked to draw for prior preservation."""
