@@ -25,6 +25,7 @@ from helpers.train.inputs import fit_texts, what_does_not_fit
 from helpers.train.loss import FixedLoss
 from helpers.train.model import fingerprint, load_parts, make_trainable
 from helpers.train.optimizer import make_optimizer, restore_layout
+from helpers.train.preview import set_aside_previews
 from helpers.train.track import Log, tracker_of
 from helpers.train.verdict import best_of
 
@@ -113,6 +114,8 @@ class Training:
         restore_layout(self.optimizer.optimizer)
         self._follow_schedule()
         if self.accelerator.is_main_process:
+            if self.step == 0:
+                set_aside_previews(run)
             run.write_config("train", config)
         self.log = Log(run, self.step, self.accelerator, config)
         self.bad_steps: list[set[str]] = []  # in a row, with the images whose loss was no number
