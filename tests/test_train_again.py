@@ -1,7 +1,10 @@
 """Trainings one after another in a run: each cell run again, and what is kept of which training."""
 
 import os
+import re
+import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,3 +101,26 @@ def test_after_an_error_the_cell_goes_on_once_it_is_mended(dataset, tiny_base, t
             list(steps)
     (tmp_path / "base").symlink_to(tiny_base)
     assert [step.step for step in steps] == [0, 1, 2, 3, 4]
+
+
+def test_what_a_disk_has_not_is_told_in_units_that_say_something(dataset, tiny_base, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000))
+    with pytest.raises(RunError) as caught:
+        list(train(settings(tiny_base), dataset))
+    said = str(caught.value)
+    assert re.match(
+        r"4 checkpoints of 2\.\d MB and a model of \d+ kB do not fit into the 1\.5 MB free", said
+    )
+    assert not re.search(r"\b0(\.0+)? [GMk]B", said)
+
+
+def test_an_image_that_was_changed_in_place_is_told_by_name_and_left_as_it_is(dataset, tiny_base):
+    path = dataset.split_images("train")[0]
+    changed = bytearray(path.read_bytes())
+    changed[-20] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(
+        RunError, match=f"{path} is not what manifest.json says: run 03_dataset again"
+    ):
+        list(train(settings(tiny_base), dataset))
+    assert path.read_bytes() == changed
