@@ -20,6 +20,7 @@ from helpers.errors import RunError
 from helpers.foreign import model_folder
 from helpers.inference.export import original
 from helpers.inference.layout import unet_to_original, vae_to_original
+from helpers.train.base import load_model
 from helpers.train.loop import train
 from helpers.train.model import fingerprint, load_parts
 from tests.loopback_hub import Repo, loopback_hub
@@ -95,7 +96,17 @@ SHAPES = {
     "a folder": lambda base, to: shutil.copytree(base, to),
     "a folder in fp16": in_half,
     "fp16 variants alone": lambda base, to: variants_alone(in_half(base, to / "half"), to / "v"),
+    "the hub's cache": lambda base, to: in_hub_cache(base, f"some/{to.parent.name}"),
 }
+
+
+def in_hub_cache(base: Path, hub_id: str) -> str:
+    """A base as a download leaves it."""
+    repo = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+    shutil.copytree(base, repo / "snapshots" / ("0" * 40))
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text("0" * 40)
+    return hub_id
 
 
 def test_every_shape_of_a_base_trains_to_the_same_validation_loss(dataset, tiny_base, tmp_path):
@@ -107,6 +118,7 @@ def test_every_shape_of_a_base_trains_to_the_same_validation_loss(dataset, tiny_
         dataset.folder.joinpath("checkpoints").rename(dataset.folder / f"checkpoints-{i}")
     whole = losses["a folder"]
     assert losses["one fp32 file"] == losses["a folder with one file"] == whole
+    assert losses["the hub's cache"] == whole
     half = losses["a folder in fp16"]
     assert losses["one fp16 file"] == losses["fp16 variants alone"] == half
     assert half == pytest.approx(whole, rel=2e-3)  # of weights rounded to fp16
@@ -497,3 +509,20 @@ def test_repositories_as_people_have_them_are_fetched(hub, tiny_base, tmp_path):
     assert fetched and not [path for path in fetched if "some/both" in path]
     told = [line for line in done.stderr.splitlines() if "was deleted from the hub" in line]
     assert len(told) == 1 and new in told[0]
+
+
+def test_a_vae_with_the_names_that_diffusers_gave_until_2023_is_whole(tmp_path):
+    """Stable Diffusion v1-5's own has them still."""
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    vae.save_pretrained(tmp_path / "vae")
+    path = tmp_path / "vae/diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(path)
+    for new, name in old.items():
+        tensors = {k.replace(new, name): t for k, t in tensors.items()}
+    assert any("query" in name for name in tensors)
+    save_file(tensors, path, {"format": "pt"})
+    config = json.loads((tmp_path / "vae/config.json").read_text())
+    (tmp_path / "vae/config.json").write_text(json.dumps(config | {"_diffusers_version": "0.6.0"}))
+    loaded = load_model(AutoencoderKL, tmp_path, "vae", torch.float32)
+    assert fingerprint(loaded) == fingerprint(vae)
