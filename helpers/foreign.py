@@ -109,8 +109,9 @@ def _convert(path: Path) -> Path:
 
 def _refuse_missing_path(model: str) -> None:
     """A path that leads nowhere is not looked for on the hub, which would speak of ids."""
-    is_path = model.count("/") != 1 or model.startswith((".", "~", "/"))
-    if (is_path and "/" in model) or Path(model).suffix in (*PICKLED, ".safetensors"):
+    is_id = model.count("/") < 2 and not model.startswith((".", "~", "/"))
+    is_near = "/" in model and Path(model).parent.is_dir()
+    if not is_id or is_near or Path(model).suffix in (*PICKLED, ".safetensors"):
         raise OSError("there is no such file or folder")
 
 

@@ -66,7 +66,7 @@ def find_single_file(folder: Path) -> Path | None:
     """
     if (folder / "config.json").is_file() or any(folder.glob("unet/*.[sb]*")):
         return None
-    found = sorted(folder.glob("*.safetensors"))
+    found = sorted(folder.glob("[!.]*.safetensors"))
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:4])
         raise ValueError(f"it holds {len(found)} models, {names}: give the path of one of them")
