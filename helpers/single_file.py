@@ -17,24 +17,31 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import (
-    convert_ldm_clip_checkpoint,
-    convert_ldm_unet_checkpoint,
-    convert_ldm_vae_checkpoint,
-    convert_open_clip_checkpoint,
-)
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTokenizer
 
+from helpers.stable_diffusion import (
+    INDEX,
+    OPEN_CLIP,
+    SCHEDULE,
+    TEXT,
+    UNET,
+    V1_TEXT,
+    V1_UNET,
+    V2_TEXT,
+    V2_UNET,
+    VAE,
+    VAE_SHAPE,
+    empty_models,
+    rename,
+)
 from helpers.store import MANIFEST, locked, read_json, replacing_folder, sha256, write_json
 
 log = logging.getLogger(__name__)
 CONVERSION = 1  # counted up where the same file would become another folder
-UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
-OPEN_CLIP = "cond_stage_model.model."  # Stable Diffusion 2's text encoder
 TOKENIZER = "openai/clip-vit-large-patch14"  # whose vocabulary both versions have
 FLOATS = {"F64", "F32", "F16", "BF16"}
 NOT_WHOLE = {  # a name that begins so, and what has such names
@@ -49,13 +56,6 @@ NOT_WHOLE = {  # a name that begins so, and what has such names
     "encoder.": "a VAE alone, not a whole model",
     "text_model.": "a text encoder alone, not a whole model",
     "emb_params": "a textual inversion, not a whole model",
-}
-SCHEDULE = {  # of both versions
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
 }
 
 
@@ -163,10 +163,10 @@ def _settings_beside(path: Path) -> dict[Path, Path]:
 
 def _write_settings(path: Path, header: _Header, beside: dict[Path, Path], made: Path) -> None:
     """All of a folder in diffusers layout but the weights."""
-    unet, text = (_V2_UNET, _V2_TEXT) if header.is_v2 else (_V1_UNET, _V1_TEXT)
+    unet, text = (V2_UNET, V2_TEXT) if header.is_v2 else (V1_UNET, V1_TEXT)
     built_in = {
         "unet/config.json": lambda: UNet2DConditionModel.from_config(unet),
-        "vae/config.json": lambda: AutoencoderKL.from_config(_VAE),
+        "vae/config.json": lambda: AutoencoderKL.from_config(VAE_SHAPE),
         "text_encoder/config.json": lambda: CLIPTextConfig(**text),
         "scheduler/scheduler_config.json": lambda: _scheduler(path, header, beside),
     }
@@ -182,7 +182,7 @@ def _write_settings(path: Path, header: _Header, beside: dict[Path, Path], made:
             tokenizer.pad_token = "!"  # token 0, with which OpenCLIP pads
         tokenizer.save_pretrained(made / "tokenizer")
     scheduler = read_json(made / "scheduler/scheduler_config.json")["_class_name"]
-    write_json(made / "model_index.json", _INDEX | {"scheduler": ["diffusers", scheduler]})
+    write_json(made / "model_index.json", INDEX | {"scheduler": ["diffusers", scheduler]})
 
 
 def _save_config(make: Callable[[], Any], folder: Path) -> None:
@@ -239,111 +239,7 @@ def _parameterization(path: Path) -> str:
 
 def _write_weights(path: Path, made: Path) -> None:
     tensors = load_file(path)  # mapped, not read
-    for part, weights in rename(tensors, _empty_models(made)).items():
+    for part, weights in rename(tensors, empty_models(made)).items():
         name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         whole = {n: t.contiguous() for n, t in weights.items()}
         save_file(whole, made / part / f"{name}.safetensors", {"format": "pt"})
-
-
-def _empty_models(made: Path) -> dict[str, nn.Module]:
-    """The parts that a folder's settings ask for, without memory."""
-    with torch.device("meta"):
-        return {
-            "unet": UNet2DConditionModel.from_config(read_json(made / "unet/config.json")),
-            "vae": AutoencoderKL.from_config(read_json(made / "vae/config.json")),
-            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(made / "text_encoder")),
-        }
-
-
-def rename(
-    tensors: dict[str, Tensor], models: dict[str, nn.Module]
-) -> dict[str, dict[str, Tensor]]:
-    """The weights of each part by their names in diffusers and transformers.
-
-    Raises ValueError where one that a part of `models` has is missing, or of another shape.
-    """
-    unet, vae, text = (
-        {name: t for name, t in tensors.items() if name.startswith(prefix)}
-        for prefix in (UNET, VAE, TEXT)
-    )
-    renamed = {
-        "unet": convert_ldm_unet_checkpoint(unet, models["unet"].config),
-        "vae": convert_ldm_vae_checkpoint(vae, models["vae"].config),
-        "text_encoder": _rename_text(text, models["text_encoder"]),
-    }
-    for part, weights in renamed.items():
-        _compare(part, weights, models[part])
-    return renamed
-
-
-def _rename_text(text: dict[str, Tensor], model: CLIPTextModel) -> dict[str, Tensor]:
-    """A text encoder's weights by the names that transformers reads in all its versions."""
-    if any(name.startswith(OPEN_CLIP) for name in text):
-        renamed = convert_open_clip_checkpoint(model, text, OPEN_CLIP)
-    else:
-        renamed = convert_ldm_clip_checkpoint(text)
-    bare = {name.removeprefix("text_model."): tensor for name, tensor in renamed.items()}
-    ignored = ("position_ids", "text_projection.weight", "logit_scale")
-    return {f"text_model.{n}": t for n, t in bare.items() if not n.endswith(ignored)}
-
-
-def _compare(part: str, weights: dict[str, Tensor], model: nn.Module) -> None:
-    """Raise ValueError where weights are not those that a model of these settings has."""
-    asked = {n.removeprefix("text_model."): t.shape for n, t in model.state_dict().items()}
-    given = {n.removeprefix("text_model."): t.shape for n, t in weights.items()}
-    for name, shape in asked.items():
-        if name.endswith("position_ids"):
-            continue
-        if given.get(name) != shape:
-            what = f"has {tuple(given[name])}" if name in given else "is missing"
-            raise ValueError(
-                f"its {part.replace('_', ' ')} is not of this shape: {name} {what}, {tuple(shape)} is asked for"
-            )
-
-
-_V1_UNET = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
-_V2_UNET = {
-    "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20],
-    "use_linear_projection": True,
-    "upcast_attention": True,  # as 2.1 wants it in half precision, and 2.0 does not mind
-    "sample_size": 64,
-}
-_VAE = {
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "sample_size": 512,
-    "scaling_factor": 0.18215,
-}
-_V1_TEXT = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-    "hidden_act": "quick_gelu",
-    "bos_token_id": 0,  # as the hub's copy has it; transformers takes this for CLIP's own
-    "eos_token_id": 2,
-}
-_V2_TEXT = _V1_TEXT | {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 23,  # all but the last, as Stable Diffusion 2 was trained
-    "num_attention_heads": 16,
-    "projection_dim": 512,
-    "hidden_act": "gelu",
-}
-_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "_diffusers_version": "0.37.0",
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from helpers import single_file
+from helpers import stable_diffusion
 from helpers.device import load_pipeline, pick_device
 from helpers.errors import RunError
 from helpers.foreign import model_folder
@@ -127,9 +127,9 @@ def test_every_shape_of_a_base_trains_to_the_same_validation_loss(dataset, tiny_
 def v1_state() -> dict[str, torch.Tensor]:
     """All that Stable Diffusion v1 has, in its own names and shapes, without memory."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(single_file._V1_UNET)
-        vae = AutoencoderKL.from_config(single_file._VAE)
-        text = CLIPTextModel(CLIPTextConfig(**single_file._V1_TEXT))
+        unet = UNet2DConditionModel.from_config(stable_diffusion.V1_UNET)
+        vae = AutoencoderKL.from_config(stable_diffusion.VAE_SHAPE)
+        text = CLIPTextModel(CLIPTextConfig(**stable_diffusion.V1_TEXT))
         state = unet_to_original(unet.state_dict(), unet.config)
         state |= vae_to_original(vae.state_dict(), vae.config)
     words = {k.removeprefix("text_model."): t for k, t in text.state_dict().items()}
@@ -140,7 +140,7 @@ def models(unet: dict, text: dict) -> dict[str, torch.nn.Module]:
     with torch.device("meta"):
         return {
             "unet": UNet2DConditionModel.from_config(unet),
-            "vae": AutoencoderKL.from_config(single_file._VAE),
+            "vae": AutoencoderKL.from_config(stable_diffusion.VAE_SHAPE),
             "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
         }
 
@@ -150,7 +150,9 @@ def test_all_weights_of_stable_diffusion_1_are_taken_by_name_and_shape():
     assert state["model.diffusion_model.input_blocks.1.1.proj_in.weight"].shape == (320, 320, 1, 1)
     assert state["model.diffusion_model.output_blocks.11.1.norm.weight"].shape == (320,)
     ema = {f"model_ema.{i}": torch.empty(1) for i in range(200)}
-    made = single_file.rename(state | ema, models(single_file._V1_UNET, single_file._V1_TEXT))
+    made = stable_diffusion.rename(
+        state | ema, models(stable_diffusion.V1_UNET, stable_diffusion.V1_TEXT)
+    )
     assert {part: len(weights) for part, weights in made.items()} == {
         "unet": 686,
         "vae": 248,
@@ -158,7 +160,7 @@ def test_all_weights_of_stable_diffusion_1_are_taken_by_name_and_shape():
     }
     without = {k: t for k, t in state.items() if "output_blocks.11.1.norm" not in k}
     with pytest.raises(ValueError, match="unet is not of this shape: .*norm.weight is missing"):
-        single_file.rename(without, models(single_file._V1_UNET, single_file._V1_TEXT))
+        stable_diffusion.rename(without, models(stable_diffusion.V1_UNET, stable_diffusion.V1_TEXT))
 
 
 def open_clip_state(layers: int, width: int) -> dict[str, torch.Tensor]:
@@ -185,11 +187,11 @@ def open_clip_state(layers: int, width: int) -> dict[str, torch.Tensor]:
 
 
 def test_all_weights_of_stable_diffusion_2_are_taken_by_name_and_shape():
-    wanted = models(single_file._V2_UNET, single_file._V2_TEXT)
+    wanted = models(stable_diffusion.V2_UNET, stable_diffusion.V2_TEXT)
     with torch.device("meta"):
         state = unet_to_original(wanted["unet"].state_dict(), wanted["unet"].config)
         state |= vae_to_original(wanted["vae"].state_dict(), wanted["vae"].config)
-    made = single_file.rename(state | open_clip_state(24, 1024), wanted)
+    made = stable_diffusion.rename(state | open_clip_state(24, 1024), wanted)
     assert len(made["unet"]) == 686 and len(made["text_encoder"]) == 372
     assert made["text_encoder"]["text_model.encoder.layers.22.self_attn.q_proj.weight"].shape == (
         1024,
