@@ -205,7 +205,7 @@ class TrainConfig(Checked):
 
     run: str = "demo"
     preset: str = choice("demo", "t4", "t4-full", "l4", "a100", "seed")
-    base_model: str = "assets/tiny-sd"  # a hub id or a folder in diffusers layout
+    base_model: str = "assets/tiny-sd"  # a hub id, a folder in diffusers layout, one .safetensors
     method: str = choice("full", "lora")
     max_steps: int = number(300, 1, 1_000_000)  # optimizer steps
     learning_rate: float = number(1e-3, 1e-8, 1.0)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from helpers.foreign import reading, refuse_code
+from helpers.foreign import fit_tokenizer, reading, refuse_code
 
 GB = 1e9
 
@@ -123,7 +123,7 @@ def memory_gb() -> float:
 
 
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline from a hub id or a folder, `parts` in place of its own; it prints nothing.
+    """A Stable Diffusion pipeline from whatever foreign.model_folder takes, `parts` in place of its own; quietly.
 
     Raises RunError if it is not there, or not of safetensors and JSON alone.
     """
@@ -131,9 +131,19 @@ def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusi
     with reading("the pipeline", model, advice) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         refuse_code(folder)
-        return StableDiffusionPipeline.from_pretrained(
+        pipeline = StableDiffusionPipeline.from_pretrained(
             folder, torch_dtype=dtype, use_safetensors=True, **parts
         )
+        fit_tokenizer(pipeline.tokenizer, pipeline.text_encoder)
+        return pipeline
+
+
+def most_steps(asked: int, scheduler: Any) -> int:
+    """The sampling steps asked for, or as many as DPM-Solver++ can make of a noise schedule, where that is fewer.
+
+    With one more it leaves the schedule's end: IndexError, or NaN.
+    """
+    return min(asked, scheduler.config.num_train_timesteps - 2)
 
 
 def sample_fast(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:

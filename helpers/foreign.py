@@ -2,27 +2,25 @@
 
 A pickle runs what its maker wrote into it when it is loaded, and so does a module that lies beside the weights
 where a loader looks for one. Neither is ever opened, whatever the versions of the libraries allow. A loader is
-given a folder, never a hub id: what the hub has is fetched first, and looked at as any folder is.
+given a folder in diffusers layout, never a hub id or a one-file checkpoint: `model_folder` makes one of whatever a
+user gave, and it is looked at as any folder is.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file as read_tensors
 from torch import Tensor
 
 from helpers.errors import RunError
+from helpers.hub_model import fetch, successor, without_variants
+from helpers.single_file import convert, find_single_file
 from helpers.store import read_json
 
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
-TEXTS = ("*.json", "*.txt")  # settings, and tokenizers' words and merges
-WEIGHTS = ("model*.safetensors", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors")
-VARIANTS = "*.*.safetensors"  # weights once more in fp16, or before their average; never loaded
 PIPELINES = {"StableDiffusionPipeline"}
 PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
     "AutoencoderKL": "diffusers",
@@ -41,16 +39,13 @@ PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
 
 @contextmanager
 def reading(setting: str, model: str, advice: str, *, weights: bool = True) -> Iterator[Path]:
-    """The folder to load a model from inside, its own or the hub id's; without `weights`, its settings alone.
+    """The folder to load a model from inside, `model_folder`'s.
 
     Whatever the hub or the libraries raise becomes a RunError in one line.
     """
     folder = Path(model)
     try:
-        folder = folder if folder.is_dir() else _fetch(model, weights)
-        _refuse_linked_folders(folder)
-        _refuse_pickled_shards(folder)
-        _refuse_adapters(folder)
+        folder = model_folder(model, weights=weights)
         yield folder
     except RunError:
         raise
@@ -58,20 +53,51 @@ def reading(setting: str, model: str, advice: str, *, weights: bool = True) -> I
         raise _unloadable(setting, model, folder, error, advice) from error
 
 
-@lru_cache  # one version of a model for as long as this process lasts
-def _fetch(hub_id: str, weights: bool) -> Path:
-    """Have a model of the hub in its cache, without code, pickles, one-file copies and variants."""
-    wanted = [*TEXTS, *(WEIGHTS if weights else ())]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=VARIANTS))
-    except RepositoryNotFoundError as error:  # or one with terms to accept
-        raise OSError(
-            "the hub shows no such model: if it is private, or has terms to accept on its page, HF_TOKEN opens it"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise OSError(
-            f"the hub was not reached, {type(error.__cause__).__name__}, and no copy of it is here: try again later"
-        ) from error
+def model_folder(model: str, *, weights: bool = True) -> Path:
+    """The folder in diffusers (or transformers) layout of whatever a user gave as a model.
+
+    model    a folder; a hub id, which is fetched; a one-file .safetensors of Stable Diffusion 1 or 2, or a folder
+             that holds one, which is converted once (single_file.py); where all weights of a part are a variant's,
+             such as `diffusion_pytorch_model.fp16.safetensors`, a folder of links in which they have the plain name
+    weights  False fetches the settings alone
+    Raises ValueError or OSError, whose words say what is wrong, for what is not there, pickled or holds an adapter.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        return _convert(path)
+    if not path.is_dir():
+        _refuse_missing_path(model)
+        path = fetch(successor(model), weights)
+    _refuse_unsafe(path)
+    if single_file := find_single_file(path):
+        return convert(single_file)
+    if (plain := without_variants(path)) != path:
+        _refuse_unsafe(plain)
+    return plain
+
+
+def _convert(path: Path) -> Path:
+    if path.suffix in PICKLED:
+        raise ValueError(
+            f"{path.name} is a pickle, which could run anything and is not read: take the .safetensors file"
+        )
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.name} is no .safetensors file")
+    return convert(path)
+
+
+def _refuse_missing_path(model: str) -> None:
+    """A path that leads nowhere is not looked for on the hub, which would speak of ids."""
+    is_id = model.count("/") < 2 and not model.startswith((".", "~", "/"))
+    is_near = "/" in model and Path(model).parent.is_dir()
+    if not is_id or is_near or Path(model).suffix in (*PICKLED, ".safetensors"):
+        raise OSError("there is no such file or folder")
+
+
+def _refuse_unsafe(folder: Path) -> None:
+    _refuse_linked_folders(folder)
+    _refuse_pickled_shards(folder)
+    _refuse_adapters(folder)
 
 
 def _unloadable(setting: str, model: str, folder: Path, error: Exception, advice: str) -> RunError:
@@ -100,6 +126,14 @@ def refuse_code(folder: Path) -> None:
             raise ValueError(f"model_index.json names the pipeline {part}, which is not run")
         if isinstance(part, list) and not _is_known(*part):
             raise ValueError(f"model_index.json takes {name} from {part}, which is not run")
+
+
+def fit_tokenizer(tokenizer: Any, text_encoder: Any) -> None:
+    """Have a CLIP tokenizer pad and cut to what its text encoder reads, where its own settings do not say."""
+    longest = text_encoder.config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _is_known(library: str | None, kind: str | None) -> bool:

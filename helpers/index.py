@@ -7,7 +7,7 @@ other, and what that names is still there.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -121,8 +121,28 @@ def is_of_series(name: str) -> bool:
     return re.search(r"-\d{6,}$", name) is not None
 
 
-def newest_first(folders: dict[str, Folder]) -> list[str]:
-    return sorted(folders, key=lambda name: (folders[name].mtime_ns, name), reverse=True)
+def newest_first(folders: dict[str, Folder], here: Collection[str] = ()) -> list[str]:
+    """Names of folders, those of a series by their number, whatever a clock said when they were written.
+
+    Series and single folders come by the time of the newest that each has. Those of a series that are not `here` and
+    are ahead of all that are, an earlier training's, come last.
+    """
+    series = {name: name.rpartition("-")[0] if is_of_series(name) else name for name in folders}
+    written = {
+        s: max(folders[n].mtime_ns for n in series if series[n] == s) for s in {*series.values()}
+    }
+    reached = {series[name]: _number(name) for name in sorted(here, key=_number) if name in series}
+
+    def order(name: str) -> tuple[bool, int, str, int]:
+        s = series[name]
+        is_earlier = name not in here and _number(name) > reached.get(s, _number(name))
+        return not is_earlier, written[s], s, _number(name)
+
+    return sorted(folders, key=order, reverse=True)
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("-")[2]) if is_of_series(name) else 0
 
 
 def is_hidden(name: Path) -> bool:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
@@ -194,7 +194,7 @@ class Mirror:
     def _make_room(self, size: int) -> None:
         """Let go of checkpoints that are no longer here, the oldest first, but never of the newest that is kept."""
         series = {n: f for n, f in self._earlier().items() if is_of_series(n)}
-        kept = [name for name in newest_first(series) if self._is_kept(name)]
+        kept = [name for name in newest_first(series, self._here(series)) if self._is_kept(name)]
         for old in kept[1:][::-1]:
             if size > self.drive.free_bytes() and not (self.source / old).exists():
                 self._let_go([old])
@@ -207,7 +207,10 @@ class Mirror:
             for name, folder in folders.items()
             if is_of_series(name) and (name, folder.sha256) in self.uploads.good
         ]
-        return newest_first({name: folders[name] for name in kept})
+        return newest_first({name: folders[name] for name in kept}, self._here(kept))
+
+    def _here(self, names: Iterable[str]) -> set[str]:
+        return {name for name in names if (self.source / name).is_dir()}
 
     def _prune(self, here: dict[str, Folder]) -> None:
         """Let go on Drive what was let go here, but never the newest two that are kept."""
@@ -216,7 +219,8 @@ class Mirror:
             return
         for name in series:
             self._look_again(name)
-        newest = islice((n for n in newest_first(series) if self._is_kept(n)), KEPT_AT_LEAST)
+        ordered = newest_first(series, here)
+        newest = islice((name for name in ordered if self._is_kept(name)), KEPT_AT_LEAST)
         stay = {*here, *(kept := list(newest))}
         if len(kept) == KEPT_AT_LEAST:
             self._let_go([name for name in series if name not in stay])

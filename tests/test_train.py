@@ -1,5 +1,4 @@
 import json
-import math
 import os
 import shutil
 import signal
@@ -195,12 +194,14 @@ def test_a_full_size_model_without_a_gpu_says_its_price_and_stops(dataset, tmp_p
 
 @pytest.fixture
 def broken_base(tiny_base, tmp_path):
-    """A base model with a weight that is no number."""
+    """A base model whose weights are numbers, too large for its loss to be one."""
     shutil.copytree(tiny_base, tmp_path / "broken")
     path = tmp_path / "broken/unet/diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     save_file(
-        tensors | {"conv_out.bias": tensors["conv_out.bias"] * math.nan}, path, {"format": "pt"}
+        tensors | {"conv_out.bias": torch.full_like(tensors["conv_out.bias"], 3e38)},
+        path,
+        {"format": "pt"},
     )
     return tmp_path / "broken"
 

@@ -17,7 +17,7 @@ from helpers.errors import RunError
 from helpers.run import Run
 from helpers.store import replacing_file, sha256
 from helpers.train.buckets import Framing
-from helpers.train.model import Parts, as_bytes, fingerprint
+from helpers.train.model import Parts, as_bytes, fingerprint, settings_of
 from helpers.train.order import generator
 
 VARIANTS = 4  # of a picture, encoded at once
@@ -67,7 +67,7 @@ def _kept(
     run: Run, name: str, key: object, compute: Callable[[], Iterable[Tensor]]
 ) -> list[Tensor]:
     """Tensors from this run's cache, or another run's, or computed and put there."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = run.cache / f"{name}-{digest}.safetensors"
     others = run.folder.parent.glob(f"*/{run.cache.name}/{path.name}")
     for found in [path, *others]:
@@ -81,14 +81,16 @@ def _kept(
 
 
 def _read(path: Path) -> list[Tensor]:
-    """The tensors of a cache file, or none if it is not there or damaged: a cache may be lost at any time."""
+    """The tensors of a cache file, or none if it is not there, damaged, or has NaN: a cache may be lost at any time."""
     try:
         with safe_open(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in sorted(file.keys())]
             kept = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
         return []
-    return tensors if kept == _digest(tensors) else []
+    if kept != _digest(tensors) or not all(tensor.isfinite().all() for tensor in tensors):
+        return []
+    return tensors
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
@@ -105,7 +107,8 @@ def image_examples(
     names, texts = zip(*rows, strict=True)
     paths = [run.split(split) / name for name in names]
     framing = Framing.of(config, parts.step_px, augmented=split == "train")
-    key = [asdict(framing), fingerprint(parts.vae), [sha256(path) for path in paths]]
+    encoder = [fingerprint(parts.vae), settings_of(parts.vae)]
+    key = [asdict(framing), *encoder, [sha256(path) for path in paths]]
     latents = _kept(run, f"{split}-images", key, lambda: encode_images(parts, paths, framing))
     return Examples(latents, text_examples(run, parts, config, split, texts), names)
 
@@ -114,9 +117,10 @@ def text_examples(
     run: Run, parts: Parts, config: TrainConfig, name: str, texts: Sequence[str]
 ) -> Tensor:
     """Texts as their embeddings, or as token ids where the text encoder is to be trained."""
+    ids = token_ids(parts, texts)
     if config.train_text_encoder:
-        return token_ids(parts, texts)
-    key = [fingerprint(parts.text_encoder), list(texts)]
+        return ids
+    key = [fingerprint(parts.text_encoder), settings_of(parts.text_encoder), ids.tolist()]
     return torch.stack(_kept(run, f"{name}-texts", key, lambda: encode_texts(parts, texts)))
 
 
@@ -130,14 +134,13 @@ def prior_examples(
     """
     key = [
         config.resolution_px,
-        fingerprint(parts.unet),
-        fingerprint(parts.text_encoder),
-        list(captions),
+        *(fingerprint(part) for part in (parts.unet, parts.text_encoder)),
+        *(settings_of(part) for part in (parts.unet, parts.text_encoder, parts.noise_scheduler)),
+        parts.device.precision,
+        token_ids(parts, [*captions, ""]).tolist(),
         config.num_inference_steps,
         config.guidance_scale,
         config.seed,
-        parts.noise_scheduler.config.prediction_type,
-        parts.noise_scheduler.alphas_cumprod.tolist(),
     ]
     latents = _kept(run, "prior-images", key, lambda: _sample_latents(parts, config, captions))
     names = tuple(f"the base's sample of {caption!r}" for caption in captions)
@@ -177,7 +180,11 @@ def encode_texts(parts: Parts, texts: Sequence[str], batch: int = 32) -> Tensor:
             encoder(part.to(encoder.device)).last_hidden_state.float().cpu()
             for part in token_ids(parts, texts).split(batch)
         ]
-    return torch.cat(encoded)
+    embeddings = torch.cat(encoded)
+    for text, embedding in zip(texts, embeddings, strict=True):
+        if not embedding.isfinite().all():
+            raise RunError(f"the text encoder gives NaN for {text!r}: set mixed_precision to 'no'")
+    return embeddings
 
 
 def _sample_latents(
@@ -189,4 +196,10 @@ def _sample_latents(
         some = list(captions[start : start + batch])
         generators = [generator(config.seed, "prior", start + i) for i in range(len(some))]
         latents.append(parts.draw(config, some, generators, "latent").float().cpu())
+        for caption, latent in zip(some, latents[-1], strict=True):
+            if not latent.isfinite().all():
+                raise RunError(
+                    f"the base's sample of {caption!r} has NaN in its latents: set mixed_precision to 'no', "
+                    "or prior_share to 0"
+                )
     return torch.cat(latents)

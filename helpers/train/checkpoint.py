@@ -304,7 +304,7 @@ def _refuse_stranger(folder: Path, state: dict[str, Any], belongs: Belongs) -> N
     changed = [
         f"{name} was {theirs.get(name)!r}, not {ours[name]!r}"
         for name in ours
-        if theirs.get(name) != ours[name]
+        if theirs.get(name) != ours[name] and name != "base_model"  # known by its weights
     ]
     if theirs.get("images_per_step") != ours.get("images_per_step"):
         changed.append("that is train_batch_size x gradient_accumulation_steps x processes")

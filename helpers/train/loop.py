@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,6 +20,7 @@ from helpers.colab import keep_soon
 from helpers.config import TrainConfig
 from helpers.device import Device, memory_gb, pick_device
 from helpers.errors import DivergedError, RunError, Stopped
+from helpers.records import read_log
 from helpers.run import Run
 from helpers.store import damage, locked_by_process
 from helpers.train import checkpoint
@@ -57,7 +58,27 @@ class Step:
         )
 
 
-def train(config: TrainConfig, run: Run) -> Iterator[Step]:
+class Steps(Iterator[Step]):
+    """The steps of a training: iterated again after a stop or an error, as by a cell that is run again, it goes on."""
+
+    def __init__(self, config: TrainConfig, run: Run) -> None:
+        self._begin = partial(_train, config, run)
+        self._steps = self._begin()
+
+    def __iter__(self) -> "Steps":
+        if self._steps.gi_frame is None:  # it has ended, for whatever reason
+            self._steps = self._begin()
+        return self
+
+    def __next__(self) -> Step:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """End it as it is; what was saved is kept."""
+        self._steps.close()
+
+
+def train(config: TrainConfig, run: Run) -> Steps:
     """Fine-tune, yielding each optimizer step; a rerun goes on from the newest checkpoint, or does nothing.
 
     Step 0 is the base model, measured. At the end model/ holds a pipeline and verdict.json the outcome.
@@ -66,6 +87,10 @@ def train(config: TrainConfig, run: Run) -> Iterator[Step]:
     refuses what is to be kept, or the loss stops being a number; Stopped after SIGINT or SIGTERM, with the last
     step kept.
     """
+    return Steps(config, run)
+
+
+def _train(config: TrainConfig, run: Run) -> Generator[Step]:
     run.require(run.split_metadata("train"), "dataset")
     if is_finished(config, run):
         return
@@ -268,8 +293,26 @@ def verify_model(run: Run) -> str:
     change = verdict["last"] / verdict["base"] - 1
     return (
         f"{run.model} is complete: held-out loss {verdict['base']:.4f} -> {verdict['last']:.4f} "
-        f"({change:+.0%}); {verdict['words']}{_remarks(verdict)}"
+        f"({change:+.0%}); {verdict['words']}{_remarks(verdict)}{_unfinished(run, verdict)}"
     )
+
+
+def _unfinished(run: Run, verdict: dict[str, Any]) -> str:
+    """What is kept of a training that has not ended, where model/ is an earlier one's."""
+    step = max((int(row["step"]) for row in read_log(run.train_log)), default=verdict["steps"])
+    asked = run.read_config("train")["max_steps"]
+    has_ended = asked <= verdict["steps"] or verdict.get("stopped_early", False)
+    if step == verdict["steps"] and has_ended:
+        return ""
+    return (
+        f"; but this is the model of a training that ended at step {verdict['steps']}, and the one under way, of "
+        f"{asked} steps, is at step {step}, {_kept_of(run, step)}: run the cell under Train again, and it goes on"
+    )
+
+
+def _kept_of(run: Run, step: int) -> str:
+    kept = checkpoint.latest_step(run)
+    return "which is kept" if kept == step else f"kept up to step {kept}"
 
 
 def _remarks(verdict: dict[str, Any]) -> str:

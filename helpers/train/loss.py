@@ -42,12 +42,16 @@ def diffusion_loss(
 
 
 def snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
-    """Min-SNR weights of timesteps (Hang et al. 2023, arXiv:2303.09556); all 1 for gamma 0."""
+    """Min-SNR weights of timesteps (Hang et al. 2023, arXiv:2303.09556); all 1 for gamma 0.
+
+    min(SNR, gamma) / SNR for epsilon, which is 1 at a zero terminal SNR, and min(SNR, gamma) / (SNR + 1) for v.
+    """
     if gamma == 0:
         return torch.ones(len(timesteps), device=timesteps.device)
     snr = compute_snr(schedule, timesteps)
-    divisor = snr + 1 if schedule.config.prediction_type == "v_prediction" else snr
-    return snr.clamp(max=gamma) / divisor
+    if schedule.config.prediction_type == "v_prediction":
+        return snr.clamp(max=gamma) / (snr + 1)
+    return (gamma / snr).clamp(max=1)
 
 
 def forward_backward(
@@ -87,11 +91,14 @@ class FixedLoss:
     ) -> None:
         """`pairs` is how many (image, timestep) are measured; each image comes about equally often.
 
+        Where there are more images than pairs, those that are measured are spread evenly over all.
+
         With `alike` every image has the same timesteps, so that images can be compared.
         """
         source = generator(seed, "fixed loss", len(examples))
         self.schedule, self.examples = schedule, examples
-        self.index = torch.arange(pairs) % len(examples)
+        count, numbers = len(examples), torch.arange(pairs)
+        self.index = numbers * count // pairs if count > pairs else numbers % count
         steps = schedule.config.num_train_timesteps
         even = ((torch.arange(pairs) + 0.5) / pairs * steps).long()
         self.timesteps = even[torch.randperm(pairs, generator=source)]

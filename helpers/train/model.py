@@ -28,8 +28,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from helpers.capture import CapturedForward
 from helpers.config import TrainConfig
-from helpers.device import Device
-from helpers.foreign import reading, refuse_code
+from helpers.device import Device, load_pipeline, most_steps
+from helpers.foreign import fit_tokenizer, reading, refuse_code
+from helpers.train.base import check_files, check_parts, load_model
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ LORA_TARGETS = {
     "attention_ff_conv": [*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2"],
 }
 ADVICE = (
-    "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, or a folder in diffusers layout "
-    "with safetensors weights"
+    "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, a one-file .safetensors of Stable Diffusion "
+    "1 or 2, or a folder in diffusers layout with safetensors weights"
 )
 RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # no part drops anything out
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as diffusers' own LoRA training
@@ -68,6 +69,7 @@ class Parts:
             f"text encoder ({self.text_encoder.dtype})": fingerprint(self.text_encoder),
             "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
             "noise schedule": hashlib.sha256(kind.encode()).hexdigest(),
+            "scaling_factor": str(self.vae.config.scaling_factor),
         }
 
     @property
@@ -113,7 +115,7 @@ class Parts:
                 prompts,
                 height=config.resolution_px,
                 width=config.resolution_px,
-                num_inference_steps=config.num_inference_steps,
+                num_inference_steps=most_steps(config.num_inference_steps, self.noise_scheduler),
                 guidance_scale=config.guidance_scale,
                 generator=generators,
                 output_type=output_type,
@@ -138,22 +140,25 @@ class Parts:
 
 
 def load_parts(base_model: str, device: Device, train_text_encoder: bool = False) -> Parts:
-    """Load a base model from a hub id or a folder; what may be trained in float32, the rest in the device's dtype.
+    """Load a base model, checked for all that training and its end need.
 
-    Raises RunError if it is not there or not in diffusers layout with safetensors weights.
+    What may be trained is in float32, the rest in the device's dtype. Raises RunError where it is not there, not of
+    safetensors and JSON alone, not whole, or its parts do not fit one another.
     """
-    given = {"torch_dtype": device.dtype, "use_safetensors": True}
-    whole = given | {"torch_dtype": torch.float32}
+    text_dtype = torch.float32 if train_text_encoder else device.dtype
     with reading("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
-        refuse_code(folder)  # which its export would refuse, after hours
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **given)
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **whole)
-        text_encoder = CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", **(whole if train_text_encoder else given)
-        )
+        refuse_code(folder)
+        check_files(folder)
+        vae = load_model(AutoencoderKL, folder, "vae", device.dtype)
+        unet = load_model(UNet2DConditionModel, folder, "unet", torch.float32)
+        text_encoder = load_model(CLIPTextModel, folder, "text_encoder", text_dtype)
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        fit_tokenizer(tokenizer, text_encoder)
         noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        check_parts(unet, vae, text_encoder, tokenizer, noise_scheduler)
+        own = {"vae": vae, "unet": unet, "text_encoder": text_encoder, "tokenizer": tokenizer}
+        load_pipeline(str(folder), device.dtype, **own)  # as the end will: now, not after hours
     vae.requires_grad_(False).eval()
     text_encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
@@ -273,6 +278,13 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(as_bytes(tensor))
     return digest.hexdigest()
+
+
+def settings_of(part: Any) -> dict[str, Any]:
+    """A part's config.json, but for what says where it came from and with which libraries."""
+    config = part.config if isinstance(part.config, dict) else part.config.to_dict()
+    written_by = ("transformers_version", "dtype", "torch_dtype")
+    return {k: v for k, v in config.items() if not k.startswith("_") and k not in written_by}
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -41,6 +41,7 @@ class Plan:
     checkpoint_gb: float
     checkpoints: int  # on the disk at once: those kept, the best, and the one being written
     free_gb: float
+    model_gb: float = 0.0  # of the UNet and the text encoder in model/
     measured_gb: float | None = None  # of GPU memory
     steps_per_s: float | None = None
     step_hours: float | None = None
@@ -56,7 +57,7 @@ class Plan:
         lines = [
             f"trained     {self.trained / 1e6:.1f} M of {self.parameters / 1e6:.1f} M parameters{self._toy}",
             f"memory      {self.memory_gb:.1f} GB counted{took}, of {self.room_gb:.0f} GB",
-            f"checkpoints {self.checkpoints} x {self.checkpoint_gb:.2f} GB, of {self.free_gb:.0f} GB free",
+            f"checkpoints {self.checkpoints} x {size(self.checkpoint_gb)}, of {size(self.free_gb)} free",
         ]
         if self.hours is not None:
             lines.append(
@@ -115,13 +116,21 @@ def refuse_too_large(config: TrainConfig, run: Run, device: Device) -> Plan:
             f"this training needs about {counted.memory_gb:.1f} GB of memory and there are "
             f"{counted.room_gb:.1f} GB: {what_to_change(config)}"
         )
-    if counted.checkpoints * counted.checkpoint_gb > counted.free_gb:
+    if counted.checkpoints * counted.checkpoint_gb + counted.model_gb > counted.free_gb:
         raise RunError(
-            f"{counted.checkpoints} checkpoints of {counted.checkpoint_gb:.1f} GB do not fit into the "
-            f"{counted.free_gb:.1f} GB free at {run.folder}: lower keep_checkpoints, set method to 'lora', "
-            "or free some space"
+            f"{counted.checkpoints} checkpoints of {size(counted.checkpoint_gb)} and a model of "
+            f"{size(counted.model_gb)} do not fit into the {size(counted.free_gb)} free at {run.folder}: "
+            "lower keep_checkpoints, set method to 'lora', or free some space"
         )
     return counted
+
+
+def size(gb: float) -> str:
+    """A size in the unit in which it has a digit before the point."""
+    for unit, gb_each in (("GB", 1.0), ("MB", 1e-3)):
+        if gb >= gb_each:
+            return f"{gb / gb_each:.1f} {unit}"
+    return f"{gb * 1e6:.0f} kB"
 
 
 def _count(config: TrainConfig, run: Run, device: Device) -> Plan:
@@ -141,6 +150,7 @@ def _count(config: TrainConfig, run: Run, device: Device) -> Plan:
         checkpoint_gb=kept / GB,
         checkpoints=config.keep_checkpoints + 2,
         free_gb=_free_bytes(run, kept) / GB,
+        model_gb=sum(p.numel() for p in weights) * device.dtype.itemsize / GB,
     )
 
 

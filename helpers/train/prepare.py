@@ -23,11 +23,14 @@ from helpers.run import Run
 from helpers.store import folder_hash
 from helpers.train import checkpoint
 from helpers.train.batches import Batches
+from helpers.train.buckets import Framing
 from helpers.train.cache import image_examples, prior_examples, text_examples
 from helpers.train.ema import MovingAverage
+from helpers.train.inputs import fit_texts, what_does_not_fit
 from helpers.train.loss import FixedLoss, forward_backward
 from helpers.train.model import fingerprint, load_parts, make_trainable
 from helpers.train.optimizer import make_optimizer, restore_layout
+from helpers.train.preview import set_aside_previews
 from helpers.train.track import Log, tracker_of
 from helpers.train.verdict import best_of
 
@@ -118,6 +121,8 @@ class Training:
         self._follow_schedule()
         self.forward_backward = self._forward_backward()
         if self.accelerator.is_main_process:
+            if self.step == 0:
+                set_aside_previews(run)
             run.write_config("train", config)
         self.log = Log(run, self.step, self.accelerator, config)
         self.bad_steps: list[set[str]] = []  # in a row, with the images whose loss was no number
@@ -132,9 +137,7 @@ class Training:
         """Have all that the frozen parts compute computed, once."""
         config, run, parts = self.config, self.run, self.parts
         suffix = run.read_config("dataset")["suffix"]
-        rows = {
-            split: read_metadata(run.split_metadata(split)) for split in ("train", "validation")
-        }
+        rows = self._rows(suffix)
         images = {split: image_examples(run, parts, config, split, rows[split]) for split in rows}
         captions = [text.removesuffix(suffix) for _, text in rows["train"]]
         examples = images["train"]
@@ -147,9 +150,25 @@ class Training:
         schedule, pairs = parts.noise_scheduler, config.validation_pairs
         self.held_out = FixedLoss(images["validation"], schedule, config.seed, pairs)
         self.probe = FixedLoss(images["train"], schedule, config.seed, pairs // 2)
-        self.prompts = [f"{prompt}{suffix}" for prompt in config.prompts] or [
-            rows["validation"][i * len(rows["validation"]) // 4][1] for i in range(4)
-        ]
+        self.prompts = fit_texts(
+            [f"{prompt}{suffix}" for prompt in config.prompts], suffix, parts.tokenizer
+        ) or [rows["validation"][i * len(rows["validation"]) // 4][1] for i in range(4)]
+
+    def _rows(self, suffix: str) -> dict[str, list[tuple[str, str]]]:
+        """Each split's file names and texts, cut to what the text encoder reads; what does not fit is told."""
+        run, tokenizer = self.run, self.parts.tokenizer
+        rows, paths, cut = {}, [], 0
+        for split in ("train", "validation"):
+            names, texts = zip(*read_metadata(run.split_metadata(split)), strict=True)
+            fitting = fit_texts(texts, suffix, tokenizer)
+            rows[split] = list(zip(names, fitting, strict=True))
+            paths += [run.split(split) / name for name in names]
+            cut += sum(a != b for a, b in zip(texts, fitting, strict=True))
+        framing = Framing.of(self.config, self.parts.step_px, augmented=False)
+        if self.accelerator.is_main_process:
+            for line in what_does_not_fit(paths, framing, cut, tokenizer.model_max_length):
+                log.warning(line)
+        return rows
 
     def _prior_captions(self, captions: list[str], suffix: str) -> list[str]:
         """What the base model is asked to draw for prior preservation."""

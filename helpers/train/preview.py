@@ -1,5 +1,6 @@
 """The same prompts at the same seeds, from the base model to the last step."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -8,8 +9,10 @@ from PIL import Image
 from helpers.config import TrainConfig
 from helpers.pictures import grid
 from helpers.run import Run
-from helpers.store import replacing_file
+from helpers.store import on_disk, replacing_file
 from helpers.train.model import Parts
+
+log = logging.getLogger(__name__)
 
 
 def draw_previews(parts: Parts, config: TrainConfig, prompts: list[str]) -> list[Image.Image]:
@@ -29,3 +32,20 @@ def write_preview(
             images, columns=len(images) if len(images) <= 6 else 4, labels=prompts, cell_px=cell_px
         ).save(beside)
     return run.preview(step)
+
+
+def set_aside_previews(run: Run) -> None:
+    """Move an earlier training's previews into previews/before-N, for one that begins anew.
+
+    Those of step 0 alone are of one that was stopped before its first checkpoint, and are drawn again.
+    """
+    if not any(path != run.preview(0) for path in run.preview_files()):
+        return
+    numbers = (n for n in range(1, 10_000) if not (run.previews / f"before-{n}").exists())
+    aside = run.previews / f"before-{next(numbers)}"
+    with on_disk("make", aside):
+        aside.mkdir()
+    for path in sorted(run.previews.glob("*.png")):
+        with on_disk("rename", path):
+            path.rename(aside / path.name)
+    log.warning("the previews of an earlier training are in %s now", aside)

@@ -1,0 +1,90 @@
+"""Pictures below the resolution and captions beyond the text encoder's length: told with counts, the suffix kept."""
+
+from functools import partial
+
+import pytest
+from transformers import CLIPTokenizer
+
+from helpers.tokens import count_tokens, shorten
+from helpers.train.loop import train
+from tests.conftest import make_dataset, photograph
+from tests.test_train import settings
+
+SUFFIX = " in a mira watercolor style"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base):
+    return CLIPTokenizer.from_pretrained(tiny_base / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a cat " * 40,
+        "a " * 500,
+        "supercalifragilisticexpialidocious" * 9,
+        "a,b,c;d." * 30,
+        "猫 " * 50,
+    ],
+)
+@pytest.mark.parametrize("suffix", [SUFFIX, ", mira", " x"])
+def test_the_suffix_survives_the_cut_and_as_many_words_as_fit(tokenizer, caption, suffix):
+    count, longest = partial(count_tokens, tokenizer), tokenizer.model_max_length
+    text = caption.strip() + suffix
+    short = shorten(text, suffix, longest, count)
+    assert short.endswith(suffix) and count(short) <= longest
+    words = short.removesuffix(suffix).split()
+    assert words == caption.split()[: len(words)]
+    one_more = " ".join(caption.split()[: len(words) + 1]) + suffix
+    assert count(one_more) > longest
+
+
+def test_what_fits_or_has_no_suffix_stays_as_it_is(tokenizer, capfd):
+    count, longest = partial(count_tokens, tokenizer), tokenizer.model_max_length
+    for text, suffix in [("a  cat" + SUFFIX, SUFFIX), ("a cat " * 40, SUFFIX), ("a cat " * 40, "")]:
+        assert shorten(text, suffix, longest, count) == text
+    assert shorten("a" + SUFFIX * 20, SUFFIX * 20, longest, count) == SUFFIX * 20
+    assert "".join(capfd.readouterr()) == ""
+
+
+def told(caplog) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if "captions" in record.getMessage() or "pictures" in record.getMessage()
+    ]
+
+
+def test_what_does_not_fit_is_told_with_counts_before_the_start(workplace, tiny_base, caplog):
+    folder = workplace / "in"
+    for i in range(12):
+        size = (40, 90) if i < 3 else (120, 90)
+        words = "a very long caption of a place " * (8 if i < 2 else 1)
+        photograph(folder / f"{i}.png", i, size).with_suffix(".txt").write_text(f"{words}{i}")
+    run = make_dataset("pictures", folder)
+    next(train(settings(tiny_base, resolution_px=64), run))
+    assert told(caplog) == [
+        "3 of 12 pictures are smaller than resolution_px=64 and are enlarged, which makes them soft: lower "
+        "resolution_px, or raise min_side_px in 03_dataset",
+        "2 of 12 captions are longer than the 32 tokens that this model reads: their last words are left out and the "
+        "suffix stays; shorten them in 02_caption",
+    ]
+    caplog.clear()
+    next(train(settings(tiny_base, resolution_px=32), run))
+    assert len(told(caplog)) == 1
+
+
+def test_where_all_fits_nothing_is_told(dataset, tiny_base, caplog):
+    next(train(settings(tiny_base), dataset))
+    assert told(caplog) == []
+
+
+def test_of_pictures_on_their_side_the_upright_size_counts(workplace, tiny_base, caplog):
+    folder = workplace / "in"
+    for i in range(8):
+        path = photograph(folder / f"{i}.jpg", i, (64, 128), orientation=6)
+        path.with_suffix(".txt").write_text(f"place {i}")
+    run = make_dataset("pictures", folder)
+    next(train(settings(tiny_base, resolution_px=88, aspect_ratio_buckets=True), run))
+    assert told(caplog) == []
