@@ -1,0 +1,116 @@
+"""A LoRA's file in diffusers' layout, and a LoRA in a pipeline: one scheme of names, and alpha with it.
+
+    unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight     (rank, in)
+    text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_B.weight           (out, rank)
+
+Rank and alpha of each part stand in the metadata, where diffusers reads them since 0.34.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+from diffusers import StableDiffusionPipeline
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from helpers.foreign import load_file
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+METADATA = "lora_adapter_metadata"  # diffusers' key
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+OTHER_NAMES = (  # a module's own in transformers 5.6, and those of version 0.2, up to three schemes in a file
+    (re.compile(r"\.lora(_linear_layer)?\.down\.weight$"), DOWN),
+    (re.compile(r"\.lora(_linear_layer)?\.up\.weight$"), UP),
+    (re.compile(r"^text_encoder\.(?!text_model\.)"), "text_encoder.text_model."),
+)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA's tensors by name as they were trained, and alpha of each layer."""
+
+    tensors: dict[str, Tensor]
+    alpha: dict[str, float]
+
+    @property
+    def scaled(self) -> dict[str, Tensor]:
+        """The tensors with alpha / rank multiplied into `lora_B`: what acts where alpha is the rank."""
+        return {
+            name: tensor * (self.alpha[name.removesuffix(UP)] / tensor.shape[1])
+            if name.endswith(UP)
+            else tensor
+            for name, tensor in self.tensors.items()
+        }
+
+
+def lora_of(modules: dict[str, nn.Module]) -> Lora:
+    """The one LoRA that is in a pipeline's parts, read off their layers; float32 on the CPU."""
+    tensors, alpha = {}, {}
+    for part, module in modules.items():
+        for name, layer in module.named_modules():
+            if isinstance(layer, LoraLayer):
+                (adapter,) = layer.active_adapters
+                down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+                name = _name_in_file(f"{part}.{name}")
+                tensors |= {name + DOWN: down, name + UP: up}
+                alpha[name] = round(layer.scaling[adapter] * len(down), 6)
+    return Lora(
+        {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()},
+        alpha,
+    )
+
+
+def write_lora(path: Path, modules: dict[str, nn.Module]) -> Lora:
+    """Write a pipeline's LoRA for `load_lora_weights`; of peft's settings only those that every version of it knows."""
+    lora, settings = lora_of(modules), {}
+    for part, module in modules.items():
+        own = module.peft_config["default"]
+        settings |= {f"{part}.r": own.r, f"{part}.lora_alpha": own.lora_alpha}
+        settings[f"{part}.target_modules"] = sorted(own.target_modules)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(lora.tensors, path, {"format": "pt", METADATA: json.dumps(settings)})
+    return lora
+
+
+def read_lora(path: Path) -> Lora:
+    """A file that this project wrote, in any of its versions. Raises RunError if it is no safetensors file."""
+    tensors = {_name_in_file(name): tensor for name, tensor in load_file(path).items()}
+    with safe_open(path, "pt") as file:
+        told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    rank = {n.removesuffix(UP): t.shape[1] for n, t in tensors.items() if n.endswith(UP)}
+    return Lora(tensors, {n: told.get(f"{n.split('.')[0]}.lora_alpha", r) for n, r in rank.items()})
+
+
+def _name_in_file(name: str) -> str:
+    for pattern, ours in OTHER_NAMES:
+        name = pattern.sub(ours, name)
+    return name
+
+
+def load_lora(pipeline: StableDiffusionPipeline, path: Path) -> None:
+    """Have a pipeline take a file by diffusers' own loader.
+
+    diffusers before 0.41 does not find a text encoder's layers by the names that files have, once transformers 5.6
+    took `text_model.` out of the module's: there it is given the module's.
+    """
+    is_older = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 41)
+    lora = read_lora(path)
+    if is_older and _is_renamed(pipeline.text_encoder, lora):
+        pipeline.load_lora_weights(
+            {
+                name.replace("text_encoder.text_model.", "text_encoder."): tensor
+                for name, tensor in lora.scaled.items()
+            }
+        )
+    else:
+        pipeline.load_lora_weights(path.parent, weight_name=path.name, use_safetensors=True)
+
+
+def _is_renamed(text_encoder: nn.Module, lora: Lora) -> bool:
+    has_text = any(name.startswith("text_encoder.") for name in lora.tensors)
+    return has_text and not hasattr(text_encoder, "text_model")
