@@ -10,6 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers
 from diffusers import StableDiffusionPipeline
@@ -22,6 +23,7 @@ from helpers.foreign import load_file
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 METADATA = "lora_adapter_metadata"  # diffusers' key
+SETTINGS = (".r", ".lora_alpha", ".target_modules")  # that every version of peft knows
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 OTHER_NAMES = (  # a module's own in transformers 5.6, and those of version 0.2, up to three schemes in a file
     (re.compile(r"\.lora(_linear_layer)?\.down\.weight$"), DOWN),
@@ -32,10 +34,16 @@ OTHER_NAMES = (  # a module's own in transformers 5.6, and those of version 0.2,
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA's tensors by name as they were trained, and alpha of each layer."""
+    """A LoRA's tensors by name as they were trained, alpha of each layer, and peft's settings as a file tells them."""
 
     tensors: dict[str, Tensor]
     alpha: dict[str, float]
+    settings: dict[str, Any]
+
+    @property
+    def parts(self) -> set[str]:
+        """What it changes of a pipeline: `unet`, or `text_encoder` as well."""
+        return {name.split(".")[0] for name in self.alpha}
 
     @property
     def scaled(self) -> dict[str, Tensor]:
@@ -50,8 +58,12 @@ class Lora:
 
 def lora_of(modules: dict[str, nn.Module]) -> Lora:
     """The one LoRA that is in a pipeline's parts, read off their layers; float32 on the CPU."""
-    tensors, alpha = {}, {}
+    tensors, alpha, settings = {}, {}, {}
     for part, module in modules.items():
+        for own in module.peft_config.values():
+            values = {"r": own.r, "lora_alpha": own.lora_alpha}
+            values["target_modules"] = sorted(own.target_modules)
+            settings |= {f"{part}.{name}": value for name, value in values.items()}
         for name, layer in module.named_modules():
             if isinstance(layer, LoraLayer):
                 (adapter,) = layer.active_adapters
@@ -59,22 +71,15 @@ def lora_of(modules: dict[str, nn.Module]) -> Lora:
                 name = _name_in_file(f"{part}.{name}")
                 tensors |= {name + DOWN: down, name + UP: up}
                 alpha[name] = round(layer.scaling[adapter] * len(down), 6)
-    return Lora(
-        {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()},
-        alpha,
-    )
+    tensors = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
+    return Lora(tensors, alpha, settings)
 
 
-def write_lora(path: Path, modules: dict[str, nn.Module]) -> Lora:
-    """Write a pipeline's LoRA for `load_lora_weights`; of peft's settings only those that every version of it knows."""
-    lora, settings = lora_of(modules), {}
-    for part, module in modules.items():
-        own = module.peft_config["default"]
-        settings |= {f"{part}.r": own.r, f"{part}.lora_alpha": own.lora_alpha}
-        settings[f"{part}.target_modules"] = sorted(own.target_modules)
+def write_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
+    """Write a LoRA for `load_lora_weights`, with what else its metadata are to tell."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(lora.tensors, path, {"format": "pt", METADATA: json.dumps(settings)})
-    return lora
+    told = {"format": "pt", METADATA: json.dumps(lora.settings)} | metadata
+    save_file(lora.tensors, path, told)
 
 
 def read_lora(path: Path) -> Lora:
@@ -83,7 +88,9 @@ def read_lora(path: Path) -> Lora:
     with safe_open(path, "pt") as file:
         told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
     rank = {n.removesuffix(UP): t.shape[1] for n, t in tensors.items() if n.endswith(UP)}
-    return Lora(tensors, {n: told.get(f"{n.split('.')[0]}.lora_alpha", r) for n, r in rank.items()})
+    alpha = {n: told.get(f"{n.split('.')[0]}.lora_alpha", r) for n, r in rank.items()}
+    kept = {name: told[name] for name in told if name.endswith(SETTINGS)}
+    return Lora(tensors, alpha, kept)
 
 
 def _name_in_file(name: str) -> str:
@@ -93,24 +100,20 @@ def _name_in_file(name: str) -> str:
 
 
 def load_lora(pipeline: StableDiffusionPipeline, path: Path) -> None:
-    """Have a pipeline take a file by diffusers' own loader.
+    """Have a pipeline take a LoRA's file, in either layout, by diffusers' own loader.
 
     diffusers before 0.41 does not find a text encoder's layers by the names that files have, once transformers 5.6
     took `text_model.` out of the module's: there it is given the module's.
     """
+    place = {"weight_name": path.name, "use_safetensors": True}
     is_older = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 41)
-    lora = read_lora(path)
-    if is_older and _is_renamed(pipeline.text_encoder, lora):
-        pipeline.load_lora_weights(
-            {
-                name.replace("text_encoder.text_model.", "text_encoder."): tensor
-                for name, tensor in lora.scaled.items()
-            }
-        )
-    else:
-        pipeline.load_lora_weights(path.parent, weight_name=path.name, use_safetensors=True)
-
-
-def _is_renamed(text_encoder: nn.Module, lora: Lora) -> bool:
-    has_text = any(name.startswith("text_encoder.") for name in lora.tensors)
-    return has_text and not hasattr(text_encoder, "text_model")
+    if not is_older or hasattr(pipeline.text_encoder, "text_model"):
+        pipeline.load_lora_weights(path.parent, **place)
+        return
+    tensors, alphas, settings = pipeline.lora_state_dict(
+        path.parent, **place, return_lora_metadata=True
+    )
+    given = {"network_alphas": alphas, "metadata": settings, "_pipeline": pipeline}
+    pipeline.load_lora_into_unet(tensors, unet=pipeline.unet, **given)
+    tensors = {name.replace(".text_model.", ".", 1): tensor for name, tensor in tensors.items()}
+    pipeline.load_lora_into_text_encoder(tensors, text_encoder=pipeline.text_encoder, **given)

@@ -78,7 +78,8 @@ def lora_on_its_base(config: TrainConfig, parts: Parts, folder: Path) -> StableD
     Raises RunError that names the layers in which it differs from what was trained.
     """
     path, modules = folder / LORA_FILE, trained_modules(config, parts)
-    trained = write_lora(path, modules)
+    trained = lora_of(modules)
+    write_lora(path, trained, {})
     require_names(path, trained.tensors.items())
     pipeline = load_pipeline(
         config.base_model, torch.float32, tokenizer=parts.tokenizer, **UNCHECKED
