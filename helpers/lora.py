@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from helpers.foreign import load_file
+from helpers.readback import unreadable
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 METADATA = "lora_adapter_metadata"  # diffusers' key
@@ -78,8 +79,8 @@ def lora_of(modules: dict[str, nn.Module]) -> Lora:
 def write_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
     """Write a LoRA for `load_lora_weights`, with what else its metadata are to tell."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = {"format": "pt", METADATA: json.dumps(lora.settings)} | metadata
-    save_file(lora.tensors, path, told)
+    settings = {METADATA: json.dumps(lora.settings)} if lora.settings else {}
+    save_file(lora.tensors, path, {"format": "pt"} | settings | metadata)
 
 
 def read_lora(path: Path) -> Lora:
@@ -103,8 +104,15 @@ def load_lora(pipeline: StableDiffusionPipeline, path: Path) -> None:
     """Have a pipeline take a LoRA's file, in either layout, by diffusers' own loader.
 
     diffusers before 0.41 does not find a text encoder's layers by the names that files have, once transformers 5.6
-    took `text_model.` out of the module's: there it is given the module's.
+    took `text_model.` out of the module's: there it is given the module's. Raises RunError for whatever it refuses.
     """
+    try:
+        _load_lora(pipeline, path)
+    except Exception as error:  # whatever the loader stumbles over
+        raise unreadable(path, error) from error
+
+
+def _load_lora(pipeline: StableDiffusionPipeline, path: Path) -> None:
     place = {"weight_name": path.name, "use_safetensors": True}
     is_older = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 41)
     if not is_older or hasattr(pipeline.text_encoder, "text_model"):

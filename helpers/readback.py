@@ -85,6 +85,15 @@ def _require_none(path: Path, names: Iterable[str]) -> None:
         )
 
 
+def unreadable(path: Path, error: Exception) -> RunError:
+    """What to tell of a written file that its loader refuses."""
+    what = str(error).strip().split("\n")[0] or type(error).__name__
+    return RunError(
+        f"{place(path)} cannot be read back ({what}), so nothing was replaced: run the notebook again, "
+        "and report it if it stays"
+    )
+
+
 def place(path: Path) -> Path:
     """Where a file will lie that `replacing_folder` has written beside its place."""
     return Path(*(re.sub(r"^\.(.+)\.part$", r"\1", part) for part in path.parts))

@@ -27,7 +27,7 @@ from helpers.inference.metadata import (
     tensors_hash,
 )
 from helpers.lora import DOWN, LORA_FILE, UP, Lora, load_lora, lora_of, read_lora, write_lora
-from helpers.readback import effective_weights, place, require_equal
+from helpers.readback import effective_weights, require_equal, unreadable
 from helpers.run import Run
 from helpers.store import damage, folder_hash, read_json, replacing_folder, write_json, write_text
 
@@ -132,7 +132,12 @@ def _read_back(run: Run, folder: Path) -> None:
         return
     lora = read_lora(run.model / "lora" / LORA_FILE)
     parts = {part: getattr(pipeline, part) for part in lora.parts}
-    for path in (folder / f"{run.name}-lora.safetensors", folder / "diffusers" / LORA_FILE):
+    layouts = {
+        folder / f"{run.name}-lora.safetensors": kohya(lora),
+        folder / "diffusers" / LORA_FILE: lora.tensors,
+    }
+    for path, tensors in layouts.items():  # diffusers takes one alpha for all layers
+        require_equal(path, tensors.items(), load_file(path).items())
         load_lora(pipeline, path)
         require_equal(path, lora.scaled.items(), lora_of(parts).scaled.items(), rounded=True)
         pipeline.unload_lora_weights()
@@ -150,6 +155,4 @@ def _load(path: Path, config: Path) -> StableDiffusionPipeline:
             feature_extractor=None,
         )
     except Exception as error:  # whatever the loader stumbles over
-        raise RunError(
-            f"{place(path)} cannot be read back ({error}): run the notebook again, and report it if it stays"
-        ) from error
+        raise unreadable(path, error) from error
