@@ -15,6 +15,7 @@ from helpers.device import load_pipeline
 from helpers.errors import RunError
 from helpers.inference.export import export, kohya, original
 from helpers.inference.layout import text_encoder_to_original, unet_to_original, vae_to_original
+from helpers.lora import read_lora
 from helpers.run import Run
 from helpers.store import damage
 from tests.conftest import ROOT
@@ -259,25 +260,34 @@ def test_both_layouts_of_the_text_encoder_become_one(trained_folder, tmp_path, p
     assert np.array_equal(one_file, draw(load_pipeline(str(model), torch.float32)))
 
 
-def test_metadata_tell_nothing_of_the_person(run):
+def test_metadata_tell_the_model_and_nothing_of_the_person(run):
     for path in export(run):
         with safe_open(path, "pt") as file:
-            assert file.metadata() == {"format": "pt"}
+            told = file.metadata()
+        is_lora = "lora" in path.name
+        assert told["modelspec.architecture"] == "stable-diffusion-v1" + "/lora" * is_lora
+        assert (told["modelspec.prediction_type"], told["modelspec.title"]) == ("epsilon", run.name)
+        assert told["modelspec.resolution"] == "32x32" and "OpenRAIL-M" in told["modelspec.license"]
+        assert not is_lora or (told["ss_network_dim"], told["ss_steps"]) == ("4", "4")
         with path.open("rb") as file:
             header = file.read(int.from_bytes(file.read(8), "little"))
-        for word in (b"/", b"thing", b"mira", b"watercolor"):
+        for word in (b"/tmp", str(run.model.resolve()).encode(), b"thing", b"mira", b"watercolor"):
             assert word not in header
 
 
 def test_a_lora_draws_the_same_in_both_layouts_and_as_the_merged_model(lora_folder, monkeypatch):
     monkeypatch.chdir(lora_folder)
     run = Run("pictures")
-    names = {path.name: path for path in export(run)}
+    paths = [path for path in export(run) if "lora" in path.name]
     base = run.read_config("train")["base_model"]
     drawn, merged = [], []
-    for name in ("pictures-lora.safetensors", "pictures-lora-diffusers.safetensors"):
+    assert [path.relative_to(run.export).as_posix() for path in paths] == [
+        "diffusers/pytorch_lora_weights.safetensors",
+        "pictures-lora.safetensors",
+    ]
+    for path in paths:
         pipeline = load_pipeline(base, torch.float32)
-        pipeline.load_lora_weights(run.export, weight_name=names[name].name)
+        pipeline.load_lora_weights(path.parent, weight_name=path.name)
         drawn.append(draw(pipeline))
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
@@ -288,18 +298,18 @@ def test_a_lora_draws_the_same_in_both_layouts_and_as_the_merged_model(lora_fold
 
 
 def test_kohyas_layout_has_three_tensors_a_layer(lora_folder):
-    lora = load_file(lora_folder / "runs/pictures/model/lora/pytorch_lora_weights.safetensors")
+    lora = read_lora(lora_folder / "runs/pictures/model/lora/pytorch_lora_weights.safetensors")
     converted = kohya(lora)
     layers = {name.split(".")[0] for name in converted}
-    assert len(converted) == 3 * len(layers) == 3 * len(lora) / 2
+    assert len(converted) == 3 * len(layers) == 3 * len(lora.tensors) / 2
     assert "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q" in layers
     assert {float(t) for name, t in converted.items() if name.endswith("alpha")} == {4.0}
 
 
 def test_a_second_export_writes_nothing_and_a_damaged_one_is_written_again(run):
-    (path, *_) = export(run)
+    path = export(run)[-1]
     before = path.stat().st_mtime_ns
-    assert export(run)[0].stat().st_mtime_ns == before
+    assert export(run)[-1].stat().st_mtime_ns == before
     path.write_bytes(b"cut")
     export(run)
     assert damage(run.export) is None

@@ -1,7 +1,7 @@
-"""The names that weights had in the original Stable Diffusion v1 (CompVis, 2022), which ComfyUI and its like read.
+"""The names that weights had in the original Stable Diffusion 1 and 2 (2022), which ComfyUI and its like read.
 
 The way from diffusers' names goes by the counts of levels and blocks in a model's own config, so that it
-holds for every model in Stable Diffusion v1's parts. After diffusers' script
+holds for every model in these parts. After diffusers' script
 convert_diffusers_to_original_stable_diffusion.py, which cannot be imported and knows one size.
 """
 
@@ -41,6 +41,16 @@ ATTENTION = {
     "key": "k",
     "value": "v",
     "proj_attn": "proj_out",
+}
+OPENCLIP = {
+    "embeddings.token_embedding.": "token_embedding.",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.": "ln_final.",
+    "encoder.layers.": "transformer.resblocks.",
+    ".layer_norm": ".ln_",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+    ".self_attn.out_proj.": ".attn.out_proj.",
 }
 
 
@@ -121,3 +131,33 @@ def text_encoder_to_original(state: State, positions: int) -> State:
     }
     ids = torch.arange(positions)[None]  # (1, T) int64
     return renamed | {"cond_stage_model.transformer.text_model.embeddings.position_ids": ids}
+
+
+def text_encoder_to_openclip(state: State) -> State:
+    """A CLIPTextModel's weights by OpenCLIP's names in `cond_stage_model.model.`, as Stable Diffusion 2 has them.
+
+    Its loaders build one layer more than diffusers and never use it, nor the projection: both are written, as
+    sd-scripts does, so that they miss nothing.
+    """
+    state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+    renamed = {}
+    for name, tensor in state.items():
+        if name.endswith("position_ids") or ".self_attn.k_proj." in name or ".v_proj." in name:
+            continue
+        if ".self_attn.q_proj." in name:  # the three are one tensor there
+            qkv = [state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            name, tensor = name.replace(".self_attn.q_proj.", ".attn.in_proj_"), torch.cat(qkv)
+        for ours, theirs in OPENCLIP.items():
+            name = name.replace(ours, theirs)
+        renamed[name] = tensor
+    layers = 1 + max(int(name.split(".")[2]) for name in renamed if ".resblocks." in name)
+    last, unused = f"transformer.resblocks.{layers - 1}.", f"transformer.resblocks.{layers}."
+    renamed |= {
+        name.replace(last, unused): tensor.clone()
+        for name, tensor in renamed.items()
+        if name.startswith(last)
+    }
+    norm = renamed["ln_final.weight"]
+    renamed["text_projection"] = torch.eye(len(norm), dtype=norm.dtype)
+    renamed["logit_scale"] = torch.tensor(1.0, dtype=norm.dtype)
+    return {"cond_stage_model.model." + name: tensor for name, tensor in renamed.items()}

@@ -1,0 +1,73 @@
+"""What a card says of a base model: its name, and the licence that it hands on to what is made of it."""
+
+import re
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from yaml import YAMLError
+
+NAMES = {
+    "creativeml-openrail-m": "CreativeML OpenRAIL-M",
+    "openrail++": "CreativeML Open RAIL++-M",
+    "apache-2.0": "Apache 2.0",
+    "mit": "MIT",
+}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SAFE = re.compile(r"[\w .+/:()#-]{1,200}")  # what a card of others may put into ours
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence as the hub's cards give it: one of its ids, or `other` with a name and a link."""
+
+    license: str
+    license_name: str | None = None
+    license_link: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.license_name or NAMES.get(self.license, self.license)
+
+    @property
+    def restricts_use(self) -> bool:
+        return "openrail" in self.license
+
+    def fields(self) -> dict[str, str]:
+        """The fields of a card's header."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+
+def licence_of(base_model: str, is_v2: bool) -> Licence:
+    """The base's licence by its card, in its folder or on the hub; its family's where it tells none or has no card.
+
+    The family's binds what is made of it: Stable Diffusion 1 is under CreativeML OpenRAIL-M, 2 under Open RAIL++-M,
+    and both have their use-based restrictions passed on. Never raises: a card is no reason to lose a training.
+    """
+    with suppress(OSError, ValueError, YAMLError, HfHubHTTPError, HFValidationError):
+        card = metadata_load(_card(base_model)) or {}
+        if told := _text(card, "license"):
+            return Licence(told, _text(card, "license_name"), _text(card, "license_link"))
+    return Licence("openrail++" if is_v2 else "creativeml-openrail-m")
+
+
+def _card(base_model: str) -> Path:
+    folder = Path(base_model)
+    if folder.exists():
+        return (folder if folder.is_dir() else folder.parent) / "README.md"
+    return Path(hf_hub_download(base_model, "README.md"))
+
+
+def _text(card: dict[str, Any], name: str) -> str | None:
+    value = card.get(name)
+    return value if isinstance(value, str) and SAFE.fullmatch(value) else None
+
+
+def public_name(base_model: str) -> str:
+    """A base model's hub id, or the last part of its path: where a person keeps files is theirs."""
+    is_local = Path(base_model).exists() or not HUB_ID.fullmatch(base_model)
+    return Path(base_model).name if is_local else base_model

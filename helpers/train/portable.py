@@ -1,0 +1,45 @@
+"""What older loaders need of a pipeline that transformers 5 wrote: diffusers 0.3 with transformers 4 reads it alike.
+
+transformers 5 writes a tokenizer as one tokenizer.json, and a text encoder that was made anew without `text_model.` in
+its names. transformers 4 looks for vocab.json and merges.txt, and where it finds none of a text encoder's names it goes
+on with random weights.
+"""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
+
+from helpers.store import write_json, write_text
+
+PREFIX = "text_model."
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write the files of a CLIPTokenizer of transformers 4 beside its tokenizer.json."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    special = {name: str(getattr(tokenizer, name)) for name in SPECIAL}
+    write_json(folder / "vocab.json", model["vocab"])
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+    write_json(folder / "special_tokens_map.json", special)
+    if added := {t: i for t, i in tokenizer.get_vocab().items() if t not in model["vocab"]}:
+        write_json(folder / "added_tokens.json", added)
+    settings = {
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": tokenizer.model_max_length,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    write_json(folder / "tokenizer_config.json", settings | special)
+
+
+def write_text_encoder_names(path: Path) -> None:
+    """Give a CLIPTextModel's weights the names that all its published files have."""
+    state = load_file(path)
+    named = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+    if named.keys() != state.keys():
+        save_file(named, path, metadata={"format": "pt"})
