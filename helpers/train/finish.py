@@ -1,7 +1,7 @@
 """What is left after the last step: the model, the verdict, and the training images that fit worst."""
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from helpers.config import TrainConfig, read_settings
 from helpers.errors import RunError
@@ -47,6 +47,8 @@ def finish(training: Training) -> None:
         came |= {"exported_step": exported, "skipped": training.log.skipped}
         belongs = training.belongs
         origin = {"dataset": belongs.dataset, "base_model": belongs.base_model}
+        settings, curve = asdict(training.config), training.log.held_out
+        origin["trained_with"] = {"suffix": training.suffix, "settings": settings, "curve": curve}
         write_json(run.verdict, vars(verdict) | came | origin)
         training.count_seconds()
     training.accelerator.wait_for_everyone()

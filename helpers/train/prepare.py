@@ -124,7 +124,7 @@ class Training:
     def _make_examples(self) -> None:
         """Have all that the frozen parts compute computed, once."""
         config, run, parts = self.config, self.run, self.parts
-        suffix = run.read_config("dataset")["suffix"]
+        self.suffix = suffix = run.read_config("dataset")["suffix"]
         rows = {
             split: read_metadata(run.split_metadata(split)) for split in ("train", "validation")
         }
