@@ -4,6 +4,8 @@ import html
 import io
 import random
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import ipywidgets as widgets
 from IPython import get_ipython
@@ -116,13 +118,18 @@ class PromptBox:
 
     def _draw_and_tell(self) -> None:
         try:
-            self.draw()
-        except Cancelled:
-            self._say("Cancelled.")
-        except Exception as error:  # whatever it is, nobody else would tell it: this is a thread
-            self._say(_words_of(error))
+            self._tell(self.draw)
         finally:
             self.button.disabled, self.cancel.disabled = False, True
+
+    def _tell(self, act: Callable[[], None]) -> None:
+        """Do what a press asks for; whatever goes wrong is told in the box, as a browser shows it nowhere else."""
+        try:
+            act()
+        except Cancelled:
+            self._say("Cancelled.")
+        except Exception as error:
+            self._say(_words_of(error))
 
     def wait(self) -> None:
         """Wait for what a press in the browser began."""
@@ -200,7 +207,7 @@ class PromptBox:
         button = widgets.Button(
             description=name, tooltip=settings["prompt"], layout=widgets.Layout(width="96px")
         )
-        button.on_click(lambda _button: self.restore(settings))
+        button.on_click(lambda _button: self._tell(partial(self.restore, settings)))
         entry = widgets.VBox([_picture(small, 96), button])
         self.history.children = (entry, *self.history.children)[:MOST_HISTORY]
 
