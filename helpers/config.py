@@ -160,8 +160,8 @@ class CaptionConfig(Checked):
     timeout_s: float = number(120.0, 0.05, 600.0)
     poll_s: float = number(30.0, 0.0, 3600.0)  # between looks at a batch
     blip_model: str = "Salesforce/blip-image-captioning-large"  # a hub id or a folder
-    # of Stable Diffusion v1; hub id or folder
-    clip_tokenizer: str = "openai/clip-vit-large-patch14"
+    # whose tokens are counted, a hub id or folder; empty takes the base model's
+    clip_tokenizer: str = ""
     suffix: str = ""  # as in 03, to count its tokens; empty takes what 03 has or will have
 
     def __post_init__(self) -> None:

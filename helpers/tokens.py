@@ -1,0 +1,47 @@
+"""How many tokens of a caption a run's base model reads, told before the model is loaded."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from helpers.config import PRESETS
+from helpers.errors import RunError
+from helpers.run import Run
+from helpers.store import read_json
+
+CLIP_TOKENS = 77  # of Stable Diffusion, begin and end included; what comes after is cut
+LENGTHS = {  # where a pipeline tells it
+    "tokenizer_config.json": "model_max_length",  # of a tokenizer by itself
+    "tokenizer/tokenizer_config.json": "model_max_length",
+    "text_encoder/config.json": "max_position_embeddings",
+}
+
+
+def base_model_of(run: Run) -> str:
+    """The base model that 04 was last set to; before, that of the preset for 01's source, or Stable Diffusion's."""
+    with suppress(RunError):
+        return run.read_config("train")["base_model"]
+    with suppress(RunError, KeyError):
+        return PRESETS[run.read_config("scrape")["source"]]["base_model"]
+    return PRESETS["t4"]["base_model"]
+
+
+def token_limit(base_model: str) -> int:
+    """The tokens that a base model reads, or its tokenizer by itself; 77 where their files do not tell."""
+    told = [CLIP_TOKENS]
+    for name, key in LENGTHS.items():
+        with suppress(OSError, ValueError, AttributeError):
+            value = read_json(_file(base_model, name)).get(key)
+            told += [value] if isinstance(value, int) else []  # some tokenizers say 1e30
+    return min(told)
+
+
+def _file(base_model: str, name: str) -> Path:
+    """A file of a folder, or of a hub id's copy in the cache. Raises OSError or ValueError if it is not here."""
+    if Path(base_model).exists():
+        return Path(base_model) / name
+    found = try_to_load_from_cache(base_model, name)
+    if not isinstance(found, str):
+        raise FileNotFoundError(f"{base_model} has no {name} here")
+    return Path(found)
