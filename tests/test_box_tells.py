@@ -259,7 +259,7 @@ def test_no_copy_verdict_from_too_few_held_out_images(held_out):
 
 def test_too_few_held_out_images_are_told_in_report_page_and_card(run):
     figures = report(CONFIG, Studio(run))
-    said = "3 held-out images are too few to tell a copy from a likeness, which takes 10"
+    said = "3 held-out images are too few to tell a copy from a likeness (10 are needed)"
     assert f"Whether it copies is not judged: {said}" in figures["verdict"]
     assert "come nearer to a training image" not in figures["verdict"]
     page, card = run.report_html.read_text(), write_card(run).read_text()

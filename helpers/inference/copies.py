@@ -16,8 +16,8 @@ CROPS = (0.95, 0.9, 0.85, 0.8)  # of the side
 BEYOND = (
     3.5  # standard deviations of held-out images' likeness (Fisher's z) that make a copy likely
 )
-# Held-out images that the threshold is set by. Among drawn watercolours that are no copies, 2 of them raise the alarm
-# at 12% on average, and 10 at 1.8% (tests/benchmarks/results.md).
+# Held-out images that the threshold is set by, at least: by 2 of them 12% of drawings that are no copies raise the
+# alarm, by 10 of them 1.8% (python -m tests.benchmarks.copies).
 FEWEST = 10
 SHOWN = 6  # pairs
 
@@ -47,7 +47,7 @@ class CopyFinder:
         self.bank = self._unit(np.stack([_small(i, box) for i in train for box in boxes]))
         self.held_out = len(held_out)
         strangers = [pair.likeness for pair in self.nearest(held_out)]
-        self.threshold = _threshold(strangers) if self.held_out >= FEWEST else None
+        self.threshold = threshold_of(strangers) if self.held_out >= FEWEST else None
 
     def _unit(self, pictures: np.ndarray) -> np.ndarray:
         apart = pictures - self.common
@@ -72,8 +72,8 @@ class CopyFinder:
         shown["likest"] = shown["pairs"][0]
         if self.threshold is None:
             return shown | {
-                "left_out": f"{self.held_out} held-out images are too few to tell a copy from a likeness, which takes "
-                f"{FEWEST}: take more pictures in 01, or a larger validation_share in 03"
+                "left_out": f"{self.held_out} held-out images are too few to tell a copy from a likeness "
+                f"({FEWEST} are needed): take more pictures in 01, or a larger validation_share in 03"
             }
         share = float(np.mean([pair.likeness > self.threshold for pair in pairs]))
         return shown | {"threshold": self.threshold, "share": share}
@@ -95,7 +95,7 @@ def _small(image: Image.Image, box: Box = WHOLE) -> np.ndarray:
     return (pixels - pixels.mean((0, 1))).reshape(-1)
 
 
-def _threshold(likeness: Sequence[float]) -> float:
+def threshold_of(likeness: Sequence[float]) -> float:
     """Beyond every held-out image, and beyond what chance would bring among many more of them."""
     z = np.arctanh(np.clip(likeness, -0.9999, 0.9999))
     spread = z.std(ddof=1) if len(z) > 1 else 0.0
