@@ -9,6 +9,7 @@ from helpers.config import DatasetConfig, InferenceConfig, TrainConfig, configur
 from helpers.dataset.build import build
 from helpers.dataset.curate import curate
 from helpers.dataset.split import split
+from helpers.errors import RunError
 from helpers.inference.card import write_card
 from helpers.inference.report import report, verify_report
 from helpers.inference.sample import Request, Studio, captions_of, requests_of, settings_of
@@ -145,3 +146,14 @@ def test_what_a_picture_was_asked_with_is_drawn_the_same_after_03_ran_again(run)
     again = requests_of(replace(CONFIG, prompts="a cat"), Studio(run))
     assert again == asked and Studio(run).draw(again)[0].tobytes() == before
     assert isinstance(again[0], Request)
+
+
+def test_a_model_that_was_trained_anew_while_05_was_open_is_not_reported_as_the_old_one(run):
+    studio = Studio(run)
+    asked = [Request("a cat", 1, num_inference_steps=2)]
+    before, settings = studio.draw(asked)[0].tobytes(), studio.settings(asked[0])
+    list(train(begin_another(run, learning_rate=0.1), run))
+    with pytest.raises(RunError, match="another model than was loaded: run 05_inference from its"):
+        report(CONFIG, studio)
+    assert studio.draw(asked)[0].tobytes() == before and studio.settings(asked[0]) == settings
+    assert Studio(run).settings(asked[0])["model_hash"] != settings["model_hash"]

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from helpers.config import InferenceConfig
+from helpers.errors import RunError
 from helpers.inference.encoders import ImageModel
 from helpers.inference.judge import Groups, adherence, draw_groups, draw_probe, judge
 from helpers.inference.page import Rows, page
@@ -17,8 +18,15 @@ FORMAT = 2  # of the report: one that an older version wrote is made anew
 
 
 def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
-    """Judge the model and write both reports, unless they are there for this very model, data and config."""
+    """Judge the model and write both reports, unless they are there for this very model, data and config.
+
+    Raises RunError if 04 has put another model in its place since it was loaded.
+    """
     run = studio.run
+    if folder_hash(run.model) != studio.model_hash:
+        raise RunError(
+            f"{run.model} is another model than was loaded: run 05_inference from its top again"
+        )
     inputs = {
         "report": FORMAT,
         "config": asdict(config),
@@ -57,7 +65,7 @@ def _figures(
     config: InferenceConfig, studio: Studio, groups: Groups, inputs: dict[str, Any]
 ) -> dict[str, Any]:
     run = studio.run
-    verdict = run.read_verdict()
+    verdict = studio.trained.verdict
     encoder = ImageModel(config.encoder) if config.encoder else None
     judgement = asdict(judge(groups, encoder))
     return {

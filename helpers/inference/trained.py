@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,17 @@ Picture = tuple[Path, str]  # an image of the dataset, and its caption without t
 class Trained:
     """The training that a model is of.
 
+    verdict   what it came to, as 04 left it: `dataset` is the hash of its dataset, `steps` its last step
     settings  of 04
     suffix    that ended its captions
-    dataset   hash of the dataset
-    steps     of the last one
     images    that were trained on, by name without extension; empty where an older 04 did not tell
     curve     held-out loss, [step, loss]; empty where an older 04 did not tell
     """
 
     run: Run
+    verdict: dict[str, Any]
     settings: dict[str, Any]
     suffix: str
-    dataset: str
-    steps: int
     images: frozenset[str]
     curve: list[list[float]]
 
@@ -47,9 +44,9 @@ class Trained:
         posts = {_post(name) for name in self.images}
         return [picture for picture in every if _post(picture[0].stem) not in posts]
 
-    @cached_property
+    @property
     def dataset_has_changed(self) -> bool:
-        return folder_hash(self.run.dataset) != self.dataset
+        return folder_hash(self.run.dataset) != self.verdict["dataset"]
 
     def _listed(self, split: str) -> list[Picture]:
         rows = read_metadata(self.run.require(self.run.split_metadata(split), "dataset"))
@@ -60,14 +57,16 @@ class Trained:
     def _suffix_now(self) -> str:
         return self.run.read_config("dataset")["suffix"]
 
-    @cached_property
+    @property
     def log(self) -> list[dict[str, float]]:
         """The rows of train_log.jsonl up to the last step; of the curve alone if another training wrote over it."""
         if self._has_its_log:
-            return [row for row in read_log(self.run.train_log) if row["step"] <= self.steps]
+            return [
+                row for row in read_log(self.run.train_log) if row["step"] <= self.verdict["steps"]
+            ]
         return [{"step": step, "held_out_loss": loss} for step, loss in self.curve]
 
-    @cached_property
+    @property
     def _has_its_log(self) -> bool:
         rows = read_log(self.run.train_log)
         found = [[row["step"], row["held_out_loss"]] for row in rows if "held_out_loss" in row]
@@ -76,7 +75,9 @@ class Trained:
     def previews(self) -> list[Path]:
         """Its previews, in order of step; none where another training has drawn over them."""
         files = self.run.preview_files() if self._has_its_log else []
-        return [path for path in files if int(path.stem.removeprefix("step-")) <= self.steps]
+        return [
+            path for path in files if int(path.stem.removeprefix("step-")) <= self.verdict["steps"]
+        ]
 
     def remarks(self) -> list[str]:
         """What has changed in the run since, a sentence each."""
@@ -105,10 +106,9 @@ def read_trained(run: Run) -> Trained:
     losses = read_json(run.image_losses) if run.image_losses.is_file() else []
     return Trained(
         run,
+        verdict,
         kept.get("settings") or run.read_config("train"),
-        kept.get("suffix", _suffix_before(run)),
-        verdict["dataset"],
-        verdict["steps"],
+        kept["suffix"] if kept else _suffix_before(run),
         frozenset(Path(row["file_name"]).stem for row in losses),
         kept.get("curve", []),
     )

@@ -33,7 +33,7 @@ class Weights:
 
     def __init__(self, run: Run, pipeline: StableDiffusionPipeline, base_model: str) -> None:
         """`pipeline` has the tuned weights."""
-        self.run, self.base_model = run, base_model
+        self.run, self.base_model, self.model_hash = run, base_model, folder_hash(run.model)
         self.unet = pipeline.unet
         self.modules = {name: getattr(pipeline, name) for name in PARTS}
         self.tuned = {k: v.detach().cpu().clone() for k, v in _state(self.modules).items()}
@@ -104,7 +104,7 @@ class Weights:
     def hash_of(self, name: str) -> str:
         """The SHA-256 that stands for the named weights; the base's goes with the tuned one's."""
         if not STEP.fullmatch(name):
-            return folder_hash(self.run.model)
+            return self.model_hash
         folder = self.run.checkpoints / name
         if what := damage(folder):
             raise RunError(f"{what}: choose one of {', '.join([*self.steps(), 'tuned'])}")
