@@ -22,7 +22,7 @@ from helpers.config import CONFIGS, configure, from_text, refuse_secrets
 from helpers.errors import OURS, RunError, Stopped
 from helpers.redact import redact
 from helpers.run import STAGES, Run, notebook_name
-from helpers.store import write_text
+from helpers.store import on_disk, write_text
 
 NOTEBOOKS = Path("notebooks")
 QUIET = ["--IPKernelApp.log_level=CRITICAL"]  # a kernel warns of its own loopback socket
@@ -134,9 +134,10 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
     """
     began = time.perf_counter()
     target = run.notebook(stage)
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _run_notebook(stage, target, parameters)
+        with on_disk("write", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _run_notebook(stage, target, parameters)
     except papermill.PapermillExecutionError as error:
         what = f"{notebook_name(stage)} stopped: {_words_of(run, error)} (see {target})"
         raise RunError(what) from None

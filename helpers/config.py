@@ -6,6 +6,7 @@ A notebook calls `configure(TrainConfig, more, run=run, ...)`; None means the de
 import ast
 import re
 import textwrap
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import date
 from typing import Any, TypeVar
@@ -29,6 +30,11 @@ def number(default: float | None, low: float, high: float) -> Any:
 def choice(*options: str) -> Any:
     """A field that holds one of `options`, the first by default."""
     return field(default=options[0], metadata={"options": options})
+
+
+def lines(default: str | tuple[str, ...]) -> Any:
+    """A field of texts, one a line or one an item: given as either, it is kept as what `default` is."""
+    return field(default=default, metadata={"lines": True})
 
 
 class Checked:
@@ -154,8 +160,8 @@ class CaptionConfig(Checked):
     timeout_s: float = number(120.0, 0.05, 600.0)
     poll_s: float = number(30.0, 0.0, 3600.0)  # between looks at a batch
     blip_model: str = "Salesforce/blip-image-captioning-large"  # a hub id or a folder
-    # of Stable Diffusion v1; hub id or folder
-    clip_tokenizer: str = "openai/clip-vit-large-patch14"
+    # whose tokens are counted, a hub id or folder; empty takes the base model's
+    clip_tokenizer: str = ""
     suffix: str = ""  # as in 03, to count its tokens; empty takes what 03 has or will have
 
     def __post_init__(self) -> None:
@@ -189,10 +195,7 @@ class DatasetConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.push_to and not HUB_ID.fullmatch(self.push_to):
-            raise RunError(
-                f"push_to is {self.push_to!r}: give your hub name and a dataset's, as in you/your-dataset"
-            )
+        _check_hub_id(self.push_to, "a dataset's, as in you/your-dataset")
         if self.suffix and self.suffix == self.suffix.lstrip():
             raise RunError(
                 f"suffix is {self.suffix!r}: begin it with a space or it joins the caption's last word"
@@ -255,9 +258,8 @@ class TrainConfig(Checked):
     early_stopping_patience: int = number(0, 0, 1000)  # measurements without a new best; 0 goes on
     # train_log.jsonl is always kept; the others are what accelerate knows
     tracker: str = choice("tensorboard", "none", *TRACKERS)
-    prompts: tuple[
-        str, ...
-    ] = ()  # of the previews, without the suffix; empty takes held-out captions
+    # of the previews, without the suffix; empty takes held-out captions
+    prompts: tuple[str, ...] = lines(())
     preview_seed: int = number(1000, 0, 2**31)
     guidance_scale: float = number(4.0, 1.0, 30.0)
     num_inference_steps: int = number(16, 1, 1000)
@@ -281,7 +283,7 @@ class InferenceConfig(Checked):
     """05_inference: what is drawn, and how the model is judged."""
 
     run: str = "demo"
-    prompts: str = ""  # one a line; empty draws the prompts of the previews
+    prompts: str = lines("")  # one a line; empty draws the prompts of the previews
     negative_prompt: str = ""
     num_inference_steps: int = number(16, 1, 1000)
     guidance_scale: float = number(4.0, 1.0, 30.0)
@@ -298,6 +300,15 @@ class InferenceConfig(Checked):
     encoder: str = ""  # a hub id or folder of a CLIP or DINOv2, to judge the style by as well
     clip_model: str = ""  # a hub id or folder of a CLIP, to measure how well prompts are kept to
     safety_checker: bool = True  # where the model has one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_hub_id(self.push_to, "a model's, as in you/your-model")
+
+
+def _check_hub_id(push_to: str, what: str) -> None:
+    if push_to and not HUB_ID.fullmatch(push_to):
+        raise RunError(f"push_to is {push_to!r}: give your hub name and {what}")
 
 
 SEED_PROMPTS = (
@@ -414,10 +425,14 @@ def refuse_secrets(given: dict[str, Any]) -> None:
 
 def from_text(kind: type, name: str, text: str) -> Any:
     """A value typed on a command line, in the type of the field `name`. Raises RunError if it is none."""
-    types = {f.name: _default_type(f) for f in fields(kind)}
-    if name not in types:
-        raise RunError(f"{kind.__name__} does not know {name!r}: it knows {_names(set(types))}")
-    wanted = types[name]
+    known = {f.name: f for f in fields(kind)}
+    if name not in known:
+        raise RunError(f"{kind.__name__} does not know {name!r}: it knows {_names(set(known))}")
+    wanted = _default_type(known[name])
+    if known[name].metadata.get("lines"):
+        with suppress(ValueError, TypeError, SyntaxError):  # words are no list, and stay words
+            if isinstance(listed := ast.literal_eval(text), list | tuple):
+                return listed
     if text == "None" or wanted is str:
         return None if text == "None" else text
     try:
@@ -435,7 +450,9 @@ def check(config: Any) -> None:
     """Check each field's type and bounds. Raises RunError naming the field, its value and its bounds."""
     for f in fields(config):
         value = getattr(config, f.name)
-        if isinstance(value, int) and _default_type(f) is float:
+        if f.metadata.get("lines"):
+            object.__setattr__(config, f.name, _lines(f, value))
+        elif isinstance(value, int) and _default_type(f) is float:
             object.__setattr__(config, f.name, float(value))
         elif isinstance(value, list) and _default_type(f) is tuple:
             object.__setattr__(config, f.name, tuple(value))
@@ -446,6 +463,16 @@ def check(config: Any) -> None:
         raise RunError(
             f"run is {config.run!r}: use 1 to 64 letters, digits, - and _, as in my-art-1"
         )
+
+
+def _lines(f: Field, value: Any) -> str | tuple[str, ...]:
+    """Texts as the field keeps them."""
+    texts = value.splitlines() if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise RunError(f"{f.name} is {value!r}: give a text in quotes, or a list of them")
+    if _default_type(f) is tuple:
+        return tuple(text for text in texts if text.strip())
+    return value if isinstance(value, str) else "\n".join(texts)
 
 
 _KINDS = {

@@ -15,6 +15,15 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from helpers.foreign import fit_tokenizer, reading, refuse_code
 
 GB = 1e9
+# What libraries say of a text that is too long, with all its padding: 02, 04 and 05 tell it in a line of their own.
+WALLS = {
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion": "The following part of your input",
+    "transformers.tokenization_utils_base": "Token indices sequence length is longer",
+}
+for _name, _words in WALLS.items():
+    logging.getLogger(_name).addFilter(
+        lambda record, words=_words: words not in record.getMessage()
+    )
 
 
 @dataclass(frozen=True)

@@ -105,13 +105,14 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: in
 
 
 def stacked(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Sheets under each other as they are, with a title before each."""
-    font = ImageFont.load_default(size=14)
-    title_px = font.size + 2 * GAP_PX
-    size = max(s.width for s in sheets), sum(s.height + title_px for s in sheets)
+    """Sheets under each other as they are, with a title before each, on as many lines as it takes."""
+    font, width = ImageFont.load_default(size=14), max(s.width for s in sheets)
+    titles = [_wrap(title, font, width - 2 * GAP_PX) for title in titles]
+    title_px = max(_label_height([title], font, width) for title in titles) + 2 * GAP_PX
+    size = width, sum(s.height + title_px for s in sheets)
     whole, top = Image.new("RGB", size, PAPER), 0
     for sheet, title in zip(sheets, titles, strict=True):
-        ImageDraw.Draw(whole).text((GAP_PX, top + GAP_PX), title, INK, font)
+        ImageDraw.Draw(whole).multiline_text((GAP_PX, top + GAP_PX), title, INK, font)
         whole.paste(sheet, (0, top + title_px))
         top += sheet.height + title_px
     return whole

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from helpers.pictures import drawn, open_rgb, stacked
+from helpers.pictures import drawn, evenly, open_rgb, stacked
 from helpers.run import Run
 from helpers.store import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from pandas.io.formats.style import Styler
 
+MOST_LABELS = 16  # of an axis
 COLOURS = ("#d1495b", "#8b6fa8", "#c9c0d0")  # the best, other ended ones, pruned ones
 
 
@@ -83,15 +85,37 @@ def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
     begun = [row for row in rows if row.curve]
     _draw_coordinates(coordinates, [r for r in begun if r.value is not None], best)
     for row in sorted(begun, key=lambda r: r is best):
-        style = _style(row, best)
-        curves.plot(*zip(*row.curve, strict=True), "o-", markersize=3, **style)
-        curves.annotate(f" {row.number}", row.curve[-1], color=style["color"])
+        curves.plot(*zip(*row.curve, strict=True), "o-", markersize=3, **_style(row, best))
     complete = [loss for r in begun if r.state == "complete" for _, loss in r.curve]
     top = max(complete, default=None)  # a diverged one leaves the picture
     curves.set(xlabel="images seen", ylabel="held-out loss", ylim=(None, top and 1.1 * top))
     curves.spines[["top", "right"]].set_visible(False)
     curves.grid(alpha=0.25)
+    _number_curves(curves, begun, best)
     return drawn(figure)
+
+
+def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
+    """Each curve's trial at its end; those that end at the same step stand above each other."""
+    low, high = axes.get_ylim()
+    for step in {row.curve[-1][0] for row in rows}:
+        here = sorted((r for r in rows if r.curve[-1][0] == step), key=lambda r: r.curve[-1][1])
+        heights = [min((r.curve[-1][1] - low) / (high - low), 1) for r in here]
+        for row, height in zip(here, spread(heights), strict=True):
+            place, colour = (step, low + height * (high - low)), _style(row, best)["color"]
+            axes.annotate(f" {row.number}", place, color=colour, fontsize=8, va="center")
+
+
+def spread(heights: Sequence[float], gap: float = 0.06) -> list[float]:
+    """Where labels of rising heights from 0 to 1 are written: `gap` apart, or as far as there is room, and near."""
+    gap = min(gap, 1 / max(len(heights) - 1, 1))
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    for i in reversed(range(len(placed))):  # what was pushed out above comes down again
+        above = placed[i + 1] - gap if i + 1 < len(placed) else 1
+        placed[i] = min(placed[i], above)
+    return placed
 
 
 def _style(row: TrialRow, best: TrialRow | None) -> dict[str, Any]:
@@ -108,10 +132,17 @@ def _draw_coordinates(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | N
         axes.plot(range(len(names)), [place[i] for place in places], **_style(row, best))
     for x, (column, heights) in enumerate(zip(columns, places, strict=True)):
         axes.axvline(x, color="#2a2230", linewidth=0.8)
-        for value, height in dict(zip(map(_label, column), heights, strict=True)).items():
-            axes.annotate(value, (x, height), (4, 2), textcoords="offset points", fontsize=8)
-    axes.set(xticks=range(len(names)), xticklabels=names, yticks=[], xlim=(-0.1, len(names) - 0.7))
+        labels = sorted(dict(zip(map(_label, column), heights, strict=True)).items(), key=_height)
+        labels = evenly(labels, MOST_LABELS)
+        for (value, _), height in zip(labels, spread([h for _, h in labels]), strict=True):
+            axes.annotate(f" {value}", (x, height), fontsize=8, va="center")
+    words = [name.replace("_", "_\n") if len(name) > 14 else name for name in names]
+    axes.set(xticks=range(len(names)), xticklabels=words, yticks=[], xlim=(-0.1, len(names) - 0.7))
     axes.spines[:].set_visible(False)
+
+
+def _height(label: tuple[str, float]) -> float:
+    return label[1]
 
 
 def _label(value: Any) -> str:
@@ -139,8 +170,12 @@ def previews_of(run: Run, rows: Sequence[TrialRow], most: int = 12) -> Image.Ima
     return stacked([open_rgb(path) for _, path in shown], titles) if shown else None
 
 
-def views(run: Run) -> "list[pd.DataFrame | Image.Image]":
+def views(run: Run) -> "list[Styler | Image.Image]":
     """What is to be seen of a run's sweep, in order: table, plots, previews; nothing where there was none."""
     rows = read_trials(run)
-    shown = [table(rows), plot_trials(rows), previews_of(run, rows)] if rows else []
+    if not rows:
+        return []
+    # pandas cuts a text of over 50 letters, and a reason ends with what to set
+    whole = table(rows).style.format(precision=4, na_rep="")
+    shown = [whole, plot_trials(rows), previews_of(run, rows)]
     return [view for view in shown if view is not None]

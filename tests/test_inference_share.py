@@ -102,9 +102,9 @@ def test_the_card_says_what_the_run_knows(run):
 
 
 def test_the_card_names_a_base_on_the_hub(run):
-    config = run.config("train")
-    base = json.loads(config.read_text()) | {"base_model": "someone/base", "method": "lora"}
-    config.write_text(json.dumps(base))
+    verdict = json.loads(run.verdict.read_text())
+    verdict["trained_with"]["settings"] |= {"base_model": "someone/base", "method": "lora"}
+    run.verdict.write_text(json.dumps(verdict))
     header = yaml.safe_load(write_card(run).read_text().split("---")[1])
     assert header["base_model"] == "someone/base" and header["base_model_relation"] == "finetune"
 

@@ -74,15 +74,16 @@ def curves(count, seed, every=EVERY, held_out=85):
 def assert_judged_right(seed, every=EVERY, held_out=85):
     """At each length of the curves: an overfit is called where it is, and is not where there is none.
 
-    It is where the held-out loss was lowest. With 85 images that is where a thousand's was; 20 may differ.
+    It is where the held-out loss was lowest, and the model is that step's. With 85 images that is within two
+    measurements of where a thousand's was; 20 may differ.
     """
     few, probe, truth = curves(8, seed, every, held_out)
     verdict = judge(few, probe)
     minimum = min(truth, key=lambda point: point[1])[0]
     assert verdict.words.startswith("overfitting since step "), (seed, verdict)
     called = int(verdict.words.split()[-1])
-    assert abs(called - verdict.best_step) <= every, (seed, verdict)
-    assert held_out < 85 or abs(called - minimum) <= every, (seed, verdict, minimum)
+    assert called == verdict.best_step, (seed, verdict)
+    assert held_out < 85 or abs(called - minimum) <= 2 * every, (seed, verdict, minimum)
     clean, probe, _ = curves(20_000, seed, every, held_out)
     for length in range(1, len(clean) + 1):
         words = judge(clean[:length], probe).words
@@ -107,3 +108,9 @@ def test_a_rise_that_training_images_share_is_no_overfitting():
     assert judge(curve, memorised).words == "overfitting since step 100"
     shared = judge(curve, curve)
     assert shared.rose and shared.words.startswith("flat: the loss rose on training images as well")
+
+
+def test_a_loss_that_only_rose_is_told_as_that():
+    curve = [(100 * i, loss) for i, loss in enumerate([0.3, 0.4, 0.5, 0.6])]
+    words = judge(curve).words
+    assert words == "overfitting from the start: no step is better than the base model"

@@ -12,8 +12,10 @@ from helpers.config import CaptionConfig, DatasetConfig
 from helpers.records import Caption
 from helpers.run import Run
 from helpers.store import read_json
+from helpers.tokens import base_model_of, token_limit
 
-CLIP_TOKENS = 77  # begin and end tokens included; the rest is cut without a word
+TOO_LONG = "over"  # begins the name of what no person's yes can mend
+CLIP = "openai/clip-vit-large-patch14"  # whose tokens Stable Diffusion's are
 MEDIA = (
     "watercolor, watercolour, aquarelle, painting, drawing, illustration, cartoon, sketch, artwork, "
     "digital art, line art, ink, gouache, pencil drawing, hand-drawn, drawn, painted, illustrated, style"
@@ -41,7 +43,9 @@ def problems_of(
     suffix = suffix_of(config, run)
     banned = listed(config.banned_words)
     style = [word for word in style_words(suffix) if word not in banned]
-    count, note = token_counter(config.clip_tokenizer)
+    base, own = base_model_of(run), config.clip_tokenizer
+    limit = token_limit(own or base)
+    count, note = token_counter(own or (base if _tokenizer_in(base) else CLIP))
 
     def having(matches: Callable[[str], object]) -> list[Caption]:
         return [row for row in usable if matches(row.caption)]
@@ -51,8 +55,8 @@ def problems_of(
         "banned word": having(lambda text: words_in(text, banned)),
         "style word": having(lambda text: words_in(text, style)),
         "same words as another": having(lambda text: same[_plain(text)] > 1),
-        f"over {CLIP_TOKENS} CLIP tokens with the suffix{note}": having(
-            lambda text: count(text + suffix) > CLIP_TOKENS
+        f"{TOO_LONG} {limit} CLIP tokens with the suffix{note}": having(
+            lambda text: count(text + suffix) > limit
         ),
         "incomplete": having(is_incomplete),
         "lettering": having(LETTERING.search),
@@ -110,8 +114,8 @@ def token_counter(tokenizer: str) -> tuple[Callable[[str], int], str]:
 
 
 def _tokenizer_file(tokenizer: str) -> Path | None:
-    if (Path(tokenizer) / "tokenizer.json").is_file():
-        return Path(tokenizer) / "tokenizer.json"
+    if path := _tokenizer_in(tokenizer):
+        return path
     from huggingface_hub import hf_hub_download
 
     try:
@@ -120,6 +124,12 @@ def _tokenizer_file(tokenizer: str) -> Path | None:
         return Path(path)
     except (OSError, ValueError):  # no network, no such model
         return None
+
+
+def _tokenizer_in(folder: str) -> Path | None:
+    """The file of a tokenizer's folder, or of a pipeline's."""
+    files = (Path(folder) / name for name in ("tokenizer.json", "tokenizer/tokenizer.json"))
+    return next((path for path in files if path.is_file()), None)
 
 
 def estimated_tokens(text: str) -> int:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import ipywidgets as widgets
 from IPython import get_ipython
-from IPython.display import display
+from IPython.display import HTML, display
 from PIL import Image
 
+from helpers.caption.check import TOO_LONG
 from helpers.caption.ledger import ask_again, edit, problems
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
@@ -22,6 +23,9 @@ from helpers.run import Run
 
 PAGE = 8  # rows
 PICTURE_PX = 160
+IF_DEAD = """<small>If the buttons do nothing, or no table stands above, this page has lost its kernel (it was
+restarted, or the page was opened anew): run all cells of the notebook again. What was typed and accepted is
+kept.</small>"""
 EVERY, TO_READ = "all captions", "all that want a look"
 
 
@@ -29,7 +33,7 @@ def review(config: CaptionConfig, run: Run) -> "ReviewTable | None":
     """Show the table if it is wanted and a person is there; else say what they would have been asked."""
     table = ReviewTable(config, run)
     if config.review and somebody_is_there():
-        display(table.view)
+        display(table.view, HTML(IF_DEAD))
         return table
     counts = ", ".join(f"{what}: {len(names)}" for what, names in table.found.items() if names)
     print(
@@ -70,7 +74,8 @@ class ReviewTable:
         self.filter = widgets.Dropdown(
             options=self._choices(), description="Show", layout=widgets.Layout(width="380px")
         )
-        self.filter.observe(lambda _: self._turn_to(0), "value")
+        self._on_filter = lambda _change: self._turn_to(0)
+        self.filter.observe(self._on_filter, "value")
         self.back.on_click(lambda _: self._turn_to(self.page - 1))
         self.forth.on_click(lambda _: self._turn_to(self.page + 1))
         self.view = widgets.VBox(
@@ -99,18 +104,26 @@ class ReviewTable:
         """Read the ledger anew."""
         self.rows = latest(read_rows(self.run.captions, Caption))
         self.found = {
-            what: [row.file_name for row in rows if row.status != "edited"]
+            what: [
+                row.file_name for row in rows if row.status != "edited" or what.startswith(TOO_LONG)
+            ]
             for what, rows in problems(self.config, self.run).items()
         }
 
     def _turn_to(self, page: int) -> None:
-        names = self.names(self.filter.value)
-        last = max(0, (len(names) - 1) // PAGE)
-        self.page = min(max(0, page), last)
-        self.back.disabled, self.forth.disabled = self.page == 0, self.page == last
-        self.where.value = f"{len(names)} captions, page {self.page + 1} of {last + 1}"
+        self.page = max(0, page)
+        names = self._count()
         shown = names[self.page * PAGE : (self.page + 1) * PAGE]
         self.table.children = tuple(self._row(self.rows[name]) for name in shown)
+
+    def _count(self) -> list[str]:
+        """Say how many captions the filter holds; their names."""
+        names = self.names(self.filter.value)
+        last = max(0, (len(names) - 1) // PAGE)
+        self.page = min(self.page, last)
+        self.back.disabled, self.forth.disabled = self.page == 0, self.page == last
+        self.where.value = f"{len(names)} captions, page {self.page + 1} of {last + 1}"
+        return names
 
     def _row(self, row: Caption) -> widgets.HBox:
         words = widgets.Text(
@@ -139,13 +152,18 @@ class ReviewTable:
 
     def _note(self, row: Caption) -> str:
         """The line over a caption: the file, its status and what is the matter, as text whatever they hold."""
-        faults = [what for what, names in self.found.items() if row.file_name in names]
         parts = [
             f"<b>{html.escape(row.file_name)}</b>",
             html.escape(f"{row.status}, {row.captioner}"),
         ]
-        parts += [f'<span style="color:#b03030">{html.escape(what)}</span>' for what in faults]
+        parts += [
+            f'<span style="color:#b03030">{html.escape(what)}</span>'
+            for what in self._faults(row.file_name)
+        ]
         return " &middot; ".join(parts)
+
+    def _faults(self, name: str) -> list[str]:
+        return [what for what, names in self.found.items() if name in names]
 
     def _on_typed(self, line: Line) -> None:
         if " ".join(line.words.value.split()) != self.rows[line.name].caption:
@@ -174,7 +192,20 @@ class ReviewTable:
         self._look()
         line.words.value = self.rows[line.name].caption
         line.note.value = self._note(self.rows[line.name])
-        self._say(f"{line.name}: {what}")
+        self._offer()
+        self._count()
+        long = [fault for fault in self._faults(line.name) if fault.startswith(TOO_LONG)]
+        self._say(f"{line.name}: {what}" + "".join(f", but {f}: its end is not read" for f in long))
+
+    def _offer(self) -> None:
+        """Have the filter offer what there is now, and stay where it is."""
+        chosen, choices = self.filter.value, self._choices()
+        if chosen not in choices:
+            choices.append(chosen)
+        if choices != list(self.filter.options):
+            self.filter.unobserve(self._on_filter, "value")
+            self.filter.options, self.filter.value = choices, chosen
+            self.filter.observe(self._on_filter, "value")
 
     def _say(self, text: str) -> None:
         self.message.value = html.escape(text)

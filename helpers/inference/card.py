@@ -7,8 +7,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
+from helpers.inference.trained import read_trained
 from helpers.pictures import loss_curves, open_rgb
-from helpers.records import Post, latest, read_log, read_rows
+from helpers.records import Post, latest, read_rows
 from helpers.run import Run
 from helpers.store import read_json, replacing_file, write_text
 
@@ -29,7 +30,7 @@ def write_card(run: Run) -> Path:
     """
     figures = read_json(run.require(run.report_json, "inference"))
     with replacing_file(run.export / "curves.png") as beside:
-        loss_curves(read_log(run.train_log)).save(beside)
+        loss_curves(read_trained(run).log).save(beside)
     with replacing_file(run.export / "before_and_after.jpg") as beside:
         open_rgb(run.before_and_after).save(beside, quality=92)
     write_text(run.export / "README.md", card(run, figures))
@@ -44,7 +45,8 @@ def card_files(run: Run) -> dict[str, Path]:
 
 def card(run: Run, figures: dict[str, Any]) -> str:
     """Markdown with a YAML header that the Hugging Face hub reads."""
-    trained = run.read_config("train")
+    kept = read_trained(run)
+    trained = kept.settings
     base = public_name(trained["base_model"])
     posts = list(latest(read_rows(run.posts, Post)).values())
     loader = FileSystemLoader(Path(__file__).parent)
@@ -55,7 +57,7 @@ def card(run: Run, figures: dict[str, Any]) -> str:
             header=_header(base if trained["base_model"] == base else None),
             figures=figures,
             base=base,
-            suffix=run.read_config("dataset")["suffix"],
+            suffix=kept.suffix,
             settings={name: trained[name] for name in HYPERPARAMETERS},
             posts=len({post.shortcode for post in posts}),
             accounts=", ".join(sorted({p.account for p in posts} - {""})) or "not recorded",

@@ -20,10 +20,15 @@ from helpers.inference.style import (
     style_gain,
 )
 from helpers.pictures import evenly, middle_square, open_rgb
-from helpers.run import Run
 
 PROBE_SEED = 900
-COMPARED = ("train", "held_out", "base", "tuned", "plain")
+COMPARED = {  # groups by their names for a reader
+    "train": "training images",
+    "held_out": "held-out images",
+    "base": "samples of the base model",
+    "tuned": "samples of the tuned model",
+    "plain": "samples of the tuned model without the suffix",
+}
 
 
 @dataclass(frozen=True)
@@ -40,15 +45,14 @@ class Groups:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The figures of report.json that are about pictures."""
+    """The figures of report.json that are about pictures. One without pictures enough is {"left_out": why}."""
 
-    style_gain: Gain
-    suffix_switch: dict[
-        str, float
-    ]  # shares of samples on the right side: with the suffix art, without it not
+    style_gain: Gain | dict[str, str]
+    # shares of samples on the right side: with the suffix art, without it not
+    suffix_switch: dict[str, Any]
     copies: dict[str, Any]
     kid: dict[str, Any]  # tuned to held-out, between floor and ceiling
-    style_order: float  # share of bootstraps in which base < tuned < held-out art
+    style_order: float | None  # share of bootstraps in which base < tuned < held-out art
     encoders: dict[str, Any]  # style gain and KID by an image model, where one was given
     samples: int
     blocked: int  # samples that the safety checker kept back; they are in no other figure
@@ -75,8 +79,8 @@ def draw_groups(config: InferenceConfig, studio: Studio) -> Groups:
         return studio.draw(requests, config.batch_size)
 
     return Groups(
-        train=_split_images(studio.run, "train"),
-        held_out=_split_images(studio.run, "validation"),
+        train=_images_of(studio, "train"),
+        held_out=_images_of(studio, "validation"),
         base=sample("base", styled=True),
         tuned=sample("tuned", styled=True),
         plain=sample("tuned", styled=False),
@@ -94,9 +98,9 @@ def draw_probe(config: InferenceConfig, studio: Studio) -> list[Image.Image]:
     return studio.draw(requests, config.batch_size) if requests else []
 
 
-def _split_images(run: Run, split: str, side_px: int = 256) -> list[Image.Image]:
+def _images_of(studio: Studio, split: str, side_px: int = 256) -> list[Image.Image]:
     images = []
-    for path in run.split_images(split):
+    for path, _ in studio.trained.pictures(split):
         images.append(middle_square(open_rgb(path)))
         images[-1].thumbnail((side_px, side_px))
     return images
@@ -111,24 +115,45 @@ def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
     shown = {
         name: [i for i in images if not is_blocked(i)] for name, images in vars(groups).items()
     }
-    seen = {name: np.stack([features(i) for i in shown[name]]) for name in COMPARED}
-    base, tuned, plain, art = _places(seen)
+    hidden = {name: len(images) - len(shown[name]) for name, images in vars(groups).items()}
+    gain, switch, order = _style(shown, hidden)
+    return Judgement(
+        gain,
+        switch,
+        copies(shown),
+        {"encoder": BUILT_IN} | _kid(shown, hidden, built_in(shown["train"])),
+        order,
+        {encoder.name: _by_model(shown, hidden, encoder)} if encoder else {},
+        len(groups.tuned),
+        sum(hidden.values()),
+    )
+
+
+def _lack(shown: dict[str, list[Image.Image]], hidden: dict[str, int], fewest: int = 1) -> str:
+    """Which group has too few pictures to be compared, and why; empty if none has. Half of the base's fit the axis."""
+    for name, words in COMPARED.items():
+        if len(shown[name]) < max(fewest, 2 if name == "base" else 1):
+            blocked = f": the safety checker blocked {hidden[name]}" if hidden[name] else ""
+            return f"there are {len(shown[name])} {words}{blocked}"
+    return ""
+
+
+def _style(
+    shown: dict[str, list[Image.Image]], hidden: dict[str, int]
+) -> tuple[Gain | dict[str, str], dict[str, Any], float | None]:
+    """Style gain, suffix switch and style order."""
+    if reason := _lack(shown, hidden):
+        return {"left_out": reason}, {"left_out": reason}, None
+    base, tuned, plain, art = _places(
+        {name: np.stack([features(i) for i in shown[name]]) for name in COMPARED}
+    )
     switch = {
         "with_suffix": float((tuned > HALFWAY).mean()),
         "without_suffix": float((plain < HALFWAY).mean()),
         "held_out_art": float((art > HALFWAY).mean()),
         "base_model": float((base < HALFWAY).mean()),
     }
-    return Judgement(
-        style_gain(base, tuned, art),
-        switch,
-        copies(shown),
-        {"encoder": BUILT_IN} | _kid(shown, built_in(shown["train"])),
-        order_share(base, tuned, art),
-        {encoder.name: _by_model(shown, encoder)} if encoder else {},
-        len(groups.tuned),
-        sum(len(images) for images in vars(groups).values()) - sum(map(len, shown.values())),
-    )
+    return style_gain(base, tuned, art), switch, order_share(base, tuned, art)
 
 
 def _places(seen: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -138,16 +163,21 @@ def _places(seen: dict[str, np.ndarray]) -> list[np.ndarray]:
     return [axis.place(pictures) for pictures in rest]
 
 
-def _by_model(shown: dict[str, list[Image.Image]], encoder: ImageModel) -> dict[str, Any]:
-    seen = {name: encoder(shown[name]) for name in COMPARED}
-    base, tuned, _, art = _places(seen)
-    return {"style_gain": vars(style_gain(base, tuned, art))} | _kid(shown, encoder)
+def _by_model(
+    shown: dict[str, list[Image.Image]], hidden: dict[str, int], encoder: ImageModel
+) -> dict[str, Any]:
+    if reason := _lack(shown, hidden):
+        return {"style_gain": {"left_out": reason}}
+    base, tuned, _, art = _places({name: encoder(shown[name]) for name in COMPARED})
+    return {"style_gain": vars(style_gain(base, tuned, art))} | _kid(shown, hidden, encoder)
 
 
-def _kid(shown: dict[str, list[Image.Image]], encode: Encoder) -> dict[str, Any]:
+def _kid(
+    shown: dict[str, list[Image.Image]], hidden: dict[str, int], encode: Encoder
+) -> dict[str, Any]:
     """KID to held-out images: of training images (floor), of tuned samples, and of the base's (ceiling)."""
-    if min(len(shown[name]) for name in COMPARED) < 3:
-        return {"left_out": "a group has fewer than three pictures"}
+    if reason := _lack(shown, hidden, fewest=3):
+        return {"left_out": f"{reason}; it takes three of each"}
     seen = {name: encode(shown[name]) for name in ("train", "tuned", "base", "held_out")}
     names = {"floor": "train", "tuned": "tuned", "ceiling": "base"}
     return {k: vars(kid_interval(seen[name], seen["held_out"])) for k, name in names.items()}
@@ -171,6 +201,8 @@ def adherence(config: InferenceConfig, studio: Studio, groups: Groups) -> dict[s
         for i, (base, tuned) in enumerate(zip(groups.base, groups.tuned, strict=True))
         if not (is_blocked(base) or is_blocked(tuned))
     ]
+    if not pairs:
+        return {"left_out": "the safety checker blocked a picture of each pair"}
     before, after, asked = (list(side) for side in zip(*pairs, strict=True))
     base, tuned = clip.score(before, asked), clip.score(after, asked)
     rng = np.random.default_rng(0)

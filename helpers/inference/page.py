@@ -9,6 +9,7 @@ from PIL import Image
 
 from helpers.inference.judge import Groups
 from helpers.inference.sample import is_blocked
+from helpers.inference.trained import Trained
 from helpers.pictures import (
     GAP_PX,
     contact_sheet,
@@ -18,7 +19,7 @@ from helpers.pictures import (
     loss_curves,
     open_rgb,
 )
-from helpers.records import Post, Rejection, latest, read_log, read_metadata, read_rows
+from helpers.records import Post, Rejection, latest, read_rows
 from helpers.run import STAGES, Run
 from helpers.store import read_json
 from helpers.trials import plot_trials, previews_of, read_trials
@@ -47,30 +48,32 @@ class Rows:
         return grid(images, len(self.prompts), self.prompts, titles, cell_px=192)
 
 
-def page(run: Run, figures: dict[str, Any], groups: Groups, rows: Rows) -> str:
+def page(trained: Trained, figures: dict[str, Any], groups: Groups, rows: Rows) -> str:
     """The whole page as HTML; every word in it is escaped."""
+    run = trained.run
+    seen, held_out = (trained.pictures(split) for split in ("train", "validation"))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template(TEMPLATE).render(
         figures=figures,
-        suffix=run.read_config("dataset")["suffix"],
+        suffix=trained.suffix,
         posts=_accounts(run),
         sliders=[
             (prompt, data_url(before), data_url(after))
             for prompt, before, after in zip(rows.prompts, rows.base, rows.tuned, strict=True)
         ],
         three_rows=data_url(rows.grid()),
-        curves=data_url(loss_curves(read_log(run.train_log))),
-        steps=_steps(run),
+        curves=data_url(loss_curves(trained.log)),
+        steps=_steps(trained),
         prompts=rows.prompts,
-        contact=data_url(contact_sheet(run.split_images("train"))),
-        held_out=data_url(contact_sheet(run.split_images("validation"), most=20)),
-        captions=evenly(read_metadata(run.split_metadata("train")), 8),
+        contact=data_url(contact_sheet(path for path, _ in seen)),
+        held_out=held_out and data_url(contact_sheet((path for path, _ in held_out), most=20)),
+        captions=[(path.name, caption + trained.suffix) for path, caption in evenly(seen, 8)],
         rejected=read_rows(run.rejected, Rejection),
         samples=data_url(_samples(groups)),
         pairs=_pairs(figures["copies"], groups.tuned, groups.train),
         probed=_pairs(figures["copies"]["probe"], groups.probe, groups.train),
         sweep=_sweep(run),
-        configs={s: _settings(run, s) for s in STAGES if run.config(s).is_file()},
+        configs={stage: _settings(trained, stage) for stage in STAGES},
     )
 
 
@@ -89,10 +92,11 @@ def _sweep(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _settings(run: Run, stage: str) -> dict[str, Any]:
-    """A stage's settings, without where on a disk something lies: the page is made to be sent."""
-    settings = read_json(run.config(stage)).items()
-    return {k: Path(v).name if str(v).startswith(("/", "~")) else v for k, v in settings}
+def _settings(trained: Trained, stage: str) -> dict[str, Any]:
+    """A stage's settings, 04's those of this model, without where on a disk something lies: the page is to be sent."""
+    path = trained.run.config(stage)
+    kept = trained.settings if stage == "train" else read_json(path) if path.is_file() else {}
+    return {k: Path(v).name if str(v).startswith(("/", "~")) else v for k, v in kept.items()}
 
 
 def _accounts(run: Run) -> dict[str, str]:
@@ -104,11 +108,11 @@ def _accounts(run: Run) -> dict[str, str]:
     }
 
 
-def _steps(run: Run, most: int = 10) -> list[tuple[int, str]]:
+def _steps(trained: Trained, most: int = 10) -> list[tuple[int, str]]:
     """(step, picture) of the previews, evenly picked, without the prompts that stand below each."""
-    files = run.preview_files()
+    files = trained.previews()
     picked = sorted({*evenly(files, most), *files[-1:]})
-    count = len(run.read_config("train")["prompts"]) or 4
+    count = len(trained.settings["prompts"]) or 4
     return [
         (int(path.stem.removeprefix("step-")), data_url(_first_row(open_rgb(path), count)))
         for path in picked
@@ -140,7 +144,7 @@ def _pairs(
         {
             "image": data_url(grid([seen[pair["sample"]], train[pair["train"]]], 2, cell_px=144)),
             "likeness": pair["likeness"],
-            "is_likely": pair["likeness"] > copies["threshold"],
+            "is_likely": pair["likeness"] > copies.get("threshold", 1),
         }
         for pair in copies["pairs"][:4]
     ]

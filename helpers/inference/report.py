@@ -4,20 +4,31 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from helpers.config import InferenceConfig
+from helpers.errors import RunError
 from helpers.inference.encoders import ImageModel
 from helpers.inference.judge import Groups, adherence, draw_groups, draw_probe, judge
 from helpers.inference.page import Rows, page
 from helpers.inference.sample import Studio, requests_of
-from helpers.records import caption_costs, read_metadata
+from helpers.records import caption_costs
 from helpers.run import Run
 from helpers.store import folder_hash, read_json, replacing_file, sha256, write_json, write_text
 from helpers.trials import read_trials
 
+FORMAT = 2  # of the report: one that an older version wrote is made anew
+
 
 def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
-    """Judge the model and write both reports, unless they are there for this very model, data and config."""
+    """Judge the model and write both reports, unless they are there for this very model, data and config.
+
+    Raises RunError if 04 has put another model in its place since it was loaded.
+    """
     run = studio.run
+    if folder_hash(run.model) != studio.model_hash:
+        raise RunError(
+            f"{run.model} is another model than was loaded: run 05_inference from its top again"
+        )
     inputs = {
+        "report": FORMAT,
         "config": asdict(config),
         "model": studio.model_hash,
         "dataset": folder_hash(run.dataset),
@@ -36,7 +47,7 @@ def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
     figures = _figures(config, studio, groups, inputs)
     with replacing_file(run.before_and_after) as beside:
         rows.grid().save(beside)
-    write_text(run.report_html, page(run, figures, groups, rows))
+    write_text(run.report_html, page(studio.trained, figures, groups, rows))
     write_json(run.report_json, figures)
     return figures
 
@@ -54,29 +65,31 @@ def _figures(
     config: InferenceConfig, studio: Studio, groups: Groups, inputs: dict[str, Any]
 ) -> dict[str, Any]:
     run = studio.run
-    verdict = run.read_verdict()
+    verdict = studio.trained.verdict
     encoder = ImageModel(config.encoder) if config.encoder else None
     judgement = asdict(judge(groups, encoder))
     return {
         "run": run.name,
         "verdict": words(verdict, judgement),
+        "remarks": studio.trained.remarks(),
+        "suffix": studio.suffix,
         "validation_loss": {name: verdict[name] for name in ("base", "last", "best", "best_step")},
         "training": verdict["words"],
         **judgement,
         "sweep": [asdict(row) for row in read_trials(run)],
         "prompt_adherence": adherence(config, studio, groups),
-        **_costs(run),
+        **_costs(studio),
         "hashes": {name: verdict[name] for name in ("dataset", "base_model")}
         | {"model": studio.model_hash},
         "inputs": inputs,
     }
 
 
-def _costs(run: Run) -> dict[str, Any]:
-    splits = ("train", "validation")
+def _costs(studio: Studio) -> dict[str, Any]:
+    run, splits = studio.run, ("train", "validation")
     cost_usd, tokens = caption_costs(run.captions)
     return {
-        "images": {split: len(read_metadata(run.split_metadata(split))) for split in splits},
+        "images": {split: len(studio.trained.pictures(split)) for split in splits},
         "seconds": run.read_seconds(),
         "cost_usd": cost_usd,
         "tokens": tokens,
@@ -84,9 +97,16 @@ def _costs(run: Run) -> dict[str, Any]:
 
 
 def words(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
-    """The verdict in a sentence or two."""
-    gain, switch = judgement["style_gain"], judgement["suffix_switch"]
-    fall = 1 - verdict["last"] / verdict["base"]
+    """The verdict in a sentence or two; what could not be judged is said with its reason."""
+    change = verdict["last"] / verdict["base"] - 1
+    loss = f"The held-out loss {'fell' if change <= 0 else 'rose'} by {abs(change):.0%}; {verdict['words']}."
+    style = _style_words(judgement["style_gain"])
+    return " ".join([style, loss, _switch_words(judgement), _copy_words(judgement["copies"])])
+
+
+def _style_words(gain: dict[str, Any]) -> str:
+    if "left_out" in gain:
+        return f"The style is not judged: {gain['left_out']}."
     moved = (
         "moved to the artist's"
         if gain["low"] > 0.5
@@ -94,18 +114,31 @@ def words(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
         if gain["low"] > 0.1
         else "hardly moved"
     )
-    works = switch["with_suffix"] >= 0.9 and switch["without_suffix"] >= 0.75
     return (
         f"The style {moved}: style gain {gain['value']:.2f} ({gain['low']:.2f} to {gain['high']:.2f}), where 0 is the "
-        f"base model and 1 held-out art. The held-out loss fell by {fall:.0%}; {verdict['words']}. "
-        f"The suffix {'is a switch' if works else 'does not switch cleanly'}: {switch['with_suffix']:.0%} of samples "
-        f"with it look like the art, {switch['without_suffix']:.0%} without it do not. "
-        f"{judgement['copies']['share']:.0%} of the samples come nearer to a training image than held-out art does."
+        "base model and 1 held-out art."
     )
+
+
+def _switch_words(judgement: dict[str, Any]) -> str:
+    switch = judgement["suffix_switch"]
+    if "left_out" in switch:
+        return f"{judgement['blocked']} pictures were blocked." if judgement["blocked"] else ""
+    works = switch["with_suffix"] >= 0.9 and switch["without_suffix"] >= 0.75
+    return (
+        f"The suffix {'is a switch' if works else 'does not switch cleanly'}: {switch['with_suffix']:.0%} of samples "
+        f"with it look like the art, {switch['without_suffix']:.0%} without it do not."
+    )
+
+
+def _copy_words(copies: dict[str, Any]) -> str:
+    if "left_out" in copies:
+        return f"Whether it copies is not judged: {copies['left_out']}."
+    return f"{copies['share']:.0%} of the samples come nearer to a training image than held-out art does."
 
 
 def verify_report(run: Run) -> str:
     """Say the verdict and where the report lies. Raises RunError if it is not there."""
     figures = read_json(run.require(run.report_json, "inference"))
     run.require(run.report_html, "inference")
-    return f"{figures['verdict']}\n{run.report_html}"
+    return "\n".join([figures["verdict"], *figures.get("remarks", []), str(run.report_html)])

@@ -1,5 +1,6 @@
 """Drawing with a run's model, and with the base model beside it."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -7,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
@@ -17,22 +17,16 @@ from helpers.config import InferenceConfig, configure
 from helpers.device import Device, load_pipeline, pick_device, sample_fast
 from helpers.errors import RunError
 from helpers.inference.album import Album
+from helpers.inference.prompts import Prompts
+from helpers.inference.schedulers import SCHEDULERS, make_scheduler
+from helpers.inference.trained import read_trained
 from helpers.inference.weights import Weights
 from helpers.pictures import INK
-from helpers.records import read_metadata
 from helpers.run import Run
 from helpers.store import damage
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "DPM-Solver++": ("DPMSolverMultistepScheduler", {}),
-    "DPM-Solver++ Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "UniPC": ("UniPCMultistepScheduler", {}),
-    "Euler": ("EulerDiscreteScheduler", {}),
-    "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
-    "DDIM": ("DDIMScheduler", {}),
-    "PNDM": ("PNDMScheduler", {}),
-}
+log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
@@ -67,13 +61,16 @@ class Studio:
         if what := damage(run.model):
             raise RunError(f"{what}: run 04_train again")
         self.run = run
-        trained = run.read_config("train")
-        self.method, self.resolution_px = trained["method"], trained["resolution_px"]
-        self.suffix = run.read_config("dataset")["suffix"]
-        self.device: Device = pick_device(attention=trained["attention"])
+        self.trained = read_trained(run)
+        settings = self.trained.settings
+        self.method, self.resolution_px = settings["method"], settings["resolution_px"]
+        self.suffix = self.trained.suffix
+        self.device: Device = pick_device(attention=settings["attention"])
         self.pipeline = self._load(str(run.model), safety_checker)
+        self.prompts = Prompts.of(self.pipeline, self.suffix)
+        self.pipeline.tokenizer.model_max_length = self.prompts.tokens
         self.forward = CapturedForward(self.pipeline.unet)
-        self.weights = Weights(run, self.pipeline.unet, trained["base_model"])
+        self.weights = Weights(run, self.pipeline, settings["base_model"])
         self.model_hash = self.weights.hash_of("tuned")
         self.album = Album(run, self.suffix)
         self._at_work = threading.Lock()
@@ -93,11 +90,12 @@ class Studio:
 
     def __str__(self) -> str:
         checks = self.pipeline.safety_checker is not None
-        return f"{self.device}\nsafety checker: {'on' if checks else 'off'}"
+        lines = [self.device, f"safety checker: {'on' if checks else 'off'}"]
+        return "\n".join(map(str, lines + self.trained.remarks()))
 
     def styled(self, prompt: str) -> str:
         """The prompt with the suffix at its end, once."""
-        return prompt if prompt.endswith(self.suffix) else prompt + self.suffix
+        return self.prompts.styled(prompt)
 
     def draw(
         self, requests: Sequence[Request], batch_size: int = 8, progress: Progress | None = None
@@ -116,7 +114,7 @@ class Studio:
             self._prepare(requests[0])
             for start in range(0, len(requests), batch_size):
                 some = requests[start : start + batch_size]
-                watch = _reporter(progress, start, len(requests), len(some))
+                watch = _watcher(some[0], progress, start, len(requests), len(some))
                 images += self._batch(some, watch)
         return images
 
@@ -132,16 +130,15 @@ class Studio:
             raise RunError(
                 f"scheduler is {request.scheduler!r}: choose one of {', '.join(SCHEDULERS)}"
             )
-        name, options = SCHEDULERS[request.scheduler]
-        kind = getattr(diffusers, name)
-        self.pipeline.scheduler = kind.from_config(self.schedule, **options)
+        steps = request.num_inference_steps
+        self.pipeline.scheduler = make_scheduler(request.scheduler, self.schedule, steps)
         self.weights.put(request.model, request.strength)
 
-    def _batch(self, requests: list[Request], watch: Callable | None) -> list[Image.Image]:
+    def _batch(self, requests: list[Request], watch: Callable) -> list[Image.Image]:
         first = requests[0]
         output = self.pipeline(
-            prompt=[request.prompt for request in requests],
-            negative_prompt=[request.negative_prompt for request in requests],
+            prompt=[self.prompts.fit(request.prompt) for request in requests],
+            negative_prompt=[self.prompts.fit(request.negative_prompt) for request in requests],
             height=first.height_px,
             width=first.width_px,
             num_inference_steps=first.num_inference_steps,
@@ -192,25 +189,30 @@ def is_blocked(image: Image.Image) -> bool:
     return bool(image.info.get("blocked"))
 
 
-def _reporter(
-    progress: Progress | None, start: int, count: int, batch: int
-) -> Callable[..., dict] | None:
-    if progress is None:
-        return None
+def _watcher(
+    request: Request, progress: Progress | None, start: int, count: int, batch: int
+) -> Callable[..., dict]:
+    """What a pipeline calls after each step."""
 
-    def report(pipeline: Any, step: int, _timestep: object, values: dict) -> dict:
+    def watch(pipeline: Any, step: int, _timestep: object, values: dict) -> dict:
         steps = pipeline.num_timesteps
-        progress(start * steps + (step + 1) * batch, count * steps)
+        if progress:
+            progress(start * steps + (step + 1) * batch, count * steps)
+        if step == steps - 1 and not values["latents"].isfinite().all():
+            raise RunError(
+                f"{request.scheduler} in {request.num_inference_steps} steps gives no numbers (NaN or inf) with "
+                f"the weights of {request.model!r}: take another scheduler or number of steps"
+            )
         return values
 
-    return report
+    return watch
 
 
 def settings_of(
     run: Run, more: dict[str, Any] | None = None, **values: str | float | bool | None
 ) -> InferenceConfig:
     """The config of 05 from its parameters; steps and guidance that are None are those of 04's previews."""
-    trained = run.read_config("train")
+    trained = read_trained(run).settings
     for name in ("num_inference_steps", "guidance_scale"):
         values[name] = trained[name] if values.get(name) is None else values[name]
     return configure(InferenceConfig, more, run=run.name, **values)
@@ -218,13 +220,9 @@ def settings_of(
 
 def requests_of(config: InferenceConfig, studio: Studio) -> list[Request]:
     """What a config asks for: each of its prompts, or of the previews', `num_images` times."""
-    trained = studio.run.read_config("train")
-    prompts = [line.strip() for line in config.prompts.splitlines() if line.strip()] or list(
-        trained["prompts"]
-    )
-    if not prompts:
-        prompts = held_out_captions(studio)[:4]
-    return [
+    prompts = [line.strip() for line in config.prompts.splitlines() if line.strip()]
+    prompts = prompts or studio.trained.settings["prompts"] or held_out_captions(studio)[:4]
+    requests = [
         Request(
             studio.styled(prompt) if config.add_suffix else prompt,
             config.seed + i * config.num_images + k,
@@ -235,17 +233,20 @@ def requests_of(config: InferenceConfig, studio: Studio) -> list[Request]:
         for i, prompt in enumerate(prompts)
         for k in range(config.num_images)
     ]
+    for prompt in dict.fromkeys([r.prompt for r in requests] + [config.negative_prompt]):
+        if said := studio.prompts.told(prompt):
+            log.warning(said)
+    return requests
 
 
 def held_out_captions(studio: Studio) -> list[str]:
-    """The captions of the validation images, without the suffix."""
-    return captions_of(studio, "validation")
+    """The captions of the images that training did not see, without the suffix; if there are none, of those it did."""
+    return captions_of(studio, "validation") or captions_of(studio, "train")
 
 
 def captions_of(studio: Studio, split: str) -> list[str]:
     """The captions of a split's images in order of file name, without the suffix."""
-    rows = read_metadata(studio.run.require(studio.run.split_metadata(split), "dataset"))
-    return [text.removesuffix(studio.suffix) for _, text in sorted(rows)]
+    return [caption for _, caption in studio.trained.pictures(split)]
 
 
 def draw_missing(studio: Studio, requests: Sequence[Request], batch_size: int) -> Iterator[Path]:

@@ -4,15 +4,19 @@ import html
 import io
 import random
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import ipywidgets as widgets
 from IPython import get_ipython
+from IPython.display import HTML, display
 from PIL import Image
 
 from helpers.config import InferenceConfig
 from helpers.errors import RunError
 from helpers.inference.album import Settings
-from helpers.inference.sample import SCHEDULERS, Cancelled, Progress, Request, Studio
+from helpers.inference.sample import Cancelled, Progress, Request, Studio
+from helpers.inference.schedulers import SCHEDULERS
 from helpers.pictures import open_rgb
 
 MOST_SEED = 2**31 - 1
@@ -21,6 +25,9 @@ WIDE = widgets.Layout(width="640px")
 NARROW = widgets.Layout(width="312px")
 ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
 STYLE = {"description_width": "96px"}
+IF_DEAD = """<small>If <i>Draw</i> does nothing, or no fields stand above, this page has lost its kernel (it was
+restarted, or the page was opened anew): run all cells of the notebook again. The pictures are kept in
+<code>{samples}</code> and come back under <i>Last pictures</i>.</small>"""
 TITLES = {"tuned": "Tuned", "base": "Base model, same seeds"}
 
 
@@ -28,7 +35,8 @@ class PromptBox:
     """Type a prompt, press Draw, see the tuned model's pictures, and the base's below them if asked.
 
     Every picture is kept in samples/ with its settings; a press below one of the last pictures brings them
-    back into the fields. `view` is the widget to show.
+    back into the fields. Shown by a cell, it has a line of plain HTML below, which stands in the saved page and says
+    what to do when no kernel answers; `view` is the widget alone.
     """
 
     def __init__(self, studio: Studio, config: InferenceConfig, prompt: str) -> None:
@@ -47,6 +55,9 @@ class PromptBox:
         for path, settings in studio.album.newest(MOST_HISTORY):
             self._remember(settings, open_rgb(path))
         self.view = self._lay_out()
+
+    def _ipython_display_(self) -> None:
+        display(self.view, HTML(IF_DEAD.format(samples=html.escape(str(self.studio.run.samples)))))
 
     def _make_words(self, prompt: str) -> None:
         self.prompt = widgets.Textarea(
@@ -107,13 +118,18 @@ class PromptBox:
 
     def _draw_and_tell(self) -> None:
         try:
-            self.draw()
-        except Cancelled:
-            self._say("Cancelled.")
-        except (RunError, RuntimeError, ValueError, OSError) as error:
-            self._say(str(error).splitlines()[0])
+            self._tell(self.draw)
         finally:
             self.button.disabled, self.cancel.disabled = False, True
+
+    def _tell(self, act: Callable[[], None]) -> None:
+        """Do what a press asks for; whatever goes wrong is told in the box, as a browser shows it nowhere else."""
+        try:
+            act()
+        except Cancelled:
+            self._say("Cancelled.")
+        except Exception as error:
+            self._say(_words_of(error))
 
     def wait(self) -> None:
         """Wait for what a press in the browser began."""
@@ -140,7 +156,13 @@ class PromptBox:
                 self._remember(self.studio.settings(request), image)
             shown.append(self._row(model, requests, images))
             self.gallery.children = tuple(shown)
-        self._say(f"Kept in {self.studio.run.samples}.")
+        self._say(f"Kept in {self.studio.run.samples}. {self._cut(text)}".rstrip())
+
+    def _cut(self, text: str) -> str:
+        """What of the words is too long to be read."""
+        prompt = self.studio.styled(text) if self.styled.value else text
+        found = map(self.studio.prompts.told, (prompt, self.negative_prompt.value))
+        return " ".join(said for said in found if said)
 
     def _requests(self, text: str, model: str) -> list[Request]:
         prompt = self.studio.styled(text) if self.styled.value else text
@@ -185,7 +207,7 @@ class PromptBox:
         button = widgets.Button(
             description=name, tooltip=settings["prompt"], layout=widgets.Layout(width="96px")
         )
-        button.on_click(lambda _button: self.restore(settings))
+        button.on_click(lambda _button: self._tell(partial(self.restore, settings)))
         entry = widgets.VBox([_picture(small, 96), button])
         self.history.children = (entry, *self.history.children)[:MOST_HISTORY]
 
@@ -210,6 +232,15 @@ class PromptBox:
 
     def _say(self, text: str) -> None:
         self.message.value = html.escape(text, quote=False)
+
+
+def _words_of(error: Exception) -> str:
+    """An error in a line: our own words, or its kind and its first line."""
+    if isinstance(error, RunError):
+        return str(error)
+    first = (str(error).strip().splitlines() or [""])[0]
+    words = f"{type(error).__name__}: {first}".removesuffix(": ")
+    return f"{words} (nothing was lost: change a setting and draw again)"
 
 
 def _pressed_in_a_browser() -> bool:

@@ -5,7 +5,7 @@ The verdict is that of model/ as it lies on the disk: it is read back, compared 
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from diffusers import DDPMScheduler, StableDiffusionPipeline
@@ -71,6 +71,8 @@ def finish(training: Training) -> None:
         came |= {"exported_step": exported, "exported_loss": loss, "skipped": training.log.skipped}
         belongs = training.belongs
         origin = {"dataset": belongs.dataset, "base_model": belongs.base_model}
+        settings, curve = asdict(training.config), training.log.held_out
+        origin["trained_with"] = {"suffix": training.suffix, "settings": settings, "curve": curve}
         write_json(run.verdict, vars(verdict) | measured | came | origin)
         training.count_seconds()
     training.accelerator.wait_for_everyone()

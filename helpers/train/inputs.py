@@ -1,13 +1,12 @@
 """Pictures and captions that do not fit what is trained: enlarged, or cut before the suffix, and told with counts."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from helpers.tokens import count_tokens, shorten
+from helpers.tokens import shorten
 from helpers.train.buckets import Framing
 
 Rows = Sequence[tuple[str, str]]  # file name and text
@@ -15,8 +14,7 @@ Rows = Sequence[tuple[str, str]]  # file name and text
 
 def fit_texts(texts: Iterable[str], suffix: str, tokenizer: CLIPTokenizer) -> list[str]:
     """Texts that the text encoder reads to their end, the suffix included."""
-    longest, count = tokenizer.model_max_length, partial(count_tokens, tokenizer)
-    return [shorten(text, suffix, longest, count) for text in texts]
+    return [shorten(tokenizer, text, suffix, tokenizer.model_max_length) for text in texts]
 
 
 def what_does_not_fit(paths: Sequence[Path], framing: Framing, cut: int, longest: int) -> list[str]:

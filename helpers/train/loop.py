@@ -22,7 +22,7 @@ from helpers.device import Device, memory_gb, pick_device
 from helpers.errors import DivergedError, RunError, Stopped
 from helpers.records import read_log
 from helpers.run import Run
-from helpers.store import damage, locked_by_process
+from helpers.store import damage, folder_hash, locked_by_process
 from helpers.train import checkpoint
 from helpers.train.finish import finish, is_finished
 from helpers.train.interrupt import Interrupts
@@ -293,7 +293,7 @@ def verify_model(run: Run) -> str:
     change = verdict["last"] / verdict["base"] - 1
     return (
         f"{run.model} is complete: held-out loss {verdict['base']:.4f} -> {verdict['last']:.4f} "
-        f"({change:+.0%}); {verdict['words']}{_remarks(verdict)}{_unfinished(run, verdict)}"
+        f"({change:+.0%}); {verdict['words']}{_remarks(run, verdict)}{_unfinished(run, verdict)}"
     )
 
 
@@ -315,8 +315,10 @@ def _kept_of(run: Run, step: int) -> str:
     return "which is kept" if kept == step else f"kept up to step {kept}"
 
 
-def _remarks(verdict: dict[str, Any]) -> str:
+def _remarks(run: Run, verdict: dict[str, Any]) -> str:
     remarks = ""
+    if folder_hash(run.dataset) != verdict["dataset"]:
+        remarks += "; dataset/ has changed since, and 04_train trains on it when it is run again"
     if verdict.get("exported_step", verdict["steps"]) != verdict["steps"]:
         remarks += f"; the model is step {verdict['exported_step']}'s"
     if verdict.get("skipped"):

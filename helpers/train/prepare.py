@@ -136,7 +136,7 @@ class Training:
     def _make_examples(self) -> None:
         """Have all that the frozen parts compute computed, once."""
         config, run, parts = self.config, self.run, self.parts
-        suffix = run.read_config("dataset")["suffix"]
+        self.suffix = suffix = run.read_config("dataset")["suffix"]
         rows = self._rows(suffix)
         images = {split: image_examples(run, parts, config, split, rows[split]) for split in rows}
         captions = [text.removesuffix(suffix) for _, text in rows["train"]]

@@ -8,7 +8,7 @@ from typing import Any
 from helpers.errors import RunError
 
 NOTICEABLE = 0.01  # of the base's loss; smaller changes are called flat
-CHANCE = 0.02  # of the base's loss; what noise alone does to two points of a curve, or of two curves' gap
+CHANCE = 0.02  # of the base's loss; what noise alone does to the gap of two curves
 
 Curve = Sequence[tuple[int, float]]
 
@@ -45,7 +45,9 @@ def judge(curve: Curve, probe: Curve = ()) -> Verdict:
     best_step, best = min(curve, key=lambda point: point[1])
     rose = _rose(losses, losses, NOTICEABLE * base)
     if rose and (len(gap) < len(losses) or _rose(gap, losses, CHANCE * base)):
-        words = f"overfitting since step {curve[_lowest(losses)][0]}"
+        words = f"overfitting since step {best_of(curve)[0]}"  # whose weights the model has
+        if best_step == curve[0][0]:
+            words = "overfitting from the start: no step is better than the base model"
     elif rose:
         words = "flat: the loss rose on training images as well, so lower learning_rate"
     elif two_thirds - last > NOTICEABLE * base:
@@ -66,14 +68,6 @@ def _rose(values: Sequence[float], losses: Sequence[float], much: float) -> bool
     smooth, level = _smooth(values), _smooth(losses)
     lowest = level.index(min(level))
     return len(level) - 1 - lowest >= 2 and min(smooth[-2:]) > smooth[lowest] + much
-
-
-def _lowest(losses: Sequence[float]) -> int:
-    """The index of the minimum: of the lowest point and those neighbours that chance may have put above it."""
-    smooth, lowest = _smooth(losses), losses.index(min(losses))
-    near = range(max(lowest - 1, 0), min(lowest + 2, len(losses)))
-    alike = [i for i in near if losses[i] <= losses[lowest] + CHANCE * losses[0]]
-    return min(alike, key=lambda i: smooth[i])
 
 
 def best_of(curve: Curve) -> tuple[int, float]:

@@ -1,8 +1,9 @@
 """Look at report.html as a person would: `python -m tests.browser.report runs/demo/report.html axe.min.js`.
 
 Opens the page from disk in headless Chromium, on a phone and on a desk, in light and in dark; fails on any
-request that leaves the page, on an error in the console, on a page wider than its window, and on a serious
-finding of axe-core (npm pack axe-core). Leaves pictures in build/browser/.
+request that leaves the page, on an error in the console, on a page wider than its window, on a word of a table's
+head that is broken within, on settings that are not printed, and on a serious finding of axe-core (npm pack
+axe-core). Leaves pictures in build/browser/.
 """
 
 import argparse
@@ -15,6 +16,17 @@ from playwright.sync_api import Browser, sync_playwright
 OUT = Path("build/browser")
 WINDOWS = {"phone": (390, 844), "desk": (1280, 900)}
 GRAVE = ("serious", "critical")
+BROKEN_WORDS = """[...document.querySelectorAll('th')].flatMap(cell => {
+    const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT).nextNode();
+    return text ? [...text.data.matchAll(/[^\\s-]+/g)].filter(word => {
+        const range = document.createRange();
+        range.setStart(text, word.index);
+        range.setEnd(text, word.index + word[0].length);
+        return range.getClientRects().length > 1;
+    }).map(word => word[0]) : []; })"""
+NOT_PRINTED = """[...document.querySelectorAll('details')].filter(
+    details => details.lastElementChild.getBoundingClientRect().height === 0
+).map(details => details.innerText)"""
 
 
 def look(browser: Browser, page_file: Path, axe: Path, window: str, scheme: str) -> list[str]:
@@ -36,7 +48,11 @@ def look(browser: Browser, page_file: Path, axe: Path, window: str, scheme: str)
     page.screenshot(path=OUT / f"report-{window}-{scheme}.png", full_page=True)
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
         found.append(f"wider than {width} px")
+    page.emulate_media(media="print")
+    found += [f"{words!r} is not printed" for words in page.evaluate(NOT_PRINTED)]
+    page.emulate_media(media="screen")
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    found += [f"{word!r} is broken within" for word in page.evaluate(BROKEN_WORDS)]
     page.add_script_tag(path=axe)
     violations = page.evaluate("axe.run().then(result => result.violations)")
     found += [

@@ -1,0 +1,267 @@
+"""What the prompt box, and 05 around it, tell a person."""
+
+import logging
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+from helpers.config import InferenceConfig
+from helpers.inference.card import write_card
+from helpers.inference.copies import FEWEST
+from helpers.inference.judge import Groups, judge
+from helpers.inference.report import report, verify_report
+from helpers.inference.sample import Request, Studio, blocked_label, requests_of
+from helpers.inference.schedulers import SCHEDULERS, make_scheduler
+from helpers.inference.widget import PromptBox
+from helpers.run import Run
+from tests.test_inference import washes
+from tests.test_inference_draw import box_of, strict_checker
+
+CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8, probed_captions=2)
+LONG = " ".join(f"a cat number {i}" for i in range(100))
+
+
+@pytest.fixture
+def run(trained_folder, tmp_path, monkeypatch):
+    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return Run("pictures")
+
+
+@pytest.fixture
+def studio(run):
+    return Studio(run)
+
+
+# prompts that are too long
+
+
+def test_a_prompt_of_300_words_is_told_and_keeps_its_suffix(studio):
+    box = box_of(studio, compare=False)
+    box.prompt.value = LONG
+    box.button.click()
+    limit = studio.prompts.tokens
+    assert f"The model reads {limit} tokens: this prompt ends at" in box.message.value
+    assert "words are left out; the suffix is kept" in box.message.value
+    fitted = studio.prompts.fit(studio.styled(LONG))
+    ids = studio.pipeline.tokenizer(fitted).input_ids
+    suffix = studio.pipeline.tokenizer(studio.suffix).input_ids[1:-1]
+    assert len(ids) <= limit < len(ids) + 4 and ids[-len(suffix) - 1 : -1] == suffix
+    assert LONG.startswith(fitted.removesuffix(studio.suffix))
+    (entry,) = [c for c in box.history.children if c.children[1].description == "tuned 1000"]
+    box.prompt.value = "else"
+    entry.children[1].click()
+    assert box.prompt.value == LONG  # as it was typed
+
+
+def test_the_words_beyond_the_models_length_change_nothing_and_the_suffix_does(studio):
+    def pixels(prompt):
+        return np.asarray(studio.draw([Request(prompt, 3, num_inference_steps=2)])[0])
+
+    styled = pixels(studio.styled(LONG))
+    assert np.array_equal(styled, pixels(studio.styled(LONG + " in the rain")))
+    assert not np.array_equal(styled, pixels(LONG))
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "a cat", "猫" * 300, "x" * 900, "a,b;c:" * 80, "  a  cat " * 60, "🐈" * 200]
+)
+@pytest.mark.parametrize("styled", [True, False])
+def test_whatever_is_typed_is_cut_to_what_is_read(studio, prompt, styled):
+    asked = studio.styled(prompt) if styled else prompt
+    fitted, tokens = studio.prompts.fit(asked), studio.pipeline.tokenizer
+    ending = studio.suffix if styled else ""
+    assert len(tokens(fitted).input_ids) <= studio.prompts.tokens and fitted.endswith(ending)
+    assert asked.startswith(fitted.removesuffix(ending))
+    assert bool(studio.prompts.told(asked)) == (fitted != asked)
+    assert prompt in ("", "a cat") or len(fitted) > len(ending)
+
+
+def test_prompts_of_the_notebook_that_are_too_long_are_told_once_each(studio, caplog):
+    config = InferenceConfig(
+        run="pictures", prompts=f"a cat\n{LONG}", num_images=3, negative_prompt=LONG
+    )
+    with caplog.at_level(logging.WARNING):
+        requests_of(config, studio)
+    assert [("suffix is kept" in r.getMessage()) for r in caplog.records] == [True, False]
+
+
+# errors in the box's thread
+
+
+def in_a_thread(box):
+    worker = threading.Thread(target=box.button.click)
+    worker.start()
+    worker.join()
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        ({"beta_start": None}, "TypeError: "),
+        ({"prediction_type": "nonsense"}, "ValueError: prediction_type given as nonsense"),
+        ({"num_train_timesteps": 0}, ""),
+    ],
+)
+def test_any_error_while_drawing_is_a_line_in_the_box_and_it_works_on(studio, plant, words):
+    box, whole = box_of(studio, compare=False), dict(studio.schedule)
+    studio.schedule |= plant
+    in_a_thread(box)
+    said = box.message.value
+    assert said.startswith(words) and said.endswith(
+        "(nothing was lost: change a setting and draw again)"
+    )
+    assert not box.button.disabled and box.cancel.disabled
+    studio.schedule = whole
+    in_a_thread(box)
+    assert "Kept in" in box.message.value
+
+
+def test_settings_that_the_fields_do_not_take_are_told(studio):
+    box = box_of(studio, compare=False)
+    box.button.click()
+    _, settings = studio.album.newest(1)[0]
+    box._remember(settings | {"scheduler": "of another version"}, studio.draw([Request("a", 1)])[0])
+    box.history.children[0].children[1].click()
+    assert box.message.value.startswith("TraitError: Invalid selection")
+
+
+def test_pictures_that_are_no_numbers_are_told_not_drawn_black(studio):
+    box = box_of(studio, compare=False)
+    studio.pipeline.unet.conv_out.bias.data.fill_(torch.nan)
+    box.button.click()
+    assert "DPM-Solver++ in 2 steps gives no numbers" in box.message.value
+    assert not list(studio.run.samples.glob("*.png"))
+
+
+def test_a_base_that_is_gone_is_told_and_the_models_pictures_are_kept(run, tmp_path, tiny_base):
+    studio = Studio(run)
+    studio.weights.base_model = str(tmp_path / "gone")
+    box = box_of(studio)
+    box.button.click()
+    assert "put back the base model that 04_train was given" in box.message.value
+    assert len(list(run.samples.glob("*-tuned-1000.png"))) == 1 and not box.button.disabled
+
+
+# schedulers
+
+
+SCHEDULES = {
+    "SD 1": {"beta_schedule": "scaled_linear", "steps_offset": 1},
+    "zero terminal SNR": {
+        "beta_schedule": "scaled_linear",
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+    },
+    "zero terminal SNR, leading": {
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+    },
+    "cosine": {"beta_schedule": "squaredcos_cap_v2", "steps_offset": 1},
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_scheduler_comes_to_its_end_at_any_number_of_steps(schedule, scheduler):
+    """Of a model that is right about everything: all pictures are grey, and so the last latents are 0."""
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+    config |= {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True}
+    config |= SCHEDULES[schedule]
+    by_v = config.get("prediction_type") == "v_prediction"
+    for steps in (1, 4, 25, 60, 501, 1000):
+        sampler = make_scheduler(scheduler, config, steps)
+        sampler.set_timesteps(steps)
+        latents = torch.randn(1, 4, 4, 4) * sampler.init_noise_sigma
+        for time in sampler.timesteps:
+            seen = sampler.scale_model_input(latents, time)
+            alpha = sampler.alphas_cumprod[int(time)]
+            noise = seen / (1 - alpha).clamp(min=1e-8).sqrt()
+            latents = sampler.step(
+                alpha.sqrt() * noise if by_v else noise, time, latents
+            ).prev_sample
+        assert latents.abs().max() < 5, (steps, latents.abs().max())
+        assert len(sampler.timesteps) in (steps, steps + 1)  # PNDM warms up by one
+
+
+# what stands in the saved page
+
+
+def test_below_the_box_stands_a_line_for_when_no_kernel_answers(studio):
+    box = PromptBox(studio, CONFIG, "a turtle")
+    shell = InteractiveShell.instance()
+    try:
+        with capture_output() as shown:
+            shell.display_formatter.format(box)
+    finally:
+        InteractiveShell.clear_instance()
+    view, line = (output.data for output in shown.outputs)
+    assert "application/vnd.jupyter.widget-view+json" in view
+    assert "run all cells of the notebook again" in line["text/html"]
+    assert "runs/pictures/samples" in line["text/html"] and "<script" not in line["text/html"]
+
+
+# what cannot be judged
+
+
+def test_a_safety_checker_that_blocks_everything_leaves_a_report_of_what_was_blocked(run):
+    strict_checker(run.model)
+    figures = report(CONFIG, Studio(run))
+    assert figures["blocked"] == 3 * 8 + 2
+    assert "the safety checker blocked 8" in figures["style_gain"]["left_out"]
+    assert (
+        "the safety checker blocked 8" in figures["verdict"]
+        and "held-out loss" in figures["verdict"]
+    )
+    assert figures["style_order"] is None and figures["copies"]["pairs"] == []
+    page, card = run.report_html.read_text(), write_card(run).read_text()
+    assert "blocked <b>26</b>" in page and "not judged" in page
+    assert "blocked by the safety checker | 26 pictures" in card
+    assert figures["verdict"] in verify_report(run)
+
+
+@pytest.mark.parametrize("name", ["base", "tuned", "plain"])
+def test_one_group_that_is_blocked_leaves_out_what_it_is_needed_for(name):
+    groups = {
+        "train": washes(20, 1, 1),
+        "held_out": washes(20, 1, 2),
+        "base": washes(8, 0, 3),
+        "tuned": washes(8, 1, 4),
+        "plain": washes(8, 0, 5),
+    }
+    labels = [blocked_label((64, 64)) for _ in range(8)]
+    found = judge(Groups(**groups | {name: labels}, probe=[]))
+    assert "the safety checker blocked 8" in found.style_gain["left_out"] and found.blocked == 8
+    assert ("share" in found.copies) == (name != "tuned")
+    some = judge(Groups(**groups | {name: groups[name][:6] + labels[:2]}, probe=[]))
+    assert some.style_gain.low <= some.style_gain.value and some.blocked == 2
+
+
+@pytest.mark.parametrize("held_out", [0, 1, 2, FEWEST - 1, FEWEST, 30])
+def test_no_copy_verdict_from_too_few_held_out_images(held_out):
+    groups = Groups(
+        washes(20, 1, 1), washes(held_out, 1, 2), washes(8, 0, 3), washes(8, 1, 4), washes(8, 0, 5)
+    )
+    copies = judge(groups).copies
+    assert ("share" in copies) == (held_out >= FEWEST) == ("left_out" not in copies)
+    if held_out < FEWEST:
+        assert f"{held_out} held-out images are too few" in copies["left_out"]
+        assert "threshold" not in copies and len(copies["pairs"]) == 6  # for a person's eye
+
+
+def test_too_few_held_out_images_are_told_in_report_page_and_card(run):
+    figures = report(CONFIG, Studio(run))
+    said = "3 held-out images are too few to tell a copy from a likeness (10 are needed)"
+    assert f"Whether it copies is not judged: {said}" in figures["verdict"]
+    assert "come nearer to a training image" not in figures["verdict"]
+    page, card = run.report_html.read_text(), write_card(run).read_text()
+    assert f"Not judged: {said}" in page and "likely copy" not in page
+    assert f"likely copies of training images | not judged: {said}" in card

@@ -1,0 +1,159 @@
+"""05 speaks of the training that its model is of, whatever 03 and other trainings did since."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from helpers.config import DatasetConfig, InferenceConfig, TrainConfig, configure
+from helpers.dataset.build import build
+from helpers.dataset.curate import curate
+from helpers.dataset.split import split
+from helpers.errors import RunError
+from helpers.inference.card import write_card
+from helpers.inference.report import report, verify_report
+from helpers.inference.sample import Request, Studio, captions_of, requests_of, settings_of
+from helpers.inference.trained import read_trained
+from helpers.records import rewrite
+from helpers.run import Run
+from helpers.store import read_json, write_json
+from helpers.train.loop import train, verify_model
+from tests.conftest import SMALL_TRAINING, train_until
+
+SUFFIX = " in a mira watercolor style"
+CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8, probed_captions=2)
+
+
+@pytest.fixture
+def run(trained_folder, tmp_path, monkeypatch):
+    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return Run("pictures")
+
+
+def build_again(run, seed=0, **given):
+    config = DatasetConfig(run=run.name, min_side_px=32, **given)
+    kept, left_out = curate(config, run)
+    build(config, run, kept.assign(split=split(kept, 0.25, seed)), left_out)
+
+
+def words_of(remarks):
+    return " ".join(remarks)
+
+
+def test_another_suffix_in_03_changes_no_prompt_and_is_told(run):
+    before = captions_of(Studio(run), "validation")
+    build_again(run, suffix=" in oil")
+    studio = Studio(run)
+    assert studio.suffix == SUFFIX and studio.styled("a cat") == f"a cat{SUFFIX}"
+    assert captions_of(studio, "validation") == before  # without the other suffix
+    told = "captions end in ' in oil' now, and the model knows ' in a mira watercolor style'"
+    assert told in str(studio) and "dataset/ has changed since this model was trained" in str(
+        studio
+    )
+    figures = report(CONFIG, studio)
+    assert told in words_of(figures["remarks"]) and told in verify_report(run)
+    page = run.report_html.read_text()
+    assert f"Each prompt ends in <code>{SUFFIX}</code>" in page and "and the model knows" in page
+    assert f"`{SUFFIX}`" in (card := write_card(run).read_text()) and told in card
+    assert "dataset/ has changed since" in verify_model(run)
+
+
+def test_a_new_split_has_the_model_judged_by_what_it_has_not_seen(run):
+    unseen = {path.name for path, _ in read_trained(run).pictures("validation")}
+    seen = {path.name for path, _ in read_trained(run).pictures("train")}
+    for seed in range(1, 4):
+        build_again(run, seed=seed)
+        trained = read_trained(run)
+        assert {path.name for path in run.split_images("validation")} != unseen
+        assert {path.name for path, _ in trained.pictures("validation")} == unseen
+        assert {path.name for path, _ in trained.pictures("train")} == seen
+        assert all(path.is_file() for path, _ in trained.pictures("validation"))
+
+
+def test_the_same_dataset_built_again_is_no_change(run):
+    build_again(run)
+    assert read_trained(run).remarks() == [] and "changed" not in verify_model(run)
+
+
+def test_a_dataset_without_a_picture_that_the_model_has_not_seen_is_told(run):
+    unseen = {path.name for path, _ in read_trained(run).pictures("validation")}
+    rewrite(run.posts, lambda row: row["file_name"] not in unseen)
+    build_again(run)
+    figures = report(CONFIG, Studio(run))
+    assert "0 of its pictures are new to the model" in words_of(figures["remarks"])
+    assert figures["style_gain"] == {"left_out": "there are 0 held-out images"}
+    assert "0 held-out images are too few" in figures["copies"]["left_out"]
+    assert "The style is not judged" in run.report_html.read_text()
+
+
+def begin_another(run, **given):
+    """As 04 advises: checkpoints are moved away, and a training with other settings begins."""
+    run.checkpoints.rename(run.folder / "checkpoints-before")
+    base = run.read_config("train")["base_model"]
+    given = {"run": run.name, "base_model": base, **SMALL_TRAINING, **given}
+    return configure(TrainConfig, given)
+
+
+def test_a_training_that_was_begun_since_is_in_no_figure(run):
+    own = read_trained(run)
+    curve = [row for row in own.log if "held_out_loss" in row]
+    config = begin_another(run, max_steps=8, learning_rate=0.1, guidance_scale=9.0)
+    train_until(config, run, 5)
+    trained = read_trained(run)
+    assert trained.settings == own.settings and run.read_config("train")["max_steps"] == 8
+    assert settings_of(run).guidance_scale == own.settings["guidance_scale"] != 9.0
+    assert [(r["step"], r["held_out_loss"]) for r in trained.log] == [
+        (r["step"], r["held_out_loss"]) for r in curve
+    ]
+    assert trained.previews() == []
+    figures = report(CONFIG, Studio(run))
+    assert "Another training has begun in this run since" in words_of(figures["remarks"])
+    page = run.report_html.read_text()
+    assert "Step by step" not in page and "step 8" not in page
+    list(train(config, run))  # it ends, and the report is of it
+    again = report(CONFIG, Studio(run))
+    assert again["remarks"] == [] and again["hashes"] != figures["hashes"]
+    assert "step 8" in run.report_html.read_text()
+
+
+def test_a_training_that_goes_on_further_keeps_its_curve_and_previews(run):
+    own, base = read_trained(run), run.read_config("train")["base_model"]
+    given = {"run": "pictures", "base_model": base, **SMALL_TRAINING, "max_steps": 12}
+    train_until(configure(TrainConfig, given), run, 8)
+    trained = read_trained(run)
+    assert trained.remarks() == [] and trained.log == own.log
+    assert [path.name for path in trained.previews()] == ["step-000000.png", "step-000004.png"]
+
+
+def test_a_run_of_an_older_version_opens_with_the_suffix_of_its_models_card(run):
+    verdict = read_json(run.verdict)
+    settings = verdict.pop("trained_with")["settings"]
+    write_json(run.verdict, verdict)
+    assert read_trained(run).settings == settings and read_trained(run).log
+    build_again(run, suffix=" in oil")
+    studio = Studio(run)
+    assert studio.suffix == SUFFIX and "has changed" in str(studio)
+    assert report(CONFIG, studio)["suffix"] == SUFFIX
+    run.image_losses.unlink()
+    assert len(read_trained(run).pictures("validation")) == 3
+
+
+def test_what_a_picture_was_asked_with_is_drawn_the_same_after_03_ran_again(run):
+    asked = requests_of(replace(CONFIG, prompts="a cat"), Studio(run))
+    before = Studio(run).draw(asked)[0].tobytes()
+    build_again(run, suffix=" in oil")
+    again = requests_of(replace(CONFIG, prompts="a cat"), Studio(run))
+    assert again == asked and Studio(run).draw(again)[0].tobytes() == before
+    assert isinstance(again[0], Request)
+
+
+def test_a_model_that_was_trained_anew_while_05_was_open_is_not_reported_as_the_old_one(run):
+    studio = Studio(run)
+    asked = [Request("a cat", 1, num_inference_steps=2)]
+    before, settings = studio.draw(asked)[0].tobytes(), studio.settings(asked[0])
+    list(train(begin_another(run, learning_rate=0.1), run))
+    with pytest.raises(RunError, match="another model than was loaded: run 05_inference from its"):
+        report(CONFIG, studio)
+    assert studio.draw(asked)[0].tobytes() == before and studio.settings(asked[0]) == settings
+    assert Studio(run).settings(asked[0])["model_hash"] != settings["model_hash"]
