@@ -8,7 +8,7 @@ from helpers.caption.check import problems_of
 from helpers.colab import keep_soon
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, caption_costs, latest, read_rows
+from helpers.records import Caption, Post, append_row, caption_costs, latest, present, read_rows
 from helpers.run import Run
 
 Captioner = Callable[[CaptionConfig, Run, list[Post]], Iterator[Caption]]
@@ -34,7 +34,7 @@ def pending(config: CaptionConfig, run: Run) -> list[Post]:
 
     A refusal stands until another captioner or model is chosen. Raises RunError if 01 has not run.
     """
-    posts = latest(read_rows(run.require(run.posts, "scrape"), Post)).values()
+    posts = present(run.require(run.posts, "scrape"))
     captions = latest(read_rows(run.captions, Caption))
     return [post for post in posts if _is_stale(config, run, post, captions.get(post.file_name))]
 
@@ -111,7 +111,8 @@ def verify_captions(run: Run) -> str:
     captioned = [row for row in rows.values() if row.is_usable]
     if not captioned:
         raise RunError(_nothing(run, len(posts)))
-    missing = len(posts) - len(captioned)
+    usable = {row.file_name for row in captioned}
+    missing = sum(not post.gone and name not in usable for name, post in posts.items())
     cost, _ = caption_costs(run.captions)
     paid = f", for ${cost:.4f}" if cost else ""
     return f"{len(captioned)} captions in {run.captions}, {missing} images without one{paid}"
