@@ -4,6 +4,7 @@ import re
 
 import pandas as pd
 
+from helpers.errors import RunError
 from helpers.records import Caption, Post, latest, read_rows
 from helpers.run import Run
 
@@ -32,6 +33,17 @@ def table(run: Run) -> pd.DataFrame:
     )
     joined = joined.fillna({"caption": "", "captioner": "", "model": ""})
     return joined.sort_values("file_name", ignore_index=True)
+
+
+def check_current(run: Run, images: pd.DataFrame) -> None:
+    """Raises RunError for a row of `table` that is another run's, or that 01 has changed since."""
+    posts = latest(read_rows(run.posts, Post))
+    for row in images.itertuples():
+        post = posts.get(row.file_name)
+        if not post or (post.sha256, post.permission) != (row.sha256, row.permission):
+            raise RunError(
+                f"{row.file_name} is not as {run.posts} has it now: run the cells from 'What came in' on again"
+            )
 
 
 def plain(caption: str) -> str:
