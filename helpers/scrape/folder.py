@@ -83,7 +83,7 @@ def is_companion(path: Path) -> bool:
 
 def kinds_of(paths: Iterable[Path]) -> str:
     """`12 .mov, 3 .aae`: files counted by their endings."""
-    counts = Counter(path.suffix.lower() for path in paths)
+    counts = Counter(sorted(path.suffix.lower() for path in paths))
     return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
 
 
