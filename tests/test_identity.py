@@ -243,14 +243,16 @@ def build_dataset(truth, run):
     build(config, run, kept.assign(split=side), left_out)
     records = {record.image: record for record in read_records(run.dataset)}
     assert records.keys() == {truth.names[item.number] for item in truth.items}
-    sides = {}
+    sides, post = {}, {}
     for item in truth.items:
         record = records[truth.names[item.number]]
         assert record.text == f"picture {item.number}{config.suffix}"
-        sides[item.number] = record.split
-    still = [n for n, was in truth.sides.items() if n in sides and was == "validation"]
-    assert all(sides[number] == "validation" for number in still)
-    if len(still) >= min(LEAST_HELD_OUT, len(sides) // 4):  # else some must come over
+        sides[item.number], post[item.number] = record.split, record.shortcode
+    still = {n for n, was in truth.sides.items() if n in sides and was == "validation"}
+    count = sum(post[n] in {post[other] for other in still} for n in sides)  # with their posts
+    if count <= len(sides) // 2:  # else all is split anew
+        assert all(sides[number] == "validation" for number in still)
+    if min(LEAST_HELD_OUT, len(sides) // 4) <= count <= len(sides) // 2:  # else some come over
         assert all(sides[n] == was for n, was in truth.sides.items() if n in sides)
     truth.sides = sides
 

@@ -32,12 +32,15 @@ def split(
     least, most = max(1, min(LEAST_HELD_OUT, len(images) // 4)), len(images) // 2
     sides = held_out if isinstance(held_out, Mapping) else dict.fromkeys(held_out, "validation")
     side = images["file_name"].map(sides)
-    chosen, trained = set(groups[side == "validation"]), set(groups[side == "train"])
-    if (count := sum(sizes[group] for group in chosen)) > most:
-        chosen, trained, count = set(), set(), 0
-    for group in sorted(rank.index, key=trained.__contains__):  # those come last, in order of rank
-        is_wanted = count < least or (group not in trained and rank[group] < validation_share)
-        if group not in chosen and is_wanted and count + sizes[group] <= most:
+    kept = set(groups[side == "validation"])
+    trained = set(groups[side == "train"]) - kept
+    if sum(sizes[group] for group in kept) > most:
+        kept, trained = set(), set()
+    chosen, count = set(), 0
+    for group in sorted(rank.index, key=lambda group: (group not in kept, group in trained)):
+        is_new = group not in trained and rank[group] < validation_share
+        is_wanted = group in kept or is_new or count < least
+        if is_wanted and count + sizes[group] <= most:
             chosen.add(group)
             count += sizes[group]
     return groups.isin(chosen).map({True: "validation", False: "train"})
