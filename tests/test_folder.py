@@ -6,6 +6,7 @@ import shutil
 import time
 
 import pytest
+from PIL import Image
 
 from helpers.caption.ledger import caption_images, pending
 from helpers.config import CaptionConfig, DatasetConfig, ScrapeConfig
@@ -306,3 +307,73 @@ def test_a_picture_of_a_post_that_lost_one_before_it_keeps_its_name(workplace):
 
     first = walk("abc", 48)
     assert walk("bcd", 32) == first | {"d": "C1a2B3c4D5e_4.jpg"}
+
+
+def rename(old, new):
+    return lambda folder: (folder / old).rename(folder / new)
+
+
+def move_below(folder):
+    (folder / "best of").mkdir()
+    (folder / "Holiday 04.JPG").rename(folder / "best of/Holiday 04.JPG")
+
+
+def link(folder):
+    (folder / "Holiday 04.JPG").rename(folder / ".original.JPG")
+    (folder / "Holiday 04.JPG").symlink_to(folder / ".original.JPG")
+
+
+def rewrite_in_place(folder):
+    content = (folder / "Holiday 04.JPG").read_bytes()
+    (folder / "Holiday 04.JPG").write_bytes(content)
+
+
+def swap_at_the_same_second(folder):
+    """As a program does that keeps times: names change places, sizes are equal, times too."""
+    a, b, aside = folder / "same a.png", folder / "same b.png", folder / "aside.png"
+    for old, new in ((a, aside), (b, a), (aside, b)):
+        old.rename(new)
+        os.utime(new, ns=(10**18, 10**18))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rename("Holiday 04.JPG", "HOLIDAY 04.jpg"),
+        rename("Holiday 04.JPG", "Holiday 04.jpeg"),
+        rename("Holiday 04.JPG", "Fe\u0301rias.JPG"),
+        rename("Holiday 04.JPG", "C1a2B3c4D5e_1.jpg"),
+        rename("Holiday 04.JPG", "000.JPG"),
+        move_below,
+        link,
+        rewrite_in_place,
+        swap_at_the_same_second,
+    ],
+    ids=range(9),
+)
+def test_no_name_and_no_caption_moves_whatever_a_file_is_called(workplace, pictures, change):
+    for name, colour in (("same a.png", 10), ("same b.png", 200)):
+        Image.new("L", (64, 64), colour).save(pictures / name)
+        os.utime(pictures / name, ns=(10**18, 10**18))
+    sizes = {(pictures / f"same {name}.png").stat().st_size for name in "ab"}
+    assert len(sizes) == 1  # so that neither size nor time tells them apart
+    run, _ = scrape(pictures)
+    before = {post.sha256: post.file_name for post in present(run.posts)}
+    words = captioned(run)
+    change(pictures)
+    for text in pictures.glob("*.txt"):
+        if not list(pictures.glob(f"{text.stem}.[jJ]*")):
+            text.unlink()
+    run, offered = scrape(pictures)
+    after = {post.sha256: post.file_name for post in present(run.posts)}
+    assert all(after[content] == name for content, name in before.items())
+    assert captioned(run) == words and "no longer" not in offered.news
+
+
+def test_a_folder_that_is_emptied_takes_nothing_out_of_the_run(workplace, pictures):
+    run, _ = scrape(pictures)
+    shutil.rmtree(pictures)
+    pictures.mkdir()
+    with pytest.raises(RunError, match="holds no image"):
+        scrape(pictures)
+    assert len(present(run.posts)) == 12
