@@ -96,8 +96,10 @@ def test_anothers_post_in_the_timeline_is_left_out_and_told(serve, who):
     (row,) = read_rows(run.rejected, Rejection)
     assert row.file_name == "C1a2B3c4D2e_1"
     assert row.reason == "is a post of @friend: coauthored=True takes it"
+    assert source.news == "5 new, 0 as before"
     asked = len(site.log)
-    walk(permission="own work")
+    _, source, _ = walk(permission="own work")
+    assert source.news == "0 new, 5 as before"
     assert not [about for kind, about in site.log[asked:] if kind in ("post", "image")]
 
 

@@ -237,7 +237,7 @@ class Intake:
         missing = self.known.missing()
         places = {post.source_name for post in missing} | {post.stem for post in missing}
         changed = [i.name for i in source.new.values() if i.name in places or i.stem in places]
-        before = len(self.known.met) - len(source.new)
+        before = sum(not post.gone for post in self.known.posts.values()) - len(source.new)
         words = [f"{len(source.new) - len(changed)} new", f"{before} as before"]
         if changed:
             words.append(f"{len(changed)} changed ({_some(changed)})")
@@ -274,7 +274,9 @@ class Intake:
         today = date.today().isoformat()
         gone = [replace(post, gone=today) for post in self.known.missing() if not post.gone]
         append_rows(self.run.posts, gone)
-        return {post.file_name: post for post in gone}
+        marked = {post.file_name: post for post in gone}
+        self.known.posts |= marked
+        return marked
 
 
 def _some(names: list[str], most: int = 3) -> str:
