@@ -13,14 +13,17 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 from helpers.caption.ledger import edit
-from helpers.config import ScrapeConfig
+from helpers.config import DatasetConfig, ScrapeConfig
+from helpers.dataset.build import build
+from helpers.dataset.curate import curate
 from helpers.dataset.layout import read_records
+from helpers.dataset.split import split
 from helpers.errors import RunError
 from helpers.records import Caption, Post, latest, present, read_rows
 from helpers.run import STAGES, Run, notebook_name
 from helpers.scrape.intake import find, take
 from helpers.store import sha256
-from tests.conftest import photograph
+from tests.conftest import make_dataset, photograph
 from tests.loopback_claude import numbered_picture
 
 FOLDERS = {"a": "own work", "b": "private study"}
@@ -230,24 +233,24 @@ def test_what_another_run_was_offered_is_refused_and_nothing_is_written(workplac
     assert len(present(Run("mine").posts)) == 12
 
 
-def test_a_dataset_is_not_built_of_what_01_has_changed_since(workplace, pictures):
-    from helpers.config import DatasetConfig
-    from helpers.dataset.build import build
-    from helpers.dataset.curate import curate
-    from helpers.dataset.split import split
-    from tests.conftest import make_dataset
-
+def test_a_dataset_is_built_of_its_own_run_alone_and_under_the_permission_of_now(
+    workplace, pictures
+):
     run = make_dataset("mine", pictures)
     config = DatasetConfig(run="mine", min_side_px=32)
     kept, left_out = curate(config, run)
     kept = kept.assign(split=split(kept, 0.25, 0))
     scrape = ScrapeConfig(run="mine", source="folder", folder=str(pictures), permission="own work")
-    photograph(pictures / "new.jpg", 99)
     list(take(scrape, run, find(scrape, run)))
-    with pytest.raises(RunError, match="run the cells from 'What came in' on again"):
-        build(config, run, kept, left_out)
-    with pytest.raises(RunError, match="the settings are of run 'other'"):
-        build(DatasetConfig(run="other"), run, kept, left_out)
+    build(config, run, kept, left_out)
+    assert {record.permission for record in read_records(run.dataset)} == {"own work"}
+    for i in range(4):
+        photograph(workplace / f"art/{i}.jpg", 50 + i).with_suffix(".txt").write_text(f"art {i}")
+    other = make_dataset("other", workplace / "art")
+    with pytest.raises(RunError, match="the settings are of run 'mine'"):
+        build(config, other, kept, left_out)
+    with pytest.raises(RunError, match="has changed since the images were chosen"):
+        build(DatasetConfig(run="other", min_side_px=32), other, kept, left_out)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -10,7 +10,7 @@ from PIL import Image
 from helpers.config import DatasetConfig
 from helpers.dataset.card import write_card
 from helpers.dataset.history import remember
-from helpers.dataset.join import check_current
+from helpers.dataset.join import up_to_date
 from helpers.dataset.layout import (
     ABOUT,
     NOT_IN_IT,
@@ -45,10 +45,10 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
 
     The suffix is added to the captions here and nowhere else. Images stay whole; those that are not
     plain upright RGB are written as such. The same input gives the same bytes.
-    Raises RunError if `kept` is not what the run has now.
+    Permissions are as 01 has them now. Raises RunError for images of another run.
     """
     run.check_settings(config)
-    check_current(run, kept)
+    kept = up_to_date(run, kept)
     remember(run)
     with replacing_folder(run.dataset) as folder:
         for split in kept["split"].unique():

@@ -35,15 +35,19 @@ def table(run: Run) -> pd.DataFrame:
     return joined.sort_values("file_name", ignore_index=True)
 
 
-def check_current(run: Run, images: pd.DataFrame) -> None:
-    """Raises RunError for a row of `table` that is another run's, or that 01 has changed since."""
+def up_to_date(run: Run, images: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `table` with their permission as 01 has it now.
+
+    Raises RunError for one that is another run's, or has another image by now.
+    """
     posts = latest(read_rows(run.posts, Post))
     for row in images.itertuples():
-        post = posts.get(row.file_name)
-        if not post or (post.sha256, post.permission) != (row.sha256, row.permission):
+        if row.file_name not in posts or posts[row.file_name].sha256 != row.sha256:
             raise RunError(
-                f"{row.file_name} is not as {run.posts} has it now: run the cells from 'What came in' on again"
+                f"{row.file_name} has changed since the images were chosen: "
+                "run the cell 'What is left out, and why' and those after it again"
             )
+    return images.assign(permission=[posts[name].permission for name in images["file_name"]])
 
 
 def plain(caption: str) -> str:
