@@ -19,7 +19,8 @@ from helpers.scrape.identity import INSTAGRAM_NAME
 MAX_STEM = 60
 VIDEOS = (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".mpg", ".mpeg", ".wmv")
 # what phones, cameras and programs lay beside images
-COMPANIONS = (*VIDEOS, ".aae", ".xmp", ".thm", ".json", ".ini", ".db", ".lnk", ".url")
+COMPANIONS = (*VIDEOS, ".aae", ".xmp", ".thm", ".ini", ".db", ".lnk", ".url")
+OF_TAKEOUT = re.compile(r".+\.[a-z0-9]{3,4}(\.[a-z-]+)?(\(\d+\))?\.json", re.IGNORECASE)
 
 
 def find(config: ScrapeConfig) -> Listing:
@@ -31,14 +32,14 @@ def find(config: ScrapeConfig) -> Listing:
     if not root.is_dir():
         raise RunError(_not_there(root))
     files, unreadable = walk(root)
-    captions, others = _captions(root, list(files))
-    images = [path for path in others if not is_companion(path)]
+    companions = {path for path in files if path.suffix.lower() in COMPANIONS}
+    captions, images = _captions(root, [path for path in files if path not in companions])
     if not images:
         raise RunError(f"folder {root} holds no image: put JPEG, PNG or WEBP files into it")
     names = Names()
     items = [_found(path, files[path], root, captions.get(path), names) for path in images]
-    passed_over = kinds_of(path for path in others if is_companion(path))
-    notes = [f"passed over: {passed_over}"] if passed_over else []
+    companions |= {path for path in files if OF_TAKEOUT.fullmatch(path.name)}
+    notes = [f"beside them {kinds_of(companions)}"] if companions else []
     if unreadable:
         notes.append(f"{len(unreadable)} paths cannot be read, such as {shown(unreadable[0])}")
     return Listing(listed.with_captions(root, items), notes, not unreadable)
@@ -77,10 +78,6 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def is_companion(path: Path) -> bool:
-    return path.suffix.lower() in COMPANIONS
-
-
 def kinds_of(paths: Iterable[Path]) -> str:
     """`12 .mov, 3 .aae`: files counted by their endings."""
     counts = Counter(sorted(path.suffix.lower() for path in paths))
@@ -88,7 +85,7 @@ def kinds_of(paths: Iterable[Path]) -> str:
 
 
 def _captions(root: Path, files: list[Path]) -> tuple[dict[Path, str], list[Path]]:
-    """The caption of each file that has one, and all files but those with captions.
+    """The caption of each image that has one, and the images: all files but those with words.
 
     Raises RunError for a caption without an image.
     """
@@ -97,13 +94,19 @@ def _captions(root: Path, files: list[Path]) -> tuple[dict[Path, str], list[Path
         for path in files
         if path.suffix.lower() == ".txt" and is_inside(path, root)
     }
-    others = [p for p in files if p.suffix.lower() != ".txt" and p.name != listed.METADATA]
-    for stem in others and texts.keys() - {path.with_suffix("") for path in others}:
+    images = [
+        path
+        for path in files
+        if path.suffix.lower() != ".txt"
+        and path.name != listed.METADATA
+        and not OF_TAKEOUT.fullmatch(path.name)
+    ]
+    for stem in images and texts.keys() - {path.with_suffix("") for path in images}:
         raise RunError(
             f"{texts[stem]} captions an image that is not there: add the image, or take the .txt away"
         )
-    beside = {path: texts.get(path.with_suffix("")) for path in others}
-    return {path: _read_caption(text) for path, text in beside.items() if text}, others
+    beside = {path: texts.get(path.with_suffix("")) for path in images}
+    return {path: _read_caption(text) for path, text in beside.items() if text}, images
 
 
 def is_inside(path: Path, root: Path) -> bool:
