@@ -37,6 +37,16 @@ def lines(default: str | tuple[str, ...]) -> Any:
     return field(default=default, metadata={"lines": True})
 
 
+class Unset:
+    """Stands for settings and their run until they are found good: whatever asks for one is told so in a line."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RunError("the settings above are not in force: mend them and run their cell again")
+
+
+UNSET = Unset()
+
+
 class Checked:
     """Settings that are checked when they are made."""
 
@@ -73,6 +83,8 @@ class ScrapeConfig(Checked):
     max_minutes: float = number(90.0, 0.0, 100_000.0)  # of one walk on Instagram; 0 sets no limit
     pauses: bool = True  # instaloader's short random pauses before each question to Instagram
     video_covers: bool = False  # take the cover picture of a video
+    # others' posts in the account's timeline, always for private study alone
+    coauthored: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

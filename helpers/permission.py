@@ -1,11 +1,20 @@
 """Whose leave a picture is used by, and what may be made public with it: the rule of 03's and 05's pushes."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from helpers.errors import RunError
 
 MAY_BE_SHOWN = ("own work", "permission of the artist")
+OF_ANOTHERS = "private study"
+
+
+def permission_for(said: str, owners: Collection[str], account: str) -> str:
+    """The permission of an image that `account` published, where `said` was said of what the owners did.
+
+    Without owners it was said of all images.
+    """
+    return said if not owners or account.lower() in ("", *owners) else OF_ANOTHERS
 
 
 def require_shareable(permissions: Iterable[str]) -> None:

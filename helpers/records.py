@@ -33,6 +33,14 @@ class Post:
     post_caption: str = ""  # as published; the caption to train on is 02's
     alt_text: str = ""
     likes: int | None = None
+    permission_changed: str = ""  # the day on which it was corrected, ISO 8601
+    source_name: str = ""  # as the source calls it
+    source_id: str = ""  # while the source says the same, it has the same picture
+    gone: str = ""  # the day since which the source has it no more
+
+    @property
+    def stem(self) -> str:
+        return self.file_name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,15 @@ class Rejection:
 
 
 def append_row(path: Path, row: object) -> None:
-    line = redact(json.dumps(asdict(row), ensure_ascii=False))  # errors may echo what was sent
-    append_line(path, line.encode("utf-8", "replace").decode())  # half an emoji is no UTF-8
+    append_rows(path, [row])
+
+
+def append_rows(path: Path, rows: Sequence[object]) -> None:
+    """Add rows by one write; a kill in it leaves the first of them."""
+    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
+    if lines:
+        text = redact("\n".join(lines))  # errors may echo what was sent
+        append_line(path, text.encode("utf-8", "replace").decode())  # half an emoji is no UTF-8
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
@@ -94,6 +109,11 @@ def _parse(path: Path, number: int, line: bytes, kind: type[Row]) -> Row:
 def latest(rows: list[Row]) -> dict[str, Row]:
     """The last row of each file_name, in the order in which the names first came."""
     return {row.file_name: row for row in rows}
+
+
+def present(path: Path) -> list[Post]:
+    """The images of posts.jsonl that the source still has, each once."""
+    return [post for post in latest(read_rows(path, Post)).values() if not post.gone]
 
 
 def caption_costs(path: Path) -> tuple[float, int]:

@@ -48,7 +48,9 @@ class Run:
     dataset = _In("dataset")
     datasets_before = _In("datasets_before.jsonl")  # a line per replaced one
     taken_back = _In("taken_back.txt")  # images that a person wants in, whatever their flaws
-    taken_down = _In("taken_down.txt")  # shortcodes of posts that must not be here
+    taken_down = _In(
+        "taken_down.txt"
+    )  # what must not be here: posts' shortcodes, pictures' SHA-256
     # 04
     cache = _In("cache")  # may be deleted at any time
     checkpoints = _In("checkpoints")
@@ -132,12 +134,19 @@ class Run:
         return self.notebooks / f"{notebook_name(stage)}.ipynb"
 
     def read_taken_down(self) -> list[str]:
-        """Shortcodes of posts that were taken down, in the order in which they were."""
+        """Shortcodes of posts that were taken down, in the order in which they were, and hashes of their pictures."""
         return self.taken_down.read_text().split() if self.taken_down.is_file() else []
 
     def trial(self, number: int) -> "TrialRun":
         """The run of a sweep's trial, counted from 0."""
         return TrialRun(self, number)
+
+    def check_settings(self, config: Any) -> None:
+        """Raises RunError if a stage's settings are another run's."""
+        if config.run != self.name:
+            raise RunError(
+                f"the settings are of run {config.run!r}, the folder is {self.folder}: run the settings' cell again"
+            )
 
     def write_config(self, stage: str, config: Any) -> None:
         """Keep a stage's resolved settings."""

@@ -74,6 +74,8 @@ class FakePost:
     slides: tuple[str, ...] = ("image",)  # image or video
     caption: str = ""
     likes: int = 0
+    owner: str = ""  # who published it together with the account, whose timeline it is in
+    lacks: tuple[str, ...] = ()  # what an answer does not say of it
 
     @property
     def images(self) -> list[str]:
@@ -233,9 +235,13 @@ class Instagram:
             "comment_count": 0,
             "has_liked": False,
         }
+        if post.owner:
+            media["user"] |= {"username": post.owner, "pk": "77", "id": "1784177"}
         if len(slides) == 1:
-            return slides[0] | media
-        return media | {"media_type": 8, "carousel_media": slides, **_renditions(slides[0])}
+            media = slides[0] | media
+        else:
+            media |= {"media_type": 8, "carousel_media": slides, **_renditions(slides[0])}
+        return {name: value for name, value in media.items() if name not in post.lacks}
 
     def slide(self, name: str, kind: str) -> dict:
         candidates = [  # not the widest first, as it sometimes is

@@ -8,7 +8,7 @@ from helpers.caption.check import problems_of
 from helpers.colab import keep_soon
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, caption_costs, latest, read_rows
+from helpers.records import Caption, Post, append_row, caption_costs, latest, present, read_rows
 from helpers.run import Run
 
 Captioner = Callable[[CaptionConfig, Run, list[Post]], Iterator[Caption]]
@@ -34,7 +34,8 @@ def pending(config: CaptionConfig, run: Run) -> list[Post]:
 
     A refusal stands until another captioner or model is chosen. Raises RunError if 01 has not run.
     """
-    posts = latest(read_rows(run.require(run.posts, "scrape"), Post)).values()
+    run.check_settings(config)
+    posts = present(run.require(run.posts, "scrape"))
     captions = latest(read_rows(run.captions, Caption))
     return [post for post in posts if _is_stale(config, run, post, captions.get(post.file_name))]
 
@@ -51,7 +52,11 @@ def _is_stale(config: CaptionConfig, run: Run, post: Post, caption: Caption | No
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption images, each kept as soon as it is answered. A rerun captions only what is missing."""
+    """Caption images, each kept as soon as it is answered. A rerun captions only what is missing.
+
+    Raises RunError for images of another run.
+    """
+    posts = _still_pending(config, run, posts)
     run.write_config("caption", config)
     with run.timed("caption"):
         for number, row in enumerate(captioner_of(config)(config, run, posts), 1):
@@ -60,8 +65,22 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
                 keep_soon(run)
 
 
+def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[Post]:
+    """Those of the images that want a caption now, whatever was kept since they were listed."""
+    wanted = {post.file_name for post in pending(config, run)}
+    known = latest(read_rows(run.posts, Post))
+    for post in posts:
+        if post.file_name not in known or known[post.file_name].sha256 != post.sha256:
+            raise RunError(
+                f"{post.file_name} is not the image that {run.posts} lists by that name: "
+                "run the cell that lists what wants a caption again"
+            )
+    return [post for post in posts if post.file_name in wanted]
+
+
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
     """What captioning these images would cost, in a few lines, before anything is spent."""
+    posts = _still_pending(config, run, posts)
     if config.captioner != "claude" or not posts:
         return f"{len(posts)} images by {config.captioner}: $0"
     from helpers.caption.estimate import estimate
@@ -71,6 +90,7 @@ def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
 
 def dry_run(config: CaptionConfig, run: Run, posts: list[Post], most: int = 3) -> list[Caption]:
     """Caption the first images now, to be looked at before the others are paid for."""
+    run.check_settings(config)
     return list(caption_images(replace(config, mode="now"), run, posts[:most]))
 
 
@@ -111,7 +131,8 @@ def verify_captions(run: Run) -> str:
     captioned = [row for row in rows.values() if row.is_usable]
     if not captioned:
         raise RunError(_nothing(run, len(posts)))
-    missing = len(posts) - len(captioned)
+    usable = {row.file_name for row in captioned}
+    missing = sum(not post.gone and name not in usable for name, post in posts.items())
     cost, _ = caption_costs(run.captions)
     paid = f", for ${cost:.4f}" if cost else ""
     return f"{len(captioned)} captions in {run.captions}, {missing} images without one{paid}"

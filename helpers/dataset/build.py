@@ -10,6 +10,7 @@ from PIL import Image
 from helpers.config import DatasetConfig
 from helpers.dataset.card import write_card
 from helpers.dataset.history import remember
+from helpers.dataset.join import up_to_date
 from helpers.dataset.layout import (
     ABOUT,
     NOT_IN_IT,
@@ -29,14 +30,14 @@ from helpers.store import damage, folder_hash, replacing_folder
 ORIENTATION = 0x0112  # the EXIF tag
 
 
-def held_out(config: DatasetConfig, run: Run) -> set[str]:
-    """The file names of 01 that the dataset which is there holds out, if it was split by the same share and seed."""
+def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
+    """The side of each image of 01 in the dataset which is there, if it was split by the same share and seed."""
     if not (run.dataset / ABOUT).is_file():
-        return set()
+        return {}
     settings = read_about(run.dataset)["settings"]
     if any(settings.get(name) != getattr(config, name) for name in ("validation_share", "seed")):
-        return set()
-    return {r.image for r in read_records(run.dataset) if r.split == "validation"}
+        return {}
+    return {r.image: r.split for r in read_records(run.dataset)}
 
 
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
@@ -44,7 +45,10 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
 
     The suffix is added to the captions here and nowhere else. Images stay whole; those that are not
     plain upright RGB are written as such. The same input gives the same bytes.
+    Permissions are as 01 has them now. Raises RunError for images of another run.
     """
+    run.check_settings(config)
+    kept = up_to_date(run, kept)
     remember(run)
     with replacing_folder(run.dataset) as folder:
         for split in kept["split"].unique():

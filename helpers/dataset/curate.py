@@ -48,8 +48,8 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
     if len(kept) < LEAST:
         why = "; ".join(f"{n} {reason}" for reason, n in left_out["reason"].value_counts().items())
         raise RunError(
-            f"{len(kept)} of {len(images)} images are left, and training needs {LEAST}: "
-            f"add images or mend these ({why})"
+            f"{len(kept)} of {len(images)} images are left, and training needs {LEAST}: add images and run 01 to 03 "
+            f"again{f', or mend these ({why})' if why else ''}"
         )
     return kept.drop(columns=["kind", "reason"]), left_out
 
@@ -80,6 +80,13 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
     _mark(images, images["caption"] == "", "no caption", "has no caption")
     is_there = images["file_name"].map(lambda name: run.image(name).is_file())
     _mark(images, ~is_there, "no image", f"is not in {run.images}: run 01_scrape again")
+    is_gone = (images["gone"] != "") & ~images["file_name"].isin(_lines(run.taken_back))
+    _mark(
+        images,
+        is_gone,
+        "gone",
+        "is no longer in the source: 01 found it missing on " + images["gone"],
+    )
 
 
 def _with_figures(

@@ -4,6 +4,7 @@ import re
 
 import pandas as pd
 
+from helpers.errors import RunError
 from helpers.records import Caption, Post, latest, read_rows
 from helpers.run import Run
 
@@ -32,6 +33,21 @@ def table(run: Run) -> pd.DataFrame:
     )
     joined = joined.fillna({"caption": "", "captioner": "", "model": ""})
     return joined.sort_values("file_name", ignore_index=True)
+
+
+def up_to_date(run: Run, images: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `table` with their permission as 01 has it now.
+
+    Raises RunError for one that is another run's, or has another image by now.
+    """
+    posts = latest(read_rows(run.posts, Post))
+    for row in images.itertuples():
+        if row.file_name not in posts or posts[row.file_name].sha256 != row.sha256:
+            raise RunError(
+                f"{row.file_name} has changed since the images were chosen: "
+                "run the cell 'What is left out, and why' and those after it again"
+            )
+    return images.assign(permission=[posts[name].permission for name in images["file_name"]])
 
 
 def plain(caption: str) -> str:

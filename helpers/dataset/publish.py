@@ -20,6 +20,7 @@ from helpers.dataset.layout import NOT_IN_IT, read_about, read_records
 from helpers.errors import RunError
 from helpers.hub import make_private, open_hub, release, told
 from helpers.permission import require_shareable
+from helpers.records import Post, latest, read_rows
 from helpers.run import Run
 from helpers.store import MANIFEST, damage, read_json, replacing_folder
 
@@ -41,7 +42,10 @@ def publish(config: DatasetConfig, run: Run) -> str:
         return "not published: push_to is empty"
     verify_dataset(run)
     if not config.private:
-        require_shareable(record.permission for record in read_records(run.dataset))
+        posts, records = latest(read_rows(run.posts, Post)), read_records(run.dataset)
+        require_shareable(record.permission for record in records)
+        if posts:  # 01 may have corrected a permission since 03
+            require_shareable(posts[r.image].permission for r in records if r.image in posts)
     with told(config.push_to):
         api = open_hub()
         files = _push(api, make_private(api, config.push_to, "dataset"), run.dataset)

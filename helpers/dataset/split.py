@@ -1,7 +1,7 @@
 """Held-out images: whole posts and clusters of copies, chosen by a hash, so the choice stays as the set grows."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 
@@ -12,26 +12,35 @@ A_FEW = 20  # images; below them the held-out loss is a rough guide
 
 
 def split(
-    images: pd.DataFrame, validation_share: float, seed: int, held_out: Collection[str] = ()
+    images: pd.DataFrame,
+    validation_share: float,
+    seed: int,
+    held_out: Collection[str] | Mapping[str, str] = (),
 ) -> pd.Series:
     """`train` or `validation` for each image.
 
     A carousel's pictures resemble each other, so posts that share a cluster of copies are on one side as a
     whole. Each post has a number from 0 to 1 of its own; a group with one below `validation_share` is held
     out, and if these are too few, so are the next ones. A group of more than half of all images trains.
-    held_out  file names that were held out before, and stay so unless they are most of the images
+    held_out  file names that were held out before, and stay so unless they are most of the images; or all that
+              had a side, and which: what was trained on is held out only where too few others can be
     Where a single post holds everything, its images are parted instead.
     """
     groups, names = _groups(images)
     rank = names.map(lambda name: _number(seed, name)).groupby(groups).min().sort_values()
     sizes = groups.value_counts()
     least, most = max(1, min(LEAST_HELD_OUT, len(images) // 4)), len(images) // 2
-    chosen = set(groups[images["file_name"].isin(held_out)])
-    if (count := sum(sizes[group] for group in chosen)) > most:
-        chosen, count = set(), 0
-    for group, number in rank.items():
-        is_wanted = number < validation_share or count < least
-        if group not in chosen and is_wanted and count + sizes[group] <= most:
+    sides = held_out if isinstance(held_out, Mapping) else dict.fromkeys(held_out, "validation")
+    side = images["file_name"].map(sides)
+    kept = set(groups[side == "validation"])
+    trained = set(groups[side == "train"]) - kept
+    if sum(sizes[group] for group in kept) > most:
+        kept, trained = set(), set()
+    chosen, count = set(), 0
+    for group in sorted(rank.index, key=lambda group: (group not in kept, group in trained)):
+        is_new = group not in trained and rank[group] < validation_share
+        is_wanted = group in kept or is_new or count < least
+        if is_wanted and count + sizes[group] <= most:
             chosen.add(group)
             count += sizes[group]
     return groups.isin(chosen).map({True: "validation", False: "train"})

@@ -58,8 +58,9 @@ def remove(run: Run, shortcode: str) -> Removal:
     files = _files(run, shortcode)
     if not files and shortcode not in listed:
         raise RunError(f"{run.folder} has no post {shortcode}: look it up in {run.posts}")
-    if shortcode not in listed:
-        write_text(run.taken_down, "".join(f"{name}\n" for name in (*listed, shortcode)))
+    again = [shortcode, *_hashes(run, shortcode)]  # so that it does not come in by another name
+    if new := [word for word in again if word not in listed]:
+        write_text(run.taken_down, "".join(f"{word}\n" for word in (*listed, *new)))
     seen = _seen(run, shortcode)
     _purge(run, shortcode, files)
     purge_drive(run)
@@ -72,6 +73,14 @@ def _files(run: Run, shortcode: str) -> set[str]:
     rows |= {r.image for r in read_records(run.dataset) if r.shortcode == shortcode}
     here = {path.name for path in run.images.glob(f"{shortcode}_*") if _is_of(path, shortcode)}
     return rows | {name for name in here if not name.endswith(".txt")}
+
+
+def _hashes(run: Run, shortcode: str) -> set[str]:
+    """The SHA-256 of each picture of the post, but for those that another post has as well."""
+    hashes = {True: set(), False: set()}
+    for post in read_rows(run.posts, Post):
+        hashes[post.shortcode == shortcode].add(post.sha256)
+    return hashes[True] - hashes[False]
 
 
 def _is_of(path: Path, shortcode: str) -> bool:

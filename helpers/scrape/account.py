@@ -22,6 +22,7 @@ def profile_of(name: str, session: Session, cursor: Cursor, run: Run) -> Profile
         profile = session.ask(partial(Profile.from_username, session.context, name))
         user_id = str(session.ask(lambda: profile.userid))
         _check_person(cursor, name, user_id, run)
+        cursor.names += [old for old in (cursor.account,) if old not in ("", *cursor.names)]
         cursor.account, cursor.user_id = name, user_id
         cursor.profile = get_json_structure(profile)
         cursor.write(run.cursor)

@@ -18,11 +18,15 @@ class Cursor:
 
     account: str = ""
     user_id: str = ""  # stays when an account is renamed
+    names: list[str] = field(
+        default_factory=list
+    )  # all that the account has had, as far as we know
     timeline_id: str = ""  # by which an anonymous visitor asks for its pages
     profile: dict[str, Any] | None = None
     since: str = ""
     until: str = ""
-    # shortcode: its day, and how many pictures and videos it has (0 lies outside since and until)
+    coauthored: bool = False
+    # shortcode: its day, and how many pictures and videos it has (0: the settings leave it out)
     finished: dict[str, tuple[str, int]] = field(default_factory=dict)
     settled: int = 0  # so many of `finished` came before the last walk that reached its end
     frozen: dict[str, Any] | None = None  # the place in the timeline
@@ -45,10 +49,10 @@ class Cursor:
     def write(self, path: Path) -> None:
         write_text(path, json.dumps(vars(self)) + "\n")
 
-    def limit(self, since: str, until: str) -> None:
-        """Walk another span of time: what lay outside of the last one may lie inside."""
-        if (self.since, self.until) != (since, until):
-            self.since, self.until = since, until
+    def limit(self, since: str, until: str, coauthored: bool) -> None:
+        """Walk another span of time, or others' posts too: what the last walk left out may be taken now."""
+        if (self.since, self.until, self.coauthored) != (since, until, coauthored):
+            self.since, self.until, self.coauthored = since, until, coauthored
             self.finished = {code: entry for code, entry in self.finished.items() if entry[1]}
             self.frozen, self.settled = None, 0
 

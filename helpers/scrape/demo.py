@@ -10,12 +10,12 @@ from random import Random
 from helpers.config import ScrapeConfig
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import DEMO_SCENES_FROM, random_scene
-from helpers.scrape.found import Found
+from helpers.scrape.found import Found, Listing
 
 FIRST_DAY = datetime(2025, 1, 1, 9, tzinfo=UTC)
 
 
-def find(config: ScrapeConfig) -> list[Found]:
+def find(config: ScrapeConfig) -> Listing:
     """The painter's posts: single pictures and carousels of two or three."""
     rng = Random(0)
     found: list[Found] = []
@@ -25,7 +25,7 @@ def find(config: ScrapeConfig) -> list[Found]:
         found += [
             _found(number, index, len(found) + index, day) for index in range(1, pictures + 1)
         ]
-    return found
+    return Listing(found)
 
 
 def _found(post: int, index: int, picture: int, day: datetime) -> Found:
@@ -39,6 +39,7 @@ def _found(post: int, index: int, picture: int, day: datetime) -> Found:
         caption=scene.caption,
         account="mira_paints (drawn by this project)",
         taken_at=day.isoformat(),
+        source_id=f"scene {scene.seed}",
     )
 
 

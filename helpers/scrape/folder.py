@@ -1,76 +1,147 @@
 """Source: a folder of one's own images, with captions in .txt files beside them, or in a metadata.csv."""
 
 import hashlib
+import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 
 from helpers.colab import why_not_there
 from helpers.config import ScrapeConfig
 from helpers.errors import RunError
 from helpers.scrape import listed
-from helpers.scrape.found import Final, Found
+from helpers.scrape.found import Final, Found, Listing
+from helpers.scrape.identity import INSTAGRAM_NAME
 
-# SHORTCODE_INDEX as Instagram tools name files: eleven characters that no plain word has
-INSTAGRAM_NAME = re.compile(
-    r"(?=[\w-]*[a-z])(?=\w[\w-]*[A-Z0-9])([A-Z][\w-]{10})_(\d{1,2})", re.ASCII
-)
 MAX_STEM = 60
+VIDEOS = (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".mpg", ".mpeg", ".wmv")
+# what phones, cameras and programs lay beside images
+COMPANIONS = (*VIDEOS, ".aae", ".xmp", ".thm", ".ini", ".db", ".lnk", ".url")
+OF_TAKEOUT = re.compile(r".+\.[a-z0-9]{3,4}(\.[a-z-]+)?(\(\d+\))?\.json", re.IGNORECASE)
 
 
-def find(config: ScrapeConfig) -> list[Found]:
-    """The folder's images; those without a .txt take their captions from a metadata.csv, if there is one."""
-    return listed.with_captions(Path(config.folder).expanduser(), _walk(config))
-
-
-def _walk(config: ScrapeConfig) -> list[Found]:
-    """Every file below the folder that is no caption, in order of path; hidden ones are passed over.
+def find(config: ScrapeConfig) -> Listing:
+    """The folder's images in order of path, with the captions beside them; hidden files are passed over.
 
     Raises RunError if the folder is not there or empty, or a caption has no image beside it.
     """
     root = Path(config.folder).expanduser()
     if not root.is_dir():
-        raise RunError(
-            f"folder {root} is not there: give the path of a folder with your images{why_not_there(root)}"
-        )
-    files = [
-        path for path in sorted(root.rglob("*")) if path.is_file() and not _is_hidden(path, root)
-    ]
-    captions = {
-        path.with_suffix(""): path
-        for path in files
-        if path.suffix.lower() == ".txt" and _is_inside(path, root)
-    }
-    images = [p for p in files if p.suffix.lower() != ".txt" and p.name != listed.METADATA]
+        raise RunError(_not_there(root))
+    files, unreadable = walk(root)
+    companions = {path for path in files if path.suffix.lower() in COMPANIONS}
+    captions, images = _captions(root, [path for path in files if path not in companions])
     if not images:
         raise RunError(f"folder {root} holds no image: put JPEG, PNG or WEBP files into it")
-    for stem, path in captions.items():
-        if stem not in {image.with_suffix("") for image in images}:
-            raise RunError(
-                f"{path} captions an image that is not there: add the image, or take the .txt away"
-            )
     names = Names()
-    return [_found(path, root, captions.get(path.with_suffix("")), names) for path in images]
+    items = [_found(path, files[path], root, captions.get(path), names) for path in images]
+    companions |= {path for path in files if OF_TAKEOUT.fullmatch(path.name)}
+    notes = [f"beside them {kinds_of(companions)}"] if companions else []
+    if unreadable:
+        notes.append(f"{len(unreadable)} paths cannot be read, such as {shown(unreadable[0])}")
+    return Listing(listed.with_captions(root, items), notes, not unreadable)
 
 
-def _is_inside(path: Path, root: Path) -> bool:
-    """Whether a path stays in the folder when its links are followed."""
-    return path.resolve().is_relative_to(root.resolve())
+def _not_there(path: Path) -> str:
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return f"folder {path} is a ZIP: unpack it, or set source to 'export' if it is Instagram's"
+    if path.is_file():
+        return f"folder {path} is a file: give the path of the folder that it lies in"
+    return f"folder {path} is not there: give the path of a folder with your images{why_not_there(path)}"
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def walk(root: Path) -> tuple[dict[Path, os.stat_result], list[Path]]:
+    """Every file below a folder that is not hidden, in order of path, and the paths that cannot be read."""
+    paths: list[Path] = []
+    unreadable: list[Path] = []
+    for folder, folders, names in os.walk(
+        root, onerror=lambda e: unreadable.append(Path(e.filename))
+    ):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        paths += [Path(folder, name) for name in names if not _is_hidden(name)]
+    files: dict[Path, os.stat_result] = {}
+    for path in sorted(paths):
+        try:
+            stat = path.stat()
+        except OSError:  # a link that leads nowhere, or a disk that does not answer
+            unreadable += [] if path.is_symlink() else [path]
+            continue
+        if S_ISREG(stat.st_mode):
+            files[path] = stat
+    return files, unreadable
 
 
-def _found(path: Path, root: Path, caption_path: Path | None, names: "Names") -> Found:
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def kinds_of(paths: Iterable[Path]) -> str:
+    """`12 .mov, 3 .aae`: files counted by their endings."""
+    counts = Counter(sorted(path.suffix.lower() for path in paths))
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+
+
+def _captions(root: Path, files: list[Path]) -> tuple[dict[Path, str], list[Path]]:
+    """The caption of each image that has one, and the images: all files but those with words.
+
+    Raises RunError for a caption without an image.
+    """
+    texts = {
+        path.with_suffix(""): path
+        for path in files
+        if path.suffix.lower() == ".txt" and is_inside(path, root)
+    }
+    images = [
+        path
+        for path in files
+        if path.suffix.lower() != ".txt"
+        and path.name != listed.METADATA
+        and not OF_TAKEOUT.fullmatch(path.name)
+    ]
+    for stem in images and texts.keys() - {path.with_suffix("") for path in images}:
+        raise RunError(
+            f"{texts[stem]} captions an image that is not there: add the image, or take the .txt away"
+        )
+    beside = {path: texts.get(path.with_suffix("")) for path in images}
+    return {path: _read_caption(text) for path, text in beside.items() if text}, images
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Whether a file of a folder stays in it when its links are followed."""
+    return not path.is_symlink() or path.resolve().is_relative_to(root.resolve())
+
+
+def _found(
+    path: Path, stat: os.stat_result, root: Path, caption: str | None, names: "Names"
+) -> Found:
     shortcode, index = names.give(path.relative_to(root))
-    caption = _read_caption(caption_path) if caption_path else None
-    name = path.relative_to(root).as_posix()
-    return Found(name, shortcode, index, partial(_read, path, root), caption)
+    name = shown(path.relative_to(root))
+    return Found(
+        name=name,
+        shortcode=shortcode,
+        index=index,
+        load=partial(_read, path, root),
+        caption=caption,
+        source_id=file_id(name, stat),
+        size_bytes=stat.st_size,
+    )
+
+
+def file_id(name: str, stat: os.stat_result) -> str:
+    """What stays the same while a file does, by its name, size and times; a rename changes the last of them."""
+    return f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+
+def shown(path: Path) -> str:
+    """A path as text; bytes of a name that are no UTF-8 are written as backslash, x and their hex."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _read(path: Path, root: Path) -> bytes:
-    if not _is_inside(path, root):
+    if not is_inside(path, root):
         raise Final("is a link that leads out of the folder")
     return path.read_bytes()
 
@@ -92,10 +163,10 @@ class Names:
     def give(self, path: Path) -> tuple[str, int]:
         match = INSTAGRAM_NAME.fullmatch(path.stem)
         shortcode, index = (match[1], int(match[2])) if match else (_plain(path), 1)
-        plain, made_of = shortcode, path.as_posix()
+        plain, made_of = shortcode, os.fsencode(path.as_posix())
         while (shortcode.lower(), index) in self.given or not shortcode:
-            digest = hashlib.sha256(made_of.encode()).hexdigest()[:8]
-            shortcode, made_of = f"{plain}-{digest}".strip("-"), made_of + "+"
+            digest = hashlib.sha256(made_of).hexdigest()[:8]
+            shortcode, made_of = f"{plain}-{digest}".strip("-"), made_of + b"+"
         self.given.add((shortcode.lower(), index))
         return shortcode, index
 

@@ -1,7 +1,10 @@
 """What a source offers: images not yet read, and why it may end early."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from helpers.config import ScrapeConfig
+from helpers.records import Post
 
 LATER = "; the next run tries it again"  # ends the reason of what is not refused for good
 
@@ -18,7 +21,7 @@ class Stopped(Exception):
 class Found:
     """An image at its source, not yet read."""
 
-    name: str  # as the source calls it, for messages
+    name: str  # as the source calls it
     shortcode: str
     index: int  # within its post, from 1
     load: Callable[[], bytes]  # raises ValueError saying why it cannot be had
@@ -31,17 +34,26 @@ class Found:
     likes: int | None = None
     tries: int = 1  # how often `load` may be called
     progress: str = ""  # of the source when it offered this one
+    source_id: str = (
+        ""  # while the source says the same, it has the same picture; "" if only its content tells
+    )
+    size_bytes: int | None = None  # where the source tells it unread
 
     @property
     def stem(self) -> str:
+        """The name that it will have, unless another picture of the run has that."""
         return f"{self.shortcode}_{self.index}"
 
-    def known_name(self, known: dict) -> str | None:
-        """The file name under which the run has this image, if it has it."""
-        return next(
-            (f"{self.stem}.{s}" for s in ("jpg", "png", "webp") if f"{self.stem}.{s}" in known),
-            None,
-        )
+
+@dataclass
+class Listing:
+    """All that a source has, as far as that can be known without reading an image."""
+
+    items: list[Found]
+    notes: list[str] = field(
+        default_factory=list
+    )  # what was passed over, and where captions are from
+    is_whole: bool = True  # if not, what is missing here may still be there
 
 
 @dataclass
@@ -52,3 +64,13 @@ class Source:
     items: Iterable[Found]
     total: int | None = None  # images, where that is known beforehand
     stopped: str = ""  # why the last walk ended early
+    config: ScrapeConfig | None = None  # the settings that it was listed by
+    listing: Listing | None = None  # all that it has, whatever the settings leave out
+    new: dict[str, Found] = field(
+        default_factory=dict
+    )  # by file name, what came in since it was listed
+    gone: dict[str, Post] = field(
+        default_factory=dict
+    )  # by file name, what was found to be missing
+    corrected: str = ""  # what became of the permission of images that were there
+    news: str = ""  # what is new, changed and gone, once a walk has reached its end

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from helpers.config import ScrapeConfig
 from helpers.errors import RunError
-from helpers.scrape.folder import Names
-from helpers.scrape.found import Final, Found
+from helpers.scrape.folder import Names, file_id, shown
+from helpers.scrape.found import Final, Found, Listing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CAPTIONS = ("text", "caption", "prompt")  # columns that hold one, the first that there is counts
 
 
-def find(config: ScrapeConfig) -> list[Found]:
+def find(config: ScrapeConfig) -> Listing:
     """Every image of every split; a text column becomes the captions beside the images.
 
     Raises RunError if the dataset is not to be had, or has no images.
@@ -39,7 +39,7 @@ def find(config: ScrapeConfig) -> list[Found]:
         found += _of_split(split, part, allowed, names, address)
     if not found:
         raise RunError(f"dataset_id {name!r} has no column of images: choose an image dataset")
-    return found
+    return Listing(found)
 
 
 def _of_split(
@@ -57,12 +57,29 @@ def _of_split(
     words = next((table[name].to_pylist() for name in CAPTIONS if name in table.column_names), None)
     found = []
     for i, path in enumerate(paths):
-        name = Path(path).name if path else f"{split}-{i:05d}"
-        shortcode, index = names.give(Path(name))
-        caption = " ".join(str(words[i]).split()) if words and words[i] is not None else None
-        load = partial(_bytes, part, i, columns[0], allowed)
-        found.append(Found(f"{split}/{name}", shortcode, index, load, caption, url=address))
+        base = Path(path).name if path else f"{split}-{i:05d}"
+        shortcode, index = names.give(Path(base))
+        name, source_id = _place(Path(path), allowed) if path else ("", "")
+        found.append(
+            Found(
+                name=name or f"{split}/{base}",
+                shortcode=shortcode,
+                index=index,
+                load=partial(_bytes, part, i, columns[0], allowed),
+                caption=" ".join(str(words[i]).split()) if words and words[i] is not None else None,
+                url=address,
+                source_id=source_id,
+            )
+        )
     return found
+
+
+def _place(path: Path, allowed: Path) -> tuple[str, str]:
+    """The name and the source_id of an image that is a file of the dataset's folder; empty if it is none."""
+    if not path.is_absolute() or not path.is_file() or not path.resolve().is_relative_to(allowed):
+        return "", ""
+    name = shown(path.resolve().relative_to(allowed))
+    return name, file_id(name, path.stat())
 
 
 def _bytes(part: "Dataset", i: int, column: str, allowed: Path) -> bytes:

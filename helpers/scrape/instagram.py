@@ -35,13 +35,24 @@ def find(config: ScrapeConfig, run: Run) -> Source:
     return Source(walk.introduce(), walk)
 
 
+def owners(config: ScrapeConfig, run: Run) -> set[str]:
+    """The names of the account that is walked, present and former; none where single posts alone are asked for."""
+    if not config.username:
+        return set()
+    return _names(config, Cursor.read(run.cursor))
+
+
+def _names(config: ScrapeConfig, cursor: Cursor) -> set[str]:
+    return {name.lower() for name in (config.username, cursor.account, *cursor.names) if name}
+
+
 class Walk:
     """Posts in the order of the timeline, from where the last walk ended. Once refused, it asks no more."""
 
     def __init__(self, config: ScrapeConfig, run: Run) -> None:
         self.config, self.run = config, run
         self.cursor = Cursor.read(run.cursor)
-        self.cursor.limit(config.since, config.until)
+        self.cursor.limit(config.since, config.until, config.coauthored)
         self.cursor.stopped = ""
         self.session = Session(config, self._keep_page)
         self.timeline: Timeline | None = None
@@ -92,11 +103,11 @@ class Walk:
             context = self.session.context
             media = self.session.ask_post(lambda: read(load_structure(context, pending)))
             if isinstance(media, Media):  # else another instaloader kept it, and it is asked for
-                yield from self._offer(media)
+                yield from self._offer(media, is_asked_for=True)
 
     def _named(self, codes: list[str]) -> Iterator[Found]:
         for code in codes:
-            yield from self._offer(self._ask_for(code), code)
+            yield from self._offer(self._ask_for(code), code, is_asked_for=True)
 
     def _ask_for(self, code: str) -> Media | str:
         self.session.budget.check()
@@ -132,9 +143,18 @@ class Walk:
     def _ends(self, media: Media | str) -> bool:
         if isinstance(media, str):
             return False
-        return media.code in self.cursor.done_before or media.taken_at[:10] < self.config.since
+        is_older = "" < media.taken_at[:10] < self.config.since
+        return media.code in self.cursor.done_before or is_older
 
-    def _offer(self, media: Media | str, code: str = "") -> Iterator[Found]:
+    def _is_anothers(self, media: Media) -> bool:
+        """Whether somebody else published a post that stands in the timeline of the account."""
+        if not self.config.username or media.account_id == self.cursor.user_id:
+            return False
+        return media.account.lower() not in ("", *_names(self.config, self.cursor))
+
+    def _offer(
+        self, media: Media | str, code: str = "", is_asked_for: bool = False
+    ) -> Iterator[Found]:
         """A post's pictures; it is finished when more is asked for. Words say why it cannot be had."""
         if isinstance(media, str):
             yield self._refused(code[:64], 1, media + LATER)
@@ -143,6 +163,11 @@ class Walk:
             yield self._refused(media.code[:64], 0, "has a shortcode that is none")
             self._finish(media.code[:64], "", 0)
         elif not self.config.covers(media.taken_at):
+            self._finish(media.code, media.taken_at, 0)
+        elif self._is_anothers(media) and not (self.config.coauthored or is_asked_for):
+            yield self._refused(
+                media.code, 1, f"is a post of @{media.account}: coauthored=True takes it"
+            )
             self._finish(media.code, media.taken_at, 0)
         else:
             self.cursor.pending = media.structure
@@ -170,6 +195,7 @@ class Walk:
             likes=media.likes,
             tries=TRIES,
             progress=self._progress(),
+            source_id=f"{media.code} {slide.number}" if slide.number else "",
         )
 
     def _refused(self, code: str, index: int, why: str) -> Found:
@@ -243,8 +269,8 @@ class Walk:
         return 0 < self.config.max_posts <= self._count()
 
     def _count(self) -> int:
-        """Posts of the span of time that are done."""
-        return sum(self.config.covers(day) for day, _ in self.cursor.finished.values())
+        """Posts of the span of time that are done, without those that the settings leave out."""
+        return sum(self.config.covers(day) for day, n in self.cursor.finished.values() if n)
 
     def _total(self) -> int | None:
         node = (self.cursor.profile or {}).get("node", {})

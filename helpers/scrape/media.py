@@ -8,7 +8,7 @@ from typing import Any
 from instaloader import Post, get_json_structure
 
 SHORTCODE = re.compile(r"[A-Za-z0-9_-]{5,64}")
-VIDEO = 2  # the media_type
+IMAGE, VIDEO, CAROUSEL = 1, 2, 8  # a media_type
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Slide:
     url: str  # of the widest rendition; a video's is its cover picture
     is_video: bool
     alt_text: str
+    number: str = ""  # Instagram's own, which stays where the slides before it are taken out
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Media:
     """A post. `structure` is what `instaloader.load_structure` makes the post of again, without a request."""
 
     code: str
-    account: str
-    taken_at: str  # ISO 8601, UTC
+    account: str  # whose post it is; a coauthored one may stand in another's timeline
+    account_id: str
+    taken_at: str  # ISO 8601, UTC; empty where Instagram does not tell
     caption: str
     likes: int | None
     slides: tuple[Slide, ...]
@@ -41,10 +43,12 @@ def read(post: Post) -> Media:
     """A fetched post. Asks for nothing. Raises what a post of another shape leads to, such as KeyError."""
     structure = get_json_structure(post)
     node = structure["node"]
+    owner = node.get("owner") or {}
     return Media(
         code=str(post.shortcode),
-        account=str((node.get("owner") or {}).get("username") or ""),
-        taken_at=post.date_local.astimezone(UTC).isoformat(),
+        account=str(owner.get("username") or ""),
+        account_id=str(owner.get("id") or ""),
+        taken_at=post.date_local.astimezone(UTC).isoformat() if post.date_local.timestamp() else "",
         caption=post.caption or "",
         likes=post.likes,
         slides=tuple(_slides(post, node.get("iphone_struct") or node)),
@@ -65,4 +69,27 @@ def _slide(part: dict[str, Any]) -> Slide:
     candidates = (part.get("image_versions2") or {}).get("candidates") or [{}]
     widest = max(candidates, key=lambda candidate: candidate.get("width") or 0)
     url, words = widest.get("url"), part.get("accessibility_caption")
-    return Slide(str(url or ""), part.get("media_type") == VIDEO, str(words or ""))
+    number = part.get("pk") or part.get("id")
+    return Slide(
+        str(url or ""), part.get("media_type") == VIDEO, str(words or ""), str(number or "")
+    )
+
+
+def has_pictures(node: Any) -> bool:
+    """Whether an entry of a timeline is the whole post, as it is for who is logged in."""
+    return isinstance(node, dict) and bool(
+        node.get("carousel_media") or node.get("image_versions2")
+    )
+
+
+def with_what_may_be_missing(node: dict[str, Any]) -> dict[str, Any]:
+    """What a logged-in timeline says of a post, with all that instaloader insists on and this project does not."""
+    kind = (
+        CAROUSEL if node.get("carousel_media") else VIDEO if node.get("video_versions") else IMAGE
+    )
+    unneeded = {"pk": 0, "media_type": kind, "taken_at": 0, "has_liked": False, "like_count": None}
+    user = {"is_private": False, "full_name": "", "profile_pic_url": ""} | (node.get("user") or {})
+    whole = {**unneeded, **node, "user": user}
+    if not {"pk", "username"} <= user.keys():
+        del whole["user"]
+    return whole

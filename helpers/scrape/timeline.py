@@ -20,7 +20,7 @@ from instaloader import (
 )
 
 from helpers.scrape.cursor import Cursor
-from helpers.scrape.media import Media, read
+from helpers.scrape.media import Media, has_pictures, read, with_what_may_be_missing
 
 PINNED = 3  # so many posts at the top may be older than those after them
 
@@ -34,6 +34,7 @@ class Timeline:
 
     def enter(self, context: InstaloaderContext) -> None:
         """Stand where the last walk stood; at the top if that was of another login, another version, or long ago."""
+        self.context = context
         try:
             frozen = load_structure(context, copy.deepcopy(self.cursor.frozen or {}))
             if datetime.now().timestamp() < (frozen.best_before or 0):
@@ -56,7 +57,14 @@ class Timeline:
 
     def next(self) -> Media | None:
         """The next post, or None at the end. Raises what instaloader raises."""
-        post = next(self.posts, None)
+        at = self.index
+        try:
+            post = next(self.posts, None)
+        except (KeyError, TypeError):
+            if self.index == at or not has_pictures(self._node_in_hand):
+                raise
+            node = with_what_may_be_missing(self._node_in_hand)
+            post = Post.from_iphone_struct(self.context, node)
         return read(post) if post else None
 
     @property
@@ -71,7 +79,11 @@ class Timeline:
     @property
     def code_in_hand(self) -> str:
         """The shortcode of the post that came last, be it that it could not be read."""
-        return _code(self.posts.freeze().remaining_data["edges"][0])
+        return _code({"node": self._node_in_hand})
+
+    @property
+    def _node_in_hand(self) -> Any:
+        return self.posts.freeze().remaining_data["edges"][0]["node"]
 
     @property
     def place(self) -> dict[str, Any]:
