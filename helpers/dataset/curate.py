@@ -93,7 +93,7 @@ def _with_figures(
         try:
             image = open_rgb(run.image(name))
         except OSError as error:
-            images.loc[i, ["kind", "reason"]] = ["no image", f"does not decode: {error}"]
+            images.loc[i, ["kind", "reason"]] = ["no image", str(error)]
             continue
         figures[name], looks[name] = measure(image), look(image)
     columns = {

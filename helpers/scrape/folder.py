@@ -7,6 +7,7 @@ from pathlib import Path
 
 from helpers.colab import why_not_there
 from helpers.config import ScrapeConfig
+from helpers.decode import read_picture_file
 from helpers.errors import RunError
 from helpers.scrape import listed
 from helpers.scrape.found import Final, Found
@@ -43,14 +44,19 @@ def _walk(config: ScrapeConfig) -> list[Found]:
     }
     images = [p for p in files if p.suffix.lower() != ".txt" and p.name != listed.METADATA]
     if not images:
-        raise RunError(f"folder {root} holds no image: put JPEG, PNG or WEBP files into it")
+        raise RunError(
+            f"folder {root} holds no image: put JPEG, PNG, WEBP, HEIC or TIFF files into it"
+        )
     for stem, path in captions.items():
         if stem not in {image.with_suffix("") for image in images}:
             raise RunError(
                 f"{path} captions an image that is not there: add the image, or take the .txt away"
             )
     names = Names()
-    return [_found(path, root, captions.get(path.with_suffix("")), names) for path in images]
+    return [
+        _found(path, root, captions.get(path.with_suffix("")), names, config.max_image_mpx)
+        for path in images
+    ]
 
 
 def _is_inside(path: Path, root: Path) -> bool:
@@ -62,17 +68,19 @@ def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _found(path: Path, root: Path, caption_path: Path | None, names: "Names") -> Found:
+def _found(
+    path: Path, root: Path, caption_path: Path | None, names: "Names", max_mpx: int
+) -> Found:
     shortcode, index = names.give(path.relative_to(root))
     caption = _read_caption(caption_path) if caption_path else None
     name = path.relative_to(root).as_posix()
-    return Found(name, shortcode, index, partial(_read, path, root), caption)
+    return Found(name, shortcode, index, partial(_read, path, root, max_mpx), caption)
 
 
-def _read(path: Path, root: Path) -> bytes:
+def _read(path: Path, root: Path, max_mpx: int) -> bytes:
     if not _is_inside(path, root):
         raise Final("is a link that leads out of the folder")
-    return path.read_bytes()
+    return read_picture_file(path, max_mpx)
 
 
 def _read_caption(path: Path) -> str:

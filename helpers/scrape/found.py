@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from helpers.run import IMAGE_SUFFIXES
+
 LATER = "; the next run tries it again"  # ends the reason of what is not refused for good
 
 
@@ -39,7 +41,7 @@ class Found:
     def known_name(self, known: dict) -> str | None:
         """The file name under which the run has this image, if it has it."""
         return next(
-            (f"{self.stem}.{s}" for s in ("jpg", "png", "webp") if f"{self.stem}.{s}" in known),
+            (f"{self.stem}.{s}" for s in IMAGE_SUFFIXES if f"{self.stem}.{s}" in known),
             None,
         )
 
