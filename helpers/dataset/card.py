@@ -27,6 +27,7 @@ SETTING = {  # by which a reason to leave an image out is set
     "too blurry": "min_sharpness",
     "odd one out": "max_oddness",
     "near copy": "max_hash_bits",
+    "edited copy": "min_likeness",
 }
 TEXT = """---
 {header}
