@@ -109,7 +109,9 @@ def edited_copies(looks: Sequence[Look], min_likeness: float) -> Iterator[Likene
     """
     if min_likeness >= 1:
         return
-    places = [i for i, one in enumerate(looks) if one.has_layout]
+    # where it shows at THUMB_PX: a fine pattern over all of a picture is no layout of its own
+    thumbs = (_thumb(Image.fromarray(one.pixels)) for one in looks)
+    places = [i for i, thumb in enumerate(thumbs) if _grey(thumb).std() >= LEAST_CONTRAST]
     if not places:
         return
     greys = np.stack([_standardized(looks[i].pixels) for i in places])
