@@ -201,7 +201,10 @@ class DatasetConfig(Checked):
     min_sharpness: float = number(0.02, 0.0, 1.0)  # as a share of the set's median
     max_text_share: float = number(0.25, 0.0, 1.0)  # of the height, covered by lines of text
     max_oddness: float = number(10.0, 1.0, 1e6)  # spreads away from the other posts' pictures
-    max_hash_bits: int = number(28, 0, 64)  # of 256; more apart are no copies of one another
+    max_hash_bits: int = number(28, 0, 64)  # of 256; more apart are not the same picture
+    min_likeness: float = number(0.78, 0.5, 1.0)  # of an edited copy's edges; 1 looks for none
+    # names of pictures that share a scene, as in ("cats*", "beach-*"): held out together, as one post
+    series: tuple[str, ...] = ()
     push_to: str = ""  # a hub id such as you/your-dataset; empty publishes nothing
     private: bool = True
 

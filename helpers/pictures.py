@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
+
+from helpers.decode import decode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,19 +19,8 @@ GAP_PX = 6
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """An image file as upright RGB: EXIF orientation applied, transparency on white, any mode converted."""
-    with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
-        return to_rgb(ImageOps.exif_transpose(image))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I;16":  # 16-bit greyscale, which convert() would clip to white
-        image = image.point(lambda value: value / 256).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    """An image file as RGB: upright, sRGB, transparency on white. Raises OSError if it does not decode."""
+    return decode(path).image
 
 
 def middle_square(image: Image.Image) -> Image.Image:

@@ -15,7 +15,9 @@ RUNS = Path("runs")
 STAGES = ("scrape", "caption", "dataset", "train", "inference")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PREVIEW_NAME = re.compile(r"step-\d{6,}\.png")
-IMAGE_NAME = re.compile(r"[A-Za-z0-9_-]{1,96}\.(jpg|png|webp)")  # names are made by us, never taken
+IMAGE_SUFFIXES = ("jpg", "png", "webp", "heic", "avif", "tif", "psd", "gif")
+# names are made by us, never taken
+IMAGE_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,96}}\.({'|'.join(IMAGE_SUFFIXES)})")
 
 
 def notebook_name(stage: str) -> str:

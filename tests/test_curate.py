@@ -213,11 +213,11 @@ def test_what_a_person_takes_back_stays_in_over_reruns(workplace, art):
 
 def test_a_reason_that_holds_no_more_is_taken_from_the_list(workplace, art):
     put(art, "small", scaled(watercolour(100), 0.4))
-    (art / "notes.gif").write_bytes(b"no image")
+    (art / "notes.bmp").write_bytes(b"no image")
     run, _, reasons = curated(art)
     assert set(reasons) == {"small_1.png"} and len(lines(run.rejected)) == 2
     curate(DatasetConfig(run="art", min_side_px=32), run)
-    assert [row["file_name"] for row in lines(run.rejected)] == ["notes.gif"]  # what 01 said stays
+    assert [row["file_name"] for row in lines(run.rejected)] == ["notes.bmp"]  # what 01 said stays
 
 
 def test_a_broken_image_is_left_out_and_the_rest_goes_on(workplace, art):

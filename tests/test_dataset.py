@@ -18,6 +18,7 @@ from helpers.dataset.join import plain, without_image
 from helpers.dataset.layout import content_hash, read_records
 from helpers.dataset.split import balance, meaning, split
 from helpers.errors import RunError
+from helpers.pictures import open_rgb
 from helpers.records import Caption, Post, Rejection, append_row, read_metadata, read_rows, rewrite
 from helpers.run import Run
 from helpers.store import damage, folder_hash
@@ -140,13 +141,15 @@ def test_it_loads_as_everybody_loads_it(dataset, tmp_path):
     assert "validation images" in verify_dataset(dataset)
 
 
-def test_orientation_is_applied_and_plain_files_stay_as_they_are(dataset):
+def test_orientation_is_applied_and_plain_files_keep_their_compressed_pixels(dataset):
     files = {
         path.name: path
         for path in (*dataset.split_images("train"), *dataset.split_images("validation"))
     }
     assert Image.open(files["Holiday-00_1.png"]).size == (90, 120)
-    assert files["Holiday-01_1.jpg"].read_bytes() == dataset.image("Holiday-01_1.jpg").read_bytes()
+    plain, source = files["Holiday-01_1.jpg"], dataset.image("Holiday-01_1.jpg")
+    assert plain.read_bytes()[-500:] == source.read_bytes()[-500:]
+    assert open_rgb(plain).tobytes() == open_rgb(source).tobytes()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "I;16"])

@@ -21,7 +21,16 @@ from tests.image import (
     runtime_text,
 )
 
-NEW = {"anthropic", "instaloader", "papermill", "jedi", "imagehash", "xformers", "bitsandbytes"}
+NEW = {
+    "anthropic",
+    "instaloader",
+    "papermill",
+    "jedi",
+    "imagehash",
+    "pi-heif",
+    "xformers",
+    "bitsandbytes",
+}
 
 
 @pytest.fixture

@@ -52,9 +52,9 @@ def test_an_image_that_was_lost_comes_back(workplace, pictures):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("text.jpg", b"hello", "is no JPEG, PNG or WEBP image"),
-        ("empty.png", b"", "is no JPEG, PNG or WEBP image"),
-        ("notes.csv", b"a,b", "is no JPEG, PNG or WEBP image"),
+        ("text.jpg", b"hello", "is no JPEG, PNG, WEBP, HEIC"),
+        ("empty.png", b"", "is no JPEG, PNG, WEBP, HEIC"),
+        ("notes.csv", b"a,b", "is no JPEG, PNG, WEBP, HEIC"),
         ("cut.jpg", None, "does not decode"),
     ],
 )
@@ -71,14 +71,14 @@ def test_what_does_not_decode_is_told_and_the_rest_comes_in(
     assert (pictures / name).exists() and len(taken) == 13
 
 
-def test_a_gif_and_a_bomb_are_left_out(workplace, tmp_path):
+def test_a_bitmap_and_a_bomb_are_left_out(workplace, tmp_path):
     folder = tmp_path / "odd"
     photograph(folder / "fine.jpg", 1)
-    Image.new("RGB", (20, 20)).save(folder / "moving.gif")
+    Image.new("RGB", (20, 20)).save(folder / "old.bmp")
     Image.new("1", (2000, 1200)).save(folder / "huge.png")
     run, _ = scrape(folder, max_image_mpx=1)
     reasons = {row.file_name: row.reason for row in read_rows(run.rejected, Rejection)}
-    assert "no JPEG" in reasons["moving.gif"] and "more than 1 megapixels" in reasons["huge.png"]
+    assert "no JPEG" in reasons["old.bmp"] and "more than 1 megapixels" in reasons["huge.png"]
 
 
 def test_names_are_ours_and_never_collide(workplace, tmp_path):

@@ -1,7 +1,8 @@
 """The dataset on disk: an image folder with metadata.csv that `datasets.load_dataset` and every trainer read."""
 
-import shutil
 import tempfile
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -21,13 +22,11 @@ from helpers.dataset.layout import (
     write_about,
     write_records,
 )
+from helpers.decode import ImageError, decode, pixels_only, read_picture_file
 from helpers.errors import RunError
-from helpers.pictures import open_rgb
 from helpers.records import read_metadata
 from helpers.run import Run
 from helpers.store import damage, folder_hash, replacing_folder
-
-ORIENTATION = 0x0112  # the EXIF tag
 
 
 def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
@@ -43,9 +42,9 @@ def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
     """Write dataset/ beside its place and rename it in: `kept` has a column `split`.
 
-    The suffix is added to the captions here and nowhere else. Images stay whole; those that are not
-    plain upright RGB are written as such. The same input gives the same bytes.
-    Permissions are as 01 has them now. Raises RunError for images of another run.
+    The suffix is added to the captions here and nowhere else. Images stay whole, upright and in sRGB, without
+    metadata. The same input gives the same bytes. Permissions are as 01 has them now.
+    Raises RunError for images of another run.
     """
     run.check_settings(config)
     kept = up_to_date(run, kept)
@@ -53,29 +52,42 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
     with replacing_folder(run.dataset) as folder:
         for split in kept["split"].unique():
             (folder / split).mkdir()
-        records = [_put(run, folder, row, config.suffix) for row in kept.itertuples()]
-        write_records(folder, records, run.split_metadata("train").name)
-        write_about(folder, run.name, config, left_out["kind"].value_counts().to_dict())
+        put = [_put(run, folder, row, config.suffix) for row in kept.itertuples()]
+        write_records(folder, [record for record, _ in put], run.split_metadata("train").name)
+        changed = Counter(note for _, notes in put for note in notes)
+        write_about(folder, run.name, config, left_out["kind"].value_counts().to_dict(), changed)
         write_card(folder)
     run.write_config("dataset", config)
 
 
-def _put(run: Run, folder: Path, row: object, suffix: str) -> Record:
-    """Copy an image as it is, or as an upright RGB PNG."""
-    image = run.image(row.file_name)
+def _put(run: Run, folder: Path, row: object, suffix: str) -> tuple[Record, tuple[str, ...]]:
+    """Write an image's pixels, and nothing else of its file; say what was done to it.
+
+    A file that has these very pixels gives its compressed data; any other becomes a PNG.
+    """
+    source = run.image(row.file_name)
+    content = read_picture_file(source)
+    picture = decode(content)
     # a spreadsheet takes a name that begins with a hyphen for a formula
-    name = f"_{image.name}" if image.name.startswith("-") else image.name
-    with Image.open(image) as opened:
-        is_plain = opened.mode == "RGB" and opened.getexif().get(ORIENTATION, 1) == 1
-    if is_plain:
-        shutil.copyfile(image, folder / row.split / name)
+    name = f"_{source.name}" if source.name.startswith("-") else source.name
+    target = folder / row.split / name
+    stored = pixels_only(content, picture.format) if picture.is_stored else None
+    if stored and _has_pixels(stored, picture.image):
+        target.write_bytes(stored)
     else:
-        name = Path(name).with_suffix(".png").name
-        open_rgb(image).save(folder / row.split / name)
+        target = target.with_suffix(".png")
+        picture.image.save(target)
     given = {
         field: getattr(row, field) for field in Record.__dataclass_fields__ if hasattr(row, field)
     }
-    return Record(**given | {"file_name": name, "image": image.name, "text": row.caption + suffix})
+    given |= {"file_name": target.name, "image": source.name, "text": row.caption + suffix}
+    return Record(**given), picture.notes
+
+
+def _has_pixels(content: bytes, image: Image.Image) -> bool:
+    with suppress(ImageError):
+        return decode(content).image.tobytes() == image.tobytes()
+    return False
 
 
 def verify_dataset(run: Run) -> str:

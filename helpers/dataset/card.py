@@ -27,6 +27,7 @@ SETTING = {  # by which a reason to leave an image out is set
     "too blurry": "min_sharpness",
     "odd one out": "max_oddness",
     "near copy": "max_hash_bits",
+    "edited copy": "min_likeness",
 }
 TEXT = """---
 {header}
@@ -43,6 +44,7 @@ Prepared for fine-tuning a text-to-image model, by annalaura-diffusion.
 | Published | {dates} |
 | Images | {train} to train on, {validation} held out, of {posts} posts; a post is on one side as a whole |
 | Captions | by {captioners}, each ending in <code>{suffix}</code> |
+| Pixels | {pixels} |
 | Left out | {left_out} |
 | Split | share {validation_share:g}, seed {seed}, by post and cluster of copies |
 | SHA-256 of images and texts | <code>{hash}</code> |
@@ -86,6 +88,7 @@ def card(folder: Path, records: Sequence[Record]) -> str:
         posts=len({record.shortcode for record in records}),
         captioners=_listed(f"{r.captioner} ({r.model})" if r.model else r.captioner for r in records),
         suffix=escaped(about["settings"]["suffix"]),
+        pixels=_pixels(about.get("changed")),
         left_out=_left_out(about["left_out"], about["settings"]) or "none",
         validation_share=about["settings"]["validation_share"],
         seed=about["settings"]["seed"],
@@ -111,6 +114,16 @@ def _listed(values: Iterable[str]) -> str:
 def _span(dates: Iterable[str]) -> str:
     days = sorted(escaped(date[:10]) for date in dates if date)
     return f"{days[0]} to {days[-1]}" if days else ""
+
+
+def _pixels(changed: dict[str, int] | None) -> str:
+    """What the files hold; None is of a dataset that an older version made by copying files."""
+    if changed is None:
+        return "in files as they were published, with what these hold beside their pixels"
+    counts = "".join(f"; {count} {what}" for what, count in sorted(changed.items()))
+    return (
+        f"upright, in sRGB, without EXIF, positions, cameras, thumbnails or other metadata{counts}"
+    )
 
 
 def _left_out(counts: dict[str, int], settings: dict[str, object]) -> str:

@@ -4,6 +4,7 @@ Nothing is deleted. What is left out stands in rejected.jsonl with its reason, a
 brings it in all the same.
 """
 
+import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from tqdm.auto import tqdm
 from helpers.config import DatasetConfig
 from helpers.dataset.join import table, without_image
 from helpers.dataset.quality import Quality, measure, oddness
-from helpers.dataset.resemblance import Look, bits_apart, copies, joined, look
+from helpers.dataset.resemblance import (
+    Look,
+    bits_apart,
+    copies,
+    edited_copies,
+    joined,
+    look,
+)
 from helpers.errors import RunError
 from helpers.pictures import open_rgb
 from helpers.records import Rejection, rewrite
@@ -29,8 +37,9 @@ FIGURES = ("sharpness", "detail", "brightness", "text_share")
 def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Images kept, and images left out with columns `kind` and `reason`; the latter also go to rejected.jsonl.
 
-    Both have the figures they were judged by, and a column `cluster`: the file name of the best of their copies.
-    Raises RunError if fewer than four are kept.
+    Both have the figures they were judged by, and columns `cluster`, the file name of the best of their copies, and
+    `series`, what they were told to share a scene with.
+    Raises RunError if fewer than four are kept, or a series is empty.
     """
     images = table(run)
     images[["kind", "reason"]] = ""
@@ -38,6 +47,7 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
     images, looks, palettes = _with_figures(run, images)
     judge(config, images, palettes, _lines(run.taken_back))
     _mark_copies(config, run, images, looks)
+    _mark_series(config, images)
     kept, left_out = images[images["reason"] == ""], images[images["reason"] != ""]
     rejections = [Rejection(row.file_name, "dataset", row.reason) for row in left_out.itertuples()]
     rejections += [
@@ -100,7 +110,7 @@ def _with_figures(
         try:
             image = open_rgb(run.image(name))
         except OSError as error:
-            images.loc[i, ["kind", "reason"]] = ["no image", f"does not decode: {error}"]
+            images.loc[i, ["kind", "reason"]] = ["no image", str(error)]
             continue
         figures[name], looks[name] = measure(image), look(image)
     columns = {
@@ -164,7 +174,8 @@ def _mark_copies(
     """Set the column `cluster`, and leave out all but the best of each cluster."""
     taken_back = _lines(run.taken_back)
     images["cluster"] = images["file_name"]
-    for names in _clusters(config, images[images["reason"] == ""], looks):
+    clusters, alike = _clusters(config, images[images["reason"] == ""], looks)
+    for names in clusters:
         copy = images[images["file_name"].isin(names)]
         best = _best(run, copy)
         images.loc[copy.index, "cluster"] = best["file_name"]
@@ -172,25 +183,50 @@ def _mark_copies(
             if row.file_name == best["file_name"] or row.file_name in taken_back:
                 continue
             apart = bits_apart(looks[row.file_name], looks[best["file_name"]])
-            reason = (
-                f"shows the same as {best['file_name']}: their hashes differ in {apart} of 256 bits"
-            )
-            kind = "near copy"
             if row.sha256 == best["sha256"]:
                 kind, reason = "same file", f"is the same file as {best['file_name']}"
+            elif apart <= config.max_hash_bits or row.file_name not in alike:
+                kind = "near copy"
+                reason = f"shows the same as {best['file_name']}: their hashes differ in {apart} of 256 bits"
+            else:
+                kind, (value, other) = "edited copy", alike[row.file_name]
+                reason = f"is {other} edited: their edges are {value:.2f} alike, "
+                reason += f"min_likeness is {config.min_likeness:g}"
             images.loc[row.Index, ["kind", "reason"]] = [kind, reason]
 
 
 def _clusters(
     config: DatasetConfig, images: pd.DataFrame, looks: dict[str, Look]
-) -> list[list[str]]:
-    """The file names of each set of copies, two or more."""
+) -> tuple[list[list[str]], dict[str, tuple[float, str]]]:
+    """The file names of each set of copies, two or more; and for edited ones how alike they are, and to which."""
     names = images["file_name"].tolist()
-    pairs = list(copies([looks[name] for name in names], config.max_hash_bits))
+    seen = [looks[name] for name in names]
+    edited = list(edited_copies(seen, config.min_likeness))
+    alike: dict[str, tuple[float, str]] = {}
+    for pair in edited:
+        for one, other in ((pair.one, pair.other), (pair.other, pair.one)):
+            alike[names[one]] = max(alike.get(names[one], (0.0, "")), (pair.value, names[other]))
+    pairs = [*copies(seen, config.max_hash_bits), *((pair.one, pair.other) for pair in edited)]
     first = {sha256: i for i, sha256 in reversed(list(enumerate(images["sha256"])))}
     pairs += [(i, first[sha256]) for i, sha256 in enumerate(images["sha256"])]
     members = pd.Series(names).groupby(joined(len(names), pairs)).agg(list)
-    return [cluster for cluster in members if len(cluster) > 1]
+    return [cluster for cluster in members if len(cluster) > 1], alike
+
+
+def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
+    """Set the column `series`: the pattern that an image's name fits, else the name itself.
+
+    Raises RunError for a pattern that no name fits.
+    """
+    images["series"] = images["file_name"]
+    for pattern in config.series:
+        fits = images["file_name"].str.fullmatch(fnmatch.translate(pattern), case=False)
+        if not fits.any():
+            raise RunError(
+                f"series has {pattern!r}, which no image's name fits: "
+                f"names are such as {images['file_name'].iloc[0]}"
+            )
+        images.loc[fits, "series"] = pattern
 
 
 def _best(run: Run, copy: pd.DataFrame) -> pd.Series:

@@ -6,7 +6,7 @@ the folder complete in itself: its card, a take-down and a public push need noth
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,17 @@ def copy_without(source: Path, target: Path, shortcode: str) -> None:
     shutil.copyfile(source / ABOUT, target / ABOUT)
 
 
-def write_about(folder: Path, run: str, config: DatasetConfig, left_out: dict[str, int]) -> None:
-    """Write about.json: the run's name, the settings that made the dataset, and how many were left out for what."""
+def write_about(
+    folder: Path,
+    run: str,
+    config: DatasetConfig,
+    left_out: Mapping[str, int],
+    changed: Mapping[str, int],
+) -> None:
+    """Write about.json: the run, the settings that made the dataset, how many were left out or changed, and how."""
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_IT}
-    write_json(folder / ABOUT, {"run": run, "settings": settings, "left_out": left_out})
+    about = {"run": run, "settings": settings, "left_out": left_out, "changed": changed}
+    write_json(folder / ABOUT, about)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ TEXT_SIDE_PX = 384
 STROKE = 32  # a step between neighbouring pixels, of 255, that counts as the edge of a stroke
 LEAST_STROKES = 12  # edges along a row of text
 TALLEST_LINE = 0.12  # of the picture's height
+EDGES_OF_TEXT = (3.3, 9.5)  # along a stretch as long as a line is high
+MOST_REPETITION = 0.38  # as an autocorrelation; of 100 cards in 14 fonts half have under 0.22
 LEAST_FOR_ODDNESS = 20  # images; among fewer, none is the odd one
 NEIGHBOURS = 5
 
@@ -66,21 +68,42 @@ def _laplacian_variance(grey: Image.Image) -> float:
 def text_share(grey: Image.Image) -> float:
     """The share of a picture's height that lines of text cover.
 
-    A line is a low band of rows, each crossed by many edges of strokes, between rows with next to none. Lettering
-    taller than TALLEST_LINE, slanted, or over a busy ground is not seen.
+    A line is a low band of rows, each crossed by many edges of strokes, between rows with next to none. What repeats
+    along its lines (dots, bricks, flowers) and what is denser or sparser than letters (hatching, waves) is a pattern.
+    Lettering taller than TALLEST_LINE, slanted, or over a busy ground is not seen.
     """
     pixels = np.asarray(_at_most(grey, TEXT_SIDE_PX), np.int16)
-    strokes = (np.abs(np.diff(pixels, axis=1)) > STROKE).sum(1)
+    edges = np.abs(np.diff(pixels, axis=1)) > STROKE
+    strokes = edges.sum(1)
     is_inked = np.concatenate([[False], strokes > 1, [False]])
     turns = np.flatnonzero(np.diff(is_inked.astype(np.int8)))
     height = len(pixels)
     lines = [
-        below - top
+        edges[top:below]
         for top, below in zip(turns[::2], turns[1::2], strict=True)
         if 3 <= below - top <= TALLEST_LINE * height
         and np.median(strokes[top:below]) >= LEAST_STROKES
     ]
-    return float(sum(lines) / height)
+    if not lines:
+        return 0.0
+    density, repetition = np.median([_of_line(line) for line in lines], axis=0)
+    if not (EDGES_OF_TEXT[0] <= density <= EDGES_OF_TEXT[1] and repetition <= MOST_REPETITION):
+        return 0.0
+    return float(sum(map(len, lines)) / height)
+
+
+def _of_line(edges: np.ndarray) -> tuple[float, float]:
+    """Of a band of rows, (H, W) bool where an edge is: edges along a stretch as long as the band is high; and how far
+    the band repeats itself along its way, the largest autocorrelation of its columns from a quarter to six heights on.
+    """
+    height = len(edges)
+    columns = np.trim_zeros(edges.sum(0)).astype(float)
+    width = len(columns)
+    density = float(np.median(edges.sum(1)) * height / width)
+    spectrum = np.fft.rfft(columns - columns.mean(), 2 * width)
+    correlation = np.fft.irfft(np.abs(spectrum) ** 2)[:width] / np.arange(width, 0, -1)
+    beyond = correlation[max(2, height // 4) : min(width // 2, 6 * height)]
+    return density, float(beyond.max(initial=0.0) / max(correlation[0], 1e-9))
 
 
 def _palette(image: Image.Image, grey: Image.Image) -> np.ndarray:

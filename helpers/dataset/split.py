@@ -19,8 +19,8 @@ def split(
 ) -> pd.Series:
     """`train` or `validation` for each image.
 
-    A carousel's pictures resemble each other, so posts that share a cluster of copies are on one side as a
-    whole. Each post has a number from 0 to 1 of its own; a group with one below `validation_share` is held
+    A carousel's pictures resemble each other, so posts that share a cluster of copies, or a series, are on one
+    side as a whole. Each post has a number from 0 to 1 of its own; a group with one below `validation_share` is held
     out, and if these are too few, so are the next ones. A group of more than half of all images trains.
     held_out  file names that were held out before, and stay so unless they are most of the images; or all that
               had a side, and which: what was trained on is held out only where too few others can be
@@ -49,7 +49,8 @@ def split(
 def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """A group for each image, and the name by which the image gets its number."""
     clusters = images.get("cluster", images["file_name"])
-    groups = _together(images.index, (images["shortcode"], clusters))
+    series = images.get("series", images["file_name"])
+    groups = _together(images.index, (images["shortcode"], clusters, series))
     if groups.nunique() > 1:
         return groups, images["shortcode"]
     return (clusters if clusters.nunique() > 1 else images["file_name"]), clusters

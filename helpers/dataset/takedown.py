@@ -18,9 +18,10 @@ from helpers.dataset.history import editions, remember
 from helpers.dataset.layout import copy_without, read_records
 from helpers.errors import RunError
 from helpers.records import Post, read_rows, rewrite
-from helpers.run import Run
+from helpers.run import IMAGE_SUFFIXES, Run
 from helpers.store import replacing_folder, write_text
 
+_SUFFIXES = "|".join((*IMAGE_SUFFIXES, "txt"))
 SHORTCODE = re.compile(r"[A-Za-z0-9_-]{1,90}")
 
 
@@ -84,7 +85,7 @@ def _hashes(run: Run, shortcode: str) -> set[str]:
 
 
 def _is_of(path: Path, shortcode: str) -> bool:
-    return re.fullmatch(rf"{re.escape(shortcode)}_\d+\.(jpg|png|webp|txt)", path.name) is not None
+    return re.fullmatch(rf"{re.escape(shortcode)}_\d+\.({_SUFFIXES})", path.name) is not None
 
 
 def _purge(run: Run, shortcode: str, files: set[str]) -> None:

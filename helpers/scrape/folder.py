@@ -11,6 +11,7 @@ from stat import S_ISREG
 
 from helpers.colab import why_not_there
 from helpers.config import ScrapeConfig
+from helpers.decode import read_picture_file
 from helpers.errors import RunError
 from helpers.scrape import listed
 from helpers.scrape.found import Final, Found, Listing
@@ -35,9 +36,14 @@ def find(config: ScrapeConfig) -> Listing:
     companions = {path for path in files if path.suffix.lower() in COMPANIONS}
     captions, images = _captions(root, [path for path in files if path not in companions])
     if not images:
-        raise RunError(f"folder {root} holds no image: put JPEG, PNG or WEBP files into it")
+        raise RunError(
+            f"folder {root} holds no image: put JPEG, PNG, WEBP, HEIC or TIFF files into it"
+        )
     names = Names()
-    items = [_found(path, files[path], root, captions.get(path), names) for path in images]
+    items = [
+        _found(path, files[path], root, captions.get(path), names, config.max_image_mpx)
+        for path in images
+    ]
     companions |= {path for path in files if OF_TAKEOUT.fullmatch(path.name)}
     notes = [f"beside them {kinds_of(companions)}"] if companions else []
     if unreadable:
@@ -115,7 +121,12 @@ def is_inside(path: Path, root: Path) -> bool:
 
 
 def _found(
-    path: Path, stat: os.stat_result, root: Path, caption: str | None, names: "Names"
+    path: Path,
+    stat: os.stat_result,
+    root: Path,
+    caption: str | None,
+    names: "Names",
+    max_mpx: int,
 ) -> Found:
     shortcode, index = names.give(path.relative_to(root))
     name = shown(path.relative_to(root))
@@ -123,7 +134,7 @@ def _found(
         name=name,
         shortcode=shortcode,
         index=index,
-        load=partial(_read, path, root),
+        load=partial(_read, path, root, max_mpx),
         caption=caption,
         source_id=file_id(name, stat),
         size_bytes=stat.st_size,
@@ -140,10 +151,10 @@ def shown(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _read(path: Path, root: Path) -> bytes:
+def _read(path: Path, root: Path, max_mpx: int) -> bytes:
     if not is_inside(path, root):
         raise Final("is a link that leads out of the folder")
-    return path.read_bytes()
+    return read_picture_file(path, max_mpx)
 
 
 def _read_caption(path: Path) -> str:

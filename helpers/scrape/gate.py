@@ -1,16 +1,9 @@
 """The gate to a run: every image of a source is decoded in full before it is let in."""
 
-import io
-import warnings
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
-
+from helpers.decode import SUFFIXES, ImageError, TooLarge, decode
 from helpers.scrape.found import LATER, Final, Found
-
-FORMATS = ("JPEG", "PNG", "WEBP")
-SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG with more
-ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and values that swap width and height
 
 
 class Shape(NamedTuple):
@@ -39,28 +32,14 @@ def load(item: Found, max_mpx: int) -> tuple[bytes, Shape]:
 
 
 def inspect(content: bytes, max_mpx: int) -> Shape:
-    """An image file's suffix and size.
+    """An image file's suffix and size, by decoding it as every later stage will.
 
-    Decodes it in full: `verify()` passes many a file that fails later.
-    Raises ValueError saying why it is no JPEG, PNG or WEBP that can be used.
+    Raises ValueError saying why it is no image that can be used; Final where it is too large.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # a bomb is measured here, the rest is told by the error
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if image.width * image.height > max_mpx * 1e6:
-                raise Final(f"{image.width} x {image.height} px is more than {max_mpx} megapixels")
-            image.load()
-            is_sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
-    except UnidentifiedImageError:
-        raise ValueError("is no JPEG, PNG or WEBP image") from None
-    except Final:
-        raise
-    except Exception as error:  # a damaged file makes Pillow's decoders raise whatever they please
-        raise ValueError(f"does not decode: {' '.join(str(error).split())}") from None
-    width_px, height_px = image.size
-    if is_sideways:
-        width_px, height_px = height_px, width_px
-    return Shape(SUFFIXES[image.format], width_px, height_px)
+        picture = decode(content, max_mpx)
+    except TooLarge as error:
+        raise Final(str(error)) from None
+    except ImageError as error:
+        raise ValueError(str(error)) from None
+    return Shape(SUFFIXES[picture.format], *picture.image.size)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helpers.config import ScrapeConfig
+from helpers.decode import read_picture_file
 from helpers.errors import RunError
 from helpers.scrape.folder import Names, file_id, shown
 from helpers.scrape.found import Final, Found, Listing
@@ -90,4 +91,4 @@ def _bytes(part: "Dataset", i: int, column: str, allowed: Path) -> bytes:
     path = Path(image["path"] or "").resolve()
     if not path.is_relative_to(allowed) or not path.is_file():
         raise Final("lies outside of the dataset's folder")
-    return path.read_bytes()
+    return read_picture_file(path)

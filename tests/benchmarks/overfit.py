@@ -44,7 +44,7 @@ def prepare(name: str, count: int, seed: int) -> Run:
     list(take(scrape, run, find(scrape, run)))
     caption = CaptionConfig(run=name)
     list(caption_images(caption, run, pending(caption, run)))
-    config = DatasetConfig(run=name, min_side_px=32, max_hash_bits=0)
+    config = DatasetConfig(run=name, min_side_px=32, max_hash_bits=0, min_likeness=1.0)
     kept, left_out = curate(config, run)
     split = ["train"] * (len(kept) - HELD_OUT) + ["validation"] * HELD_OUT
     build(config, run, kept.assign(split=split), left_out)

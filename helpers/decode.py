@@ -1,0 +1,342 @@
+"""The border for pixels: whatever file comes in, it leaves as an upright sRGB picture and nothing else, or is refused.
+
+Nobody else opens a file that is not ours. Decoders raise whatever they please on a damaged file: here it becomes one
+exception with one line.
+"""
+
+import io
+import re
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pi_heif
+from PIL import Image, ImageCms, PngImagePlugin
+
+SUFFIXES = {  # of a kept file, by Pillow's name of its format; an MPO is a JPEG with more pictures behind it
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "HEIF": "heic",
+    "AVIF": "avif",
+    "TIFF": "tif",
+    "PSD": "psd",
+    "GIF": "gif",
+}
+FORMATS = tuple(name for name in SUFFIXES if name != "MPO")  # which opens as a JPEG
+NO_PICTURE = "is no JPEG, PNG, WEBP, HEIC, AVIF, TIFF, PSD or GIF image"
+MAX_MPX = 1000  # what ScrapeConfig.max_image_mpx may be at most
+BYTES_A_PIXEL = 16  # four channels of 32 bits: no file of one picture needs more
+ORIENTATION, DNG_VERSION, SUBFILE_TYPE = 0x0112, 0xC612, 0x00FE  # tags of EXIF and TIFF
+UPRIGHT = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MANY_FRAMES = ("PNG", "WEBP", "HEIF", "AVIF", "TIFF", "GIF")  # a PSD's are layers, an MPO's its own
+NEARLY_SRGB = 1  # levels of 255 by which a profile may differ from sRGB and its pixels still stay
+
+# what may be told of a picture
+TO_SRGB = "brought to sRGB by its own colour profile"
+BAD_PROFILE = "its colour profile does not fit its pixels or is damaged, and was ignored"
+NO_CMYK_PROFILE = "CMYK without a colour profile, so its colours are a guess"
+ON_WHITE = "transparent parts put on white"
+FIRST_FRAME = "the first of several pages or frames"
+
+pi_heif.register_heif_opener()
+Image.MAX_IMAGE_PIXELS = None  # pixels are counted here, by a limit that a user sets
+PngImagePlugin.MAX_TEXT_CHUNK = (
+    2**24
+)  # bytes; holds for colour profiles too, and printers' are large
+warnings.filterwarnings("ignore", module="PIL")  # what is the matter with a file, its reason tells
+
+
+class ImageError(OSError):
+    """Why a file is not used as a picture, in one line without its name."""
+
+
+class TooLarge(ImageError):
+    """A file is larger than a limit that the user may set."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file's pixels.
+
+    image      RGB, upright, sRGB, on white; with no metadata
+    format     Pillow's name of the file's format
+    notes      what was done that a person should know, of the sentences above
+    is_stored  the file itself has these very pixels: nothing was turned, converted or laid on white
+    """
+
+    image: Image.Image
+    format: str
+    notes: tuple[str, ...]
+    is_stored: bool
+
+
+def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
+    """A picture file's content; a file that is none, or too large, is refused before it is read into memory.
+
+    Raises ImageError.
+    """
+    with path.open("rb") as file:
+        head = file.read(32)
+    if not _looks_like_picture(head):
+        raise ImageError(NO_PICTURE)
+    size, most = path.stat().st_size, BYTES_A_PIXEL * max_mpx * 10**6
+    if size > most:
+        raise TooLarge(f"is {size / 1e9:.1f} GB, more than {max_mpx} megapixels can take")
+    return path.read_bytes()
+
+
+def _looks_like_picture(head: bytes) -> bool:
+    Image.init()
+    accepts = (Image.OPEN[name][1] for name in FORMATS)
+    return any(accept is None or accept(head) for accept in accepts)
+
+
+def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
+    """A picture file, decoded in full: `verify()` passes many a file that fails later.
+
+    Raises ImageError if it is no picture of the formats above, is damaged, or has more pixels than `max_mpx` millions.
+    """
+    try:
+        content = file if isinstance(file, bytes) else read_picture_file(file, max_mpx)
+        return _decode(content, max_mpx)
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageError(NO_PICTURE) from None
+    except Exception as error:  # a damaged file makes decoders raise whatever they please
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"does not decode: {words}") from None
+
+
+def _decode(content: bytes, max_mpx: int) -> Picture:
+    content = without_png_text(content)
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        if image.width * image.height > max_mpx * 1e6:
+            raise TooLarge(f"{image.width} x {image.height} px is more than {max_mpx} megapixels")
+        if _is_camera_raw(image, content):
+            raise ImageError("is a camera's raw file: export it as JPEG or TIFF")
+        turn = UPRIGHT.get(_load_and_orientation(image))
+        format, is_first = image.format, image.format in MANY_FRAMES and _has_more(content)
+        rgb, alpha, notes = to_srgb(image, image.info.get("icc_profile"))
+        is_stored = image.mode == "RGB" and not (notes or alpha or turn or is_first)
+    if alpha is not None:
+        white = Image.new("RGB", rgb.size, "white")
+        white.paste(rgb, mask=alpha)
+        rgb = white
+        notes += (ON_WHITE,) if alpha.getextrema()[0] < 255 else ()
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    rgb.info.clear()
+    return Picture(rgb, format, notes + ((FIRST_FRAME,) if is_first else ()), is_stored)
+
+
+def _is_camera_raw(image: Image.Image, content: bytes) -> bool:
+    """Whether a TIFF is a camera's, whose first page is a small preview of the picture (DNG, NEF, CR2, ARW)."""
+    if image.format != "TIFF":
+        return False
+    tags = image.tag_v2
+    return DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) == 1 or content[8:10] == b"CR"
+
+
+def _has_more(content: bytes) -> bool:
+    """Whether there are frames behind the first; what is damaged behind it harms nothing."""
+    try:
+        with Image.open(io.BytesIO(content), formats=MANY_FRAMES) as image:
+            return getattr(image, "n_frames", 1) > 1
+    except Exception:
+        return False
+
+
+def _load_and_orientation(image: Image.Image) -> int:
+    """Decode the pixels as they are stored, and give the EXIF orientation; 1 where none can be read.
+
+    The rest of the EXIF is not looked at: it may be damaged where the picture is not.
+    """
+    orientation = 1
+    if image.format == "TIFF":  # Pillow would turn it by itself, and write the EXIF anew for that
+        orientation = image.tag_v2.get(ORIENTATION, 1)
+        with suppress(KeyError):
+            del image.tag_v2[ORIENTATION]
+        image.load()
+    else:
+        image.load()
+        with suppress(Exception):
+            orientation = image.getexif().get(ORIENTATION, 1)
+    return orientation if isinstance(orientation, int) else 1
+
+
+def to_srgb(
+    image: Image.Image, profile: bytes | None
+) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
+    """A decoded image of any mode as sRGB, its alpha (L, None where it is opaque) apart, and notes.
+
+    profile  an ICC profile; converted by littleCMS, relative colorimetric with black-point compensation
+    """
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            "holds 32-bit values, which have no fixed white: save it with 8 or 16 bits"
+        )
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    notes: tuple[str, ...] = ()
+    if image.mode == "LAB":
+        return ImageCms.applyTransform(image, _lab_to_srgb()), alpha, notes
+    if image.mode.startswith("I;16"):
+        image = _eight_bits(image)
+    if profile:
+        transform = _transform(profile, image.mode)
+        if transform is None:
+            notes += (BAD_PROFILE,)
+        elif transform.is_identity:
+            return image.convert("RGB"), alpha, notes
+        else:
+            source = image if image.mode == transform.mode else image.convert(transform.mode)
+            return ImageCms.applyTransform(source, transform.lcms), alpha, (*notes, TO_SRGB)
+    elif image.mode == "CMYK":
+        notes += (NO_CMYK_PROFILE,)
+    return image.convert("RGB"), alpha, notes
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit greyscale as L; convert() would clip it to white."""
+    return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class _Transform:
+    lcms: ImageCms.ImageCmsTransform
+    mode: str  # that it takes
+    is_identity: bool  # nearly
+
+
+MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # by the colour space of a profile
+INTENT, FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+
+
+@lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> _Transform | None:
+    """From a profile to sRGB for an image of this mode; None if it is damaged, or for pixels of another kind."""
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        wanted = MODES[opened.profile.xcolor_space.strip()]
+        if (mode == "CMYK") != (wanted == "CMYK") or wanted == "L" and mode not in ("L", "1"):
+            return None
+        srgb = ImageCms.createProfile("sRGB")
+        lcms = ImageCms.buildTransform(opened, srgb, wanted, "RGB", INTENT, FLAGS)
+        return _Transform(lcms, wanted, wanted != "CMYK" and _changes_little(lcms, wanted))
+    except Exception:  # littleCMS tells a damaged profile in many ways
+        return None
+
+
+def _changes_little(lcms: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether a transform moves no colour of a coarse cube by more than NEARLY_SRGB levels."""
+    steps = np.linspace(0, 255, 18).round().astype(np.uint8)
+    cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(18, -1, 3)
+    colours = Image.fromarray(cube if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
+    before = np.asarray(colours.convert("RGB"), int)
+    after = np.asarray(ImageCms.applyTransform(colours, lcms), int)
+    return bool(np.abs(after - before).max() <= NEARLY_SRGB)
+
+
+@lru_cache(maxsize=1)
+def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB", INTENT, FLAGS)
+
+
+# files without their metadata
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+XMP = b"XML:com.adobe.xmp\0"  # may hold the orientation
+
+
+def without_png_text(content: bytes) -> bytes:
+    """A PNG without its texts, of which Pillow takes only so many; anything else as it is."""
+    if not content.startswith(PNG_SIGNATURE) or not any(kind in content for kind in PNG_TEXTS):
+        return content
+    chunks = png_chunks(content)
+    kept = (c for c in chunks if c[4:8] not in PNG_TEXTS or c[8:].startswith(XMP))
+    return PNG_SIGNATURE + b"".join(kept)
+
+
+def png_chunks(content: bytes) -> list[bytes]:
+    """The chunks of a PNG, each with its length, kind and checksum; a damaged rest is the last one."""
+    chunks, at = [], len(PNG_SIGNATURE)
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4])
+        chunks.append(content[at:end])
+        at = end
+    return chunks
+
+
+def pixels_only(content: bytes, format: str) -> bytes | None:
+    """A JPEG, PNG or WEBP without anything that its pixels do not need: no EXIF, XMP, IPTC, thumbnail, comment.
+
+    What is left is the very same compressed data. None where that cannot be told apart.
+    """
+    if format in ("JPEG", "MPO"):
+        return _jpeg_pixels(content)
+    if format == "PNG":
+        needed = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+        return PNG_SIGNATURE + b"".join(c for c in png_chunks(content) if c[4:8] in needed)
+    return _webp_pixels(content) if format == "WEBP" else None
+
+
+JPEG_SEGMENT = re.compile(rb"\xff+([\xc0-\xcf\xda-\xfe])(..)", re.DOTALL)
+JPEG_SCAN_END = re.compile(
+    rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL
+)  # neither a stuffed byte nor a restart
+JPEG_NEEDED = {
+    *range(0xC0, 0xD0),
+    0xDA,
+    0xDB,
+    0xDC,
+    0xDD,
+}  # frames, tables, scans (T.81, table B.1)
+SCAN = 0xDA
+
+
+def _jpeg_pixels(content: bytes) -> bytes | None:
+    """The segments of frames, tables and scans, up to the end of the first picture."""
+    parts, at = [content[:2]], 2
+    while segment := JPEG_SEGMENT.match(content, at):
+        kind = segment[1][0]
+        end = segment.end() - 2 + int.from_bytes(segment[2])
+        if kind == SCAN:
+            after = JPEG_SCAN_END.search(content, end)
+            if not after:
+                return None
+            end = after.start()
+        if kind in JPEG_NEEDED:
+            parts += [b"\xff", content[segment.start(1) : end]]
+        at = end
+    return b"".join(parts) + b"\xff\xd9"
+
+
+def _webp_pixels(content: bytes) -> bytes | None:
+    """The one chunk of compressed pixels in a container of its own."""
+    at = 12
+    while at + 8 <= len(content):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        chunk = content[at : at + 8 + size + size % 2]
+        if chunk[:4] in (b"VP8 ", b"VP8L"):
+            return b"RIFF" + (len(chunk) + 4).to_bytes(4, "little") + b"WEBP" + chunk
+        at += len(chunk)
+    return None
