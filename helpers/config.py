@@ -193,7 +193,7 @@ class DatasetConfig(Checked):
             raise RunError(
                 f"push_to is {self.push_to!r}: give your hub name and a dataset's, as in you/your-dataset"
             )
-        if self.suffix and self.suffix == self.suffix.lstrip():
+        if self.suffix[:1].isalnum():
             raise RunError(
                 f"suffix is {self.suffix!r}: begin it with a space or it joins the caption's last word"
             )

@@ -12,6 +12,7 @@ from helpers.config import CaptionConfig, DatasetConfig
 from helpers.records import Caption
 from helpers.run import Run
 from helpers.store import read_json
+from helpers.suffix import strip_suffix
 
 CLIP_TOKENS = 77  # begin and end tokens included; the rest is cut without a word
 MEDIA = (
@@ -44,7 +45,7 @@ def problems_of(
     count, note = token_counter(config.clip_tokenizer)
 
     def having(matches: Callable[[str], object]) -> list[Caption]:
-        return [row for row in usable if matches(row.caption)]
+        return [row for row in usable if matches(strip_suffix(row.caption, suffix))]
 
     return {
         "no caption": [row for row in rows if not row.is_usable],

@@ -25,6 +25,7 @@ from helpers.pictures import open_rgb
 from helpers.records import read_metadata
 from helpers.run import Run
 from helpers.store import damage, folder_hash, replacing_folder
+from helpers.suffix import append_suffix
 
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -42,7 +43,7 @@ def held_out(config: DatasetConfig, run: Run) -> set[str]:
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
     """Write dataset/ beside its place and rename it in: `kept` has a column `split`.
 
-    The suffix is added to the captions here and nowhere else. Images stay whole; those that are not
+    The suffix is added to the captions here and nowhere else, and stands once. Images stay whole; those that are not
     plain upright RGB are written as such. The same input gives the same bytes.
     """
     remember(run)
@@ -71,7 +72,10 @@ def _put(run: Run, folder: Path, row: object, suffix: str) -> Record:
     given = {
         field: getattr(row, field) for field in Record.__dataclass_fields__ if hasattr(row, field)
     }
-    return Record(**given | {"file_name": name, "image": image.name, "text": row.caption + suffix})
+    return Record(
+        **given
+        | {"file_name": name, "image": image.name, "text": append_suffix(row.caption, suffix)}
+    )
 
 
 def verify_dataset(run: Run) -> str:
