@@ -1,14 +1,16 @@
-"""Source: a folder of one's own images, with captions in .txt files beside them, or in a metadata.csv."""
+"""Source: a folder of one's own images, with captions in files beside them or in lists."""
 
 import hashlib
 import re
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from helpers.colab import why_not_there
 from helpers.config import ScrapeConfig
 from helpers.errors import RunError
-from helpers.scrape import listed
+from helpers.scrape.caption_files import read_captions
 from helpers.scrape.found import Final, Found
 
 # SHORTCODE_INDEX as Instagram tools name files: eleven characters that no plain word has
@@ -19,14 +21,9 @@ MAX_STEM = 60
 
 
 def find(config: ScrapeConfig) -> list[Found]:
-    """The folder's images; those without a .txt take their captions from a metadata.csv, if there is one."""
-    return listed.with_captions(Path(config.folder).expanduser(), _walk(config))
+    """Every picture below the folder, in order of path, with the captions that its texts tell; no hidden file.
 
-
-def _walk(config: ScrapeConfig) -> list[Found]:
-    """Every file below the folder that is no caption, in order of path; hidden ones are passed over.
-
-    Raises RunError if the folder is not there or empty, or a caption has no image beside it.
+    Raises RunError if the folder is not there or holds no picture.
     """
     root = Path(config.folder).expanduser()
     if not root.is_dir():
@@ -36,21 +33,26 @@ def _walk(config: ScrapeConfig) -> list[Found]:
     files = [
         path for path in sorted(root.rglob("*")) if path.is_file() and not _is_hidden(path, root)
     ]
-    captions = {
-        path.with_suffix(""): path
-        for path in files
-        if path.suffix.lower() == ".txt" and _is_inside(path, root)
-    }
-    images = [p for p in files if p.suffix.lower() != ".txt" and p.name != listed.METADATA]
+    words = read_captions(root, files, config.caption_choice)
+    images = [path for path in files if path not in words.no_pictures]
     if not images:
         raise RunError(f"folder {root} holds no image: put JPEG, PNG or WEBP files into it")
-    for stem, path in captions.items():
-        if stem not in {image.with_suffix("") for image in images}:
-            raise RunError(
-                f"{path} captions an image that is not there: add the image, or take the .txt away"
-            )
+    print(words.line)
     names = Names()
-    return [_found(path, root, captions.get(path.with_suffix("")), names) for path in images]
+    found = [_found(path, root, words.captions.get(path), names) for path in images]
+    return in_posts(found, [words.posts.get(path) for path in images])
+
+
+def in_posts(found: list[Found], posts: list[tuple[str, int] | None]) -> list[Found]:
+    """The images with the (shortcode, index) that a list tells, but for two that would then have one name."""
+    told = [
+        replace(item, shortcode=post[0], index=post[1]) if post else item
+        for item, post in zip(found, posts, strict=True)
+    ]
+    count = Counter(item.stem.lower() for item in told)
+    return [
+        new if count[new.stem.lower()] == 1 else old for old, new in zip(found, told, strict=True)
+    ]
 
 
 def _is_inside(path: Path, root: Path) -> bool:
@@ -62,9 +64,8 @@ def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _found(path: Path, root: Path, caption_path: Path | None, names: "Names") -> Found:
+def _found(path: Path, root: Path, caption: str | None, names: "Names") -> Found:
     shortcode, index = names.give(path.relative_to(root))
-    caption = _read_caption(caption_path) if caption_path else None
     name = path.relative_to(root).as_posix()
     return Found(name, shortcode, index, partial(_read, path, root), caption)
 
@@ -73,14 +74,6 @@ def _read(path: Path, root: Path) -> bytes:
     if not _is_inside(path, root):
         raise Final("is a link that leads out of the folder")
     return path.read_bytes()
-
-
-def _read_caption(path: Path) -> str:
-    """A caption file's text on one line. Raises RunError if it is not UTF-8."""
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError:
-        raise RunError(f"{path} is not UTF-8 text: save it again as UTF-8") from None
 
 
 class Names:
