@@ -143,6 +143,7 @@ class CaptionConfig(Checked):
     budget_usd: float = number(5.0, 0.0, 10_000.0)  # for all captions of the run, reruns included
     banned_words: str = ""  # comma-separated; a caption with one of them is reported
     review: bool = True  # show the table to read and mend captions, where a person is there
+    recaption: bool = False  # make captions again that another model, guide or such made
     style_guide: str = ""  # what a caption names and leaves out; empty takes prompt.STYLE_GUIDE
     vocabulary: str = ""  # recurring characters: "Mira: the orange cat with a red scarf; ..."
     examples: tuple[str, ...] = ()  # captioned images of the run, or paths of images with a .txt

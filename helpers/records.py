@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,6 +50,8 @@ class Caption:
     cache_write_tokens: int = 0
     cost_usd: float = 0.0  # of this answer; one that never came back counts at its most
     request: str = ""  # our id of it in a batch
+    # the settings that shaped it, by name: a number, or a hash of a text
+    made_with: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def is_usable(self) -> bool:

@@ -139,6 +139,13 @@ class Run:
         """The run of a sweep's trial, counted from 0."""
         return TrialRun(self, number)
 
+    def check_settings(self, config: Any) -> None:
+        """Raises RunError if a stage's settings are another run's."""
+        if config.run != self.name:
+            raise RunError(
+                f"the settings are of run {config.run!r}, the folder is {self.folder}: run the settings' cell again"
+            )
+
     def write_config(self, stage: str, config: Any) -> None:
         """Keep a stage's resolved settings."""
         write_json(self.config(stage), asdict(config))
