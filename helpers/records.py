@@ -13,6 +13,7 @@ from helpers.redact import redact
 from helpers.store import append_line, write_bytes
 
 Row = TypeVar("Row")
+NO_BREAK_SPACE = "\u00a0"  # ends a text in metadata.csv that would be read as a number or as none
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def read_metadata(path: Path) -> list[tuple[str, str]]:
             raise RunError(
                 f"{path} names {row['file_name']!r}, which is not in its folder: run 03_dataset again"
             )
-    return [(row["file_name"], row["text"]) for row in rows]
+    return [(row["file_name"], row["text"].removesuffix(NO_BREAK_SPACE)) for row in rows]
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -10,6 +10,7 @@ from PIL import Image
 from helpers.config import DatasetConfig
 from helpers.dataset.card import write_card
 from helpers.dataset.history import remember
+from helpers.dataset.join import up_to_date
 from helpers.dataset.layout import (
     ABOUT,
     NOT_IN_IT,
@@ -22,10 +23,9 @@ from helpers.dataset.layout import (
 )
 from helpers.errors import RunError
 from helpers.pictures import open_rgb
-from helpers.records import read_metadata
+from helpers.records import NO_BREAK_SPACE, read_metadata
 from helpers.run import Run
 from helpers.store import damage, folder_hash, replacing_folder
-from helpers.suffix import append_suffix
 
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -43,9 +43,11 @@ def held_out(config: DatasetConfig, run: Run) -> set[str]:
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
     """Write dataset/ beside its place and rename it in: `kept` has a column `split`.
 
-    The suffix is added to the captions here and nowhere else, and stands once. Images stay whole; those that are not
-    plain upright RGB are written as such. The same input gives the same bytes.
+    Captions are as 02 has them now; the suffix is added here and nowhere else, once. Images stay whole; those that
+    are not plain upright RGB are written as such. The same input gives the same bytes. Raises RunError for images
+    of another run, or chosen by other settings.
     """
+    kept = up_to_date(config, run, kept)
     remember(run)
     with replacing_folder(run.dataset) as folder:
         for split in kept["split"].unique():
@@ -72,10 +74,7 @@ def _put(run: Run, folder: Path, row: object, suffix: str) -> Record:
     given = {
         field: getattr(row, field) for field in Record.__dataclass_fields__ if hasattr(row, field)
     }
-    return Record(
-        **given
-        | {"file_name": name, "image": image.name, "text": append_suffix(row.caption, suffix)}
-    )
+    return Record(**given | {"file_name": name, "image": image.name, "text": row.caption + suffix})
 
 
 def verify_dataset(run: Run) -> str:
@@ -108,7 +107,10 @@ def _load(run: Run) -> dict[str, int]:
     listed = {split: read_metadata(run.split_metadata(split)) for split in _splits(run)}
     with tempfile.TemporaryDirectory() as cache:
         loaded = datasets.load_dataset("imagefolder", data_dir=str(run.dataset), cache_dir=cache)
-        texts = {name: sorted(map(str, part["text"])) for name, part in loaded.items()}
+        texts = {
+            name: sorted(t.removesuffix(NO_BREAK_SPACE) for t in map(str, part["text"]))
+            for name, part in loaded.items()
+        }
     for split, rows in listed.items():
         if texts.get(split) != sorted(text for _, text in rows):
             raise RunError(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from PIL import Image
 
+from helpers.errors import RunError
 from helpers.suffix import append_suffix, common_ending, has_suffix, strip_suffix
 
 MOST_TOKENS = 77  # what CLIP's text encoder reads, a start and an end among them
@@ -60,9 +61,14 @@ def suffix_note(captions: Sequence[str], suffix: str) -> str:
 
 
 def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
-    """Token lengths, characters and settings of the column `caption`, for each side of the column `split`."""
+    """Token lengths, characters and settings of the column `caption`, for each side of the column `split`.
+
+    Raises RunError if there is no such column yet.
+    """
     from matplotlib.figure import Figure
 
+    if "split" not in images:
+        raise RunError("the images have no column split: run the cell 'One post, one side' first")
     figure = Figure(figsize=(11, 7), dpi=100, layout="constrained")
     counts, lengths, characters, settings = figure.subplots(2, 2).flat
     sides = {name: part["caption"] for name, part in images.groupby("split")}

@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers.config import DatasetConfig
-from helpers.dataset.join import table, without_image
+from helpers.dataset.join import candidates, without_image
 from helpers.dataset.quality import Quality, measure, oddness
 from helpers.dataset.resemblance import Look, bits_apart, copies, joined, look
 from helpers.errors import RunError
@@ -32,7 +32,7 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
     Both have the figures they were judged by, and a column `cluster`: the file name of the best of their copies.
     Raises RunError if fewer than four are kept.
     """
-    images = table(run)
+    images = candidates(config, run)
     images[["kind", "reason"]] = ""
     _mark_unusable(run, images)
     images, looks, palettes = _with_figures(run, images)
