@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from helpers.caption.ledger import caption_images, pending
+from helpers.caption_text import alternatives, decode, decode_western
 from helpers.config import CaptionConfig, ScrapeConfig
 from helpers.errors import RunError
 from helpers.records import Caption, Post, latest, read_rows
 from helpers.run import Run
-from helpers.scrape.caption_text import alternatives, decode, decode_western
 from helpers.scrape.intake import find, take
 from tests.conftest import photograph
 
@@ -410,6 +410,23 @@ def test_a_list_whose_lines_cannot_be_told_apart_is_left(workplace, tmp_path, ca
 def test_western_texts_that_are_no_unicode_are_read(text):
     content = text.encode("cp1252")
     assert decode(content) is None and decode_western([content]) == [text]
+
+
+def test_texts_of_a_run_and_of_examples_are_read_in_any_common_encoding(workplace, tmp_path):
+    from helpers.caption.prompt import example_pairs
+
+    folder = tmp_path / "art"
+    for name in NAMES[:3]:
+        photograph(folder / name, int(name[0]))
+    write(folder / "0.txt", "ein Käfer", "utf-16")
+    write(folder / "1.txt", "ein Käfer", "cp1252")
+    config = CaptionConfig(run="mine", examples=(str(folder),))
+    run = scrape(folder)
+    assert [words for _, words in example_pairs(config, run)] == ["ein Käfer"] * 2
+    run.sidecar("0_1.jpg").write_bytes("ein Fuß".encode("utf-8-sig"))
+    run.sidecar("1_1.jpg").write_bytes("рыжая кошка".encode("cp1251"))
+    assert captions(run, folder) == {"0.jpg": "ein Fuß"}
+    assert "failed: 1_1.txt is no UTF-8 text" in run.captions.read_text()
 
 
 @pytest.mark.parametrize(

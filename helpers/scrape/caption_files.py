@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from helpers.caption_text import alternatives, decode, decode_western, one_line
 from helpers.errors import RunError
 from helpers.scrape.caption_lists import (
     Finder,
@@ -23,7 +24,6 @@ from helpers.scrape.caption_lists import (
     read_parquet,
     read_records,
 )
-from helpers.scrape.caption_text import alternatives, decode, decode_western, one_line
 
 BESIDE = (
     ".txt",

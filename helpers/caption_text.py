@@ -3,6 +3,9 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
+
+from helpers.errors import RunError
 
 BOMS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
@@ -33,6 +36,17 @@ def one_line(text: str) -> str:
     """A text on one line, composed as Unicode's NFC; half an emoji, which is no Unicode, is a `?`."""
     text = text.encode("utf-8", "replace").decode()
     return " ".join(unicodedata.normalize("NFC", text).replace("\x00", " ").split())
+
+
+def read_text(path: Path) -> str:
+    """A file's text on one line. Raises RunError if it is neither Unicode nor a Western text."""
+    content = path.read_bytes()
+    text = decode(content)
+    if text is None and (western := decode_western([content])):
+        (text,) = western
+    if text is None:
+        raise RunError(f"{path} is not UTF-8 text: save it again as UTF-8")
+    return one_line(text)
 
 
 def decode(content: bytes) -> str | None:
