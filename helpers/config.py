@@ -76,6 +76,9 @@ class ScrapeConfig(Checked):
     until: str = ""  # the last day that counts
     max_posts: int = number(0, 0, 1_000_000)  # 0 takes all
     permission: str = choice("private study", "own work", "permission of the artist")
+    # of several captions of an image: first, last, longest, shortest, joined, or an ending's or a column's name
+    caption_choice: str = "first"
+    image_column: str = ""  # of source=hub, where it has several; empty takes the likeliest
     demo_posts: int = number(100, 4, 5000)  # of source=demo; a post has one to three pictures
     max_image_mpx: int = number(80, 1, 1000)  # larger files are refused before they are decoded
     max_image_mb: int = number(50, 1, 1000)  # of a download, or a file in a ZIP
@@ -158,6 +161,7 @@ class CaptionConfig(Checked):
     budget_usd: float = number(5.0, 0.0, 10_000.0)  # for all captions of the run, reruns included
     banned_words: str = ""  # comma-separated; a caption with one of them is reported
     review: bool = True  # show the table to read and mend captions, where a person is there
+    recaption: bool = False  # make captions again that another model, guide or such made
     style_guide: str = ""  # what a caption names and leaves out; empty takes prompt.STYLE_GUIDE
     vocabulary: str = ""  # recurring characters: "Mira: the orange cat with a red scarf; ..."
     examples: tuple[str, ...] = ()  # captioned images of the run, or paths of images with a .txt
@@ -211,7 +215,7 @@ class DatasetConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_hub_id(self.push_to, "a dataset's, as in you/your-dataset")
-        if self.suffix and self.suffix == self.suffix.lstrip():
+        if self.suffix[:1].isalnum():
             raise RunError(
                 f"suffix is {self.suffix!r}: begin it with a space or it joins the caption's last word"
             )

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from helpers.redact import redact
 from helpers.store import append_line, write_bytes
 
 Row = TypeVar("Row")
+NO_BREAK_SPACE = "\u00a0"  # ends a text in metadata.csv that would be read as a number or as none
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Caption:
     cache_write_tokens: int = 0
     cost_usd: float = 0.0  # of this answer; one that never came back counts at its most
     request: str = ""  # our id of it in a batch
+    # the settings that shaped it, by name: a number, or a hash of a text
+    made_with: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def is_usable(self) -> bool:
@@ -157,7 +160,7 @@ def read_metadata(path: Path) -> list[tuple[str, str]]:
             raise RunError(
                 f"{path} names {row['file_name']!r}, which is not in its folder: run 03_dataset again"
             )
-    return [(row["file_name"], row["text"]) for row in rows]
+    return [(row["file_name"], row["text"].removesuffix(NO_BREAK_SPACE)) for row in rows]
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

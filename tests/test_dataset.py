@@ -252,10 +252,11 @@ def test_03_before_02_names_the_notebook(workplace, pictures):
 
 def test_a_failure_while_building_leaves_the_old_dataset(dataset):
     before = folder_hash(dataset.dataset)
-    kept, left_out = curate(DatasetConfig(run="pictures", min_side_px=32), dataset)
+    config = DatasetConfig(run="pictures", min_side_px=32)
+    kept, left_out = curate(config, dataset)
     dataset.image("Holiday-02_1.jpg").write_bytes(b"broken in between")
     with pytest.raises(OSError):
-        build(DatasetConfig(run="pictures"), dataset, kept.assign(split="train"), left_out)
+        build(config, dataset, kept.assign(split="train"), left_out)
     assert folder_hash(dataset.dataset) == before and "train" in verify_dataset(dataset)
 
 

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import Any
@@ -20,6 +20,7 @@ import anthropic
 from anthropic.types.messages import MessageBatch
 
 from helpers.caption.session import UNREADABLE, Session
+from helpers.caption.stale import standing_words
 from helpers.colab import keep
 from helpers.errors import RunError
 from helpers.records import Caption, Post, latest, read_rows
@@ -40,6 +41,8 @@ class Batch:
     planned_at: str  # ISO 8601
     id: str = ""
     done: bool = False
+    model: str = ""  # that was asked, and the settings that shaped what was
+    made_with: dict[str, str] = field(default_factory=dict)
 
     def request_id(self, number: int) -> str:
         return f"{self.key}-{number:05d}"
@@ -112,6 +115,7 @@ def _plan(
     newest = session.patiently(lambda: session.client.messages.batches.list(limit=1)).data
     now = datetime.now(UTC).isoformat(timespec="seconds")
     batch = Batch(secrets.token_hex(8), [], newest[0].id if newest else "", now)
+    batch.model, batch.made_with = session.config.model, session.made_with
     requests, size, reserved = [], 0, 0.0
     while waiting and size < MOST_BYTES:
         most = session.most_usd(waiting[0], batch=True)
@@ -149,6 +153,7 @@ def _send(
         if (tries or may_be_there) and (there := _find(session, batch, len(requests))):
             return there
         tries += 1
+        batch.model, batch.made_with = session.config.model, session.made_with
         return session.client.messages.batches.create(requests=requests).id
 
     try:
@@ -216,27 +221,41 @@ def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator[Caption]:
-    """Keep a row for each image of a batch, its answer or why there is none, unless a row was kept before a kill."""
-    kept = {row.request for row in read_rows(session.run.captions, Caption)}
+    """Keep a row for each image of a batch, its answer or why there is none, unless a row was kept before a kill.
+
+    Words that a person wrote meanwhile stand.
+    """
+    session = session.as_asked(batch.model, batch.made_with)
+    results = _results(session, batch.id)
+    rows = read_rows(session.run.captions, Caption)
+    before, kept = latest(rows), {row.request for row in rows}
     wanted = {
         batch.request_id(number): posts[name]
         for number, name in enumerate(batch.file_names)
         if name in posts
     }
     foreign = 0
-    for result in _results(session, batch.id):
+    for result in results:
         request = str(result.get("custom_id"))
         foreign += request not in wanted
         if request in wanted and request not in kept:
             kept.add(request)
             row = session.keep(_row(session, wanted[request], request, result.get("result")))
+            _keep_standing(session, before, row)
             session.purse.settle(0.0, row.cost_usd)
             yield row
     for request, post in wanted.items():
         if request not in kept:
-            yield session.keep(session.failed(post, "no answer in the batch", request=request))
+            row = session.keep(session.failed(post, "no answer in the batch", request=request))
+            _keep_standing(session, before, row)
+            yield row
     if foreign:
         print(f"batch {batch.id} had {foreign} results that were not asked for: left out")
+
+
+def _keep_standing(session: Session, before: dict[str, Caption], row: Caption) -> None:
+    if words := standing_words(before.get(row.file_name), row):
+        session.keep(words)
 
 
 def _row(session: Session, post: Post, request: str, result: Any) -> Caption:

@@ -12,6 +12,7 @@ from helpers.config import CaptionConfig, DatasetConfig
 from helpers.records import Caption
 from helpers.run import Run
 from helpers.store import read_json
+from helpers.suffix import strip_suffix
 from helpers.tokens import base_model_of, token_limit
 
 TOO_LONG = "over"  # begins the name of what no person's yes can mend
@@ -48,7 +49,7 @@ def problems_of(
     count, note = token_counter(own or (base if _tokenizer_in(base) else CLIP))
 
     def having(matches: Callable[[str], object]) -> list[Caption]:
-        return [row for row in usable if matches(row.caption)]
+        return [row for row in usable if matches(strip_suffix(row.caption, suffix))]
 
     return {
         "no caption": [row for row in rows if not row.is_usable],

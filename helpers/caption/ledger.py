@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from helpers.caption import sidecar
 from helpers.caption.check import problems_of
+from helpers.caption.stale import find_stale, model_name, standing_words
 from helpers.colab import keep_soon
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
@@ -32,41 +33,36 @@ def captioner_of(config: CaptionConfig) -> Captioner:
 def pending(config: CaptionConfig, run: Run) -> list[Post]:
     """The images that want a caption: those without a usable one, and those whose .txt says something new.
 
-    A refusal stands until another captioner or model is chosen. Raises RunError if 01 has not run.
+    With `recaption` also those whose caption other settings made. A refusal stands until another captioner or
+    model is chosen. Raises RunError if 01 has not run.
     """
     run.check_settings(config)
     posts = present(run.require(run.posts, "scrape"))
     captions = latest(read_rows(run.captions, Caption))
-    return [post for post in posts if _is_stale(config, run, post, captions.get(post.file_name))]
+    stale = find_stale(config, run) if config.recaption else {}
+    return [
+        post
+        for post in posts
+        if post.file_name in stale or _is_wanting(config, run, post, captions.get(post.file_name))
+    ]
 
 
-def _is_stale(config: CaptionConfig, run: Run, post: Post, caption: Caption | None) -> bool:
+def _is_wanting(config: CaptionConfig, run: Run, post: Post, caption: Caption | None) -> bool:
     if caption is None:
         return True
     if caption.status == "refused":
-        return (caption.captioner, caption.model) != (config.captioner, config.model)
+        return (caption.captioner, caption.model) != (config.captioner, model_name(config))
     if not caption.is_usable:
         return True
     is_from_text = caption.status == "ok" and config.captioner == caption.captioner == "sidecar"
     return is_from_text and sidecar.caption_image(run, post).caption != caption.caption
 
 
-def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption images, each kept as soon as it is answered. A rerun captions only what is missing.
-
-    Raises RunError for images of another run.
-    """
-    posts = _still_pending(config, run, posts)
-    run.write_config("caption", config)
-    with run.timed("caption"):
-        for number, row in enumerate(captioner_of(config)(config, run, posts), 1):
-            yield row
-            if number % MIRROR_EVERY == 0:
-                keep_soon(run)
-
-
 def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[Post]:
-    """Those of the images that want a caption now, whatever was kept since they were listed."""
+    """Those of the images that want a caption now, whatever was kept since they were listed.
+
+    Raises RunError if they are another run's, or were replaced since.
+    """
     wanted = {post.file_name for post in pending(config, run)}
     known = latest(read_rows(run.posts, Post))
     for post in posts:
@@ -76,6 +72,32 @@ def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[P
                 "run the cell that lists what wants a caption again"
             )
     return [post for post in posts if post.file_name in wanted]
+
+
+def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
+    """Caption those of the images that want it, each kept as soon as it is answered.
+
+    What was kept since they were listed is left alone, so a rerun captions only what is missing. An image whose
+    caption is made again keeps the old one until there is a new one. Raises RunError
+    for images of another run.
+    """
+    posts = _still_pending(config, run, posts)
+    run.write_config("caption", config)
+    before = latest(read_rows(run.captions, Caption))
+    with run.timed("caption"):
+        for number, row in enumerate(captioner_of(config)(config, run, posts), 1):
+            _keep_standing(run, before.get(row.file_name), row)
+            yield row
+            if number % MIRROR_EVERY == 0:
+                keep_soon(run)
+
+
+def _keep_standing(run: Run, before: Caption | None, row: Caption) -> None:
+    """Keep the words that an image had where its new row has none; batches see to their own rows."""
+    words = None if row.request else standing_words(before, row)
+    is_from_text = row.captioner == "sidecar" and before and before.captioner == "sidecar"
+    if words and not is_from_text:  # a .txt that is gone or empty is meant so
+        append_row(run.captions, words)
 
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
@@ -89,14 +111,21 @@ def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
 
 
 def dry_run(config: CaptionConfig, run: Run, posts: list[Post], most: int = 3) -> list[Caption]:
-    """Caption the first images now, to be looked at before the others are paid for."""
-    run.check_settings(config)
-    return list(caption_images(replace(config, mode="now"), run, posts[:most]))
+    """The captions of the first images, to be looked at before the others are paid for; asked for where missing."""
+    first = posts[:most]
+    for _ in caption_images(replace(config, mode="now"), run, first):
+        pass
+    rows = latest(read_rows(run.captions, Caption))
+    return [rows[post.file_name] for post in first if post.file_name in rows]
 
 
 def ask_again(config: CaptionConfig, run: Run, post: Post) -> Caption:
-    """Caption one image anew, whatever its row says; the new row counts from now on."""
+    """Caption one image anew, whatever its row says; the new row counts from now on, unless it has no words."""
+    run.check_settings(config)
+    before = latest(read_rows(run.captions, Caption)).get(post.file_name)
     *_, row = captioner_of(config)(replace(config, mode="now"), run, [post])
+    if not row.is_usable:
+        _keep_standing(run, before, row)
     return row
 
 
@@ -113,6 +142,7 @@ def edit(run: Run, row: Caption, words: str) -> Caption:
 
 def problems(config: CaptionConfig, run: Run) -> dict[str, list[Caption]]:
     """Captions that a person should look at, by what is the matter with them."""
+    run.check_settings(config)
     return problems_of(config, run, latest(read_rows(run.captions, Caption)).values())
 
 

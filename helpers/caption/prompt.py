@@ -9,13 +9,13 @@ import base64
 import io
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from helpers.caption.prices import Model
+from helpers.caption_text import read_text
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
 from helpers.pictures import open_rgb
@@ -200,5 +200,5 @@ def _images_at(path: Path) -> list[Path]:
 
 def _with_text(image: Path) -> tuple[Path, str] | None:
     text = image.with_suffix(".txt")
-    words = re.sub(r"\s+", " ", text.read_text(encoding="utf-8")).strip() if text.is_file() else ""
+    words = read_text(text) if text.is_file() else ""
     return (image, words) if words else None

@@ -31,6 +31,7 @@ EVERY, TO_READ = "all captions", "all that want a look"
 
 def review(config: CaptionConfig, run: Run) -> "ReviewTable | None":
     """Show the table if it is wanted and a person is there; else say what they would have been asked."""
+    run.check_settings(config)
     table = ReviewTable(config, run)
     if config.review and somebody_is_there():
         display(table.view, HTML(IF_DEAD))

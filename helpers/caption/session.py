@@ -7,6 +7,9 @@ a batch twice. Ours wait as long as the server says, within bounds, and count wh
 import math
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -26,6 +29,7 @@ from helpers.caption.answer import read_answer
 from helpers.caption.limits import Pace, Purse
 from helpers.caption.prices import Usage, cost_usd, model_of, usage_of
 from helpers.caption.prompt import Prompt, blank_patch, image_tokens
+from helpers.caption.stale import made_with
 from helpers.colab import secret
 from helpers.config import CaptionConfig
 from helpers.errors import RunError
@@ -50,6 +54,7 @@ class Session:
         self.config, self.run = config, run
         self.model, self.warning = model_of(config)
         self.prompt = Prompt(config, run, self.model)
+        self.made_with = made_with(config, run)
         self.client = anthropic.Anthropic(
             api_key=secret(KEY), max_retries=0, timeout=config.timeout_s
         )
@@ -57,6 +62,18 @@ class Session:
         self.pace = Pace(config.concurrency)
         self._shared_tokens: int | None = None
         self._lock = threading.Lock()
+
+    def as_asked(self, model: str, made_with: dict[str, str]) -> "Session":
+        """The same session for answers to what was asked under other settings: their rows say so, at their price."""
+        if not model or (model, made_with) == (self.config.model, self.made_with):
+            return self
+        then = copy(self)
+        words = int(made_with.get("max_caption_words", self.config.max_caption_words))
+        then.config = replace(self.config, model=model, max_caption_words=words)
+        then.made_with = made_with
+        with suppress(RunError):  # retired since
+            then.model, _ = model_of(then.config)
+        return then
 
     @property
     def shared_tokens(self) -> int:
@@ -91,33 +108,32 @@ class Session:
         """The row of an answer's body, whichever way it came."""
         caption, status = read_answer(body, self.config.max_caption_words)
         usage = usage_of(body if isinstance(body, dict) else {})
-        return Caption(
-            post.file_name,
-            caption,
-            status,
-            "claude",
-            self.config.model,
-            usage.input,
-            usage.output,
-            usage.cache_read,
-            usage.cache_write,
-            cost_usd(self.model, usage, batch=batch),
-            request,
+        return replace(
+            self._row(post, status, request),
+            caption=caption,
+            input_tokens=usage.input,
+            output_tokens=usage.output,
+            cache_read_tokens=usage.cache_read,
+            cache_write_tokens=usage.cache_write,
+            cost_usd=cost_usd(self.model, usage, batch=batch),
         )
 
     def failed(self, post: Post, why: str, cost: float = 0.0, request: str = "") -> Caption:
+        return replace(self._row(post, f"failed: {why}", request), cost_usd=cost)
+
+    def refused(self, post: Post, request: str = "") -> Caption:
+        return self._row(post, "refused", request)
+
+    def _row(self, post: Post, status: str, request: str) -> Caption:
         return Caption(
             post.file_name,
             "",
-            f"failed: {why}",
+            status,
             "claude",
             self.config.model,
-            cost_usd=cost,
             request=request,
+            made_with=self.made_with,
         )
-
-    def refused(self, post: Post, request: str = "") -> Caption:
-        return Caption(post.file_name, "", "refused", "claude", self.config.model, request=request)
 
     def over_budget(self, count: int) -> RunError:
         """What to say when the next request might pass the budget."""

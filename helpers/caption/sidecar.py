@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
+from helpers.caption_text import read_text
 from helpers.config import CaptionConfig
+from helpers.errors import RunError
 from helpers.records import Caption, Post, append_row
 from helpers.run import Run
 
@@ -20,6 +22,9 @@ def caption_image(run: Run, post: Post) -> Caption:
     path = run.sidecar(post.file_name)
     if not path.is_file():
         return Caption(post.file_name, "", f"failed: no .txt beside {post.file_name}", "sidecar")
-    text = " ".join(path.read_text(encoding="utf-8").split())
+    try:
+        text = read_text(path)
+    except RunError:
+        return Caption(post.file_name, "", f"failed: {path.name} is no UTF-8 text", "sidecar")
     status = "ok" if text else f"failed: {path.name} is empty"
     return Caption(post.file_name, text, status, "sidecar")

@@ -24,7 +24,7 @@ from helpers.dataset.layout import (
 )
 from helpers.decode import ImageError, decode, pixels_only, read_picture_file
 from helpers.errors import RunError
-from helpers.records import read_metadata
+from helpers.records import NO_BREAK_SPACE, read_metadata
 from helpers.run import Run
 from helpers.store import damage, folder_hash, replacing_folder
 
@@ -42,12 +42,11 @@ def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
     """Write dataset/ beside its place and rename it in: `kept` has a column `split`.
 
-    The suffix is added to the captions here and nowhere else. Images stay whole, upright and in sRGB, without
-    metadata. The same input gives the same bytes. Permissions are as 01 has them now.
-    Raises RunError for images of another run.
+    Captions are as 02 has them now; the suffix is added here and nowhere else, once. Images stay whole, upright and
+    in sRGB, without metadata. The same input gives the same bytes. Permissions are as 01 has them now. Raises RunError
+    for images of another run, or chosen by other settings.
     """
-    run.check_settings(config)
-    kept = up_to_date(run, kept)
+    kept = up_to_date(config, run, kept)
     remember(run)
     with replacing_folder(run.dataset) as folder:
         for split in kept["split"].unique():
@@ -120,7 +119,10 @@ def _load(run: Run) -> dict[str, int]:
     listed = {split: read_metadata(run.split_metadata(split)) for split in _splits(run)}
     with tempfile.TemporaryDirectory() as cache:
         loaded = datasets.load_dataset("imagefolder", data_dir=str(run.dataset), cache_dir=cache)
-        texts = {name: sorted(map(str, part["text"])) for name, part in loaded.items()}
+        texts = {
+            name: sorted(t.removesuffix(NO_BREAK_SPACE) for t in map(str, part["text"]))
+            for name, part in loaded.items()
+        }
     for split, rows in listed.items():
         if texts.get(split) != sorted(text for _, text in rows):
             raise RunError(

@@ -3,10 +3,13 @@
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from PIL import Image
+
+from helpers.errors import RunError
+from helpers.suffix import append_suffix, common_ending, has_suffix, strip_suffix
 
 MOST_TOKENS = 77  # what CLIP's text encoder reads, a start and an end among them
 # CLIP's own cut into pieces (Radford et al. 2021, simple_tokenizer.py), in the terms of Python's re
@@ -43,16 +46,38 @@ def setting(caption: str) -> str:
     return places[-1] if places else ""
 
 
+def suffix_note(captions: Sequence[str], suffix: str) -> str:
+    """How many captions end in the suffix already, or in other words that all of them share, in a line."""
+    had = sum(has_suffix(caption, suffix) for caption in captions)
+    note = f"{had} of {len(captions)} captions ended in the suffix already: it stands once in each"
+    if not had:
+        note = f"the suffix ends each of {len(captions)} captions"
+    ending = common_ending([strip_suffix(caption, suffix) for caption in captions])
+    if ending:
+        note += (
+            f". Nearly all end in {ending!r}: if that names the style, set suffix to ' {ending}'"
+        )
+    return note
+
+
 def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
-    """Token lengths, characters and settings of the column `caption`, for each side of the column `split`."""
+    """Token lengths, characters and settings of the column `caption`, for each side of the column `split`.
+
+    Raises RunError if there is no such column yet.
+    """
     from matplotlib.figure import Figure
 
+    if "split" not in images:
+        raise RunError("the images have no column split: run the cell 'One post, one side' first")
     figure = Figure(figsize=(11, 7), dpi=100, layout="constrained")
     counts, lengths, characters, settings = figure.subplots(2, 2).flat
     sides = {name: part["caption"] for name, part in images.groupby("split")}
     counts.barh(list(sides), [len(part) for part in sides.values()], color=COLOURS[: len(sides)])
     counts.set_title("images")
-    tokens = [[least_tokens(caption + suffix) for caption in part] for part in sides.values()]
+    tokens = [
+        [least_tokens(append_suffix(caption, suffix)) for caption in part]
+        for part in sides.values()
+    ]
     bins = range(0, max(MOST_TOKENS, *map(max, tokens)) + 4, 3)
     lengths.hist(tokens, bins, stacked=True, color=COLOURS[: len(sides)], label=list(sides))
     lengths.axvline(MOST_TOKENS, color="#d1495b", linewidth=1)

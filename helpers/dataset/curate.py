@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers.config import DatasetConfig
-from helpers.dataset.join import table, without_image
+from helpers.dataset.join import candidates, without_image
 from helpers.dataset.quality import Quality, measure, oddness
 from helpers.dataset.resemblance import (
     Look,
@@ -41,7 +41,7 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
     `series`, what they were told to share a scene with.
     Raises RunError if fewer than four are kept, or a series is empty.
     """
-    images = table(run)
+    images = candidates(config, run)
     images[["kind", "reason"]] = ""
     _mark_unusable(run, images)
     images, looks, palettes = _with_figures(run, images)

@@ -1,12 +1,16 @@
 """Images and captions, joined by file name: never by position, and nothing is dropped on the way."""
 
 import re
+from dataclasses import asdict
+from typing import Any
 
 import pandas as pd
 
+from helpers.config import DatasetConfig
 from helpers.errors import RunError
 from helpers.records import Caption, Post, latest, read_rows
 from helpers.run import Run
+from helpers.suffix import strip_suffix
 
 FORMULA = "=+-@＝＋－＠"  # with which a spreadsheet takes a cell for a formula
 
@@ -35,19 +39,43 @@ def table(run: Run) -> pd.DataFrame:
     return joined.sort_values("file_name", ignore_index=True)
 
 
-def up_to_date(run: Run, images: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `table` with their permission as 01 has it now.
+def candidates(config: DatasetConfig, run: Run) -> pd.DataFrame:
+    """The table, with a note of the settings by which images are chosen from it, which `up_to_date` reads again."""
+    run.check_settings(config)
+    images = table(run)
+    images.attrs["chosen_with"] = _choosing(config)
+    return images
 
-    Raises RunError for one that is another run's, or has another image by now.
+
+def _choosing(config: DatasetConfig) -> dict[str, Any]:
+    """The settings that say which images are kept, and on which side."""
+    others = ("run", "suffix", "push_to", "private")
+    return {name: value for name, value in asdict(config).items() if name not in others}
+
+
+def up_to_date(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame:
+    """The images kept, with their captions as 02 has them now; a suffix that these end in is taken off.
+
+    Raises RunError, naming the cell to run again, if the images are another run's, have changed or lost their
+    captions since, were chosen by other settings, or have no column `split`.
     """
-    posts = latest(read_rows(run.posts, Post))
-    for row in images.itertuples():
-        if row.file_name not in posts or posts[row.file_name].sha256 != row.sha256:
-            raise RunError(
-                f"{row.file_name} has changed since the images were chosen: "
-                "run the cell 'What is left out, and why' and those after it again"
-            )
-    return images.assign(permission=[posts[name].permission for name in images["file_name"]])
+    run.check_settings(config)
+    again = "run the cell 'What is left out, and why' and those after it again"
+    settings = _choosing(config)
+    before = kept.attrs.get("chosen_with", settings)
+    if changed := [name for name, value in settings.items() if before.get(name, value) != value]:
+        raise RunError(f"{', '.join(changed)} changed since the images were chosen: {again}")
+    if "split" not in kept:
+        raise RunError("the images have no column split: run the cell 'One post, one side' first")
+    now = table(run).set_index("file_name").reindex(kept["file_name"])
+    is_other = (now["sha256"].to_numpy() != kept["sha256"].to_numpy()) | (now["caption"] == "")
+    if is_other.any():
+        raise RunError(
+            f"{now.index[is_other][0]} has changed since the images were chosen: {again}"
+        )
+    captions = [strip_suffix(caption, config.suffix) for caption in now["caption"]]
+    columns = {name: now[name].to_numpy() for name in ("captioner", "model", "permission")}
+    return kept.assign(caption=captions, **columns)
 
 
 def plain(caption: str) -> str:

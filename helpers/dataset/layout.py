@@ -5,6 +5,7 @@ the folder complete in itself: its card, a take-down and a public push need noth
 """
 
 import hashlib
+import io
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ import pandas as pd
 
 from helpers.config import DatasetConfig
 from helpers.permission import MAY_BE_SHOWN
-from helpers.records import read_rows, rewrite
+from helpers.records import NO_BREAK_SPACE, read_rows, rewrite
 from helpers.store import read_json, sha256, write_json
 
 SPLITS = ("train", "validation")
@@ -53,7 +54,20 @@ def write_records(folder: Path, records: Sequence[Record], metadata: str) -> Non
         rows = [(r.file_name, r.text) for r in records if r.split == split]
         if rows:
             table = pd.DataFrame(rows, columns=["file_name", "text"])
+            table["text"] = read_as_texts(table["text"])
             table.to_csv(folder / split / metadata, index=False, lineterminator="\n")
+
+
+def read_as_texts(texts: pd.Series) -> pd.Series:
+    """Texts that pandas, and so `datasets` and every trainer, reads as texts.
+
+    `null` alone would be read as none, `7` as a number where all are such: they end in a no-break space, which no
+    tokenizer counts and `read_metadata` takes off.
+    """
+    texts = texts.str.lstrip()  # a caption that was nothing but the suffix
+    csv = io.StringIO(texts.to_csv(index=False))
+    is_read = pd.read_csv(csv)["text"].to_numpy(object) == texts.to_numpy(object)
+    return texts.where(is_read, texts + NO_BREAK_SPACE)
 
 
 def copy_without(source: Path, target: Path, shortcode: str) -> None:

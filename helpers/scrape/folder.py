@@ -1,10 +1,11 @@
-"""Source: a folder of one's own images, with captions in .txt files beside them, or in a metadata.csv."""
+"""Source: a folder of one's own images, with captions in files beside them or in lists."""
 
 import hashlib
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from stat import S_ISREG
@@ -13,7 +14,7 @@ from helpers.colab import why_not_there
 from helpers.config import ScrapeConfig
 from helpers.decode import read_picture_file
 from helpers.errors import RunError
-from helpers.scrape import listed
+from helpers.scrape.caption_files import read_captions
 from helpers.scrape.found import Final, Found, Listing
 from helpers.scrape.identity import INSTAGRAM_NAME
 
@@ -25,30 +26,34 @@ OF_TAKEOUT = re.compile(r".+\.[a-z0-9]{3,4}(\.[a-z-]+)?(\(\d+\))?\.json", re.IGN
 
 
 def find(config: ScrapeConfig) -> Listing:
-    """The folder's images in order of path, with the captions beside them; hidden files are passed over.
+    """Every picture below the folder, in order of path, with the captions that its texts tell; no hidden file.
 
-    Raises RunError if the folder is not there or empty, or a caption has no image beside it.
+    Raises RunError if the folder is not there or holds no picture.
     """
     root = Path(config.folder).expanduser()
     if not root.is_dir():
         raise RunError(_not_there(root))
     files, unreadable = walk(root)
     companions = {path for path in files if path.suffix.lower() in COMPANIONS}
-    captions, images = _captions(root, [path for path in files if path not in companions])
+    words = read_captions(
+        root, [path for path in files if path not in companions], config.caption_choice
+    )
+    images = [path for path in files if path not in companions | words.no_pictures]
     if not images:
         raise RunError(
             f"folder {root} holds no image: put JPEG, PNG, WEBP, HEIC or TIFF files into it"
         )
     names = Names()
     items = [
-        _found(path, files[path], root, captions.get(path), names, config.max_image_mpx)
+        _found(path, files[path], root, words.captions.get(path), names, config.max_image_mpx)
         for path in images
     ]
     companions |= {path for path in files if OF_TAKEOUT.fullmatch(path.name)}
-    notes = [f"beside them {kinds_of(companions)}"] if companions else []
+    notes = [words.line] + [f"beside them {kinds_of(companions)}"] * bool(companions)
     if unreadable:
         notes.append(f"{len(unreadable)} paths cannot be read, such as {shown(unreadable[0])}")
-    return Listing(listed.with_captions(root, items), notes, not unreadable)
+    items = in_posts(items, [words.posts.get(path) for path in images])
+    return Listing(items, notes, not unreadable)
 
 
 def _not_there(path: Path) -> str:
@@ -90,29 +95,16 @@ def kinds_of(paths: Iterable[Path]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
 
 
-def _captions(root: Path, files: list[Path]) -> tuple[dict[Path, str], list[Path]]:
-    """The caption of each image that has one, and the images: all files but those with words.
-
-    Raises RunError for a caption without an image.
-    """
-    texts = {
-        path.with_suffix(""): path
-        for path in files
-        if path.suffix.lower() == ".txt" and is_inside(path, root)
-    }
-    images = [
-        path
-        for path in files
-        if path.suffix.lower() != ".txt"
-        and path.name != listed.METADATA
-        and not OF_TAKEOUT.fullmatch(path.name)
+def in_posts(found: list[Found], posts: list[tuple[str, int] | None]) -> list[Found]:
+    """The images with the (shortcode, index) that a list tells, but for two that would then have one name."""
+    told = [
+        replace(item, shortcode=post[0], index=post[1]) if post else item
+        for item, post in zip(found, posts, strict=True)
     ]
-    for stem in images and texts.keys() - {path.with_suffix("") for path in images}:
-        raise RunError(
-            f"{texts[stem]} captions an image that is not there: add the image, or take the .txt away"
-        )
-    beside = {path: texts.get(path.with_suffix("")) for path in images}
-    return {path: _read_caption(text) for path, text in beside.items() if text}, images
+    count = Counter(item.stem.lower() for item in told)
+    return [
+        new if count[new.stem.lower()] == 1 else old for old, new in zip(found, told, strict=True)
+    ]
 
 
 def is_inside(path: Path, root: Path) -> bool:
@@ -155,14 +147,6 @@ def _read(path: Path, root: Path, max_mpx: int) -> bytes:
     if not is_inside(path, root):
         raise Final("is a link that leads out of the folder")
     return read_picture_file(path, max_mpx)
-
-
-def _read_caption(path: Path) -> str:
-    """A caption file's text on one line. Raises RunError if it is not UTF-8."""
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError:
-        raise RunError(f"{path} is not UTF-8 text: save it again as UTF-8") from None
 
 
 class Names:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 from helpers.config import ScrapeConfig
 from helpers.decode import read_picture_file
 from helpers.errors import RunError
+from helpers.scrape.columns import Columns
 from helpers.scrape.folder import Names, file_id, shown
 from helpers.scrape.found import Final, Found, Listing
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-CAPTIONS = ("text", "caption", "prompt")  # columns that hold one, the first that there is counts
 
 
 def find(config: ScrapeConfig) -> Listing:
@@ -35,29 +34,26 @@ def find(config: ScrapeConfig) -> Listing:
     is_local = folder.is_dir()
     allowed = (folder if is_local else Path(datasets.config.HF_CACHE_HOME)).resolve()
     address = "" if is_local else f"https://huggingface.co/datasets/{name}"
+    columns = Columns(next(iter(splits.values())).features, config)
+    if not columns.image:
+        raise RunError(f"dataset_id {name!r} has no column of images: choose an image dataset")
     names, found = Names(), []
     for split, part in splits.items():
-        found += _of_split(split, part, allowed, names, address)
-    if not found:
-        raise RunError(f"dataset_id {name!r} has no column of images: choose an image dataset")
-    return Listing(found)
+        found += _of_split(split, part, allowed, names, address, columns)
+    return Listing(found, [str(columns)])
 
 
 def _of_split(
-    split: str, part: "Dataset", allowed: Path, names: Names, address: str
+    split: str, part: "Dataset", allowed: Path, names: Names, address: str, columns: Columns
 ) -> list[Found]:
     import datasets
     import pyarrow.compute
 
-    columns = [n for n, kind in part.features.items() if isinstance(kind, datasets.Image)]
-    if not columns:
-        return []
-    part = part.cast_column(columns[0], datasets.Image(decode=False))
+    part = part.cast_column(columns.image, datasets.Image(decode=False))
     table = part.with_format("arrow")[:]
-    paths = pyarrow.compute.struct_field(table[columns[0]], "path").to_pylist()
-    words = next((table[name].to_pylist() for name in CAPTIONS if name in table.column_names), None)
+    paths = pyarrow.compute.struct_field(table[columns.image], "path").to_pylist()
     found = []
-    for i, path in enumerate(paths):
+    for i, (path, caption) in enumerate(zip(paths, columns.captions(table), strict=True)):
         base = Path(path).name if path else f"{split}-{i:05d}"
         shortcode, index = names.give(Path(base))
         name, source_id = _place(Path(path), allowed) if path else ("", "")
@@ -66,8 +62,8 @@ def _of_split(
                 name=name or f"{split}/{base}",
                 shortcode=shortcode,
                 index=index,
-                load=partial(_bytes, part, i, columns[0], allowed),
-                caption=" ".join(str(words[i]).split()) if words and words[i] is not None else None,
+                load=partial(_bytes, part, i, columns.image, allowed),
+                caption=caption,
                 url=address,
                 source_id=source_id,
             )

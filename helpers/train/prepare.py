@@ -21,6 +21,7 @@ from helpers.device import Device
 from helpers.records import read_metadata
 from helpers.run import Run
 from helpers.store import folder_hash
+from helpers.suffix import append_suffix, strip_suffix
 from helpers.train import checkpoint
 from helpers.train.batches import Batches
 from helpers.train.buckets import Framing
@@ -139,7 +140,7 @@ class Training:
         self.suffix = suffix = run.read_config("dataset")["suffix"]
         rows = self._rows(suffix)
         images = {split: image_examples(run, parts, config, split, rows[split]) for split in rows}
-        captions = [text.removesuffix(suffix) for _, text in rows["train"]]
+        captions = [strip_suffix(text, suffix) for _, text in rows["train"]]
         examples = images["train"]
         if asked := self._prior_captions(captions, suffix):
             examples = examples + prior_examples(run, parts, config, asked)
@@ -151,7 +152,7 @@ class Training:
         self.held_out = FixedLoss(images["validation"], schedule, config.seed, pairs)
         self.probe = FixedLoss(images["train"], schedule, config.seed, pairs // 2)
         self.prompts = fit_texts(
-            [f"{prompt}{suffix}" for prompt in config.prompts], suffix, parts.tokenizer
+            [append_suffix(prompt, suffix) for prompt in config.prompts], suffix, parts.tokenizer
         ) or [rows["validation"][i * len(rows["validation"]) // 4][1] for i in range(4)]
 
     def _rows(self, suffix: str) -> dict[str, list[tuple[str, str]]]:
