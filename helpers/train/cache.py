@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from helpers.errors import RunError
 from helpers.run import Run
 from helpers.store import replacing_file, sha256
 from helpers.train.buckets import Framing
-from helpers.train.model import Parts, as_bytes, fingerprint, settings_of
+from helpers.train.model import Parts, as_bytes, settings_of
 from helpers.train.order import generator
 
-VARIANTS = 4  # of a picture, encoded at once
+AT_ONCE = 4  # pictures that are encoded together
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def image_examples(
     names, texts = zip(*rows, strict=True)
     paths = [run.split(split) / name for name in names]
     framing = Framing.of(config, parts.step_px, augmented=split == "train")
-    encoder = [fingerprint(parts.vae), settings_of(parts.vae)]
+    encoder = [parts.hashes["vae"], settings_of(parts.vae)]
     key = [asdict(framing), *encoder, [sha256(path) for path in paths]]
     latents = _kept(run, f"{split}-images", key, lambda: encode_images(parts, paths, framing))
     return Examples(latents, text_examples(run, parts, config, split, texts), names)
@@ -120,7 +121,7 @@ def text_examples(
     ids = token_ids(parts, texts)
     if config.train_text_encoder:
         return ids
-    key = [fingerprint(parts.text_encoder), settings_of(parts.text_encoder), ids.tolist()]
+    key = [parts.hashes["text_encoder"], settings_of(parts.text_encoder), ids.tolist()]
     return torch.stack(_kept(run, f"{name}-texts", key, lambda: encode_texts(parts, texts)))
 
 
@@ -134,7 +135,7 @@ def prior_examples(
     """
     key = [
         config.resolution_px,
-        *(fingerprint(part) for part in (parts.unet, parts.text_encoder)),
+        *(parts.hashes[name] for name in ("unet", "text_encoder")),
         *(settings_of(part) for part in (parts.unet, parts.text_encoder, parts.noise_scheduler)),
         parts.device.precision,
         token_ids(parts, [*captions, ""]).tolist(),
@@ -150,18 +151,36 @@ def prior_examples(
 @torch.no_grad()
 def encode_images(parts: Parts, paths: Sequence[Path], framing: Framing) -> list[Tensor]:
     """Image files to scaled latents, each (V, 4, height / f, width / f), float32 on the CPU."""
-    latents = []
-    with parts.awake():
-        for path in tqdm(paths, "encode images", leave=False):
-            pixels = framing.variants(path).to(parts.vae.device, parts.vae.dtype)
-            means = [parts.vae.encode(some).latent_dist.mean for some in pixels.split(VARIANTS)]
-            latents.append(torch.cat(means).float().cpu() * parts.vae.config.scaling_factor)
-            if not latents[-1].isfinite().all():
-                raise RunError(
-                    f"{path} has latents that are no numbers: set mixed_precision to 'no', or take "
-                    "the picture out with helpers.dataset.takedown"
-                )
+    together = AT_ONCE if parts.device.device.type == "cuda" else 1  # a CPU gains nothing
+    latents: list[Tensor] = []
+    with (
+        parts.awake(),
+        ThreadPoolExecutor(2) as pool,
+        tqdm(total=len(paths), desc="encode images", leave=False) as bar,
+    ):
+        for start in range(0, len(paths), together):
+            pixels = list(pool.map(framing.variants, paths[start : start + together]))
+            latents += _encode(parts, pixels)
+            bar.update(len(pixels))
+    for path, of_image in zip(paths, latents, strict=True):
+        if not of_image.isfinite().all():
+            raise RunError(
+                f"{path} has latents with NaN or inf: set mixed_precision to 'no', or take the picture out with "
+                "helpers.dataset.takedown"
+            )
     return latents
+
+
+def _encode(parts: Parts, pixels: Sequence[Tensor]) -> list[Tensor]:
+    """Images' variants, each (V, 3, height, width), to scaled latents; those of one shape go together."""
+    latents: dict[int, Tensor] = {}
+    for shape in {images.shape for images in pixels}:
+        same = [i for i, images in enumerate(pixels) if images.shape == shape]
+        batch = torch.cat([pixels[i] for i in same]).to(parts.vae.device, parts.vae.dtype)
+        means = [parts.vae.encode(some).latent_dist.mean for some in batch.split(AT_ONCE)]
+        scaled = torch.cat(means).float().cpu() * parts.vae.config.scaling_factor
+        latents |= dict(zip(same, scaled.split(shape[0]), strict=True))
+    return [latents[i].clone() for i in range(len(pixels))]
 
 
 def token_ids(parts: Parts, texts: Sequence[str]) -> Tensor:

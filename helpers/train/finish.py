@@ -13,7 +13,6 @@ from torch import nn
 
 from helpers.config import TrainConfig, read_settings
 from helpers.errors import RunError
-from helpers.records import read_metadata
 from helpers.run import Run
 from helpers.store import damage, folder_hash, replacing_folder, write_json
 from helpers.train import checkpoint
@@ -117,8 +116,8 @@ def _measure(
 
     Raises RunError where it is not the loss that training's own modules have.
     """
-    run, config = training.run, training.config
-    texts = dict(read_metadata(run.split_metadata("validation")))
+    config = training.config
+    texts = dict(training.rows["validation"])
     ids = token_ids(
         replace(training.parts, tokenizer=pipeline.tokenizer),
         [texts[name] for name in training.held_out.examples.names],

@@ -5,9 +5,10 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from helpers.capture import CapturedForward
 from helpers.config import TrainConfig
 from helpers.device import Device, load_pipeline, most_steps
 from helpers.foreign import fit_tokenizer, reading, refuse_code
+from helpers.store import read_json, write_json
 from helpers.train.base import check_files, check_parts, load_model
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Parts:
     unet: UNet2DConditionModel
     noise_scheduler: DDPMScheduler
     device: Device
+    hashes: dict[str, str]  # fingerprints of unet, vae and text_encoder, as they were loaded
 
     def fingerprints(self) -> dict[str, str]:
         """Of all but the UNet: what makes latents and embeddings, each in its precision, and the noise schedule."""
@@ -65,8 +68,8 @@ class Parts:
         kind = f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
         words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return {
-            f"VAE ({self.vae.dtype})": fingerprint(self.vae),
-            f"text encoder ({self.text_encoder.dtype})": fingerprint(self.text_encoder),
+            f"VAE ({self.vae.dtype})": self.hashes["vae"],
+            f"text encoder ({self.text_encoder.dtype})": self.hashes["text_encoder"],
             "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
             "noise schedule": hashlib.sha256(kind.encode()).hexdigest(),
             "scaling_factor": str(self.vae.config.scaling_factor),
@@ -139,11 +142,18 @@ class Parts:
         return pipeline
 
 
-def load_parts(base_model: str, device: Device, train_text_encoder: bool = False) -> Parts:
+def load_parts(
+    base_model: str,
+    device: Device,
+    train_text_encoder: bool = False,
+    train_unet: bool = True,
+    known_hashes: Path | None = None,
+) -> Parts:
     """Load a base model, checked for all that training and its end need.
 
-    What may be trained is in float32, the rest in the device's dtype. Raises RunError where it is not there, not of
-    safetensors and JSON alone, not whole, or its parts do not fit one another.
+    What is trained as a whole is in float32, the rest in the device's dtype. `known_hashes` is where fingerprints are
+    kept, so that weights are hashed once. Raises RunError where it is not there, not of safetensors and JSON alone, not
+    whole, or its parts do not fit one another.
     """
     text_dtype = torch.float32 if train_text_encoder else device.dtype
     with reading("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
@@ -157,13 +167,37 @@ def load_parts(base_model: str, device: Device, train_text_encoder: bool = False
         fit_tokenizer(tokenizer, text_encoder)
         noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         check_parts(unet, vae, text_encoder, tokenizer, noise_scheduler)
+        hashes = _hashes(
+            folder, {"unet": unet, "vae": vae, "text_encoder": text_encoder}, known_hashes
+        )
         own = {"vae": vae, "unet": unet, "text_encoder": text_encoder, "tokenizer": tokenizer}
         load_pipeline(str(folder), device.dtype, **own)  # as the end will: now, not after hours
     vae.requires_grad_(False).eval()
     text_encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
-    return Parts(tokenizer, text_encoder, vae, unet.to(device.device), noise_scheduler, device)
+    if not train_unet:  # a LoRA's base: never whole on the GPU
+        nn.Module.to(unet, device.dtype)  # a model's own to() warns, of nothing
+    unet.to(device.device)
+    return Parts(tokenizer, text_encoder, vae, unet, noise_scheduler, device, hashes)
+
+
+def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
+    """Each model's fingerprint, from `known` where its files have the sizes and times that they had then."""
+    kept: dict[str, str] = {}
+    if known:
+        with suppress(OSError, ValueError):
+            kept = read_json(known)
+    hashes, found = {}, {}
+    for name, model in models.items():
+        stats = [path.stat() for path in sorted((folder / name).glob("*.safetensors"))]
+        times = [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
+        key = hashlib.sha256(repr((name, model.dtype, times)).encode()).hexdigest()
+        hashes[name] = found[key] = kept.get(key) or fingerprint(model)
+    if known and found != kept:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_json(known, kept | found)
+    return hashes
 
 
 class TextAndUNet(nn.Module):

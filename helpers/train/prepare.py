@@ -29,7 +29,7 @@ from helpers.train.cache import image_examples, prior_examples, text_examples
 from helpers.train.ema import MovingAverage
 from helpers.train.inputs import fit_texts, what_does_not_fit
 from helpers.train.loss import FixedLoss, forward_backward
-from helpers.train.model import fingerprint, load_parts, make_trainable
+from helpers.train.model import load_parts, make_trainable
 from helpers.train.optimizer import make_optimizer, restore_layout
 from helpers.train.preview import set_aside_previews
 from helpers.train.track import Log, tracker_of
@@ -110,7 +110,13 @@ class Training:
         self.counted_until = time.perf_counter()
         _keep_freed_memory()
         self.accelerator = _accelerator(config, run, device)
-        self.parts = load_parts(config.base_model, device, config.train_text_encoder)
+        self.parts = load_parts(
+            config.base_model,
+            device,
+            config.train_text_encoder,
+            train_unet=config.method == "full",
+            known_hashes=run.cache / "hashes.json",
+        )
         self.belongs = self._belongs()
         with self.accelerator.main_process_first():
             self._make_examples()
@@ -131,14 +137,14 @@ class Training:
 
     def _belongs(self) -> checkpoint.Belongs:
         learnt = learnt_from(self.config, self.accelerator.num_processes)
-        unet, dataset = fingerprint(self.parts.unet), folder_hash(self.run.dataset)
+        unet, dataset = self.parts.hashes["unet"], folder_hash(self.run.dataset)
         return checkpoint.Belongs(learnt, unet, dataset, self.parts.fingerprints())
 
     def _make_examples(self) -> None:
         """Have all that the frozen parts compute computed, once."""
         config, run, parts = self.config, self.run, self.parts
         self.suffix = suffix = run.read_config("dataset")["suffix"]
-        rows = self._rows(suffix)
+        self.rows = rows = self._rows(suffix)
         images = {split: image_examples(run, parts, config, split, rows[split]) for split in rows}
         captions = [strip_suffix(text, suffix) for _, text in rows["train"]]
         examples = images["train"]
