@@ -7,7 +7,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, list_repo_files, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from helpers.store import MANIFEST, locked, replacing_folder
@@ -44,11 +44,14 @@ def successor(hub_id: str) -> str:
 def fetch(hub_id: str, weights: bool) -> Path:
     """Have a model of the hub in its cache, without code, pickles and one-file copies.
 
-    Variants of weights are fetched for those parts alone that have no others.
+    Variants of weights are fetched for those parts alone that have no others, a one-file model where it is all there
+    is.
     """
     wanted = [*TEXTS, *(WEIGHTS if weights else ())]
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=VARIANTS))
+        if not any(folder.glob("*.json")) and not any(folder.glob("*.safetensors")):
+            return _fetch_single_file(hub_id)
         bare = [f"{part.name}/*.safetensors" for part in _bare_parts(folder)] if weights else []
         return Path(snapshot_download(hub_id, allow_patterns=bare)) if bare else folder
     except RepositoryNotFoundError as error:  # or one with terms to accept
@@ -59,6 +62,16 @@ def fetch(hub_id: str, weights: bool) -> Path:
         raise OSError(
             f"the hub was not reached, {type(error.__cause__).__name__}, and no copy of it is here: try again later"
         ) from error
+
+
+def _fetch_single_file(hub_id: str) -> Path:
+    """The folder of the one model that a repository holds at its top. Raises ValueError where it holds several."""
+    names = [n for n in list_repo_files(hub_id) if n.endswith(".safetensors") and "/" not in n]
+    if len(names) != 1:
+        raise ValueError(
+            f"it is not in diffusers layout and holds {len(names)} .safetensors files: download one and give its path"
+        )
+    return Path(snapshot_download(hub_id, allow_patterns=names))
 
 
 def _bare_parts(folder: Path) -> list[Path]:

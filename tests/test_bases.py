@@ -485,9 +485,13 @@ def hub(monkeypatch, tmp_path):
 LOAD = """
 import sys
 from helpers.device import pick_device
+from helpers.errors import RunError
 from helpers.train.model import fingerprint, load_parts
 for name in sys.argv[1:]:
-    print(fingerprint(load_parts(name, pick_device()).unet))
+    try:
+        print(fingerprint(load_parts(name, pick_device()).unet))
+    except RunError as error:
+        print(error)
 """
 
 
@@ -502,15 +506,22 @@ def test_repositories_as_people_have_them_are_fetched(hub, tiny_base, tmp_path):
     new = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     held = {"some/alone": alone, "some/both": both, new: files_of(tiny_base)}
     held["openai/clip-vit-large-patch14"] = words
+    held["some/file"] = {path.name: path.read_bytes(), "README.md": b"a picture", "x/y.json": b"{}"}
+    held["some/files"] = held["some/file"] | {"other.safetensors": b"never fetched"}
     hub.repos = {name: Repo(False, files) for name, files in held.items()}
     names = ["some/alone", "some/both", "runwayml/stable-diffusion-v1-5", str(path)]
+    names += ["some/file", "some/files"]
     done = subprocess.run([sys.executable, "-c", LOAD, *names], capture_output=True, text=True)
     wanted = fingerprint(load_parts(str(tiny_base), pick_device()).unet)
-    assert done.stdout.split() == [wanted] * 4, done.stderr
+    said = done.stdout.splitlines()
+    assert said[:4] == [wanted] * 4, done.stderr
     fetched = [path for method, path in hub.requests if method == "GET" and "fp16" in path]
     assert fetched and not [path for path in fetched if "some/both" in path]
     told = [line for line in done.stderr.splitlines() if "was deleted from the hub" in line]
     assert len(told) == 1 and new in told[0]
+    assert "its unet is not of this shape" in said[4]  # it was fetched, and is not of v1's
+    assert "holds 2 .safetensors files: download one" in said[5]
+    assert not [path for _, path in hub.requests if "other.safetensors" in path]
 
 
 def test_a_vae_with_the_names_that_diffusers_gave_until_2023_is_whole(tmp_path):
