@@ -1,0 +1,64 @@
+"""What each program's script shares: the case, and what is found in it. It runs in every environment."""
+
+import json
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+if not hasattr(torch.ops.torchvision, "nms"):  # PyPI's wheel is for CUDA: none of its own operations is used here
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torch.set_num_threads(1)
+MARKS = {"v_pred", "ztsnr"}  # read, and left over
+
+
+def read_case(folder: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """What is told of a case, with the paths of its files; and its inputs and outputs."""
+    place = Path(folder)
+    case = json.loads((place / "case.json").read_text())
+    name = case["name"]
+    case |= {
+        "folder": str(place / "model"),
+        "model": str(place / f"export/{name}.safetensors"),
+        "yaml": str(place / f"export/{name}.yaml"),
+        "lora": str(place / f"export/{name}-lora.safetensors"),
+        "diffusers_lora": str(place / "export/diffusers/pytorch_lora_weights.safetensors"),
+        "base": str(place / "base.safetensors"),
+        "base_folder": str(place / "base"),
+    }
+    return case, load_file(place / "truth.safetensors")
+
+
+class Found:
+    """Unmatched keys and largest differences, file by file; told as one line of JSON."""
+
+    def __init__(self, truth: dict[str, torch.Tensor]) -> None:
+        self.truth = truth
+        self.files: dict[str, dict] = {}
+
+    @contextmanager
+    def loading(self, file: str) -> Iterator[None]:
+        """What is raised inside is told of the file."""
+        self.files[file] = {"unmatched": [], "differences": {}}
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.files[file]["error"] = f"{type(error).__name__}: {error}"[:300]
+
+    def unmatched(self, file: str, names: Iterable[str]) -> None:
+        self.files[file]["unmatched"] += sorted(set(names) - MARKS)
+
+    def compare(self, file: str, what: str, output: torch.Tensor) -> None:
+        difference = (output.detach().float().cpu() - self.truth[what]).abs().max()
+        self.files[file]["differences"][what] = float(difference)
+
+    def tell(self) -> None:
+        sys.stdout.flush()
+        print("\nfound " + json.dumps(self.files))
