@@ -19,7 +19,10 @@ from helpers.train.model import Parts, load_parts, make_trainable
 from tests.bases import make_base
 from tests.conftest import SMALL_TRAINING, make_dataset, photograph
 
-WIDTHS, CONTEXT = (32, 64, 128, 128), 64  # a tenth of Stable Diffusion's; its levels and layers are true
+WIDTHS, CONTEXT = (
+    (32, 64, 128, 128),
+    64,
+)  # a tenth of Stable Diffusion's; its levels and layers are true
 SHAPE = {
     "attends": (True, True, True, False),
     "widths": WIDTHS,
