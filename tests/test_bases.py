@@ -26,6 +26,7 @@ from helpers.train.model import fingerprint, load_parts
 from tests.loopback_hub import Repo, loopback_hub
 from tests.test_train import settings
 
+CPU = pick_device()
 WEIGHTS = "unet/diffusion_pytorch_model"
 
 
@@ -64,7 +65,7 @@ def in_half(base: Path, folder: Path) -> Path:
 
 def test_one_file_holds_what_the_folder_does(tmp_path, tiny_base):
     path = one_file(tiny_base, tmp_path / "one")
-    folder, single = (load_parts(str(p), pick_device()) for p in (tiny_base, path))
+    folder, single = (load_parts(str(p), CPU) for p in (tiny_base, path))
     assert fingerprint(single.unet) == fingerprint(folder.unet)
     kinds = single.fingerprints()
     kinds.pop("noise schedule"), folder.fingerprints()
@@ -113,7 +114,7 @@ def test_every_shape_of_a_base_trains_to_the_same_validation_loss(dataset, tiny_
     losses = {}
     for i, (name, make) in enumerate(SHAPES.items()):
         base = make(tiny_base, tmp_path / f"base-{i}")
-        steps = list(train(settings(base, prior_share=0.0, preview_every_steps=100), dataset))
+        steps = list(train(settings(base, max_steps=2, prior_share=0.0), dataset))
         losses[name] = [step.held_out_loss for step in steps if step.held_out_loss]
         dataset.folder.joinpath("checkpoints").rename(dataset.folder / f"checkpoints-{i}")
     whole = losses["a folder"]
@@ -301,22 +302,21 @@ def another_unet(base: Path, **shape) -> None:
     UNet2DConditionModel.from_config(config).save_pretrained(base / "unet")
 
 
-def refusal(base: Path, run) -> str:
-    """The one line with which a training on a base is refused, before anything was trained."""
+def refusal(base: Path) -> str:
+    """The one line with which a base is refused."""
     with pytest.raises(RunError) as caught:
-        next(train(settings(base), run))
+        load_parts(str(base), CPU)
     said = str(caught.value)
     assert "\n" not in said and said.startswith(f"base_model {str(base)!r} could not be loaded (")
-    assert not run.train_log.exists() and not run.previews.exists()
     return said
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_base_is_refused_before_the_first_step(dataset, tiny_base, tmp_path, name):
+def test_a_broken_base_is_refused_in_one_line(tiny_base, tmp_path, name):
     breaks, words = BROKEN[name]
     base = shutil.copytree(tiny_base, tmp_path / "base")
     breaks(base)
-    said = refusal(base, dataset)
+    said = refusal(base)
     assert all(word in said for word in words), said
 
 
@@ -373,29 +373,27 @@ BROKEN_FILES = {
 
 
 @pytest.mark.parametrize("name", BROKEN_FILES)
-def test_one_file_that_is_no_base_is_refused_before_the_first_step(
-    dataset, tiny_base, tmp_path, cache, name
-):
+def test_one_file_that_is_no_base_is_refused_in_one_line(tiny_base, tmp_path, cache, name):
     breaks, words = BROKEN_FILES[name]
     path = one_file(tiny_base, tmp_path / "one")
     breaks(path)
-    said = refusal(path.parent, dataset)
+    said = refusal(path.parent)
     assert all(word in said for word in words), said
     assert not list(cache.glob("single-files/[!.]*"))
 
 
-def test_a_pickle_and_a_path_that_leads_nowhere_are_told_as_that(dataset, tmp_path):
+def test_a_pickle_and_a_path_that_leads_nowhere_are_told_as_that(tmp_path):
     pickled = tmp_path / "model.ckpt"
     pickled.write_bytes(b"never read")
-    assert "model.ckpt is a pickle" in refusal(pickled, dataset)
+    assert "model.ckpt is a pickle" in refusal(pickled)
     for nowhere in (tmp_path / "gone.safetensors", tmp_path / "gone", Path("models/gone.ckpt")):
-        assert "there is no such file or folder" in refusal(nowhere, dataset)
+        assert "there is no such file or folder" in refusal(nowhere)
 
 
-def test_without_the_hub_one_file_says_what_it_lacks(dataset, tiny_base, tmp_path):
+def test_without_the_hub_one_file_says_what_it_lacks(tiny_base, tmp_path):
     path = one_file(tiny_base, tmp_path / "one")
     shutil.rmtree(path.parent / "tokenizer")
-    said = refusal(path, dataset)
+    said = refusal(path)
     assert "openai/clip-vit-large-patch14" in said and "put tokenizer/ beside" in said
 
 
@@ -412,14 +410,14 @@ def test_one_file_tells_that_it_predicts_v(tmp_path, tiny_base, told_by):
     path = one_file(tiny_base, tmp_path / "one", extra=extra, metadata=metadata)
     if yaml:
         path.with_suffix(".yaml").write_text(yaml)
-    parts = load_parts(str(path), pick_device())
+    parts = load_parts(str(path), CPU)
     assert parts.noise_scheduler.config.prediction_type == "v_prediction"
     assert parts.noise_scheduler.alphas_cumprod[-1] > 0
 
 
 def test_one_file_tells_of_zero_terminal_snr(tmp_path, tiny_base):
     extra = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
-    parts = load_parts(str(one_file(tiny_base, tmp_path / "one", extra=extra)), pick_device())
+    parts = load_parts(str(one_file(tiny_base, tmp_path / "one", extra=extra)), CPU)
     assert parts.noise_scheduler.alphas_cumprod[-1] == 0
 
 
@@ -451,15 +449,29 @@ def edit_tokenizer(base: Path, **values) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_tokenizers_of_all_shapes_train_and_draw(dataset, tiny_base, tmp_path, name):
+def test_tokenizers_of_all_shapes_pad_and_cut(tiny_base, tmp_path, name):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     TOKENIZERS[name](base)
-    whole, bare = (load_parts(str(p), pick_device()).tokenizer for p in (tiny_base, base))
+    whole, bare = (load_parts(str(p), CPU).tokenizer for p in (tiny_base, base))
     ids = [t("a red cat", padding="max_length", truncation=True).input_ids for t in (whole, bare)]
     assert ids[0] == ids[1] and len(ids[0]) == 32
-    list(train(settings(base, max_steps=1), dataset))
+    assert load_pipeline(str(base), torch.float32)("a cat " * 60, num_inference_steps=1).images
+
+
+def test_a_base_with_a_bare_tokenizer_trains_and_its_model_draws(dataset, tiny_base, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    bare_tokenizer(base)
+    list(train(settings(base, max_steps=1, prior_share=0.0), dataset))
     pipeline = load_pipeline(str(dataset.model), torch.float32)
     assert pipeline("a cat " * 60, num_inference_steps=1).images
+
+
+def test_a_broken_base_is_refused_before_the_first_step(dataset, tiny_base, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    a_pickled_safety_checker(base)
+    with pytest.raises(RunError, match="safety_checker has only pickled weights"):
+        next(train(settings(base), dataset))
+    assert not dataset.train_log.exists() and not dataset.previews.exists()
 
 
 # from the hub
@@ -512,7 +524,7 @@ def test_repositories_as_people_have_them_are_fetched(hub, tiny_base, tmp_path):
     names = ["some/alone", "some/both", "runwayml/stable-diffusion-v1-5", str(path)]
     names += ["some/file", "some/files"]
     done = subprocess.run([sys.executable, "-c", LOAD, *names], capture_output=True, text=True)
-    wanted = fingerprint(load_parts(str(tiny_base), pick_device()).unet)
+    wanted = fingerprint(load_parts(str(tiny_base), CPU).unet)
     said = done.stdout.splitlines()
     assert said[:4] == [wanted] * 4, done.stderr
     fetched = [path for method, path in hub.requests if method == "GET" and "fp16" in path]
