@@ -1,4 +1,4 @@
-"""The table of edited copies, on pictures of one's own choice: how many of each edit are found, and how many unrelated pairs.
+"""The table of edited copies, on pictures of one's own choice: edits that are found, unrelated pairs that are not.
 
     python -m tests.benchmarks.copies FOLDER [FOLDER ...] --edited 40
 
