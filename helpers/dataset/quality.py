@@ -18,6 +18,7 @@ EDGES_OF_TEXT = (3.3, 9.5)  # along a stretch as long as a line is high
 MOST_REPETITION = 0.38  # as an autocorrelation; of 100 cards in 14 fonts half have under 0.22
 LEAST_FOR_ODDNESS = 20  # images; among fewer, none is the odd one
 NEIGHBOURS = 5
+BLOCK = 256  # pictures compared with all others at once, so that memory stays small
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,18 @@ def oddness(palettes: np.ndarray, posts: np.ndarray) -> np.ndarray:
     """
     if len(palettes) < LEAST_FOR_ODDNESS:
         return np.zeros(len(palettes))
-    away = cdist(palettes, palettes)
-    away[posts[:, None] == posts[None]] = np.inf
-    near = np.sort(away, axis=1)[:, :NEIGHBOURS]
+    near = np.concatenate(
+        [
+            _nearest(palettes[i : i + BLOCK], palettes, posts[i : i + BLOCK, None] == posts)
+            for i in range(0, len(palettes), BLOCK)
+        ]
+    )
     mean = np.ma.masked_invalid(near).mean(1).filled(0.0)
     spread = 1.4826 * np.median(np.abs(mean - np.median(mean)))
     return (mean - np.median(mean)) / max(spread, 1e-6)
+
+
+def _nearest(some: np.ndarray, palettes: np.ndarray, is_left_out: np.ndarray) -> np.ndarray:
+    """(B, NEIGHBOURS) distances of some palettes from those nearest to them."""
+    away = np.where(is_left_out, np.inf, cdist(some, palettes))
+    return np.sort(np.partition(away, NEIGHBOURS, axis=1)[:, :NEIGHBOURS], axis=1)
