@@ -1,5 +1,7 @@
 """03 takes captions as they are, whatever they say, and images that are of this run and these settings alone."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -11,7 +13,7 @@ from helpers.dataset.curate import curate
 from helpers.dataset.layout import read_records
 from helpers.dataset.split import split
 from helpers.errors import RunError
-from helpers.records import Caption, append_row, latest, read_metadata, read_rows
+from helpers.records import Caption, Post, append_row, latest, read_metadata, read_rows, rewrite
 from helpers.run import Run
 from tests.conftest import make_dataset, photograph
 
@@ -58,13 +60,16 @@ def test_a_caption_of_the_suffix_alone_is_the_suffix(dataset):
     assert verify_dataset(dataset)
 
 
-def test_words_mended_between_two_cells_are_in_the_dataset(dataset):
+def test_words_and_permissions_mended_between_two_cells_are_in_the_dataset(dataset):
     images = chosen(dataset)
+    posts = [replace(post, permission="own work") for post in read_rows(dataset.posts, Post)]
+    rewrite(dataset.posts, lambda row: False, posts)
     row = latest(read_rows(dataset.captions, Caption))["Holiday-05_1.jpg"]
     edit(dataset, row, "my words")
     build(CONFIG, dataset, *images)
     (record,) = [r for r in read_records(dataset.dataset) if r.image == "Holiday-05_1.jpg"]
     assert (record.text, record.captioner) == ("my words in a mira watercolor style", "person")
+    assert {r.permission for r in read_records(dataset.dataset)} == {"own work"}
     assert verify_dataset(dataset)
 
 

@@ -16,7 +16,9 @@ from tests.conftest import photograph
 
 def scrape(folder, name="seed"):
     config, run = ScrapeConfig(run=name, source="folder", folder=str(folder)), Run(name)
-    list(take(config, run, find(config, run)))
+    source = find(config, run)
+    print(source.words)
+    list(take(config, run, source))
     return run
 
 

@@ -216,7 +216,7 @@ def dataset_folder(workplace, monkeypatch):
 
 def test_a_dataset_comes_in_with_its_captions(dataset_folder):
     run, offered, _ = taken_from("hub", dataset_id=str(dataset_folder))
-    assert offered.words == "3 files in 2 posts"
+    assert offered.words.startswith("3 files in 2 posts")
     for name, words in (("C1a2B3c4D5e_2", "a dog"), ("plain_1", "a tree")):
         assert run.sidecar(f"{name}.jpg").read_text() == words
     rows = {row.file_name: row for row in read_rows(run.posts, Post)}

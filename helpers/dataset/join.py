@@ -54,7 +54,7 @@ def _choosing(config: DatasetConfig) -> dict[str, Any]:
 
 
 def up_to_date(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame:
-    """The images kept, with their captions as 02 has them now; a suffix that these end in is taken off.
+    """The images kept, with the permission that 01 has now and the captions that 02 has now, without the suffix.
 
     Raises RunError, naming the cell to run again, if the images are another run's, have changed or lost their
     captions since, were chosen by other settings, or have no column `split`.
