@@ -160,11 +160,8 @@ def test_min_snr_weights_are_numbers_at_a_zero_terminal_snr(kind):
     assert found[-1] == (1 if kind == "epsilon" else 0)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_v_prediction_with_zero_terminal_snr_trains_as_plain_diffusers_computes(
-    dataset, tiny_base, method
-):
-    """The base's validation loss from diffusers' own schedule, and a training whose losses are all numbers."""
+def test_v_prediction_with_zero_terminal_snr_trains_and_is_kept(dataset, tiny_base):
+    """All losses are numbers, and at the last timestep there is noise alone, whose velocity is the picture."""
     pipeline = DiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
     base = dataset.folder / "zero"
     pipeline.save_pretrained(base)
@@ -174,9 +171,9 @@ def test_v_prediction_with_zero_terminal_snr_trains_as_plain_diffusers_computes(
         prediction_type="v_prediction",
         timestep_spacing="trailing",
     )
-    list(train(settings(base, method=method, rank=2, learning_rate=1e-2), dataset))
+    list(train(settings(base, method="lora", rank=2, max_steps=3), dataset))
     rows = lines(dataset.train_log)
-    assert all("loss" in row for row in rows[1:]) and len(rows) == 5
+    assert all("loss" in row for row in rows[1:]) and len(rows) == 4
     saved = DDPMScheduler.from_pretrained(dataset.model, subfolder="scheduler")
     assert saved.alphas_cumprod[-1] == 0 and saved.config.prediction_type == "v_prediction"
     noise, clean = torch.randn(2, 1, 4, 8, 8)
@@ -185,8 +182,15 @@ def test_v_prediction_with_zero_terminal_snr_trains_as_plain_diffusers_computes(
     assert torch.allclose(saved.get_velocity(clean, noise, last), -clean)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("kind", [{}, {"beta_schedule": "squaredcos_cap_v2"}, ZERO_SNR])
+@pytest.mark.parametrize(
+    ("spacing", "kind"),
+    [
+        ("leading", {}),
+        ("linspace", {}),
+        ("leading", {"beta_schedule": "squaredcos_cap_v2"}),
+        ("trailing", ZERO_SNR),
+    ],
+)
 def test_previews_are_drawn_at_any_number_of_steps(tiny_base, tmp_path, spacing, kind):
     """With a step a timestep DPM-Solver++ leaves the schedule; of ten timesteps, so that it is quick."""
     base = shutil.copytree(tiny_base, tmp_path / "base")

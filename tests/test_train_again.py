@@ -24,12 +24,13 @@ def move_away(run) -> None:
 
 def test_previews_belong_to_a_training(dataset, tiny_base, caplog):
     """Checkpoints are moved away and a training begins anew: nothing of the earlier one is mixed in, or lost."""
-    list(train(settings(tiny_base, preview_every_steps=1), dataset))
+    given = {"prior_share": 0.0, "prompts": ("a",), "num_inference_steps": 1}
+    list(train(settings(tiny_base, preview_every_steps=1, **given), dataset))
     earlier = {path.name: path.read_bytes() for path in dataset.preview_files()}
     assert len(earlier) == 5
     for number in (1, 2):
         move_away(dataset)
-        anew = settings(tiny_base, preview_every_steps=2, learning_rate=1e-4 * number)
+        anew = settings(tiny_base, preview_every_steps=2, learning_rate=1e-4 * number, **given)
         next(steps := train(anew, dataset))
         assert [path.name for path in dataset.preview_files()] == ["step-000000.png"]
         list(steps)
@@ -41,11 +42,12 @@ def test_previews_belong_to_a_training(dataset, tiny_base, caplog):
 
 
 def test_a_training_that_goes_on_or_has_only_its_first_preview_moves_nothing(dataset, tiny_base):
+    given = {"prior_share": 0.0, "prompts": ("a",), "preview_every_steps": 1}
     for _ in range(2):  # stopped before the first checkpoint
-        train_steps = train(settings(tiny_base), dataset)
-        next(train_steps), train_steps.close()
-    list(train(settings(tiny_base, preview_every_steps=1), dataset))
-    list(train(settings(tiny_base, preview_every_steps=1, max_steps=6), dataset))
+        steps = train(settings(tiny_base, **given), dataset)
+        next(steps), steps.close()
+    list(train(settings(tiny_base, **given), dataset))
+    list(train(settings(tiny_base, **given, max_steps=6), dataset))
     assert names(dataset.previews) == {f"step-{step:06d}.png" for step in range(7)}
 
 
