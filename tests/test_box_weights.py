@@ -22,7 +22,6 @@ from tests.conftest import SMALL_TRAINING, make_trained
 LORA = {"method": "lora", "learning_rate": 0.05}
 TEXT = {"train_text_encoder": True, "text_encoder_lr": 0.02}
 TRAININGS = {
-    "full": {},
     "full with text encoder, averaged": TEXT | {"use_ema": True, "ema_decay": 0.5},
     "lora, alpha below its rank": LORA | {"rank": 8, "lora_alpha": 2},
     "lora, alpha above its rank, attention alone": LORA

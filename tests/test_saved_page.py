@@ -1,8 +1,13 @@
 """What stands in a notebook's page when no kernel answers any more: widgets are dead then, a line of HTML is not."""
 
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from jupyter_client.manager import start_new_kernel
 
+from helpers.inference.sample import Studio, settings_of
+from helpers.inference.widget import PromptBox
 from helpers.records import Caption, append_row
+from helpers.run import Run
 from tests.test_claude import make_run, name_of
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -11,15 +16,6 @@ from helpers.caption.review import review
 from helpers.config import CaptionConfig
 from helpers.run import Run
 table = review(CaptionConfig(run="art"), Run("art"))
-"""
-BOX = """
-from helpers.inference.sample import Studio, settings_of
-from helpers.inference.widget import PromptBox
-from helpers.run import Run
-here = Run("pictures")
-studio = Studio(here)
-box = PromptBox(studio, settings_of(here), "a turtle")
-box
 """
 
 
@@ -41,11 +37,19 @@ def shown_by(code, folder):
     return shown
 
 
-def test_below_the_prompt_box_stands_what_to_do(trained_folder, workplace):
-    (workplace / "runs").symlink_to(trained_folder / "runs")
-    *_bars, view, line = shown_by(BOX, workplace)
+def test_below_the_prompt_box_stands_what_to_do(trained_folder, monkeypatch):
+    monkeypatch.chdir(trained_folder)
+    studio = Studio(Run("pictures"))
+    box = PromptBox(studio, settings_of(studio.run), "a turtle")
+    shell = InteractiveShell.instance()
+    try:
+        with capture_output() as shown:
+            shell.display_formatter.format(box)
+    finally:
+        InteractiveShell.clear_instance()
+    view, line = (output.data for output in shown.outputs)
     assert VIEW in view and "run all cells of the notebook again" in line["text/html"]
-    assert "runs/pictures/samples" in line["text/html"]
+    assert "runs/pictures/samples" in line["text/html"] and "<script" not in line["text/html"]
 
 
 def test_below_the_table_of_captions_stands_what_to_do(workplace):

@@ -21,10 +21,7 @@ class Prompts:
 
     @classmethod
     def of(cls, pipeline: StableDiffusionPipeline, suffix: str) -> "Prompts":
-        """A tokenizer may know no length, or a longer one than the encoder has positions."""
-        tokenizer, positions = pipeline.tokenizer, pipeline.text_encoder.config
-        tokens = min(tokenizer.model_max_length, positions.max_position_embeddings)
-        return cls(tokenizer, suffix, tokens)
+        return cls(pipeline.tokenizer, suffix, pipeline.tokenizer.model_max_length)
 
     def styled(self, prompt: str) -> str:
         """The prompt with the suffix at its end, once."""

@@ -99,9 +99,16 @@ def _costs(studio: Studio) -> dict[str, Any]:
 def words(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
     """The verdict in a sentence or two; what could not be judged is said with its reason."""
     change = verdict["last"] / verdict["base"] - 1
-    loss = f"The held-out loss {'fell' if change <= 0 else 'rose'} by {abs(change):.0%}; {verdict['words']}."
-    style = _style_words(judgement["style_gain"])
-    return " ".join([style, loss, _switch_words(judgement), _copy_words(judgement["copies"])])
+    loss = f"The held-out loss {'fell' if change <= 0 else 'rose'} by {abs(change):.0%}; {verdict['words']}"
+    if (step := verdict.get("exported_step", verdict["steps"])) != verdict["steps"]:
+        loss += f", and the model is step {step}'s"
+    said = [
+        _style_words(judgement["style_gain"]),
+        f"{loss}.",
+        _switch_words(judgement),
+        _copy_words(judgement["copies"]),
+    ]
+    return " ".join(sentence for sentence in said if sentence)
 
 
 def _style_words(gain: dict[str, Any]) -> str:

@@ -68,7 +68,6 @@ class Studio:
         self.device: Device = pick_device(attention=settings["attention"])
         self.pipeline = self._load(str(run.model), safety_checker)
         self.prompts = Prompts.of(self.pipeline, self.suffix)
-        self.pipeline.tokenizer.model_max_length = self.prompts.tokens
         self.forward = CapturedForward(self.pipeline.unet)
         self.weights = Weights(run, self.pipeline, settings["base_model"])
         self.model_hash = self.weights.hash_of("tuned")
