@@ -13,6 +13,7 @@ from helpers.dataset.curate import curate
 from helpers.dataset.layout import read_records
 from helpers.dataset.split import split
 from helpers.device import pick_device
+from helpers.inference.prompts import Prompts
 from helpers.records import Caption
 from helpers.run import Run
 from helpers.scrape.intake import find, take
@@ -133,6 +134,13 @@ def test_a_suffix_in_the_caption_is_no_style_word_and_counts_no_token_twice(work
     found = problems_of(config, run, rows)
     assert [row.file_name for row in found["style word"]] == ["b.jpg"]
     assert not next(rows for what, rows in found.items() if what.startswith("over"))
+
+
+@pytest.mark.parametrize("came", CAME)
+def test_a_prompt_that_has_the_suffix_is_drawn_with_it_once(came):
+    prompts = Prompts(None, SEEDS, 77)
+    assert prompts.styled(came.format(SEEDS)) == "a cat on a hill" + SEEDS
+    assert prompts.styled("a cat on a hill") == "a cat on a hill" + SEEDS
 
 
 def test_prior_preservation_asks_the_base_without_the_suffix(workplace, tiny_base):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from helpers.suffix import append_suffix
 from helpers.tokens import shorten
 
 
@@ -25,7 +26,7 @@ class Prompts:
 
     def styled(self, prompt: str) -> str:
         """The prompt with the suffix at its end, once."""
-        return prompt if prompt.endswith(self.suffix) else prompt + self.suffix
+        return append_suffix(prompt, self.suffix)
 
     def fit(self, prompt: str) -> str:
         """The prompt, or as much of it as is read; the suffix stays where it has it."""

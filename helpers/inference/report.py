@@ -12,6 +12,7 @@ from helpers.inference.sample import Studio, requests_of
 from helpers.records import caption_costs
 from helpers.run import Run
 from helpers.store import folder_hash, read_json, replacing_file, sha256, write_json, write_text
+from helpers.suffix import strip_suffix
 from helpers.trials import read_trials
 
 FORMAT = 2  # of the report: one that an older version wrote is made anew
@@ -55,7 +56,7 @@ def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
 def _draw_rows(config: InferenceConfig, studio: Studio) -> Rows:
     """The fixed prompts by the base model, the tuned one, and the tuned one without the suffix."""
     asked = requests_of(config, studio)
-    plain = [replace(r, prompt=r.prompt.removesuffix(studio.suffix)) for r in asked]
+    plain = [replace(r, prompt=strip_suffix(r.prompt, studio.suffix)) for r in asked]
     requests = [[replace(request, model="base") for request in asked], asked, plain]
     drawn = [studio.draw(row, config.batch_size) for row in requests]
     return Rows([request.prompt for request in plain], *drawn)

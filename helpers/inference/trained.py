@@ -8,6 +8,7 @@ from typing import Any
 from helpers.records import read_log, read_metadata
 from helpers.run import Run
 from helpers.store import folder_hash, read_json
+from helpers.suffix import strip_suffix
 
 SUFFIX_IN_CARD = re.compile(r"^.*End a prompt with `(.*)` for the style\.$", re.MULTILINE)
 Picture = tuple[Path, str]  # an image of the dataset, and its caption without the suffix
@@ -51,7 +52,7 @@ class Trained:
     def _listed(self, split: str) -> list[Picture]:
         rows = read_metadata(self.run.require(self.run.split_metadata(split), "dataset"))
         suffix, folder = self._suffix_now, self.run.split(split)
-        return sorted((folder / name, text.removesuffix(suffix)) for name, text in rows)
+        return sorted((folder / name, strip_suffix(text, suffix)) for name, text in rows)
 
     @property
     def _suffix_now(self) -> str:

@@ -38,7 +38,8 @@ def find(config: ScrapeConfig) -> Listing:
     words = read_captions(
         root, [path for path in files if path not in companions], config.caption_choice
     )
-    images = [path for path in files if path not in companions | words.no_pictures]
+    others = companions | words.no_pictures
+    images = [path for path in files if path not in others]
     if not images:
         raise RunError(
             f"folder {root} holds no image: put JPEG, PNG, WEBP, HEIC or TIFF files into it"
