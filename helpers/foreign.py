@@ -131,7 +131,7 @@ def refuse_code(folder: Path) -> None:
 def fit_tokenizer(tokenizer: Any, text_encoder: Any) -> None:
     """Have a CLIP tokenizer pad and cut to what its text encoder reads, where its own settings do not say."""
     longest = text_encoder.config.max_position_embeddings
-    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    tokenizer.model_max_length = min(int(tokenizer.model_max_length), longest)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 

@@ -439,6 +439,7 @@ TOKENIZERS = {
     "no model_max_length": lambda b: edit_tokenizer(b, model_max_length=None, max_length=None),
     "a model_max_length beyond all": lambda b: edit_tokenizer(b, model_max_length=int(1e30)),
     "no pad token": lambda b: edit_tokenizer(b, pad_token=None),
+    "a length in quotes": lambda b: edit_tokenizer(b, model_max_length="77"),
 }
 
 

@@ -83,7 +83,7 @@ def test_the_last_cell_says_what_is_kept_of_a_training_begun_anew(dataset, tiny_
     )
     next(steps)
     said = verify_model(dataset)
-    assert "is at step 1, kept up to step 0" in said
+    assert "is at step 1, with no checkpoint yet: run the cell under Train again" in said
     assert [step.step for step in steps] == [2, 3]
     assert "under way" not in verify_model(dataset)
 

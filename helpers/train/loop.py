@@ -312,6 +312,8 @@ def _unfinished(run: Run, verdict: dict[str, Any]) -> str:
 
 def _kept_of(run: Run, step: int) -> str:
     kept = checkpoint.latest_step(run)
+    if kept == 0:
+        return "with no checkpoint yet"
     return "which is kept" if kept == step else f"kept up to step {kept}"
 
 
