@@ -31,12 +31,21 @@ OLDER = (  # as sd-scripts pins them
     *("diffusers==0.32.1", "transformers==4.54.1", "huggingface-hub==0.34.3", "tokenizers==0.21.4"),
     *("accelerate==1.6.0", "peft==0.17.1", "safetensors==0.4.5", "einops==0.7.0", VISION),
     *("opencv-python-headless", "toml", "imagesize", "voluptuous", "rich", "ftfy"),
-    *("torchsde", "trampoline", "sentencepiece", "spandrel", "kornia", "kornia-rs", "psutil", "scipy"),
+    *(
+        "torchsde",
+        "trampoline",
+        "sentencepiece",
+        "spandrel",
+        "kornia",
+        "kornia-rs",
+        "psutil",
+        "scipy",
+    ),
 )
 FORGE = (
     *("diffusers==0.31.0", "transformers==4.46.1", "huggingface-hub==0.26.2", "tokenizers==0.20.3"),
     *("accelerate==1.6.0", "peft==0.13.2", "safetensors==0.4.5", "einops==0.4.1", VISION),
-    *("huggingface-guess==0.1.0", "torchsde", "trampoline", "psutil"),
+    *("huggingface-guess==0.1.0", "torchsde", "trampoline", "psutil", "sentencepiece"),
 )
 CLIENTS = {  # its script, and what its environment has
     "diffusers": ("in_diffusers", OLDER),
@@ -80,7 +89,9 @@ def _parse() -> argparse.Namespace:
     for name in CLIENTS.keys() - {"diffusers"}:
         parser.add_argument(f"--{name}", type=lambda p: Path(p).absolute(), metavar="PATH")
     parser.add_argument("--case", action="append", help="only this one; may be given again")
-    parser.add_argument("--work", default=ROOT / "build/clients", help="where environments are kept")
+    parser.add_argument(
+        "--work", default=ROOT / "build/clients", help="where environments are kept"
+    )
     args = parser.parse_args()
     args.programs = {n: getattr(args, n.replace("-", "_")) for n in CLIENTS if n != "diffusers"}
     return args

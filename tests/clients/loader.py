@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-if not hasattr(torch.ops.torchvision, "nms"):  # PyPI's wheel is for CUDA: none of its own operations is used here
+if not hasattr(
+    torch.ops.torchvision, "nms"
+):  # PyPI's wheel is for CUDA: none of its own operations is used here
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
