@@ -1,21 +1,20 @@
 """The model's card, from the run itself: base, data, permission, settings, curves, figures and limits."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
+from helpers.inference.metadata import Family
 from helpers.inference.trained import read_trained
+from helpers.licence import Licence, licence_of, public_name
 from helpers.pictures import loss_curves, open_rgb
 from helpers.records import Post, latest, read_rows
 from helpers.run import Run
 from helpers.store import read_json, replacing_file, write_text
 
 TEMPLATE = "card.md.j2"
-LICENCE = "creativeml-openrail-m"  # Stable Diffusion v1's, which its fine-tunes carry on
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HYPERPARAMETERS = (
     "method max_steps learning_rate lr_scheduler lr_warmup_steps train_batch_size "
     "gradient_accumulation_steps resolution_px rank snr_gamma noise_offset caption_dropout prior_share "
@@ -48,13 +47,15 @@ def card(run: Run, figures: dict[str, Any]) -> str:
     kept = read_trained(run)
     trained = kept.settings
     base = public_name(trained["base_model"])
+    licence = licence_of(trained["base_model"], Family.of(run.model).is_v2)
     posts = list(latest(read_rows(run.posts, Post)).values())
     loader = FileSystemLoader(Path(__file__).parent)
     return (
         Environment(loader=loader, trim_blocks=True)
         .get_template(TEMPLATE)
         .render(
-            header=_header(base if trained["base_model"] == base else None),
+            header=_header(base if trained["base_model"] == base else None, licence),
+            licence=licence,
             figures=figures,
             base=base,
             suffix=kept.suffix,
@@ -67,10 +68,10 @@ def card(run: Run, figures: dict[str, Any]) -> str:
     )
 
 
-def _header(base_on_hub: str | None) -> str:
+def _header(base_on_hub: str | None, licence: Licence) -> str:
     """What the hub reads of a card; a base that lies in a folder has no address to give."""
     data = ModelCardData(
-        license=LICENCE,
+        **licence.fields(),
         base_model=base_on_hub,
         base_model_relation="finetune" if base_on_hub else None,
         library_name="diffusers",
@@ -78,9 +79,3 @@ def _header(base_on_hub: str | None) -> str:
         tags=["stable-diffusion", "stable-diffusion-diffusers", "annalaura-diffusion"],
     )
     return data.to_yaml()
-
-
-def public_name(base_model: str) -> str:
-    """A base model's hub id, or the last part of its folder's path: where a person keeps files is theirs."""
-    is_folder = Path(base_model).exists() or not HUB_ID.fullmatch(base_model)
-    return Path(base_model).name if is_folder else base_model

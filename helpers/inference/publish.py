@@ -41,7 +41,8 @@ def push(config: InferenceConfig, run: Run) -> str:
 def files_to_push(run: Run) -> dict[str, Path | bytes]:
     """The pipeline and the export by their names in the repository; configs go without the path they came from."""
     model = {name: run.model / name for name in read_json(run.model / MANIFEST)}
-    exported = {f"export/{path.name}": path for path in run.export.glob("*.safetensors")}
+    kinds = ("*.safetensors", "*.yaml")  # a LoRA for diffusers is in model/ already
+    exported = {f"export/{path.name}": path for kind in kinds for path in run.export.glob(kind)}
     files: dict[str, Path | bytes] = {**model, **exported, **card_files(run)}
     for name, path in model.items():
         if name.endswith("config.json") or name == "model_index.json":

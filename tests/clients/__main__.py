@@ -45,7 +45,7 @@ OLDER = (  # as sd-scripts pins them
 FORGE = (
     *("diffusers==0.31.0", "transformers==4.46.1", "huggingface-hub==0.26.2", "tokenizers==0.20.3"),
     *("accelerate==1.6.0", "peft==0.13.2", "safetensors==0.4.5", "einops==0.4.1", VISION),
-    *("huggingface-guess==0.1.0", "torchsde", "trampoline", "psutil"),
+    *("huggingface-guess==0.1.0", "torchsde", "trampoline", "psutil", "sentencepiece"),
 )
 CLIENTS = {  # its script, and what its environment has
     "diffusers": ("in_diffusers", OLDER),

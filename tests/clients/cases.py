@@ -16,6 +16,7 @@ from helpers.run import Run
 from helpers.train import checkpoint
 from helpers.train.loop import train
 from helpers.train.model import Parts, load_parts, make_trainable
+from helpers.train.portable import write_text_encoder_names, write_tokenizer
 from tests.bases import make_base
 from tests.conftest import SMALL_TRAINING, make_dataset, photograph
 
@@ -74,6 +75,8 @@ def make_case(case: Case, folder: Path, tokenizer: CLIPTokenizer) -> Path:
         photograph(Path(f"in/{i}.jpg"), i).with_suffix(".txt").write_text(f"thing {i}")
     run = make_dataset(case.name, Path("in"))
     base = make_base(folder / "base", **case.shape, tokenizer=tokenizer)
+    write_tokenizer(tokenizer, base / "tokenizer")  # as the bases that people have are written
+    write_text_encoder_names(base / "text_encoder/model.safetensors")
     quick = {"max_steps": 2, "validate_every_steps": 2, "prior_share": 0.0, "lr_warmup_steps": 0}
     quick |= {"prompts": ("a cat",), "num_inference_steps": 1}
     given = {"run": case.name, "base_model": str(base), "resolution_px": 64, "method": "full"}

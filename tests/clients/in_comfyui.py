@@ -1,4 +1,5 @@
 """Run in ComfyUI's environment: its own loader of checkpoints, which guesses the model, and of LoRAs."""
+# ruff: noqa: E402, a program is found by the path that is given
 
 import logging
 import sys
@@ -12,9 +13,10 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from comfy.cli_args import args
 
-args.cpu = True
+args.cpu = args.force_fp32 = args.fp32_text_enc = args.fp32_vae = True
 
 import comfy.model_base
+import comfy.model_management
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
@@ -54,7 +56,7 @@ def unmatched() -> list[str]:
     said = " ".join(heard.lines)
     heard.lines.clear()
     words = [word.strip("[](){},:'\"") for word in said.split()]
-    return [w for w in words if "." in w and not w.endswith(UNUSED) and not w.endswith(".weight:")]
+    return [w for w in words if "." in w and not any(name in w for name in UNUSED)]
 
 
 def narrow() -> None:
@@ -72,15 +74,14 @@ def narrow() -> None:
 
 
 def load(path: str) -> tuple:
-    sizes = {"clip_l_model_config": CLIP, "_model_config": CLIP}
+    sizes = {"clip_l_model_config": CLIP, "clip_h_model_config": CLIP}
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(path, te_model_options=sizes)
     return model, clip, vae
 
 
 @torch.no_grad()
 def compare(file: str, model: object, clip: object) -> None:
-    model.patch_model()
-    clip.patcher.patch_model()
+    comfy.model_management.load_models_gpu([model, clip.patcher], force_full_load=True)
     encoder = clip.cond_stage_model
     encoder = encoder.clip_h if case["is_v2"] else encoder.clip_l
     words, _ = encoder(truth["ids"].tolist())
@@ -100,7 +101,7 @@ with found.loading("model"):
 if case["predicts_velocity"]:
     with found.loading("yaml"):
         real = comfy.sd.load_checkpoint_guess_config
-        sizes = {"clip_l_model_config": CLIP, "_model_config": CLIP}
+        sizes = {"clip_l_model_config": CLIP, "clip_h_model_config": CLIP}
         comfy.sd.load_checkpoint_guess_config = lambda *given, **more: real(
             *given, **more, te_model_options=sizes
         )

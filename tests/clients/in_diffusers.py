@@ -2,11 +2,13 @@
 
 import logging
 import sys
+from pathlib import Path
 
+from tests.clients.loader import Found, read_case  # before what imports torchvision
+
+# isort: split
 import torch
 from diffusers import DiffusionPipeline
-
-from tests.clients.loader import Found, read_case
 
 case, truth = read_case(sys.argv[2])
 found = Found(truth)
@@ -50,6 +52,7 @@ if case["has_lora"]:
     with found.loading("lora"):
         pipeline = DiffusionPipeline.from_pretrained(case["base_folder"])
         heard.lines.clear()
-        pipeline.load_lora_weights(case["lora"])
+        path = Path(case["lora"])
+        pipeline.load_lora_weights(path.parent, weight_name=path.name)
         compare("lora", pipeline)
 found.tell()

@@ -1,4 +1,5 @@
 """Run in sd-scripts' environment: its own loader of checkpoints, and its own network of a LoRA."""
+# ruff: noqa: E402, a program is found by the path that is given
 
 import sys
 
