@@ -157,3 +157,23 @@ def test_a_model_that_was_trained_anew_while_05_was_open_is_not_reported_as_the_
         report(CONFIG, studio)
     assert studio.draw(asked)[0].tobytes() == before and studio.settings(asked[0]) == settings
     assert Studio(run).settings(asked[0])["model_hash"] != settings["model_hash"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '[{"x": 1}]', "7"])
+def test_what_a_damaged_file_cannot_tell_is_taken_from_what_there_is(run, content):
+    own = read_trained(run)
+    run.image_losses.write_text(content)
+    verdict = read_json(run.verdict)
+    write_json(run.verdict, verdict | {"trained_with": [content]})
+    run.train_log.unlink()
+    found = read_trained(run)
+    assert (found.suffix, found.settings) == (own.suffix, own.settings)
+    assert found.pictures("validation") == own.pictures("validation") and found.remarks() == []
+
+
+def test_a_model_draws_without_its_dataset_and_is_judged_with_it_alone(run):
+    shutil.rmtree(run.dataset)
+    studio = Studio(run)
+    assert studio.draw([Request("a cat", 1, num_inference_steps=1)]) and "cpu" in str(studio)
+    with pytest.raises(RunError, match="dataset is missing: run 03_dataset"):
+        report(CONFIG, studio)

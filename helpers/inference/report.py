@@ -21,9 +21,10 @@ FORMAT = 2  # of the report: one that an older version wrote is made anew
 def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
     """Judge the model and write both reports, unless they are there for this very model, data and config.
 
-    Raises RunError if 04 has put another model in its place since it was loaded.
+    Raises RunError if there is no dataset to judge it by, or 04 has put another model in its place since it was loaded.
     """
     run = studio.run
+    run.require(run.dataset, "dataset")
     if folder_hash(run.model) != studio.model_hash:
         raise RunError(
             f"{run.model} is another model than was loaded: run 05_inference from its top again"

@@ -1,13 +1,14 @@
 """What a run's model was trained with: from what 04 left beside it, whatever 03 or another training did since."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.records import read_log, read_metadata
 from helpers.run import Run
-from helpers.store import folder_hash, read_json
+from helpers.store import MANIFEST, folder_hash, read_json
 from helpers.suffix import strip_suffix
 
 SUFFIX_IN_CARD = re.compile(r"^.*End a prompt with `(.*)` for the style\.$", re.MULTILINE)
@@ -47,7 +48,9 @@ class Trained:
 
     @property
     def dataset_has_changed(self) -> bool:
-        return folder_hash(self.run.dataset) != self.verdict["dataset"]
+        """Whether dataset/ is there, and another than was trained on."""
+        there = (self.run.dataset / MANIFEST).is_file()
+        return there and folder_hash(self.run.dataset) != self.verdict["dataset"]
 
     def _listed(self, split: str) -> list[Picture]:
         rows = read_metadata(self.run.require(self.run.split_metadata(split), "dataset"))
@@ -92,7 +95,7 @@ class Trained:
             if suffix != self.suffix:
                 words += f"; captions end in {suffix!r} now, and the model knows {self.suffix!r}"
             said.append(f"{words}. 04_train trains on it as it is now.")
-        if not self._has_its_log:
+        if not self._has_its_log and read_log(self.run.train_log):
             said.append(
                 "Another training has begun in this run since: its previews and losses are left out. "
                 "04_train goes on with it."
@@ -103,16 +106,22 @@ class Trained:
 def read_trained(run: Run) -> Trained:
     """The training of the model in a run. Raises RunError if 04 has not ended, or what it left is damaged."""
     verdict = run.read_verdict()
-    kept = verdict.get("trained_with", {})  # not in what older versions left
-    losses = read_json(run.image_losses) if run.image_losses.is_file() else []
+    kept = verdict.get("trained_with")  # not in what older versions left
+    kept = kept if isinstance(kept, dict) else {}
     return Trained(
         run,
         verdict,
         kept.get("settings") or run.read_config("train"),
-        kept["suffix"] if kept else _suffix_before(run),
-        frozenset(Path(row["file_name"]).stem for row in losses),
+        kept["suffix"] if "suffix" in kept else _suffix_before(run),
+        _images_of(run),
         kept.get("curve", []),
     )
+
+
+def _images_of(run: Run) -> frozenset[str]:
+    with suppress(OSError, ValueError, LookupError, TypeError):  # it is missing or damaged
+        return frozenset(Path(row["file_name"]).stem for row in read_json(run.image_losses))
+    return frozenset()
 
 
 def _suffix_before(run: Run) -> str:
