@@ -188,7 +188,10 @@ def _edges(small: np.ndarray) -> np.ndarray:
     """(V, D) directions of the edges of pictures (V, px, px), without their mean and of length 1."""
     down, right = np.gradient(small, axis=(-2, -1))
     size = np.hypot(down, right) + SOFT
-    edges = np.concatenate([down / size, right / size], -1).reshape(len(small), -1)
+    inner = np.s_[:, 1:-1, 1:-1]  # a frame, or another crop, leaves its trace outside of it
+    edges = np.concatenate([(down / size)[inner], (right / size)[inner]], -1).reshape(
+        len(small), -1
+    )
     edges -= edges.mean(1, keepdims=True)
     return edges / np.maximum(np.linalg.norm(edges, axis=1, keepdims=True), 1e-6)
 
