@@ -50,9 +50,7 @@ class Listing:
     """All that a source has, as far as that can be known without reading an image."""
 
     items: list[Found]
-    notes: list[str] = field(
-        default_factory=list
-    )  # what was passed over, and where captions are from
+    notes: list[str] = field(default_factory=list)  # lines on what lies beside the images
     is_whole: bool = True  # if not, what is missing here may still be there
 
 
