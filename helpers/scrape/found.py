@@ -34,9 +34,8 @@ class Found:
     likes: int | None = None
     tries: int = 1  # how often `load` may be called
     progress: str = ""  # of the source when it offered this one
-    source_id: str = (
-        ""  # while the source says the same, it has the same picture; "" if only its content tells
-    )
+    # while the source says the same, it has the same picture; empty if only its content tells
+    source_id: str = ""
     size_bytes: int | None = None  # where the source tells it unread
 
     @property
@@ -50,9 +49,7 @@ class Listing:
     """All that a source has, as far as that can be known without reading an image."""
 
     items: list[Found]
-    notes: list[str] = field(
-        default_factory=list
-    )  # what was passed over, and where captions are from
+    notes: list[str] = field(default_factory=list)  # lines on what lies beside the images
     is_whole: bool = True  # if not, what is missing here may still be there
 
 
@@ -66,11 +63,8 @@ class Source:
     stopped: str = ""  # why the last walk ended early
     config: ScrapeConfig | None = None  # the settings that it was listed by
     listing: Listing | None = None  # all that it has, whatever the settings leave out
-    new: dict[str, Found] = field(
-        default_factory=dict
-    )  # by file name, what came in since it was listed
-    gone: dict[str, Post] = field(
-        default_factory=dict
-    )  # by file name, what was found to be missing
+    # by file name, what came in since it was listed, and what was found to be missing
+    new: dict[str, Found] = field(default_factory=dict)
+    gone: dict[str, Post] = field(default_factory=dict)
     corrected: str = ""  # what became of the permission of images that were there
     news: str = ""  # what is new, changed and gone, once a walk has reached its end
