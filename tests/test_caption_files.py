@@ -241,6 +241,15 @@ def test_names_meet_in_any_case_and_in_both_forms_of_unicode(workplace, tmp_path
     assert sorted(found.values()) == ["beetle", normalize("NFC", "eine Übung"), "six"]
 
 
+def test_an_image_without_an_ending_has_its_words_as_well(workplace, tmp_path):
+    folder = tmp_path / "art"
+    photograph(folder / "1.jpg", 1).rename(folder / "one")
+    photograph(folder / "2.jpg", 2).rename(folder / "two")
+    write(folder / "one.txt", "a cat")
+    write(folder / "list.csv", "file_name,text\ntwo,a dog\none,listed\n")
+    assert captions(scrape(folder), folder) == {"one": "a cat", "two": "a dog"}
+
+
 def test_two_images_whose_names_differ_in_case_alone_have_their_own_words(workplace, tmp_path):
     folder = tmp_path / "art"
     photograph(folder / "a.jpg", 1)
@@ -303,14 +312,14 @@ def test_instaloaders_folder_has_one_text_for_a_post(workplace, tmp_path, capsys
         photograph(folder / f"2024-01-02_10-00-00_UTC_{i}.jpg", i)
     photograph(folder / "2024-01-05_10-00-00_UTC.jpg", 4)
     write(folder / "2024-01-02_10-00-00_UTC.txt", "Three new ones\n.\n#watercolour #cats\n")
-    write(folder / "2024-01-05_10-00-00_UTC.txt", "a fox in the snow")
+    write(folder / "2024-01-05_10-00-00_UTC.txt", "a fox\nin the snow")
     write(folder / "2024-01-05_10-00-00_UTC.json.xz", "x")
     write(folder / "artist_1234.json.xz", "x")
     found = captions(scrape(folder), folder)
     assert found == {
         f"2024-01-02_10-00-00_UTC_{i}.jpg": "Three new ones . #watercolour #cats" for i in (1, 2, 3)
     } | {"2024-01-05_10-00-00_UTC.jpg": "a fox in the snow"}
-    assert "captions from 3 .txt of whole posts and 1 .txt" in capsys.readouterr().out
+    assert "captions from 4 .txt of posts" in capsys.readouterr().out
 
 
 def test_onetrainers_lines_are_alternatives_and_its_masks_no_pictures(workplace, tmp_path, capsys):
@@ -322,7 +331,7 @@ def test_onetrainers_lines_are_alternatives_and_its_masks_no_pictures(workplace,
     photograph(folder / "my-masklabel.png", 50)  # of no picture here: one itself
     assert captions(scrape(folder), folder) == {f"{i}.png": f"a cat {i}" for i in range(3)}
     line = capsys.readouterr().out
-    assert "3 have several lines: first is taken (caption_choice)" in line
+    assert "3 have several: first is taken (caption_choice)" in line
     assert "3 masks are no pictures" in line
     picked = {
         "last": "cat 1",
@@ -356,12 +365,14 @@ def test_kohyas_folders_come_in_without_what_the_base_drew(workplace, tmp_path, 
     }
 
 
-def test_several_rows_and_lists_of_captions_are_alternatives(workplace, tmp_path):
+def test_several_rows_and_lists_of_captions_are_alternatives(workplace, tmp_path, capsys):
     folder = tmp_path / "art"
     photograph(folder / "a.jpg", 1)
     photograph(folder / "b.jpg", 2)
     write(folder / "results.csv", "image|comment\na.jpg|one\na.jpg|a second\nb.jpg|only\n")
     assert captions(scrape(folder), folder) == {"a.jpg": "one", "b.jpg": "only"}
+    line = "captions from 2 results.csv (comment); 1 have several: first is taken (caption_choice)"
+    assert line in capsys.readouterr().out
     assert captions(scrape(folder, "l", caption_choice="longest"), folder)["a.jpg"] == "a second"
     (folder / "results.csv").unlink()
     as_json(folder, "c.json", {"a.jpg": ["one", "a second"], "b.jpg": [], "c.jpg": "x"})

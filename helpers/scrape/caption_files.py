@@ -25,11 +25,8 @@ from helpers.scrape.caption_lists import (
     read_records,
 )
 
-BESIDE = (
-    ".txt",
-    ".caption",
-    ".captions",
-)  # endings of a text beside its image, the first that there is counts
+# endings of a text beside its image, the first that there is counts
+BESIDE = (".txt", ".caption", ".captions")
 LISTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 OTHER_WORDS = (
     ".doc", ".docx", ".htm", ".html", ".log", ".md", ".odt", ".ods", ".pdf", ".rst", ".rtf", ".toml", ".xls",
@@ -41,9 +38,9 @@ POSITIONS = ("first", "last", "longest", "shortest", "joined")
 MASK = re.compile(r"(.+)-(?:mask|cond)label")  # OneTrainer's, beside the image
 KOHYA = re.compile(r"[1-9]\d{0,2}_\S.*")  # a folder's repeats and its class
 REGULARISATION = ("reg", "regs", "regularisation", "regularization")
-TAKEOUT = re.compile(
-    r"(.+?\.[A-Za-z0-9]{3,4})(?:\.s[a-z-]*)?(\(\d+\))?"
-)  # x.jpg.supplemental-metadata(1)
+# x.jpg.supplemental-metadata(1), cut anywhere
+TAKEOUT = re.compile(r"(.+?\.[A-Za-z0-9]{3,4})(?:\.s[a-z-]*)?(\(\d+\))?")
+INSTALOADER = re.compile(r".*\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_UTC")
 SHORTCODE_INDEX = re.compile(r"([A-Za-z0-9_-]{3,64})_(\d{1,2})", re.ASCII)
 
 
@@ -53,9 +50,8 @@ class CaptionFiles:
 
     captions: dict[Path, str]  # by image, each on one line
     no_pictures: set[Path]  # texts, and images that are no art: masks, regularisation pictures
-    posts: dict[
-        Path, tuple[str, int]
-    ]  # shortcode and index, where a list of the seed's form tells them
+    # shortcode and index, where a list of the seed's form tells them
+    posts: dict[Path, tuple[str, int]]
     line: str  # what was taken and what was left
 
 
@@ -124,7 +120,7 @@ class _Index:
         self.anywhere: dict[str, list[Path]] = defaultdict(list)
         for path in images:
             self.paths[path.relative_to(root).as_posix()] = path
-            for name in (path.name, path.stem):
+            for name in {path.name, path.stem}:
                 self.beside[path.parent, name].append(path)
                 self.folded[path.parent, _folded(name)].append(path)
                 self.anywhere[_folded(name)].append(path)
@@ -158,7 +154,7 @@ class _Index:
 class _Told:
     """What a line says beside the captions' sources."""
 
-    several: int = 0  # texts of several lines
+    several: int = 0  # images with several captions in the source that is taken
     empty: int = 0
     western: int = 0  # read as Windows-1252
     unreadable: list[str] = field(default_factory=list)
@@ -203,18 +199,15 @@ class _Reader:
             if caption is not None:
                 captions[image] = caption
             if caption:
-                taken[self._label(image, choice)] += 1
+                source = self._defaults(image)[0] if choice in POSITIONS else choice
+                taken[self.labels[image, source]] += 1
+                self.told.several += len(self.sources[image][source]) > 1
         return CaptionFiles(
             captions,
             {*self.texts, *self.masks, *self.regularisation},
             self.posts,
             self._line(taken, choice),
         )
-
-    def _label(self, image: Path, choice: str) -> str:
-        if choice in POSITIONS:
-            choice = self._defaults(image)[0]
-        return self.labels[image, choice]
 
     def _defaults(self, image: Path) -> list[str]:
         """The sources that have a caption of an image and need not be asked for by name, in order."""
@@ -273,17 +266,15 @@ class _Reader:
     def _add_text(self, path: Path, text: str, images: list[Path]) -> None:
         ending = path.suffix.lower()
         found = alternatives(text)
-        is_post = len(images) > 1 and images == self.index.posts.get(
-            (path.parent, _folded(path.stem))
-        )
-        if is_post:  # what was published with a post is one text, whatever its lines
-            found = [" ".join(found)] if found else []
-        self.told.several += len(found) > 1
+        of_post = self.index.posts.get((path.parent, _folded(path.stem)))
+        is_post = images == of_post or INSTALOADER.fullmatch(path.stem)
+        if is_post and found:  # what was published with a post is one text, whatever its lines
+            found = [" ".join(found)]
         self.told.empty += not found
         for image in images:
             if ending not in self.sources[image]:
                 self.sources[image][ending] = found
-                self.labels[image, ending] = f"{ending} of whole posts" if is_post else ending
+                self.labels[image, ending] = f"{ending} of posts" if is_post else ending
 
     def _add_record(self, image: Path, record: Record, label: str) -> int:
         """Add the captions of a row's columns, those taken by default first; how many of these there are."""
@@ -400,7 +391,7 @@ class _Reader:
             (sources and missing, f"{missing} images have none"),
             (
                 told.several and by_position,
-                f"{told.several} have several lines: {choice} is taken (caption_choice)",
+                f"{told.several} have several: {choice} is taken (caption_choice)",
             ),
             (others and by_position, f"also there: {some(others)} (caption_choice)"),
             (told.western, f"{told.western} read as Windows-1252"),
