@@ -31,7 +31,7 @@ from helpers.demo.optimise import draw, optimise
 from helpers.demo.paint import SIZE_PX
 from helpers.demo.scenes import PRETRAIN_SCENES_FROM, random_scene
 from helpers.demo.tokenizer import make_tokenizer
-from helpers.store import read_json, replacing_folder, write_json
+from helpers.store import read_json, replacing_folder, write_json, write_text
 
 NEW_WORD_LENGTH = 2.0  # where words of the captions come to 0.5
 # SD v1's own schedule
@@ -41,6 +41,18 @@ SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# tiny-sd
+
+A latent-diffusion model in Stable Diffusion v1's parts, small enough for a CPU. It draws captioned scenes of animals
+and things in a plain flat style, and was trained from nothing on pictures that this project's own code draws:
+`helpers/demo/pretrain.py` makes it again from its seed.
+"""
 
 
 @dataclass(frozen=True)
@@ -244,6 +256,7 @@ def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
             content = read_json(path)
             if isinstance(content, dict) and content.pop("_name_or_path", ""):
                 write_json(path, content)
+        write_text(folder / "README.md", CARD)
     print(
         f"wrote {out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB"
     )
