@@ -109,8 +109,8 @@ def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
 
     Raises ImageError if it is no picture of the formats above, is damaged, or has more pixels than `max_mpx` millions.
     """
+    content = file if isinstance(file, bytes) else read_picture_file(file, max_mpx)
     try:
-        content = file if isinstance(file, bytes) else read_picture_file(file, max_mpx)
         return _decode(content, max_mpx)
     except ImageError:
         raise
@@ -190,10 +190,11 @@ def to_srgb(
             "holds 32-bit values, which have no fixed white: save it with 8 or 16 bits"
         )
     alpha = None
-    if image.has_transparency_data:
+    if image.has_transparency_data and not image.mode.startswith("I;16"):
+        bare = "L" if image.mode in ("L", "LA", "La") else "RGB"
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-        image = image.convert("RGB")
+        image = image.convert(bare)
     notes: tuple[str, ...] = ()
     if image.mode == "LAB":
         return ImageCms.applyTransform(image, _lab_to_srgb()), alpha, notes

@@ -393,6 +393,14 @@ def test_a_grey_picture_with_a_profile_of_colours_is_read_by_it():
     assert levels_apart(picture.image, littlecms(grey.convert("RGB"), profile)) <= 2
 
 
+def test_grey_with_alpha_is_read_by_its_grey_profile():
+    grey, profile = speckled("L"), grey_profile(1.0)
+    with_alpha = Image.merge("LA", (grey, Image.new("L", grey.size, 255)))
+    picture = decode(saved(with_alpha, "PNG", icc_profile=profile))
+    assert picture.notes == (TO_SRGB,)
+    assert levels_apart(picture.image, littlecms(grey, profile)) <= 2
+
+
 def test_claude_sees_the_colours_and_nothing_of_the_file(tmp_path):
     path = tmp_path / "a.png"
     profile = rgb_profile(PRIMARIES["Display P3"], 2.2)
