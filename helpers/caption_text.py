@@ -21,15 +21,17 @@ WESTERN = re.compile(
 )
 MISPLACED = re.compile(r"[a-zß-öø-ÿ][À-ÖØ-Þ]")  # a capital in the middle of a word
 MAX_WESTERN_SHARE = 0.4  # of the letters
-MIN_WRAP = (
-    50  # characters in which an editor breaks lines; captions of several lines are mostly shorter
-)
+MIN_WRAP = 50  # characters after which an editor breaks a line
 CUT_OFF = re.compile(
-    r"(?:[,;:&–—-]|\b(?:a|an|and|as|at|by|for|from|her|his|in|into|is|its|near|of|on|or|over|the|their|to|"
-    r"under|wearing|which|while|with))$",
+    r"\b(?:a|an|and|as|at|by|for|from|her|his|in|into|is|its|near|of|on|or|over|the|their|to|under|wearing|"
+    r"which|while|with)$",
     re.IGNORECASE,
 )
-NEW_CAPTION = re.compile(r"(?:[A-Z\d]|(?:an?|the|one|two|three|several|some|this|there)\b)")
+NEW_CAPTION = re.compile(r"[A-Z\d]|(?:an?|the|one|two|three|several|some|this|there)\b")
+GOES_ON = re.compile(
+    r"(?:and|at|behind|beside|between|but|by|from|holding|in|into|near|next to|of|on|or|over|that|through|to|"
+    r"under|wearing|which|while|who|with)\b"
+)
 
 
 def one_line(text: str) -> str:
@@ -88,12 +90,10 @@ def alternatives(text: str) -> list[str]:
 
 
 def _is_wrapped(lines: list[str]) -> bool:
-    """Whether lines go on in one another: one stops in mid-phrase, or each is as long as fits the longest."""
-    if any(CUT_OFF.search(line) for line in lines[:-1]):
-        return True
-    width = max(map(len, lines))
-    is_full = all(
-        len(line) + 1 + len(after.split(" ", 1)[0]) > width >= MIN_WRAP
+    """Whether a line stops in mid-phrase, or is long and the next one goes on in it."""
+    return any(
+        CUT_OFF.search(line)
+        or (line.endswith(",") and not NEW_CAPTION.match(after))
+        or (len(line) >= MIN_WRAP and GOES_ON.match(after))
         for line, after in zip(lines, lines[1:], strict=False)
     )
-    return is_full and not any(NEW_CAPTION.match(line) for line in lines[1:])
