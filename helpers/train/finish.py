@@ -93,6 +93,11 @@ def _export(training: Training) -> tuple[float, StableDiffusionPipeline]:
     """Write model/, a LoRA's file first, each read back and measured: the held-out loss, and what was read back."""
     config, parts, run = training.config, training.parts, training.run
     in_memory = training.held_out(training.accelerator.unwrap_model(training.unet), training.device)
+    if not math.isfinite(in_memory):
+        raise RunError(
+            f"the held-out loss of step {training.step} is NaN or inf, so no model is written: lower learning_rate, "
+            f"and move {run.checkpoints} away to train anew"
+        )
     for module in (parts.unet, parts.text_encoder):
         module.to("cpu")  # its place is for what is read back
     with replacing_folder(run.model) as folder:
