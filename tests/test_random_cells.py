@@ -63,7 +63,8 @@ class Notebook:
 
     def run(self, code):
         """The kind of error that a cell ends with, and its words; empty if it goes well."""
-        reply = self.client.execute(code, reply=True, timeout=60)["content"]
+        # a cell that is pressed after an error runs, as one by one they do
+        reply = self.client.execute(code, reply=True, timeout=60, stop_on_error=False)["content"]
         assert reply["status"] in ("ok", "error")
         return (reply["ename"], reply["evalue"]) if reply["status"] == "error" else ("", "")
 

@@ -71,8 +71,10 @@ def _require(path: Path) -> None:
         raise ValueError(f"{path.parent.name}/{path.name} is missing")
 
 
-def load_model(kind: type[Model], folder: Path, part: str, dtype: torch.dtype) -> Model:
-    """A part of a base model, all of its weights from its files.
+def load_model(
+    kind: type[Model], folder: Path, part: str, dtype: torch.dtype, device: torch.device
+) -> Model:
+    """A part of a base model on the CPU, all of its weights from its files; `device` looks them through.
 
     Raises ValueError where a weight is missing, which loaders would draw at random, or is NaN or inf.
     """
@@ -88,7 +90,7 @@ def load_model(kind: type[Model], folder: Path, part: str, dtype: torch.dtype) -
             f"{part}/ lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}"
         )
     for name, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
+        if not tensor.to(device).isfinite().all():
             raise ValueError(f"{part}/ has NaN or inf in {name}")
     return model
 

@@ -160,9 +160,9 @@ def load_parts(
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         refuse_code(folder)
         check_files(folder)
-        vae = load_model(AutoencoderKL, folder, "vae", device.dtype)
-        unet = load_model(UNet2DConditionModel, folder, "unet", torch.float32)
-        text_encoder = load_model(CLIPTextModel, folder, "text_encoder", text_dtype)
+        vae = load_model(AutoencoderKL, folder, "vae", device.dtype, device.device)
+        unet = load_model(UNet2DConditionModel, folder, "unet", torch.float32, device.device)
+        text_encoder = load_model(CLIPTextModel, folder, "text_encoder", text_dtype, device.device)
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
         fit_tokenizer(tokenizer, text_encoder)
         noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
