@@ -550,5 +550,5 @@ def test_a_vae_with_the_names_that_diffusers_gave_until_2023_is_whole(tmp_path):
     save_file(tensors, path, {"format": "pt"})
     config = json.loads((tmp_path / "vae/config.json").read_text())
     (tmp_path / "vae/config.json").write_text(json.dumps(config | {"_diffusers_version": "0.6.0"}))
-    loaded = load_model(AutoencoderKL, tmp_path, "vae", torch.float32)
+    loaded = load_model(AutoencoderKL, tmp_path, "vae", torch.float32, torch.device("cpu"))
     assert fingerprint(loaded) == fingerprint(vae)
