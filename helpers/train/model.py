@@ -195,7 +195,6 @@ def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> d
         key = hashlib.sha256(repr((name, model.dtype, times)).encode()).hexdigest()
         hashes[name] = found[key] = kept.get(key) or fingerprint(model)
     if known and found != kept:
-        known.parent.mkdir(parents=True, exist_ok=True)
         write_json(known, kept | found)
     return hashes
 

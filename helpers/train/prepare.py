@@ -115,7 +115,7 @@ class Training:
             device,
             config.train_text_encoder,
             train_unet=config.method == "full",
-            known_hashes=run.cache / "hashes.json",
+            known_hashes=run.cache / "hashes.json" if self.accelerator.is_main_process else None,
         )
         self.belongs = self._belongs()
         with self.accelerator.main_process_first():
