@@ -65,7 +65,9 @@ class Studio:
         settings = self.trained.settings
         self.method, self.resolution_px = settings["method"], settings["resolution_px"]
         self.suffix = self.trained.suffix
-        self.device: Device = pick_device(attention=settings["attention"])
+        self.device: Device = pick_device(
+            attention=settings["attention"], capture=settings.get("capture", "auto")
+        )
         self.pipeline = self._load(str(run.model), safety_checker)
         self.prompts = Prompts.of(self.pipeline, self.suffix)
         self.forward = CapturedForward(self.pipeline.unet)
