@@ -195,11 +195,11 @@ def test_a_path_on_a_drive_that_is_not_mounted_is_told_as_such(workplace):
         ("folder", colab.GOOGLES / "my pictures"),
         ("export", colab.GOOGLES / "a.zip"),
     ):
-        config = ScrapeConfig(source=source, folder=str(folder))
+        config = ScrapeConfig(run="art", source=source, folder=str(folder))
         with pytest.raises(RunError, match="Google Drive is not mounted: run Setup again"):
             find(config, Run("art"))
     with pytest.raises(RunError, match="with your images$"):
-        find(ScrapeConfig(source="folder", folder="elsewhere"), Run("art"))
+        find(ScrapeConfig(run="art", source="folder", folder="elsewhere"), Run("art"))
 
 
 def test_a_drive_that_may_only_be_read_is_told_as_such():

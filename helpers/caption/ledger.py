@@ -112,6 +112,7 @@ def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
 
 def dry_run(config: CaptionConfig, run: Run, posts: list[Post], most: int = 3) -> list[Caption]:
     """The captions of the first images, to be looked at before the others are paid for; asked for where missing."""
+    run.check_settings(config)
     first = posts[:most]
     for _ in caption_images(replace(config, mode="now"), run, first):
         pass
