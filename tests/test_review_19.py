@@ -3,14 +3,18 @@
 import shutil
 
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from helpers.config import InferenceConfig
+from helpers.config import InferenceConfig, TrainConfig, configure
 from helpers.errors import RunError
-from helpers.inference.report import report
+from helpers.inference.export import export
+from helpers.inference.report import report, words
 from helpers.inference.sample import Request, Studio
 from helpers.run import Run
 from helpers.store import read_json, write_json
+from helpers.train.loop import verify_model
+from tests.conftest import SMALL_TRAINING, train_until
 
 CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8, probed_captions=2)
 
@@ -52,3 +56,38 @@ def test_other_weights_at_the_bases_path_are_not_shown_as_the_base(run, swapped_
     with pytest.raises(RunError, match="put back the base model"):
         report(CONFIG, studio)
     assert kept and not run.report_json.is_file()
+
+
+def told_in(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_an_export_tells_the_settings_of_its_own_training(run):
+    lora, own = run.export / "pictures-lora.safetensors", read_json(run.verdict)["trained_with"]
+    export(run)
+    before = told_in(lora)
+    assert before["ss_num_train_images"] == str(len(run.split_images("train")))
+    run.checkpoints.rename(run.folder / "checkpoints-before")
+    given = SMALL_TRAINING | {"max_steps": 8, "learning_rate": 0.001, "seed": 3}
+    base = own["settings"]["base_model"]
+    train_until(configure(TrainConfig, {"run": "pictures", "base_model": base, **given}), run, 2)
+    shutil.rmtree(run.export)
+    export(run)
+    assert run.read_config("train")["seed"] == 3 and told_in(lora) == before
+    assert float(before["ss_learning_rate"]) == own["settings"]["learning_rate"] != 0.001
+
+
+def test_without_its_dataset_a_model_is_exported_and_verified(run):
+    shutil.rmtree(run.dataset)
+    assert len(export(run)) == 3
+    assert "dataset/ is gone" in verify_model(run)
+
+
+def test_the_loss_of_an_earlier_steps_model_is_told():
+    verdict = {"base": 1.0, "last": 1.7, "best": 0.86, "best_step": 2, "steps": 10}
+    verdict |= {"exported_step": 2, "exported_loss": 0.86, "words": "overfitting since step 2"}
+    none = {"left_out": "x"}
+    judgement = {"style_gain": none, "suffix_switch": none, "copies": none, "blocked": 0}
+    assert "rose by 70%; overfitting" in words(verdict, judgement)
+    assert "the model is step 2's, where it had fallen by 14%." in words(verdict, judgement)

@@ -104,6 +104,9 @@ def words(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
     loss = f"The held-out loss {'fell' if change <= 0 else 'rose'} by {abs(change):.0%}; {verdict['words']}"
     if (step := verdict.get("exported_step", verdict["steps"])) != verdict["steps"]:
         loss += f", and the model is step {step}'s"
+        if "exported_loss" in verdict:  # older versions did not tell
+            change = verdict["exported_loss"] / verdict["base"] - 1
+            loss += f", where it had {'fallen' if change <= 0 else 'risen'} by {abs(change):.0%}"
     said = [
         _style_words(judgement["style_gain"]),
         f"{loss}.",
