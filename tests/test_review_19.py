@@ -8,13 +8,16 @@ from safetensors.torch import load_file, save_file
 
 from helpers.config import InferenceConfig, TrainConfig, configure
 from helpers.errors import RunError
+from helpers.inference.card import write_card
 from helpers.inference.export import export
 from helpers.inference.report import report, words
 from helpers.inference.sample import Request, Studio
 from helpers.run import Run
 from helpers.store import read_json, write_json
-from helpers.train.loop import verify_model
+from helpers.train.loop import train, verify_model
 from tests.conftest import SMALL_TRAINING, train_until
+from tests.test_its_own_training import build_again
+from tests.test_train import settings
 
 CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8, probed_captions=2)
 
@@ -82,6 +85,17 @@ def test_without_its_dataset_a_model_is_exported_and_verified(run):
     shutil.rmtree(run.dataset)
     assert len(export(run)) == 3
     assert "dataset/ is gone" in verify_model(run)
+
+
+def test_without_a_suffix_no_switch_is_judged_and_no_empty_words_are_advised(dataset, tiny_base):
+    build_again(dataset, suffix="")
+    list(train(settings(tiny_base), dataset))
+    figures = report(CONFIG, Studio(dataset))
+    assert figures["suffix_switch"] == {"left_out": "the captions end in no suffix"}
+    assert "suffix" not in figures["verdict"]
+    for text in ((dataset.model / "README.md").read_text(), write_card(dataset).read_text()):
+        assert "``" not in text.replace("```", "") and "End a prompt" not in text
+    assert "Each prompt ends in" not in dataset.report_html.read_text()
 
 
 def test_the_loss_of_an_earlier_steps_model_is_told():

@@ -70,6 +70,8 @@ def _figures(
     verdict = studio.trained.verdict
     encoder = ImageModel(config.encoder) if config.encoder else None
     judgement = asdict(judge(groups, encoder))
+    if not studio.suffix:
+        judgement["suffix_switch"] = {"left_out": "the captions end in no suffix"}
     return {
         "run": run.name,
         "verdict": words(verdict, judgement),
