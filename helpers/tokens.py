@@ -55,12 +55,17 @@ def count_tokens(tokenizer: Any, text: str) -> int:
 
 
 def shorten(tokenizer: Any, text: str, suffix: str, longest: int) -> str:
-    """A text, or as much of it as `longest` tokens hold, up to the end of a word; a suffix that it has stays."""
+    """A text, or as much of it as `longest` tokens hold, up to the end of a word; a suffix that it has stays.
+
+    A suffix that takes them all is what is left, whole.
+    """
     if count_tokens(tokenizer, text) <= longest:
         return text
     ending = suffix if text.endswith(suffix) else ""
     words = text.removesuffix(ending)
     room = longest - count_tokens(tokenizer, ending) + 2  # begin and end are counted twice
+    if room <= 2:
+        return ending
     lengths = range(len(words) + 1)
     size = bisect_right(lengths, room, key=lambda n: count_tokens(tokenizer, words[:n])) - 1
     if size < len(words) and not words[size].isspace() and " " in words[:size]:

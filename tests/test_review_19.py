@@ -7,6 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers.config import InferenceConfig, TrainConfig, configure
+from helpers.demo.tokenizer import make_tokenizer
 from helpers.errors import RunError
 from helpers.inference.card import write_card
 from helpers.inference.export import export
@@ -14,6 +15,7 @@ from helpers.inference.report import report, words
 from helpers.inference.sample import Request, Studio
 from helpers.run import Run
 from helpers.store import read_json, write_json
+from helpers.tokens import count_tokens, shorten
 from helpers.train.loop import train, verify_model
 from tests.conftest import SMALL_TRAINING, train_until
 from tests.test_its_own_training import build_again
@@ -85,6 +87,19 @@ def test_without_its_dataset_a_model_is_exported_and_verified(run):
     shutil.rmtree(run.dataset)
     assert len(export(run)) == 3
     assert "dataset/ is gone" in verify_model(run)
+
+
+def test_a_suffix_that_takes_all_tokens_is_refused_before_the_first_step(dataset, tiny_base):
+    suffix = " in" + " an elaborate watercolour" * 14
+    build_again(dataset, suffix=suffix)
+    with pytest.raises(RunError, match="so no caption would be read: set a shorter suffix in 03"):
+        list(train(settings(tiny_base), dataset))
+    assert not dataset.previews.exists() and not dataset.checkpoints.exists()
+    tokenizer = make_tokenizer()
+    longest = tokenizer.model_max_length
+    assert count_tokens(tokenizer, suffix) > longest
+    for text in ("", "a cat", "one two three four"):
+        assert shorten(tokenizer, text + suffix, suffix, longest) == suffix
 
 
 def test_without_a_suffix_no_switch_is_judged_and_no_empty_words_are_advised(dataset, tiny_base):
