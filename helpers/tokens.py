@@ -41,8 +41,9 @@ def token_limit(base_model: str) -> int:
 
 def _file(base_model: str, name: str) -> Path:
     """A file of a folder, or of a hub id's copy in the cache. Raises OSError or ValueError if it is not here."""
-    if Path(base_model).exists():
-        return Path(base_model) / name
+    path = Path(base_model).expanduser()
+    if path.exists():  # beside a one-file model lies its tokenizer
+        return (path if path.is_dir() else path.parent) / name
     found = try_to_load_from_cache(base_model, name)
     if not isinstance(found, str):
         raise FileNotFoundError(f"{base_model} has no {name} here")

@@ -3,21 +3,25 @@
 import shutil
 
 import pytest
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers.config import InferenceConfig, TrainConfig, configure
 from helpers.demo.tokenizer import make_tokenizer
 from helpers.errors import RunError
+from helpers.foreign import model_folder
 from helpers.inference.card import write_card
 from helpers.inference.export import export
 from helpers.inference.report import report, words
 from helpers.inference.sample import Request, Studio
+from helpers.licence import licence_of
 from helpers.run import Run
 from helpers.store import read_json, write_json
-from helpers.tokens import count_tokens, shorten
+from helpers.tokens import count_tokens, shorten, token_limit
 from helpers.train.loop import train, verify_model
 from tests.conftest import SMALL_TRAINING, train_until
+from tests.test_bases import one_file
 from tests.test_its_own_training import build_again
 from tests.test_train import settings
 
@@ -120,3 +124,37 @@ def test_the_loss_of_an_earlier_steps_model_is_told():
     judgement = {"style_gain": none, "suffix_switch": none, "copies": none, "blocked": 0}
     assert "rose by 70%; overfitting" in words(verdict, judgement)
     assert "the model is step 2's, where it had fallen by 14%." in words(verdict, judgement)
+
+
+# --- paths as people type them
+
+
+@pytest.fixture
+def models(tmp_path, tiny_base, monkeypatch):
+    """A folder with one-file models at home, its card and settings beside them."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = one_file(tiny_base, tmp_path / "Bäse 画 models")
+    (path.parent / "README.md").write_text("---\nlicense: mit\n---\n")
+    path.with_suffix(".yaml").write_text("model:\n  params:\n    parameterization: v\n")
+    return path.parent
+
+
+@pytest.mark.parametrize("given", ["~/Bäse 画 models/anime-v3.safetensors", "~/Bäse 画 models"])
+def test_a_base_at_home_has_its_own_licence_and_length(models, given):
+    assert model_folder(given) == model_folder(str(models))
+    assert licence_of(given, False).name == "MIT"
+    assert token_limit(given) == make_tokenizer().model_max_length != 77
+
+
+def test_a_link_to_one_file_has_what_lies_beside_the_file(models, tmp_path):
+    link = tmp_path / "base.safetensors"
+    link.symlink_to(models / "anime-v3.safetensors")
+    made = model_folder(str(link))
+    assert read_json(made / "scheduler/scheduler_config.json")["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize("given", ["'my models/a.bin'", " x/y", "C:\\models\\a", "file://x/y z"])
+def test_what_is_no_hub_id_is_told_as_a_path_that_is_not_there(models, given):
+    with pytest.raises(OSError, match="there is no such file or folder"):
+        model_folder(given)
