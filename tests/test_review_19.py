@@ -1,5 +1,6 @@
 """Models and exports once more: a base in another's place, another training's settings, no suffix, paths as typed."""
 
+import logging
 import shutil
 
 import pytest
@@ -91,6 +92,14 @@ def test_without_its_dataset_a_model_is_exported_and_verified(run):
     shutil.rmtree(run.dataset)
     assert len(export(run)) == 3
     assert "dataset/ is gone" in verify_model(run)
+
+
+def test_no_library_speaks_when_a_lora_is_exported(run, caplog):
+    library = logging.getLogger("diffusers")
+    library.addHandler(caplog.handler)  # it hands nothing on
+    export(run)
+    library.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_a_suffix_that_takes_all_tokens_is_refused_before_the_first_step(dataset, tiny_base):
