@@ -15,12 +15,18 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from helpers.foreign import fit_tokenizer, reading, refuse_code
 
 GB = 1e9
-# What libraries say of a text that is too long, with all its padding: 02, 04 and 05 tell it in a line of their own.
-WALLS = {
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion": "The following part of your input",
-    "transformers.tokenization_utils_base": "Token indices sequence length is longer",
-}
-for _name, _words in WALLS.items():
+PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
+WALLS = (  # what libraries say at length of what is told in a line of our own, or is as it should be
+    (PIPELINE, "The following part of your input"),
+    ("transformers.tokenization_utils_base", "Token indices sequence length is longer"),
+    (PIPELINE, "You have disabled the safety checker"),  # to read a file back
+    (
+        "diffusers.loaders.lora_base",
+        "No LoRA keys associated to",
+    ),  # the text encoder was not trained
+    ("diffusers.models.modeling_utils", "should be kept in float32: []"),
+)
+for _name, _words in WALLS:
     logging.getLogger(_name).addFilter(
         lambda record, words=_words: words not in record.getMessage()
     )

@@ -6,6 +6,7 @@ given a folder in diffusers layout, never a hub id or a one-file checkpoint: `mo
 user gave, and it is looked at as any folder is.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from helpers.hub_model import fetch, successor, without_variants
 from helpers.single_file import convert, find_single_file
 from helpers.store import read_json
 
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
 PIPELINES = {"StableDiffusionPipeline"}
 PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
@@ -88,7 +90,7 @@ def _convert(path: Path) -> Path:
 
 def _refuse_missing_path(model: str) -> None:
     """A path that leads nowhere is not looked for on the hub, which would speak of ids."""
-    is_id = model.count("/") < 2 and not model.startswith((".", "~", "/"))
+    is_id = HUB_ID.fullmatch(model)
     is_near = "/" in model and Path(model).parent.is_dir()
     if not is_id or is_near or Path(model).suffix in (*PICKLED, ".safetensors"):
         raise OSError("there is no such file or folder")

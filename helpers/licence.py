@@ -56,9 +56,9 @@ def licence_of(base_model: str, is_v2: bool) -> Licence:
 
 
 def _card(base_model: str) -> Path:
-    folder = Path(base_model)
-    if folder.exists():
-        return (folder if folder.is_dir() else folder.parent) / "README.md"
+    path = Path(base_model).expanduser()
+    if path.exists():
+        return (path if path.is_dir() else path.parent) / "README.md"
     return Path(hf_hub_download(base_model, "README.md"))
 
 

@@ -1,5 +1,6 @@
 """What was written, read back: every tensor by name, by count and by value."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,20 @@ LOADED_DIFFERENTLY = (
     "text_model."  # transformers 5.6 took it out of a module's names; files have it
 )
 ROUNDINGS = 16  # of the largest value; a sum of products in another order differs by a few
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of all of a module's weights, in order of name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(as_bytes(tensor))
+    return digest.hexdigest()
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's content, in order."""
+    return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
 
 
 def effective_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

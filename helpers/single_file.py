@@ -150,7 +150,11 @@ def _check_header(header: _Header) -> None:
 
 
 def _settings_beside(path: Path) -> dict[Path, Path]:
-    """Settings in diffusers layout, a tokenizer and a .yaml that lie beside a file, by relative path."""
+    """Settings in diffusers layout, a tokenizer and a .yaml that lie beside a file, by relative path.
+
+    Of a link, what lies beside the file that it leads to as well; what lies beside the link comes first.
+    """
+    behind = _settings_beside(path.resolve()) if path.is_symlink() else {}
     folder = path.parent
     names = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
     found = [folder / name for name in (*names, "scheduler/scheduler_config.json")]
@@ -158,7 +162,7 @@ def _settings_beside(path: Path) -> dict[Path, Path]:
     beside = {p.relative_to(folder): p for p in found if p.is_file()}
     if path.with_suffix(".yaml").is_file():
         beside[Path("model.yaml")] = path.with_suffix(".yaml")
-    return beside
+    return behind | beside
 
 
 def _write_settings(path: Path, header: _Header, beside: dict[Path, Path], made: Path) -> None:

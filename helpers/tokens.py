@@ -41,8 +41,9 @@ def token_limit(base_model: str) -> int:
 
 def _file(base_model: str, name: str) -> Path:
     """A file of a folder, or of a hub id's copy in the cache. Raises OSError or ValueError if it is not here."""
-    if Path(base_model).exists():
-        return Path(base_model) / name
+    path = Path(base_model).expanduser()
+    if path.exists():  # beside a one-file model lies its tokenizer
+        return (path if path.is_dir() else path.parent) / name
     found = try_to_load_from_cache(base_model, name)
     if not isinstance(found, str):
         raise FileNotFoundError(f"{base_model} has no {name} here")
@@ -55,12 +56,17 @@ def count_tokens(tokenizer: Any, text: str) -> int:
 
 
 def shorten(tokenizer: Any, text: str, suffix: str, longest: int) -> str:
-    """A text, or as much of it as `longest` tokens hold, up to the end of a word; a suffix that it has stays."""
+    """A text, or as much of it as `longest` tokens hold, up to the end of a word; a suffix that it has stays.
+
+    A suffix that takes them all is what is left, whole.
+    """
     if count_tokens(tokenizer, text) <= longest:
         return text
     ending = suffix if text.endswith(suffix) else ""
     words = text.removesuffix(ending)
     room = longest - count_tokens(tokenizer, ending) + 2  # begin and end are counted twice
+    if room <= 2:
+        return ending
     lengths = range(len(words) + 1)
     size = bisect_right(lengths, room, key=lambda n: count_tokens(tokenizer, words[:n])) - 1
     if size < len(words) and not words[size].isspace() and " " in words[:size]:

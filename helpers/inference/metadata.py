@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
+from helpers.inference.trained import read_trained
 from helpers.licence import licence_of, public_name
 from helpers.lora import UP, Lora
-from helpers.records import read_metadata
 from helpers.run import Run
 from helpers.store import read_json
 
@@ -58,7 +58,7 @@ class Family:
 
 def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
     """The modelspec of a run's model, or with `kind` `/lora` of its LoRA."""
-    trained = run.read_config("train")
+    trained = read_trained(run).settings
     side = trained["resolution_px"]
     fields = {
         "sai_model_spec": "1.0.0",
@@ -75,7 +75,8 @@ def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
 
 def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
     """The modelspec of a run's LoRA, and what sd-scripts writes into one."""
-    trained, verdict = run.read_config("train"), run.read_verdict()
+    kept = read_trained(run)
+    trained, verdict = kept.settings, kept.verdict
     first = next(iter(lora.alpha))
     rank, alpha = lora.tensors[first + UP].shape[1], lora.alpha[first]
     steps, rate = verdict.get("exported_step", verdict["steps"]), trained["learning_rate"]
@@ -105,7 +106,7 @@ def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
         "mixed_precision": trained["mixed_precision"],
         "total_batch_size": trained["train_batch_size"] * accumulation,
         "gradient_accumulation_steps": accumulation,
-        "num_train_images": len(read_metadata(run.split_metadata("train"))),
+        "num_train_images": len(kept.images) or None,
         "min_snr_gamma": trained["snr_gamma"] or None,
         "noise_offset": trained["noise_offset"] or None,
         "caption_dropout_rate": trained["caption_dropout"],

@@ -70,6 +70,8 @@ def _figures(
     verdict = studio.trained.verdict
     encoder = ImageModel(config.encoder) if config.encoder else None
     judgement = asdict(judge(groups, encoder))
+    if not studio.suffix:
+        judgement["suffix_switch"] = {"left_out": "the captions end in no suffix"}
     return {
         "run": run.name,
         "verdict": words(verdict, judgement),
@@ -104,6 +106,9 @@ def words(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
     loss = f"The held-out loss {'fell' if change <= 0 else 'rose'} by {abs(change):.0%}; {verdict['words']}"
     if (step := verdict.get("exported_step", verdict["steps"])) != verdict["steps"]:
         loss += f", and the model is step {step}'s"
+        if "exported_loss" in verdict:  # older versions did not tell
+            change = verdict["exported_loss"] / verdict["base"] - 1
+            loss += f", where it had {'fallen' if change <= 0 else 'risen'} by {abs(change):.0%}"
     said = [
         _style_words(judgement["style_gain"]),
         f"{loss}.",

@@ -71,7 +71,9 @@ class Studio:
         self.pipeline = self._load(str(run.model), safety_checker)
         self.prompts = Prompts.of(self.pipeline, self.suffix)
         self.forward = CapturedForward(self.pipeline.unet)
-        self.weights = Weights(run, self.pipeline, settings["base_model"])
+        self.weights = Weights(
+            run, self.pipeline, settings["base_model"], self.trained.verdict["base_model"]
+        )
         self.model_hash = self.weights.hash_of("tuned")
         self.album = Album(run, self.suffix)
         self._at_work = threading.Lock()

@@ -4,12 +4,13 @@ import re
 from functools import cached_property
 
 import torch
-from diffusers import StableDiffusionPipeline
-from torch import Tensor
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
 
 from helpers.device import load_pipeline
 from helpers.errors import RunError
-from helpers.foreign import load_file, reading
+from helpers.foreign import load_file, reading, refuse_code
+from helpers.readback import fingerprint
 from helpers.run import Run
 from helpers.store import MANIFEST, damage, folder_hash, read_json
 
@@ -31,9 +32,12 @@ class Weights:
     Sets that were read stay in the computer's memory, so that changing to and fro reads no file.
     """
 
-    def __init__(self, run: Run, pipeline: StableDiffusionPipeline, base_model: str) -> None:
-        """`pipeline` has the tuned weights."""
-        self.run, self.base_model, self.model_hash = run, base_model, folder_hash(run.model)
+    def __init__(
+        self, run: Run, pipeline: StableDiffusionPipeline, base_model: str, base_hash: str
+    ) -> None:
+        """`pipeline` has the tuned weights; `base_hash` is the fingerprint of the base's UNet."""
+        self.run, self.base_model, self.base_hash = run, base_model, base_hash
+        self.model_hash = folder_hash(run.model)
         self.unet = pipeline.unet
         self.modules = {name: getattr(pipeline, name) for name in PARTS}
         self.tuned = {k: v.detach().cpu().clone() for k, v in _state(self.modules).items()}
@@ -41,10 +45,21 @@ class Weights:
 
     @cached_property
     def base(self) -> dict[str, Tensor]:
+        """The base's weights. Raises RunError where they are not those that training began with."""
         with reading("base_model", self.base_model, ADVICE) as folder:
+            refuse_code(folder)
+            unet = UNet2DConditionModel.from_pretrained(  # in the precision of its fingerprint
+                folder, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True
+            )
+            if fingerprint(unet) != self.base_hash:
+                raise RunError(
+                    f"base_model {self.base_model!r} has other weights now than this model was trained from, so "
+                    f"nothing can be compared with it: {ADVICE}"
+                )
             pipeline = load_pipeline(
                 str(folder),
                 self.unet.dtype,
+                unet=nn.Module.to(unet, self.unet.dtype),  # its own to() warns, of nothing
                 safety_checker=None,
                 requires_safety_checker=False,
             )
@@ -111,7 +126,7 @@ class Weights:
         return folder_hash(folder)
 
 
-def _state(modules: dict[str, torch.nn.Module]) -> dict[str, Tensor]:
+def _state(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     return {f"{part}.{k}": v for part, m in modules.items() for k, v in m.state_dict().items()}
 
 

@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 
 from helpers.config import TrainConfig
 from helpers.errors import RunError
+from helpers.readback import as_bytes
 from helpers.run import Run
 from helpers.store import replacing_file, sha256
 from helpers.train.buckets import Framing
-from helpers.train.model import Parts, as_bytes, settings_of
+from helpers.train.model import Parts, settings_of
 from helpers.train.order import generator
 
 AT_ONCE = 4  # pictures that are encoded together

@@ -47,7 +47,7 @@ CARD = """---
 # {run}
 
 {base}, fine-tuned ({method}, {max_steps} steps of {batch} images, learning rate {learning_rate:g},
-{resolution_px} px, seed {seed}). End a prompt with `{suffix}` for the style.
+{resolution_px} px, seed {seed}). {style}
 
     from diffusers import DiffusionPipeline
     DiffusionPipeline.from_pretrained("path/to/this/folder")("a prompt{suffix}").images[0].save("picture.png")
@@ -174,12 +174,16 @@ def write_card(run: Run, config: TrainConfig, parts: Parts, folder: Path) -> Non
     header = ModelCardData(
         **licence.fields(), pipeline_tag="text-to-image", library_name="diffusers"
     )
+    suffix = run.read_config("dataset")["suffix"]
     told = {
         "header": header.to_yaml(),
         "licence": licence.name,
         "run": run.name,
         "base": public_name(config.base_model),
         "batch": config.train_batch_size * config.gradient_accumulation_steps,
-        "suffix": run.read_config("dataset")["suffix"],
+        "suffix": suffix,
+        "style": f"End a prompt with `{suffix}` for the style."
+        if suffix
+        else "It needs no suffix.",
     }
     write_text(folder / "README.md", CARD.format(**vars(config) | told))

@@ -6,7 +6,8 @@ from pathlib import Path
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from helpers.tokens import shorten
+from helpers.errors import RunError
+from helpers.tokens import count_tokens, shorten
 from helpers.train.buckets import Framing
 
 Rows = Sequence[tuple[str, str]]  # file name and text
@@ -15,6 +16,16 @@ Rows = Sequence[tuple[str, str]]  # file name and text
 def fit_texts(texts: Iterable[str], suffix: str, tokenizer: CLIPTokenizer) -> list[str]:
     """Texts that the text encoder reads to their end, the suffix included."""
     return [shorten(tokenizer, text, suffix, tokenizer.model_max_length) for text in texts]
+
+
+def require_room(suffix: str, tokenizer: CLIPTokenizer) -> None:
+    """Raise RunError where a suffix takes all the tokens that the text encoder reads: no caption would be read."""
+    takes, longest = count_tokens(tokenizer, suffix), tokenizer.model_max_length
+    if takes >= longest:
+        raise RunError(
+            f"the suffix {suffix!r} takes {takes} tokens and this model reads {longest}, so no caption would be read: "
+            "set a shorter suffix in 03_dataset"
+        )
 
 
 def what_does_not_fit(paths: Sequence[Path], framing: Framing, cut: int, longest: int) -> list[str]:

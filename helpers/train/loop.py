@@ -22,7 +22,7 @@ from helpers.device import Device, memory_gb, pick_device
 from helpers.errors import DivergedError, RunError, Stopped
 from helpers.records import read_log
 from helpers.run import Run
-from helpers.store import damage, folder_hash, locked_by_process
+from helpers.store import MANIFEST, damage, folder_hash, locked_by_process
 from helpers.train import checkpoint
 from helpers.train.finish import finish, is_finished
 from helpers.train.interrupt import Interrupts
@@ -319,10 +319,14 @@ def _kept_of(run: Run, step: int) -> str:
 
 def _remarks(run: Run, verdict: dict[str, Any]) -> str:
     remarks = ""
-    if folder_hash(run.dataset) != verdict["dataset"]:
+    if not (run.dataset / MANIFEST).is_file():
+        remarks += "; dataset/ is gone since, and 03_dataset makes it again"
+    elif folder_hash(run.dataset) != verdict["dataset"]:
         remarks += "; dataset/ has changed since, and 04_train trains on it when it is run again"
     if verdict.get("exported_step", verdict["steps"]) != verdict["steps"]:
-        remarks += f"; the model is step {verdict['exported_step']}'s"
+        loss = verdict.get("exported_loss")  # older versions did not tell
+        at = f", with {loss:.4f}" if loss is not None else ""
+        remarks += f"; the model is step {verdict['exported_step']}'s{at}"
     if verdict.get("skipped"):
         remarks += f"; {verdict['skipped']} steps were passed over, their loss being no number"
     return remarks

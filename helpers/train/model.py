@@ -31,6 +31,7 @@ from helpers.capture import CapturedForward
 from helpers.config import TrainConfig
 from helpers.device import Device, load_pipeline, most_steps
 from helpers.foreign import fit_tokenizer, reading, refuse_code
+from helpers.readback import fingerprint
 from helpers.store import read_json, write_json
 from helpers.train.base import check_files, check_parts, load_model
 
@@ -304,22 +305,8 @@ def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
     )
 
 
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of all of a module's weights, in order of name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(as_bytes(tensor))
-    return digest.hexdigest()
-
-
 def settings_of(part: Any) -> dict[str, Any]:
     """A part's config.json, but for what says where it came from and with which libraries."""
     config = part.config if isinstance(part.config, dict) else part.config.to_dict()
     written_by = ("transformers_version", "dtype", "torch_dtype")
     return {k: v for k, v in config.items() if not k.startswith("_") and k not in written_by}
-
-
-def as_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's content, in order."""
-    return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")

@@ -27,7 +27,7 @@ from helpers.train.batches import Batches
 from helpers.train.buckets import Framing
 from helpers.train.cache import image_examples, prior_examples, text_examples
 from helpers.train.ema import MovingAverage
-from helpers.train.inputs import fit_texts, what_does_not_fit
+from helpers.train.inputs import fit_texts, require_room, what_does_not_fit
 from helpers.train.loss import FixedLoss, forward_backward
 from helpers.train.model import load_parts, make_trainable
 from helpers.train.optimizer import make_optimizer, restore_layout
@@ -165,6 +165,7 @@ class Training:
         """Each split's file names and texts, cut to what the text encoder reads; what does not fit is told."""
         run, tokenizer = self.run, self.parts.tokenizer
         rows, paths, cut = {}, [], 0
+        require_room(suffix, tokenizer)
         for split in ("train", "validation"):
             names, texts = zip(*read_metadata(run.split_metadata(split)), strict=True)
             fitting = fit_texts(texts, suffix, tokenizer)
