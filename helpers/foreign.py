@@ -123,11 +123,23 @@ def refuse_code(folder: Path) -> None:
     top = folder / "model_index.json"
     if nested := sorted(path for path in folder.rglob(top.name) if path != top):
         raise ValueError(f"it holds a pipeline within, {nested[0].relative_to(folder)}")
-    for name, part in (read_json(top) if top.is_file() else {}).items():
+    for name, part in (settings_in(top) if top.is_file() else {}).items():
         if name == "_class_name" and part not in PIPELINES:
             raise ValueError(f"model_index.json names the pipeline {part}, which is not run")
         if isinstance(part, list) and not _is_known(*part):
             raise ValueError(f"model_index.json takes {name} from {part}, which is not run")
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """What a JSON file of a model holds. Raises ValueError that names it where it is none."""
+    name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{name} is no JSON, {error}: copy or download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds no settings: copy or download it again")
+    return content
 
 
 def fit_tokenizer(tokenizer: Any, text_encoder: Any) -> None:
@@ -154,7 +166,7 @@ def _refuse_linked_folders(folder: Path) -> None:
 
 def _refuse_pickled_shards(folder: Path) -> None:
     """An index of safetensors may name other files, which transformers would open."""
-    for index in (path for path in _files(folder) if path.name.endswith(".safetensors.index.json")):
+    for index in folder.rglob("[!.]*.safetensors.index.json"):  # loaders take none that is hidden
         for name in read_json(index)["weight_map"].values():
             if not name.endswith(".safetensors"):
                 raise ValueError(f"{index.relative_to(folder)} names {name}, which is not read")

@@ -167,3 +167,49 @@ def test_a_link_to_one_file_has_what_lies_beside_the_file(models, tmp_path):
 def test_what_is_no_hub_id_is_told_as_a_path_that_is_not_there(models, given):
     with pytest.raises(OSError, match="there is no such file or folder"):
         model_folder(given)
+
+
+# --- bases whose files came over damaged
+
+
+def write(name, text):
+    return lambda base: (base / name).write_text(text)
+
+
+def empty_words(base):
+    (base / "tokenizer/tokenizer.json").unlink()
+    write("tokenizer/vocab.json", "{}")(base), write("tokenizer/merges.txt", "#version: 0.2")(base)
+
+
+DAMAGED = {
+    "model_index.json is no JSON": write("model_index.json", '{"unet"'),
+    "model_index.json holds no settings": write("model_index.json", "[]"),
+    "unet/config.json is no JSON": write("unet/config.json", ""),
+    "unet/config.json is missing": lambda base: (base / "unet/config.json").unlink(),
+    "vae/config.json is missing": lambda base: shutil.rmtree(base / "vae"),
+    "scheduler/scheduler_config.json is no JSON": write(
+        "scheduler/scheduler_config.json", "<html>"
+    ),
+    "tokenizer/tokenizer.json is no JSON": write("tokenizer/tokenizer.json", "{"),
+    "tokenizer/ reads no words": empty_words,
+}
+
+
+@pytest.mark.parametrize("said", DAMAGED)
+def test_a_damaged_file_of_a_base_is_named(dataset, tiny_base, tmp_path, said):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    DAMAGED[said](base)
+    with pytest.raises(RunError) as raised:
+        next(train(settings(base), dataset))
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert not dataset.previews.exists()
+
+
+def test_what_macos_leaves_beside_a_bases_files_is_passed_over(dataset, tiny_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    for path in [path for path in base.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7Mac OS X")
+    (base / "unet/._diffusion_pytorch_model.safetensors.index.json").write_bytes(b"\0\5\26\7")
+    assert next(train(settings(base), dataset)).step == 0

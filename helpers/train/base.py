@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from helpers.store import read_json
+from helpers.foreign import settings_in
 
 Model = TypeVar("Model", bound=nn.Module)
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -29,28 +29,44 @@ NO_CHECKER = (
 
 def check_files(folder: Path) -> None:
     """Raise ValueError where model_index.json or a file that it calls for is missing, pickled or cut short."""
+    for name, kind in check_settings(folder).items():
+        _check_weights(folder / name, kind)
+
+
+def check_settings(folder: Path) -> dict[str, str]:
+    """The class of each part. Raises ValueError where settings or a tokenizer are missing, or no JSON."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError("it has no model_index.json, which says what its parts are")
-    parts = {k: v for k, v in read_json(index).items() if isinstance(v, list) and v[1] is not None}
+    named = settings_in(index).items()
+    parts = {k: v[1] for k, v in named if isinstance(v, list) and v[1] is not None}
     if missing := [name for name in NEEDED if name not in parts]:
         raise ValueError(f"model_index.json names no {missing[0]}")
-    if "FlowMatch" in parts["scheduler"][1]:
-        raise ValueError(f"model_index.json names {parts['scheduler'][1]}, which cannot be trained")
-    for name, (_, kind) in parts.items():
-        _check_part(folder / name, kind)
+    if "FlowMatch" in parts["scheduler"]:
+        raise ValueError(f"model_index.json names {parts['scheduler']}, which cannot be trained")
+    for name, kind in parts.items():
+        check_part_settings(folder / name, kind)
+    return parts
 
 
-def _check_part(part: Path, kind: str) -> None:
+def check_part_settings(part: Path, kind: str) -> None:
+    """Raise ValueError where the settings or the words of a part are missing, or no JSON."""
     if "Tokenizer" in kind:
         if not (part / "tokenizer.json").is_file():
             _require(part / "vocab.json"), _require(part / "merges.txt")
+        for path in map(part.joinpath, ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+            if path.is_file():
+                settings_in(path)
         return
     ends = [end for end in SETTINGS if kind.endswith(end)]
-    _require(part / (SETTINGS[ends[0]] if ends else "config.json"))
-    if ends:
+    settings = part / (SETTINGS[ends[0]] if ends else "config.json")
+    _require(settings), settings_in(settings)
+
+
+def _check_weights(part: Path, kind: str) -> None:
+    if "Tokenizer" in kind or kind.endswith(tuple(SETTINGS)):
         return
-    weights = sorted(part.glob("*.safetensors"))
+    weights = sorted(part.glob("[!.]*.safetensors"))  # macOS leaves a ._NAME beside each file
     if not weights:
         pickled = sorted(part.glob("*.bin"))
         what = f"only pickled weights, {part.name}/{pickled[0].name}, which could run anything"
@@ -124,6 +140,12 @@ def check_parts(
     for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
         if getattr(unet.config, name, None) is not None:
             raise ValueError(f"unet/config.json has {name}, which no prompt alone can fill")
+    try:
+        tokenizer("a picture")
+    except Exception as error:  # the library's own
+        raise ValueError(
+            f"tokenizer/ reads no words, {error}: copy or download it again"
+        ) from error
     if len(tokenizer) > text_encoder.config.vocab_size:
         raise ValueError(
             f"tokenizer/ has {len(tokenizer)} words and text_encoder/config.json a vocab_size of "

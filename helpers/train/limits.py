@@ -13,6 +13,7 @@ from helpers.config import TrainConfig
 from helpers.device import Device
 from helpers.errors import OutOfMemoryError, RunError
 from helpers.foreign import reading
+from helpers.train.base import check_part_settings
 from helpers.train.model import ADVICE
 
 LARGE = 100e6  # parameters; a UNet beyond this wants a GPU
@@ -70,6 +71,7 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
     if device.device.type != "cpu" or config.allow_slow:
         return
     with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
+        check_part_settings(folder / "unet", "UNet2DConditionModel")
         unet_config = UNet2DConditionModel.load_config(folder, subfolder="unet")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)

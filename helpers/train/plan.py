@@ -20,6 +20,7 @@ from helpers.errors import RunError
 from helpers.foreign import reading
 from helpers.run import Run
 from helpers.store import folder_bytes
+from helpers.train.base import check_part_settings
 from helpers.train.footprint import pass_bytes, random_inputs
 from helpers.train.limits import machine_errors, refuse_slow, what_to_change
 from helpers.train.model import ADVICE, make_trainable
@@ -169,6 +170,8 @@ def _passing(config: TrainConfig, device: Device) -> int:
 def _build(config: TrainConfig, device: Device) -> tuple[UNet2DConditionModel, torch.nn.Module]:
     """A UNet of the base's shapes and random weights, and the module that would be trained."""
     with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
+        check_part_settings(folder / "unet", "UNet2DConditionModel")
+        check_part_settings(folder / "text_encoder", "CLIPTextModel")
         unet = UNet2DConditionModel.from_config(
             UNet2DConditionModel.load_config(folder, subfolder="unet")
         )
@@ -179,6 +182,7 @@ def _build(config: TrainConfig, device: Device) -> tuple[UNet2DConditionModel, t
 def latent_side(config: TrainConfig) -> int:
     """The side of the latents of a square image."""
     with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
+        check_part_settings(folder / "vae", "AutoencoderKL")
         vae = AutoencoderKL.load_config(folder, subfolder="vae")
     return config.resolution_px // 2 ** (len(vae["block_out_channels"]) - 1)
 
