@@ -98,6 +98,7 @@ def _export(training: Training) -> tuple[float, StableDiffusionPipeline]:
             f"the held-out loss of step {training.step} is NaN or inf, so no model is written: lower learning_rate, "
             f"and move {run.checkpoints} away to train anew"
         )
+    training.release_steps()
     for module in (parts.unet, parts.text_encoder):
         module.to("cpu")  # its place is for what is read back
     with replacing_folder(run.model) as folder:

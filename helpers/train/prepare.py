@@ -226,6 +226,11 @@ class Training:
             weight.grad = torch.zeros_like(weight)
         return Captured(run, "the training step")
 
+    def release_steps(self) -> None:
+        """Let go of what steps alone need: the gradients, and the graphs that write them."""
+        self.optimizer.optimizer.zero_grad(set_to_none=True)
+        self.forward_backward = None
+
     def _follow_schedule(self) -> None:
         """Set the rate that this max_steps has at this step, which a checkpoint with another one has otherwise."""
         factors = [of_step(self.step) for of_step in self.schedule.lr_lambdas]
