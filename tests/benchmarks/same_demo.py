@@ -3,8 +3,8 @@
     python -m tests.benchmarks.same_demo BEFORE AFTER
 
 Each commit is checked out beside the repository and runs the demo's five notebooks, every process on one thread;
-the trained weights, dataset/ and report.json (times aside) are compared file by file. Some eight minutes a commit, kept in build/same_demo/ for the next comparison.
-Where pictures or figures of a card alone are to differ, `--only` names what counts.
+the trained weights, dataset/, samples/ and report.json (times aside) are compared file by file. Some eight minutes
+a commit, kept in build/same_demo/ for the next comparison. Where a card alone is to differ, `--only` names what counts.
 """
 
 import argparse
