@@ -1,15 +1,8 @@
-"""What the notebooks call: rooms for the five stages, on one ground floor."""
+"""What the notebooks call: five rooms for the five stages, over rooms for what they share.
 
-import logging
-import os
+Importing it changes nothing of the process; `helpers.host.setup` and the commands ask for what they need.
+"""
 
-from helpers.redact import install
+from helpers.core.moved import register
 
-# transformers warns at import of image processors that want torchvision, which nothing here uses
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# datasets reports each loading of a folder, even a local one, to a counter on the network
-os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
-# both warn at import of what does not run here; device.py tells of what was to be used
-for library in ("bitsandbytes", "xformers"):
-    logging.getLogger(library).setLevel(logging.ERROR)
-install()
+register()

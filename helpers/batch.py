@@ -17,12 +17,13 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
-from helpers.colab import STOP_S, keep_before_end
 from helpers.config import CONFIGS, configure, from_text, refuse_secrets
-from helpers.errors import OURS, RunError, Stopped
-from helpers.redact import redact
-from helpers.run import STAGES, Run, notebook_name
-from helpers.store import on_disk, write_text
+from helpers.core.errors import OURS, RunError, Stopped
+from helpers.core.files import on_disk, write_text
+from helpers.core.process import run_command
+from helpers.core.redact import redact
+from helpers.core.run import STAGES, Run, notebook_name
+from helpers.mirror.sync import STOP_S, sync_before_end
 
 NOTEBOOKS = Path("notebooks")
 QUIET = ["--IPKernelApp.log_level=CRITICAL"]  # a kernel warns of its own loopback socket
@@ -188,7 +189,7 @@ def walk(run: Run, planned: dict[str, dict[str, Any]]) -> None:
             seconds = execute(run, stage, parameters)
             print(f"      {seconds:.0f} s: {outcome(run, stage)}", flush=True)
     except (RunError, Stopped) as error:
-        if words := keep_before_end(run, STOP_S if isinstance(error, Stopped) else None):
+        if words := sync_before_end(run, STOP_S if isinstance(error, Stopped) else None):
             print(words, file=sys.stderr)
         raise
 
@@ -225,10 +226,4 @@ if __name__ == "__main__":
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of nbclient's task after a stop
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    try:
-        main()
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signal)
-    except RunError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

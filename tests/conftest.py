@@ -14,9 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from helpers.core.run import Run
 from helpers.demo.pretrain import SCHEDULE
 from helpers.demo.tokenizer import make_tokenizer
-from helpers.run import Run
 
 ROOT = Path(__file__).parent.parent
 ORIENTATION = 0x0112
@@ -131,7 +131,7 @@ def make_dataset(name: str, pictures: Path) -> Run:
     from helpers.dataset.build import build
     from helpers.dataset.curate import curate
     from helpers.dataset.split import split
-    from helpers.scrape.intake import find, take
+    from helpers.scrape.ingest import find, take
 
     run = Run(name)
     scrape = ScrapeConfig(run=name, source="folder", folder=str(pictures))
@@ -146,7 +146,7 @@ def make_dataset(name: str, pictures: Path) -> Run:
 
 def train_until(config, run: Run, step: int) -> None:
     """Train and be left, as by a cell that is interrupted, once that step is done."""
-    from helpers.train.loop import train
+    from helpers.train.trainer import train
 
     steps = train(config, run)
     while next(steps).step < step:
@@ -194,7 +194,7 @@ def logged_in(monkeypatch):
 def make_trained(folder: Path, base: Path, **given) -> Path:
     """A workplace with a run, `pictures`, that has come as far as 04."""
     from helpers.config import TrainConfig, configure
-    from helpers.train.loop import train
+    from helpers.train.trainer import train
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -10,7 +10,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from helpers.drive import Drive
+from helpers.mirror.drive import Drive
 
 FAULTS = (
     "delay",  # uploads end some time after the write

@@ -1,4 +1,4 @@
-"""Crashes or fails the n-th thing that is done to the disk, for each n: at store.on_disk, where all of it goes."""
+"""Crashes or fails the n-th thing that is done to the disk, for each n: at files.on_disk, where all of it goes."""
 
 import errno
 import os
@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from helpers import store
-from helpers.train import checkpoint, track
+from helpers.core import files
+from helpers.train import checkpoint, log
 from tests.kills import forked
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ENOTCONN)
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
-real = store.on_disk
+real = files.on_disk
 
 
 @contextmanager
 def placed(seam: Callable) -> Iterator[None]:
     """Have `seam` in on_disk's place inside, wherever it is called from."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (store, checkpoint, track):
+        for module in (files, checkpoint, log):
             patch.setattr(module, "on_disk", seam)
         yield
 
@@ -74,7 +74,7 @@ def in_child(act: Callable[[], object]) -> int:
 
 
 def changes_outside(folder: Path, act: Callable[[], object]) -> list[tuple]:
-    """What Python's audit events tell of changes under `folder` that were made outside of store.on_disk."""
+    """What Python's audit events tell of changes under `folder` that were made outside of files.on_disk."""
     depth, found, is_on = [0], [], [True]
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 `tests/colab/` holds the lists (github.com/googlecolab/backend-info) and `requires.json`: what the packages that this
 project reaches require, as their releases say. `python -m tests.image` asks the index for it anew, and writes
-`helpers/runtime.txt`.
+`helpers/host/runtime.txt`.
 """
 
 import json
@@ -18,7 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tests/colab"
 REQUIRES = FOLDER / "requires.json"  # {"name==version": [Requires-Dist, ...]}
-RUNTIME = ROOT / "helpers/runtime.txt"  # what each image has of this project's direct requirements
+RUNTIME = (
+    ROOT / "helpers/host/runtime.txt"
+)  # what each image has of this project's direct requirements
 IMAGES = {  # the list, the image's Python, and what it is called; the newest last
     "2026.07": ("pip-freeze.2026.07.txt", "3.12", "2026.07"),
     "current": ("pip-freeze.gpu.txt", "3.13", "the newest of August 2026"),

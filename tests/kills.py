@@ -1,6 +1,6 @@
 """Children to be killed: one at any moment, or before its n-th file operation, for every n.
 
-Python tells of operations by audit events, but not of writes and syncs: store.on_disk is where those are.
+Python tells of operations by audit events, but not of writes and syncs: files.on_disk is where those are.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import store
+from helpers.core import files
 
 OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -47,7 +47,7 @@ def is_operation(event: str, args: tuple) -> bool:
 
 
 def _die_at(number: int) -> None:
-    counter, on_disk = count(1), store.on_disk
+    counter, on_disk = count(1), files.on_disk
 
     def die_in_turn() -> None:
         if next(counter) == number:
@@ -64,7 +64,7 @@ def _die_at(number: int) -> None:
             die_in_turn()
 
     sys.addaudithook(hook)
-    store.on_disk = seam
+    files.on_disk = seam
 
 
 def kills_at_every_operation(

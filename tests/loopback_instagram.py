@@ -22,10 +22,10 @@ from pathlib import Path
 from PIL import Image
 
 from helpers.config import ScrapeConfig
-from helpers.records import Post, read_rows
-from helpers.run import Run
-from helpers.scrape.found import Source
-from helpers.scrape.intake import Taken, find, take, verify_images
+from helpers.core.records import Post, read_rows
+from helpers.core.run import Run
+from helpers.scrape.ingest import Taken, find, take, verify_images
+from helpers.scrape.items import Source
 
 KINDS = {  # of requests, by the number of the query
     "28904005159232689": "timeline",

@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-import helpers.about
+import helpers.host.about
 from helpers.config import ScrapeConfig, TrainConfig, configure
-from helpers.run import Run
+from helpers.core.run import Run
 from tests.conftest import ROOT
 
 
@@ -31,7 +31,7 @@ def test_an_issue_gets_versions_and_settings_and_nothing_that_names_anyone(workp
 
 
 def test_a_run_that_is_not_here_is_told_once(workplace):
-    told = helpers.about.about(Run("art"))
+    told = helpers.host.about.about(Run("art"))
     assert told.endswith("\nno run of that name is here") and "has not run" not in told
 
 
@@ -40,7 +40,7 @@ def test_settings_that_cannot_be_read_are_told_and_the_rest_is_there(workplace, 
     run = Run("art")
     run.write_config("scrape", configure(ScrapeConfig, run="art", max_posts=7))
     run.config("train").write_text(content, encoding="latin-1")
-    told = helpers.about.about(run)
+    told = helpers.host.about.about(run)
     assert "train: its settings cannot be read (config/train.json)\n" in told
     assert "scrape: max_posts=7" in told and "caption: has not run" in told
 

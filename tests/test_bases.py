@@ -14,15 +14,16 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from helpers import stable_diffusion
-from helpers.device import load_pipeline, pick_device
-from helpers.errors import RunError
-from helpers.foreign import model_folder
-from helpers.inference.export import original
-from helpers.inference.layout import unet_to_original, vae_to_original
-from helpers.train.base import load_model
-from helpers.train.loop import train
+from helpers.core.errors import RunError
+from helpers.host.device import pick_device
+from helpers.inference.share.one_file import original
+from helpers.inference.share.original_names import unet_to_original, vae_to_original
+from helpers.models import stable_diffusion
+from helpers.models.pipeline import load_pipeline
+from helpers.models.untrusted import model_folder
+from helpers.train.check_base import load_model
 from helpers.train.model import fingerprint, load_parts
+from helpers.train.trainer import train
 from tests.loopback_hub import Repo, loopback_hub
 from tests.test_train import settings
 
@@ -497,8 +498,8 @@ def hub(monkeypatch, tmp_path):
 
 LOAD = """
 import sys
-from helpers.device import pick_device
-from helpers.errors import RunError
+from helpers.host.device import pick_device
+from helpers.core.errors import RunError
 from helpers.train.model import fingerprint, load_parts
 for name in sys.argv[1:]:
     try:

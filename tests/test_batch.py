@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from helpers.batch import chosen_stages, main, plan
-from helpers.errors import RunError
+from helpers.core.errors import RunError
 
 
 def batch(*arguments):

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from helpers.caption.ledger import caption_images, pending
-from helpers.errors import RunError
-from helpers.records import caption_costs
-from helpers.store import read_json
+from helpers.core.errors import RunError
+from helpers.core.files import read_json
+from helpers.core.records import caption_costs
 from tests.conftest import lines
 from tests.loopback_claude import caption_of
 from tests.test_claude import (
@@ -74,7 +74,7 @@ def test_an_open_batch_is_finished_first_whatever_the_mode(claude):
 CHILD = """
 from helpers.caption.ledger import caption_images, pending
 from helpers.config import CaptionConfig
-from helpers.run import Run
+from helpers.core.run import Run
 config = CaptionConfig(
     run="art", captioner="claude", mode="batch", retry_wait_s=0, longest_wait_s=0, poll_s=0.02
 )

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from helpers.config import InferenceConfig
-from helpers.inference.card import write_card
-from helpers.inference.copies import FEWEST
-from helpers.inference.judge import Groups, judge
+from helpers.core.run import Run
+from helpers.inference.draw.sampler import Request, Studio, blocked_label, requests_of
+from helpers.inference.draw.schedulers import SCHEDULERS, make_scheduler
+from helpers.inference.judge.copies import FEWEST
+from helpers.inference.judge.judgement import Groups, judge
 from helpers.inference.report import report, verify_report
-from helpers.inference.sample import Request, Studio, blocked_label, requests_of
-from helpers.inference.schedulers import SCHEDULERS, make_scheduler
-from helpers.run import Run
+from helpers.inference.share.model_card import write_card
 from tests.test_inference import washes
 from tests.test_inference_draw import box_of, strict_checker
 

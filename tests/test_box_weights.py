@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from helpers.config import TrainConfig, configure
-from helpers.device import pick_device
-from helpers.errors import RunError
-from helpers.inference.sample import Request, Studio
-from helpers.run import Run
-from helpers.store import read_json, write_manifest
+from helpers.core.errors import RunError
+from helpers.core.files import read_json, write_manifest
+from helpers.core.run import Run
+from helpers.host.device import pick_device
+from helpers.inference.draw.sampler import Request, Studio
 from helpers.train.prepare import Training
 from tests.conftest import SMALL_TRAINING, make_trained
 

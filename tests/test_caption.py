@@ -3,10 +3,10 @@ import torch
 
 from helpers.caption.ledger import ask_again, caption_images, pending, problems, verify_captions
 from helpers.config import CaptionConfig, ScrapeConfig
-from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, caption_costs, latest, read_rows
-from helpers.run import Run
-from helpers.scrape.intake import find, take
+from helpers.core.errors import RunError
+from helpers.core.records import Caption, Post, append_row, caption_costs, latest, read_rows
+from helpers.core.run import Run
+from helpers.scrape.ingest import find, take
 from tests.conftest import lines, photograph
 
 CONFIG = CaptionConfig(run="mine")

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from helpers.caption.ledger import caption_images, pending
-from helpers.caption_text import alternatives, decode, decode_western
 from helpers.config import CaptionConfig, ScrapeConfig
-from helpers.errors import RunError
-from helpers.records import Caption, Post, latest, read_rows
-from helpers.run import Run
+from helpers.core.errors import RunError
+from helpers.core.records import Caption, Post, latest, read_rows
+from helpers.core.run import Run
+from helpers.core.text import alternatives, decode, decode_western
 from helpers.scrape.caption_files import read_captions
-from helpers.scrape.intake import find, take
+from helpers.scrape.ingest import find, take
 from tests.conftest import photograph
 
 WORDS = [
@@ -434,7 +434,7 @@ def test_western_texts_that_are_no_unicode_are_read(text):
 
 
 def test_texts_of_a_run_and_of_examples_are_read_in_any_common_encoding(workplace, tmp_path):
-    from helpers.caption.prompt import example_pairs
+    from helpers.caption.claude.prompt import example_pairs
 
     folder = tmp_path / "art"
     for name in NAMES[:3]:

@@ -7,10 +7,10 @@ import torch
 
 from helpers.caption.review import EVERY, TO_READ, ReviewTable
 from helpers.config import CaptionConfig
-from helpers.device import load_pipeline
-from helpers.records import Caption, append_row
-from helpers.store import write_json
-from helpers.tokens import CLIP_TOKENS, base_model_of, token_limit
+from helpers.core.files import write_json
+from helpers.core.records import Caption, append_row
+from helpers.models.pipeline import load_pipeline
+from helpers.models.tokens import CLIP_TOKENS, base_model_of, token_limit
 from tests.test_claude import make_run, name_of
 
 CONFIG = CaptionConfig(run="art")

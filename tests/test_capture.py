@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from helpers.capture import Captured, CapturedForward
 from helpers.config import TrainConfig, configure
-from helpers.records import read_log
-from helpers.train.loop import train
+from helpers.core.records import read_log
+from helpers.models.capture import Captured, CapturedForward
+from helpers.train.trainer import train
 from tests.conftest import SMALL_TRAINING, lines, train_until
 
 
@@ -51,9 +51,9 @@ def captures(monkeypatch):
 
     def with_recorder(kind):
         kind.recorded = kind.steps = 0
-        monkeypatch.setattr("helpers.capture._shared_graphs", kind)
+        monkeypatch.setattr("helpers.models.capture._shared_graphs", kind)
         monkeypatch.setattr(
-            "helpers.device._capture", lambda device, wanted: (wanted == "auto", "")
+            "helpers.host.device._capture", lambda device, wanted: (wanted == "auto", "")
         )
         return kind
 
@@ -151,7 +151,7 @@ def test_each_shape_is_recorded_once_and_results_are_tensors_of_their_own():
 
 
 def test_a_pipeline_draws_the_same_with_its_forward_captured(tiny_base):
-    from helpers.device import load_pipeline, sample_fast
+    from helpers.models.pipeline import load_pipeline, sample_fast
 
     pipeline = sample_fast(load_pipeline(str(tiny_base), torch.float32))
     given = {"num_inference_steps": 4, "height": 32, "width": 32, "output_type": "np"}
@@ -170,7 +170,7 @@ def test_a_pipeline_draws_the_same_with_its_forward_captured(tiny_base):
 
 
 def test_weights_that_have_moved_are_recorded_anew(tiny_base):
-    from helpers.device import load_pipeline, sample_fast
+    from helpers.models.pipeline import load_pipeline, sample_fast
 
     pipeline = sample_fast(load_pipeline(str(tiny_base), torch.float32))
     TracedKernels.recorded = 0

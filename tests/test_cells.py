@@ -9,18 +9,18 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from helpers.dataset.layout import read_about, read_records
-from helpers.records import Caption, Post, caption_costs, latest, read_rows
-from helpers.run import Run, notebook_name
-from helpers.suffix import strip_suffix
+from helpers.core.records import Caption, Post, caption_costs, latest, read_rows
+from helpers.core.run import Run, notebook_name
+from helpers.core.suffix import strip_suffix
+from helpers.dataset.dataset_files import read_about, read_records
 from tests.conftest import ROOT, lines
 from tests.loopback_claude import caption_of, numbered_picture
 from tests.test_claude import name_of
 
 EDIT = """
 from helpers.caption.ledger import edit
-from helpers.records import Caption, latest, read_rows
-from helpers.run import Run
+from helpers.core.records import Caption, latest, read_rows
+from helpers.core.run import Run
 rows = latest(read_rows(Run("{run}").captions, Caption))
 row = rows.get("{name}")
 if row and row.is_usable: edit(Run("{run}"), row, "words of mine number {number}")

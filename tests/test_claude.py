@@ -8,7 +8,8 @@ from collections import Counter
 
 import pytest
 
-from helpers.caption.estimate import estimate
+from helpers.caption.claude.budget import Pace
+from helpers.caption.claude.estimate import estimate
 from helpers.caption.ledger import (
     ask_again,
     caption_images,
@@ -17,11 +18,10 @@ from helpers.caption.ledger import (
     price,
     verify_captions,
 )
-from helpers.caption.limits import Pace
 from helpers.config import CaptionConfig
-from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, caption_costs, latest, read_rows
-from helpers.run import Run
+from helpers.core.errors import RunError
+from helpers.core.records import Caption, Post, append_row, caption_costs, latest, read_rows
+from helpers.core.run import Run
 from tests.conftest import ROOT, lines
 from tests.loopback_claude import ADVERSARIAL, caption_of, numbered_picture
 
@@ -249,9 +249,7 @@ def test_a_captioned_run_needs_no_key(claude, monkeypatch):
 
 
 def test_asking_claude_loads_no_torch():
-    code = (
-        "import sys, helpers.caption.claude, helpers.caption.review; print('torch' in sys.modules)"
-    )
+    code = "import sys, helpers.caption.claude.captioner, helpers.caption.review; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "False\n", done.stderr
 
@@ -366,7 +364,7 @@ def test_a_retired_or_unknown_model_is_refused_before_anything_is_sent(claude, m
 def test_a_deprecated_model_is_warned_of_and_a_new_one_takes_the_price_given():
     from datetime import date
 
-    from helpers.caption.prices import model_of
+    from helpers.caption.claude.prices import model_of
 
     config = config_of(model="claude-sonnet-4-5-20250929")
     assert "its last day is 30 November 2026" in model_of(config, date(2026, 11, 1))[1]
@@ -393,7 +391,7 @@ KILLED = """
 import sys
 from helpers.caption.ledger import caption_images, pending
 from helpers.config import CaptionConfig
-from helpers.run import Run
+from helpers.core.run import Run
 config = CaptionConfig(run="art", captioner="claude", retry_wait_s=0, longest_wait_s=0, timeout_s=2)
 run = Run("art")
 list(caption_images(config, run, pending(config, run)))

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers import colab, setup
-from helpers.drive import explain
-from helpers.errors import RunError
-from helpers.run import Run
-from helpers.store import append_line, damage, replacing_folder
+from helpers.core.errors import RunError
+from helpers.core.files import append_line, damage, replacing_folder
+from helpers.core.run import Run
+from helpers.host import colab, repository, setup
+from helpers.mirror import sync
+from helpers.mirror.drive import explain
 from tests.image import IMAGES, packages
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,8 @@ def test_one_command_rewrites_every_badge_and_clone_line(tmp_path):
     for path in (*tmp_path.glob("notebooks/*.ipynb"), tmp_path / "README.md"):
         text = path.read_text()
         assert (
-            colab.REPOSITORY not in text and "github/someone/their-fork/blob/main/notebooks" in text
+            repository.REPOSITORY not in text
+            and "github/someone/their-fork/blob/main/notebooks" in text
         )
     assert "github.com/someone/their-fork" in (tmp_path / "notebooks/01_scrape.ipynb").read_text()
 
@@ -39,7 +41,7 @@ def test_the_same_command_rewrites_what_is_cloned_from_wherever_it_is_given(tmp_
     for name in ("helpers", "notebooks", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "elsewhere").mkdir()
-    command = [sys.executable, "-m", "helpers.colab", colab.REPOSITORY, "v9.8.7"]
+    command = [sys.executable, "-m", "helpers.colab", repository.REPOSITORY, "v9.8.7"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True
@@ -47,7 +49,7 @@ def test_the_same_command_rewrites_what_is_cloned_from_wherever_it_is_given(tmp_
     assert done.returncode == 0 and done.stdout.count("rewrote") == 7, done.stderr
     for path in tmp_path.glob("notebooks/*.ipynb"):
         assert " -b v9.8.7 {home} " in path.read_text()
-    for name in ("helpers/colab.py", "tools/colab_batch.py"):
+    for name in ("helpers/host/repository.py", "tools/colab_batch.py"):
         assert 'RELEASE = "v9.8.7"' in (tmp_path / name).read_text()
 
 
@@ -56,9 +58,9 @@ def test_the_same_command_rewrites_what_is_cloned_from_wherever_it_is_given(tmp_
 )
 def test_a_name_that_is_no_repository_is_refused(tmp_path, name):
     with pytest.raises(RunError, match="give OWNER/NAME"):
-        colab.rewrite_repository(name, root=tmp_path)
+        repository.rewrite_repository(name, root=tmp_path)
     with pytest.raises(RunError, match="is no tag or branch"):
-        colab.rewrite_repository("a/b", "-b evil", tmp_path)
+        repository.rewrite_repository("a/b", "-b evil", tmp_path)
 
 
 def test_a_run_comes_back_from_drive_on_a_new_machine(workplace, monkeypatch):
@@ -69,9 +71,9 @@ def test_a_run_comes_back_from_drive_on_a_new_machine(workplace, monkeypatch):
         (beside / "w").write_text("weights")
     run.cache.mkdir()
     (run.cache / "latents").write_text("big")
-    colab.keep(run)
+    sync.sync(run)
     shutil.rmtree(run.folder)  # the machine is lost
-    assert "2 files brought back" in colab.restore(run)
+    assert "2 files brought back" in sync.restore(run)
     assert damage(run.model) is None and not run.cache.exists()
 
 
@@ -80,16 +82,16 @@ def test_work_that_is_ahead_of_drive_is_never_replaced_by_it(workplace, monkeypa
     (workplace / "drive").mkdir()
     run = Run("art")
     append_line(run.train_log, "one")
-    colab.keep(run)
+    sync.sync(run)
     append_line(run.train_log, "two")
-    colab.restore(run)
+    sync.restore(run)
     assert run.train_log.read_text() == "one\ntwo\n"
 
 
 def with_mirror(path, code, **given):
-    """What code that imports from helpers.colab prints, where RUNS_MIRROR is `path`."""
+    """What code that imports from helpers.host.colab prints, where RUNS_MIRROR is `path`."""
     return subprocess.run(
-        [sys.executable, "-c", f"from helpers.colab import *\n{code}"],
+        [sys.executable, "-c", f"from helpers.host.colab import *\n{code}"],
         env=os.environ | {"RUNS_MIRROR": str(path)} | given,
         capture_output=True,
         text=True,
@@ -120,8 +122,8 @@ def test_a_place_that_cannot_be_made_is_told_in_a_line(workplace):
 
 def test_without_drive_the_run_stays_here(workplace):
     run = Run("art")
-    assert "kept on this machine" in colab.restore(run)
-    colab.keep(run)
+    assert "kept on this machine" in sync.restore(run)
+    sync.sync(run)
 
 
 def test_a_key_comes_from_the_environment_or_says_how_to_set_it(monkeypatch):
@@ -189,7 +191,7 @@ def test_an_addition_for_the_gpu_that_is_not_to_be_had_is_told_and_stops_nothing
 
 def test_a_path_on_a_drive_that_is_not_mounted_is_told_as_such(workplace):
     from helpers.config import ScrapeConfig
-    from helpers.scrape.intake import find
+    from helpers.scrape.ingest import find
 
     for source, folder in (
         ("folder", colab.GOOGLES / "my pictures"),

@@ -1,7 +1,14 @@
 import pytest
 
-from helpers.config import PRESETS, DatasetConfig, ScrapeConfig, TrainConfig, configure, from_text
-from helpers.errors import RunError
+from helpers.config import (
+    PRESETS,
+    DatasetConfig,
+    ScrapeConfig,
+    TrainConfig,
+    configure,
+    from_text,
+)
+from helpers.core.errors import RunError
 
 
 def test_none_takes_the_presets_value_and_anything_else_overrides_it():

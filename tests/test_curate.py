@@ -12,6 +12,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from helpers.config import DatasetConfig, ScrapeConfig
+from helpers.core.errors import RunError
+from helpers.core.records import Post, Rejection, read_rows
+from helpers.core.run import Run
 from helpers.dataset.charts import charts, least_tokens, setting, subject
 from helpers.dataset.curate import curate, take_back
 from helpers.dataset.gallery import cluster_sheet, gallery
@@ -19,10 +22,7 @@ from helpers.dataset.quality import oddness, text_share
 from helpers.dataset.resemblance import copies, joined, look
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import random_scene
-from helpers.errors import RunError
-from helpers.records import Post, Rejection, read_rows
-from helpers.run import Run
-from helpers.scrape.intake import find, take
+from helpers.scrape.ingest import find, take
 from tests.conftest import ROOT, lines, make_dataset, photograph
 
 CONFIG = DatasetConfig(run="art")

@@ -11,17 +11,25 @@ import yaml
 from PIL import Image
 
 from helpers.config import DatasetConfig
+from helpers.core.errors import RunError
+from helpers.core.files import damage, folder_hash
+from helpers.core.records import (
+    Caption,
+    Post,
+    Rejection,
+    append_row,
+    read_metadata,
+    read_rows,
+    rewrite,
+)
+from helpers.core.run import Run
 from helpers.dataset.build import build, held_out, verify_dataset
-from helpers.dataset.card import card_words
 from helpers.dataset.curate import curate
+from helpers.dataset.dataset_card import card_words
+from helpers.dataset.dataset_files import content_hash, read_records
 from helpers.dataset.join import plain, without_image
-from helpers.dataset.layout import content_hash, read_records
 from helpers.dataset.split import balance, meaning, split
-from helpers.errors import RunError
-from helpers.pictures import open_rgb
-from helpers.records import Caption, Post, Rejection, append_row, read_metadata, read_rows, rewrite
-from helpers.run import Run
-from helpers.store import damage, folder_hash
+from helpers.figures.pictures import open_rgb
 from tests.conftest import make_dataset, photograph
 from tests.kills import kills_at_every_operation
 
@@ -284,7 +292,7 @@ def test_the_split_of_a_run_stays_when_01_brings_more(workplace, pictures):
 def make_more(run, pictures):
     from helpers.caption.ledger import caption_images, pending
     from helpers.config import CaptionConfig, ScrapeConfig
-    from helpers.scrape.intake import find, take
+    from helpers.scrape.ingest import find, take
 
     scrape = ScrapeConfig(run=run.name, source="folder", folder=str(pictures))
     list(take(scrape, run, find(scrape, run)))

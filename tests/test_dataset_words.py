@@ -7,14 +7,22 @@ import pytest
 
 from helpers.caption.ledger import edit
 from helpers.config import DatasetConfig
+from helpers.core.errors import RunError
+from helpers.core.records import (
+    Caption,
+    Post,
+    append_row,
+    latest,
+    read_metadata,
+    read_rows,
+    rewrite,
+)
+from helpers.core.run import Run
 from helpers.dataset.build import build, verify_dataset
 from helpers.dataset.charts import charts
 from helpers.dataset.curate import curate
-from helpers.dataset.layout import read_records
+from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import split
-from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, latest, read_metadata, read_rows, rewrite
-from helpers.run import Run
 from tests.conftest import make_dataset, photograph
 
 CONFIG = DatasetConfig(run="pictures", min_side_px=32)

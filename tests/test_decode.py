@@ -18,14 +18,10 @@ import pytest
 from PIL import Image, ImageCms, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 
+from helpers.caption.claude.prompt import image_block
 from helpers.caption.ledger import caption_images, pending
-from helpers.caption.prompt import image_block
 from helpers.config import CaptionConfig, DatasetConfig, ScrapeConfig
-from helpers.dataset.build import build
-from helpers.dataset.card import card, card_words
-from helpers.dataset.join import table
-from helpers.dataset.layout import read_records
-from helpers.decode import (
+from helpers.core.decode import (
     BAD_PROFILE,
     FIRST_FRAME,
     NO_CMYK_PROFILE,
@@ -37,10 +33,14 @@ from helpers.decode import (
     pixels_only,
     read_picture_file,
 )
-from helpers.pictures import open_rgb
-from helpers.records import Post, read_rows
-from helpers.run import Run
-from helpers.scrape.intake import find, take
+from helpers.core.records import Post, read_rows
+from helpers.core.run import Run
+from helpers.dataset.build import build
+from helpers.dataset.dataset_card import card, card_words
+from helpers.dataset.dataset_files import read_records
+from helpers.dataset.join import table
+from helpers.figures.pictures import open_rgb
+from helpers.scrape.ingest import find, take
 from tests.conftest import ROOT, lines, make_dataset
 from tests.profiles import PRIMARIES, cmyk_profile, grey_profile, press, rgb_profile
 from tests.test_gate import mutate

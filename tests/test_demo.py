@@ -11,8 +11,9 @@ from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import HELD_OUT_PAIRS, SUFFIX, random_scene
 from helpers.demo.shapes import ANIMALS, COLOURS, PLACES, THINGS
 from helpers.demo.tokenizer import MAX_TOKENS, make_tokenizer
-from helpers.device import load_pipeline, pick_device
-from helpers.train.cache import Examples
+from helpers.host.device import pick_device
+from helpers.models.pipeline import load_pipeline
+from helpers.train.latents import Examples
 from helpers.train.loss import FixedLoss
 
 UNSEEN = range(9_000_000, 9_000_024)

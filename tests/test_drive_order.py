@@ -4,8 +4,9 @@
 import os
 import shutil
 
-from helpers import colab
-from helpers.index import Folder, newest_first
+from helpers.host import colab
+from helpers.mirror import sync
+from helpers.mirror.index import Folder, newest_first
 from helpers.train.checkpoint import latest_step, prune
 from tests.test_mirror import (
     claimed_step,
@@ -68,7 +69,7 @@ def test_checkpoints_of_a_clock_that_runs_backwards_are_kept_by_their_step(
         back = manifest.stat().st_mtime_ns - hours_ago
         os.utime(manifest, ns=(back, back))
         prune(run, run.checkpoint(number), 1, 0)
-        assert claimed_step(colab.keep(run)) == number
+        assert claimed_step(sync.sync(run)) == number
     assert names(there / "checkpoints") == ["step-000004", "step-000005"]
     on_a_fresh_machine(run, machine, tmp_path)
     assert latest_step(run) == 5
@@ -77,12 +78,12 @@ def test_checkpoints_of_a_clock_that_runs_backwards_are_kept_by_their_step(
 def test_a_training_begun_anew_takes_the_place_of_an_earlier_one(run, there, machine, tmp_path):
     for number in (8, 9):
         write_checkpoint(run, number)
-        colab.keep(run)
+        sync.sync(run)
     shutil.move(run.checkpoints, tmp_path / "moved away")
     for number in (1, 2):
         write_checkpoint(run, number)
-        colab.keep(run)
-    assert claimed_step(colab.keep(run)) == 2
+        sync.sync(run)
+    assert claimed_step(sync.sync(run)) == 2
     assert names(there / "checkpoints") == ["step-000001", "step-000002"]
     on_a_fresh_machine(run, machine, tmp_path)
     assert latest_step(run) == 2

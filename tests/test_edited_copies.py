@@ -6,12 +6,12 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from helpers.config import DatasetConfig
+from helpers.core.errors import RunError
 from helpers.dataset.curate import curate
 from helpers.dataset.resemblance import edited_copies, look
 from helpers.dataset.split import split
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import random_scene
-from helpers.errors import RunError
 from tests.conftest import make_dataset
 from tests.test_curate import put
 

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from helpers.errors import RunError
-from helpers.records import Rejection, present, read_rows
+from helpers.core.errors import RunError
+from helpers.core.records import Rejection, present, read_rows
 from tests.loopback_instagram import picture
 from tests.test_sources import export_posts, taken_from, uris_of, write_export
 

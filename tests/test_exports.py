@@ -11,16 +11,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers.config import TrainConfig, configure
-from helpers.device import load_pipeline, pick_device
-from helpers.errors import RunError
-from helpers.inference.export import export
-from helpers.run import Run
-from helpers.store import damage, read_json
+from helpers.core.errors import RunError
+from helpers.core.files import damage, read_json
+from helpers.core.run import Run
+from helpers.host.device import pick_device
+from helpers.inference.share.one_file import export
+from helpers.models.pipeline import load_pipeline
 from helpers.train import checkpoint
 from helpers.train.finish import finish
-from helpers.train.loop import train
 from helpers.train.model import load_parts, make_trainable
 from helpers.train.prepare import Training
+from helpers.train.trainer import train
 from tests.bases import make_base
 from tests.conftest import SMALL_TRAINING, make_dataset, photograph
 

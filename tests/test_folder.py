@@ -10,12 +10,12 @@ from PIL import Image
 
 from helpers.caption.ledger import caption_images, pending
 from helpers.config import CaptionConfig, DatasetConfig, ScrapeConfig
+from helpers.core.errors import RunError
+from helpers.core.records import Caption, Post, Rejection, latest, present, read_rows, rewrite
+from helpers.core.run import Run
 from helpers.dataset.curate import curate, take_back
 from helpers.dataset.takedown import remove
-from helpers.errors import RunError
-from helpers.records import Caption, Post, Rejection, latest, present, read_rows, rewrite
-from helpers.run import Run
-from helpers.scrape.intake import find, left_out, take, verify_images
+from helpers.scrape.ingest import find, left_out, take, verify_images
 from tests.conftest import lines, make_dataset, photograph
 
 OF_THIS_VERSION = ("permission_changed", "source_name", "source_id", "gone")
@@ -290,7 +290,7 @@ def test_a_picture_of_a_post_that_lost_one_before_it_keeps_its_name(workplace):
     """Instagram numbers each slide; where the first is taken out, the others move up."""
     from functools import partial
 
-    from helpers.scrape.found import Found, Source
+    from helpers.scrape.items import Found, Source
     from tests.loopback_instagram import picture
 
     config = ScrapeConfig(run="mine", source="instagram", posts="C1a2B3c4D5e")

@@ -15,13 +15,13 @@ import requests
 from PIL import Image, ImageFilter
 
 from helpers.config import ScrapeConfig
-from helpers.errors import RunError
-from helpers.records import Post, Rejection, read_rows
-from helpers.run import IMAGE_NAME, Run
-from helpers.scrape.download import fetch, media_host
-from helpers.scrape.found import Final
-from helpers.scrape.gate import inspect
-from helpers.scrape.intake import find, take, verify_images
+from helpers.core.errors import RunError
+from helpers.core.records import Post, Rejection, read_rows
+from helpers.core.run import IMAGE_NAME, Run
+from helpers.scrape.ingest import find, take, verify_images
+from helpers.scrape.instagram.download import fetch, media_host
+from helpers.scrape.items import Final
+from helpers.scrape.validate import inspect
 from tests.loopback_instagram import FakePost, make_posts
 
 MUTANTS = 1000

@@ -18,13 +18,13 @@ from PIL import Image
 
 from helpers.caption.ledger import caption_images, edit, pending
 from helpers.config import CaptionConfig, DatasetConfig, ScrapeConfig
+from helpers.core.records import Caption, latest, present, read_rows
+from helpers.core.run import Run
 from helpers.dataset.build import build, held_out
 from helpers.dataset.curate import curate
-from helpers.dataset.layout import read_records
+from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import LEAST_HELD_OUT, split
-from helpers.records import Caption, latest, present, read_rows
-from helpers.run import Run
-from helpers.scrape.intake import find, take, verify_images
+from helpers.scrape.ingest import find, take, verify_images
 
 
 @cache

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from helpers.config import InferenceConfig
-from helpers.errors import RunError
-from helpers.inference.copies import CopyFinder
-from helpers.inference.judge import Groups, judge
+from helpers.core.errors import RunError
+from helpers.core.run import Run
+from helpers.inference.draw.prompt_box import PromptBox
+from helpers.inference.draw.sampler import Request, Studio, draw_missing, requests_of
+from helpers.inference.judge.copies import CopyFinder
+from helpers.inference.judge.judgement import Groups, judge
+from helpers.inference.judge.style import StyleAxis, features, style_gain
 from helpers.inference.report import report, verify_report
-from helpers.inference.sample import Request, Studio, draw_missing, requests_of
-from helpers.inference.style import StyleAxis, features, style_gain
-from helpers.inference.widget import PromptBox
-from helpers.run import Run
 
 CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8)
 

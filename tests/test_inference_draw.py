@@ -12,9 +12,11 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from helpers.config import InferenceConfig
-from helpers.device import load_pipeline, sample_fast
-from helpers.errors import RunError
-from helpers.inference.sample import (
+from helpers.core.errors import RunError
+from helpers.core.files import write_manifest
+from helpers.core.run import Run
+from helpers.inference.draw.prompt_box import PromptBox
+from helpers.inference.draw.sampler import (
     SCHEDULERS,
     Cancelled,
     Request,
@@ -23,9 +25,7 @@ from helpers.inference.sample import (
     requests_of,
     settings_of,
 )
-from helpers.inference.widget import PromptBox
-from helpers.run import Run
-from helpers.store import write_manifest
+from helpers.models.pipeline import load_pipeline, sample_fast
 
 CONFIG = InferenceConfig(run="pictures", num_inference_steps=2)
 ASKED = Request("a turtle", 4, num_inference_steps=2)

@@ -11,13 +11,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from helpers.device import load_pipeline
-from helpers.errors import RunError
-from helpers.inference.export import export, kohya, original
-from helpers.inference.layout import text_encoder_to_original, unet_to_original, vae_to_original
-from helpers.lora import read_lora
-from helpers.run import Run
-from helpers.store import damage
+from helpers.core.errors import RunError
+from helpers.core.files import damage
+from helpers.core.run import Run
+from helpers.inference.share.one_file import export, kohya, original
+from helpers.inference.share.original_names import (
+    text_encoder_to_original,
+    unet_to_original,
+    vae_to_original,
+)
+from helpers.models.lora import read_lora
+from helpers.models.pipeline import load_pipeline
 from tests.conftest import ROOT
 
 SD15_UNET = {

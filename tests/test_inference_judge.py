@@ -9,17 +9,17 @@ from PIL import Image, ImageOps
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from helpers.config import InferenceConfig
+from helpers.core.errors import RunError
+from helpers.core.run import Run
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import random_scene
 from helpers.demo.tokenizer import make_tokenizer
-from helpers.errors import RunError
-from helpers.inference.copies import CopyFinder
-from helpers.inference.distance import kid, kid_interval
-from helpers.inference.encoders import ClipScore, ImageModel, built_in
-from helpers.inference.judge import Groups, adherence, judge
-from helpers.inference.sample import Studio, blocked_label
-from helpers.inference.style import StyleAxis, features, order_share, style_gain
-from helpers.run import Run
+from helpers.inference.draw.sampler import Studio, blocked_label
+from helpers.inference.judge.copies import CopyFinder
+from helpers.inference.judge.encoders import ClipScore, ImageModel, built_in
+from helpers.inference.judge.judgement import Groups, adherence, judge
+from helpers.inference.judge.style import StyleAxis, features, order_share, style_gain
+from helpers.inference.judge.style_distance import kid, kid_interval
 
 SIDE_PX = 128
 

@@ -12,23 +12,23 @@ import yaml
 from diffusers import DiffusionPipeline
 
 from helpers.config import InferenceConfig
-from helpers.errors import RunError
-from helpers.inference.card import write_card
-from helpers.inference.export import export
+from helpers.core.errors import RunError
+from helpers.core.files import damage
+from helpers.core.permission import require_shareable
+from helpers.core.run import Run
+from helpers.inference.draw.sampler import Studio
 from helpers.inference.report import report
-from helpers.inference.sample import Studio
-from helpers.permission import require_shareable
-from helpers.run import Run
-from helpers.store import damage
+from helpers.inference.share.model_card import write_card
+from helpers.inference.share.one_file import export
 from tests.loopback_hub import TOKEN, Repo, loopback_hub
 
 CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8, probed_captions=4)
 PUSH = """
 import json, sys
 from helpers.config import InferenceConfig
-from helpers.errors import RunError
-from helpers.inference.publish import push
-from helpers.run import Run
+from helpers.core.errors import RunError
+from helpers.inference.share.push_model import push
+from helpers.core.run import Run
 try:
     print(push(InferenceConfig(run="pictures", **json.loads(sys.argv[1])), Run("pictures")))
 except RunError as error:

@@ -11,12 +11,13 @@ from collections import Counter
 
 import pytest
 
-from helpers import colab
-from helpers.errors import RunError
-from helpers.records import Post, Rejection, read_rows
-from helpers.run import Run
-from helpers.scrape import intake
-from helpers.scrape.intake import find, take, verify_images
+from helpers.core.errors import RunError
+from helpers.core.records import Post, Rejection, read_rows
+from helpers.core.run import Run
+from helpers.host import colab
+from helpers.mirror import sync
+from helpers.scrape import ingest
+from helpers.scrape.ingest import find, take, verify_images
 from tests.conftest import lines
 from tests.loopback_instagram import (
     COOKIES,
@@ -222,11 +223,11 @@ def test_a_cursor_that_is_ahead_of_the_images_is_made_good(serve):
 
 SCRIPT = """
 import sys
-from helpers import colab
+from helpers.host import colab
 from helpers.config import ScrapeConfig
-from helpers.run import Run
-from helpers.scrape import intake
-from helpers.scrape.intake import find, take
+from helpers.core.run import Run
+from helpers.scrape import ingest
+from helpers.scrape.ingest import find, take
 config = ScrapeConfig(run="art", source="instagram", account="artist", pauses=False)
 list(take(config, Run("art"), find(config, Run("art"))))
 """
@@ -414,15 +415,15 @@ def test_what_another_instaloader_kept_is_asked_for_again(serve):
 def test_a_long_walk_is_copied_to_drive_as_it_goes(serve, workplace, monkeypatch):
     site = serve(6)
     monkeypatch.setattr(colab, "DRIVE", workplace / "drive")
-    monkeypatch.setattr(intake, "KEEP_EVERY_S", 0.0)
-    monkeypatch.setattr(intake, "keep_soon", colab.keep)  # waits, where a walk would go on
+    monkeypatch.setattr(ingest, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(ingest, "sync_soon", sync.sync)  # waits, where a walk would go on
     (workplace / "drive").mkdir()
     run = Run("art")
     offered = take(config(), run, find(config(), run))
     for _ in range(4):
         next(offered)
     shutil.rmtree(run.folder)  # the machine is lost
-    assert "files brought back" in colab.restore(run) and len(stems(run)) >= 3
+    assert "files brought back" in sync.restore(run) and len(stems(run)) >= 3
     assert_a_rerun_completes(site)
 
 

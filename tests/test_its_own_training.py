@@ -6,18 +6,18 @@ from dataclasses import replace
 import pytest
 
 from helpers.config import DatasetConfig, InferenceConfig, TrainConfig, configure
+from helpers.core.errors import RunError
+from helpers.core.files import read_json, write_json
+from helpers.core.records import rewrite
+from helpers.core.run import Run
 from helpers.dataset.build import build
 from helpers.dataset.curate import curate
 from helpers.dataset.split import split
-from helpers.errors import RunError
-from helpers.inference.card import write_card
+from helpers.inference.draw.sampler import Request, Studio, captions_of, requests_of, settings_of
 from helpers.inference.report import report, verify_report
-from helpers.inference.sample import Request, Studio, captions_of, requests_of, settings_of
+from helpers.inference.share.model_card import write_card
 from helpers.inference.trained import read_trained
-from helpers.records import rewrite
-from helpers.run import Run
-from helpers.store import read_json, write_json
-from helpers.train.loop import train, verify_model
+from helpers.train.trainer import train, verify_model
 from tests.conftest import SMALL_TRAINING, train_until
 
 SUFFIX = " in a mira watercolor style"

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "helpers").rglob("*.py"))
-ROOMS = ("scrape", "caption", "dataset", "train", "inference")
+STAGES = ("scrape", "caption", "dataset", "train", "inference")
+# each room imports from those before it, never from one after; the five stages never from one another
+ROOMS = ("core", "config", "host", "mirror", "models", "figures", "demo", STAGES, "batch.py")
 
 
 def imports(path: Path) -> set[str]:
@@ -28,14 +30,54 @@ def room(path: Path) -> str:
     return path.relative_to(ROOT / "helpers").parts[0]
 
 
+def height(room: str) -> int:
+    return next(i for i, rooms in enumerate(ROOMS) if room == rooms or room in rooms)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """What each module imports when it is imported itself, of this project."""
+    names = {module_name(path): path for path in MODULES}
+    graph = {}
+    for name, path in names.items():
+        tree = ast.parse(path.read_text())
+        found = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
+        taken = {f"{n.module}.{a.name}" for n in found for a in n.names} | {n.module for n in found}
+        graph[name] = {other for other in taken if other in names}
+    return graph
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_the_house_is_seen_at_a_glance():
+    entries = [p for p in (ROOT / "helpers").iterdir() if p.name != "__pycache__"]
+    assert len(entries) <= 14, sorted(p.name for p in entries)
+
+
+def test_no_two_files_share_a_name_but_the_doors():
+    names = [path.name for path in MODULES if path.name not in ("__init__.py", "__main__.py")]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = import_graph()
+    for name in graph:
+        reached, new = set(), graph[name]
+        while new:
+            reached |= new
+            new = set().union(*(graph[other] for other in new)) - reached
+        assert name not in reached
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
 class TestEveryModule:
-    def test_rooms_never_import_each_other(self, path):
-        others = {r for r in (*ROOMS, "demo") if r != room(path)}
-        if room(path) == "scrape":
-            others.remove("demo")
-        taken = {r for r in others for name in imports(path) if name.startswith(f"helpers.{r}.")}
-        assert not taken
+    def test_a_room_imports_from_lower_ones_alone(self, path):
+        if room(path) == "__init__.py":
+            return
+        named = [name.split(".")[1] for name in imports(path) if name.startswith("helpers.")]
+        others = {other for other in named if other != room(path)}
+        assert all(height(other) < height(room(path)) for other in others), others
 
     def test_only_colab_py_imports_google_colab(self, path):
         if path.name != "colab.py":
@@ -60,7 +102,7 @@ class TestEveryModule:
 
 
 @pytest.mark.parametrize(
-    "name", ["scrape.intake", "caption.ledger", "dataset.build", "dataset.curate"]
+    "name", ["scrape.ingest", "caption.ledger", "dataset.build", "dataset.curate"]
 )
 def test_the_first_three_rooms_load_without_torch(name):
     code = f"import sys, helpers.{name}; print('torch' in sys.modules, 'diffusers' in sys.modules)"
@@ -130,7 +172,7 @@ def test_requirements_leave_colabs_packages_alone():
 
 
 def test_the_base_model_is_small_and_what_its_hashes_say():
-    from helpers.store import damage
+    from helpers.core.files import damage
 
     base = ROOT / "assets/tiny-sd"
     assert damage(base) is None

@@ -5,12 +5,12 @@ import pytest
 
 from helpers.caption.ledger import caption_images, pending
 from helpers.config import CaptionConfig, DatasetConfig, ScrapeConfig
+from helpers.core.run import Run
 from helpers.dataset.build import build, verify_dataset
 from helpers.dataset.curate import curate
-from helpers.dataset.layout import read_records
+from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import split
-from helpers.run import Run
-from helpers.scrape.intake import find, take
+from helpers.scrape.ingest import find, take
 from tests.conftest import photograph
 
 

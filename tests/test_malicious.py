@@ -22,18 +22,19 @@ from packaging.version import Version
 
 from helpers.caption import blip
 from helpers.config import ScrapeConfig, TrainConfig, configure
-from helpers.device import load_pipeline, pick_device
-from helpers.errors import RunError
-from helpers.inference.encoders import ClipScore, ImageModel
-from helpers.inference.sample import Request, Studio
-from helpers.run import Run
-from helpers.scrape import login
-from helpers.scrape.intake import find, take
-from helpers.store import write_manifest
+from helpers.core.errors import RunError
+from helpers.core.files import write_manifest
+from helpers.core.run import Run
+from helpers.host.device import pick_device
+from helpers.inference.draw.sampler import Request, Studio
+from helpers.inference.judge.encoders import ClipScore, ImageModel
+from helpers.models.pipeline import load_pipeline
+from helpers.scrape.ingest import find, take
+from helpers.scrape.instagram import login
 from helpers.train.limits import refuse_slow
-from helpers.train.loop import train
 from helpers.train.model import load_parts
 from helpers.train.plan import latent_side
+from helpers.train.trainer import train
 from tests.conftest import ROOT, SMALL_TRAINING, photograph
 from tests.loopback_hub import Repo, loopback_hub
 
@@ -386,7 +387,7 @@ def test_before_its_weights_come_a_base_model_by_hub_id_is_looked_at(base, on_hu
 FETCH = """
 from pathlib import Path
 from helpers.config import TrainConfig, configure
-from helpers.device import load_pipeline
+from helpers.models.pipeline import load_pipeline
 from helpers.train.plan import latent_side
 import torch
 print(latent_side(configure(TrainConfig, base_model="someone/base")))

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from helpers import colab, drive, index, mirror, parts
 from helpers.config import TrainConfig, configure
-from helpers.errors import RunError
-from helpers.run import Run
-from helpers.store import append_line, damage, replacing_folder
+from helpers.core.errors import RunError
+from helpers.core.files import append_line, damage, replacing_folder
+from helpers.core.run import Run
+from helpers.host import colab
+from helpers.mirror import archives, drive, index, sync, upload
 from helpers.train.checkpoint import latest_step, prune, step_of
-from helpers.train.loop import train
+from helpers.train.trainer import train
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
 from tests.drive import FAULTS, FaultyDrive
 from tests.kills import kills_at_every_operation
@@ -78,17 +79,17 @@ def machine(tmp_path, monkeypatch):
 
     def lead(cloud: Path, fault: str = "", seed: int = 0):
         cloud.mkdir(exist_ok=True)
-        monkeypatch.setattr(colab, "_mirrors", {})
+        monkeypatch.setattr(sync, "_mirrors", {})
         if not fault:
             monkeypatch.setattr(colab, "DRIVE", cloud)
-            monkeypatch.setattr(colab, "Drive", drive.Drive)
+            monkeypatch.setattr(sync, "Drive", drive.Drive)
             return None
         mount = tmp_path / "mount"
         shutil.rmtree(mount, ignore_errors=True)
         mount.mkdir()
         made = FaultyDrive(mount, f"{colab.FOLDER_ON_DRIVE}/pictures", cloud, fault, seed)
         monkeypatch.setattr(colab, "DRIVE", mount)
-        monkeypatch.setattr(colab, "Drive", lambda root, folder: made)
+        monkeypatch.setattr(sync, "Drive", lambda root, folder: made)
         return made
 
     return lead
@@ -125,7 +126,7 @@ def write_checkpoints(run, steps):
     for step in range(1, steps + 1):
         write_checkpoint(run, step)
         prune(run, run.checkpoint(step), 2, 1)
-        colab.keep_soon(run)
+        sync.sync_soon(run)
 
 
 def write_checkpoint(run, step, size=3000):
@@ -142,13 +143,13 @@ def live_and_die(run, work, faulty, seed):
     """A machine's life: keep the dataset, do some steps, perhaps keep again; returns what it was told."""
     told = []
     try:
-        colab.restore(run)
-        told.append(colab.keep(run))
+        sync.restore(run)
+        told.append(sync.sync(run))
         work(run, 1 + seed % STEPS)
     except RunError as error:
         assert "Google Drive" in str(error)
     if random.Random(seed).random() < 0.7:
-        told.append(colab.keep(run))
+        told.append(sync.sync(run))
     faulty.die()
     shutil.rmtree(run.folder)
     return told
@@ -157,7 +158,7 @@ def live_and_die(run, work, faulty, seed):
 def assert_nothing_was_claimed_in_vain(run, told, cloud):
     """Restore on a fresh machine, and compare with what Drive has and with what was said."""
     newest = newest_that_verifies(cloud)
-    colab.restore(run)
+    sync.restore(run)
     assert latest_step(run) >= newest  # one whose files Drive renamed is found as well
     newest = latest_step(run)
     logged = [row["step"] for row in lines(run.train_log)] if run.train_log.is_file() else []
@@ -225,7 +226,7 @@ def there(run, tmp_path):
 def on_a_fresh_machine(run, machine, tmp_path):
     shutil.rmtree(run.folder)
     machine(tmp_path / "cloud")
-    return colab.restore(run)
+    return sync.restore(run)
 
 
 def is_step(run, step):
@@ -235,9 +236,9 @@ def is_step(run, step):
 
 def lead_to(monkeypatch, kind):
     """Have the next mirror use this kind of Drive."""
-    monkeypatch.setattr(colab, "_mirrors", {})
+    monkeypatch.setattr(sync, "_mirrors", {})
     made = []
-    monkeypatch.setattr(colab, "Drive", lambda *given: made.append(kind(*given)) or made[-1])
+    monkeypatch.setattr(sync, "Drive", lambda *given: made.append(kind(*given)) or made[-1])
     return made
 
 
@@ -246,19 +247,19 @@ def test_a_folder_that_is_not_whole_here_is_named_and_the_others_are_kept(run, t
         write_checkpoint(run, step)
     (run.checkpoint(1) / "manifest.json").write_text("")
     (run.checkpoint(3) / "state.json").unlink()
-    line = colab.keep(run)
+    line = sync.sync(run)
     assert claimed_step(line) == 2 and "NOT all" in line and "move that folder away" in line
     shutil.rmtree(run.checkpoint(1))
-    line = colab.keep(run)
+    line = sync.sync(run)
     assert "step-000003/state.json is missing" in line and claimed_step(line) == 2
     shutil.rmtree(run.checkpoint(3))
-    assert "is kept on Google Drive" in colab.keep(run)
+    assert "is kept on Google Drive" in sync.sync(run)
 
 
 def test_a_dataset_that_lacks_an_image_is_not_called_kept(run, there):
     path = run.split_images("train")[0]
     path.unlink()
-    line = colab.keep(run)
+    line = sync.sync(run)
     assert "NOT all" in line and f"{path} is not what manifest.json says" in line
 
 
@@ -266,7 +267,7 @@ def test_a_copy_under_another_name_is_in_nobodys_way(run, there):
     write_checkpoint(run, 1)
     shutil.copytree(run.checkpoint(1), run.checkpoints / "step-000001 (1)")
     write_checkpoint(run, 2)
-    line = colab.keep(run)
+    line = sync.sync(run)
     assert "is kept on Google Drive" in line and claimed_step(line) == 2
 
 
@@ -282,10 +283,10 @@ class Scratched(drive.Drive):
 def test_a_file_that_drive_cannot_give_keeps_no_other_away(run, monkeypatch):
     for step in (1, 2):
         write_checkpoint(run, step)
-    colab.keep(run)
+    sync.sync(run)
     shutil.rmtree(run.folder)
     lead_to(monkeypatch, Scratched)
-    said = colab.restore(run)
+    said = sync.restore(run)
     assert "1 did not verify there (checkpoints/step-000001)" in said
     assert latest_step(run) == 2 and run.posts.is_file()
 
@@ -302,14 +303,14 @@ def test_on_a_nearly_full_drive_a_fresh_machine_goes_on_mirroring(run, there, mo
     lead_to(monkeypatch, Tight)
     for step in (1, 2):
         write_checkpoint(run, step, 1_000_000)
-        assert claimed_step(colab.keep(run)) == step
+        assert claimed_step(sync.sync(run)) == step
     shutil.rmtree(run.folder)
     lead_to(monkeypatch, Tight)
-    colab.restore(run)
+    sync.restore(run)
     for step in (3, 4):
         write_checkpoint(run, step, 1_000_000)
         prune(run, run.checkpoint(step), 1, 0)
-        assert claimed_step(colab.keep(run)) == step
+        assert claimed_step(sync.sync(run)) == step
 
 
 class Silent(drive.Drive):
@@ -323,25 +324,25 @@ class Silent(drive.Drive):
 
 
 def test_a_drive_that_hangs_is_not_waited_for_for_ever(run, there, monkeypatch):
-    colab.keep(run)
+    sync.sync(run)
     lead_to(monkeypatch, Silent)
-    monkeypatch.setattr(mirror, "HANG_S", 0.2)
-    monkeypatch.setattr(mirror, "POLL_S", 0.05)
+    monkeypatch.setattr(upload, "HANG_S", 0.2)
+    monkeypatch.setattr(upload, "POLL_S", 0.05)
     assert "it has not answered for" in mirror_of(run).wait()
     Silent.released.set()
 
 
 def mirror_of(run):
-    return colab._mirror(run)
+    return sync._mirror(run)
 
 
 def test_a_second_restore_makes_no_second_mirror(run, there):
-    colab.restore(run)
+    sync.restore(run)
     write_checkpoint(run, 1)
-    colab.keep_soon(run)
+    sync.sync_soon(run)
     first = mirror_of(run)
-    colab.restore(run)
-    assert mirror_of(run) is first and claimed_step(colab.keep(run)) == 1
+    sync.restore(run)
+    assert mirror_of(run) is first and claimed_step(sync.sync(run)) == 1
 
 
 class Gate(drive.Drive):
@@ -361,15 +362,15 @@ def test_training_goes_on_while_drive_is_slow_and_the_newest_checkpoint_is_next(
 ):
     lead_to(monkeypatch, Gate)
     write_checkpoint(run, 1)
-    colab.keep_soon(run)
+    sync.sync_soon(run)
     assert Gate.reached.wait(60)
     for step in (2, 3):
         write_checkpoint(run, step)
         prune(run, run.checkpoint(step), 1, 0)
-        colab.keep_soon(run)  # returns while the upload stands still
+        sync.sync_soon(run)  # returns while the upload stands still
     assert not run.checkpoint(1).exists()
     Gate.opened.set()
-    assert claimed_step(colab.keep(run)) == 3
+    assert claimed_step(sync.sync(run)) == 3
     assert verifies(there / "checkpoints/step-000001")  # begun, so ended, though pruned here
     assert not (there / "checkpoints/step-000002").exists()
 
@@ -391,7 +392,7 @@ def test_an_old_checkpoint_goes_when_two_newer_were_read_back(run, there, monkey
     for step in range(1, 6):
         write_checkpoint(run, step)
         prune(run, run.checkpoint(step), 1, 2)
-        colab.keep(run)
+        sync.sync(run)
     assert sorted(f.name for f in there.glob("checkpoints/*")) == [
         "step-000002",  # the best, as here
         "step-000004",
@@ -417,35 +418,35 @@ def test_what_will_not_fit_is_told_with_its_size_and_training_goes_on(
     run, there, monkeypatch, caplog
 ):
     lead_to(monkeypatch, Small)
-    colab.keep(run)
+    sync.sync(run)
     write_checkpoint(run, 1, 3_400_000)
-    colab.keep_soon(run)
+    sync.sync_soon(run)
     words = "checkpoints/step-000001 needs 3.4 MB, Google Drive has 1.2 MB free: free space there"
-    line = colab.keep(run)
+    line = sync.sync(run)
     assert words in line and claimed_step(line) is None and "step" not in line.split("certain")[1]
     assert [r.message for r in caplog.records if words in r.message]  # told without being asked
     assert not (there / "checkpoints").exists() and damage(run.checkpoint(1)) is None
 
 
 def test_a_drive_that_is_gone_is_not_replaced_by_the_disk(run, tmp_path):
-    colab.keep(run)
+    sync.sync(run)
     shutil.rmtree(tmp_path / "cloud")
     write_checkpoint(run, 1)
-    line = colab.keep(run)
+    line = sync.sync(run)
     assert "NOT all on Google Drive: Google Drive is disconnected ([Errno 107])" in line
     assert not (tmp_path / "cloud").exists()
 
 
 def test_many_small_files_are_few_on_drive_and_only_what_is_new_travels(run, there, monkeypatch):
     monkeypatch.setattr(index, "SMALL", 10_000)
-    monkeypatch.setattr(parts, "LARGE", 50_000)
+    monkeypatch.setattr(archives, "LARGE", 50_000)
     for i in range(300):
         (run.images / f"many_{i}.jpg").write_bytes(random.Random(i).randbytes(1000))
-    colab.keep(run)
+    sync.sync(run)
     before = {path: path.stat().st_mtime_ns for path in there.rglob("*") if path.is_file()}
     assert len(before) < 20
     (run.images / "one_more.jpg").write_bytes(b"new")
-    colab.keep(run)
+    sync.sync(run)
     after = {path: path.stat().st_mtime_ns for path in there.rglob("*") if path.is_file()}
     new = [path for path in after if before.get(path) != after[path]]
     assert 2 <= len(new) <= 3 and sum(path.stat().st_size for path in new) < 120_000
@@ -456,7 +457,7 @@ def test_a_checkpoint_that_no_longer_verifies_gives_way_to_the_one_before(
 ):
     for step in (1, 2):
         write_checkpoint(run, step)
-        colab.keep(run)
+        sync.sync(run)
     spoil(there / "checkpoints/step-000002/weights.safetensors")
     line = on_a_fresh_machine(run, machine, tmp_path)
     assert "1 did not verify there (checkpoints/step-000002)" in line
@@ -472,7 +473,7 @@ def spoil(path):
 def test_a_spoilt_index_gives_way_to_the_one_before(run, there, machine, tmp_path):
     for step in (1, 2):
         write_checkpoint(run, step)
-        colab.keep(run)
+        sync.sync(run)
     spoil(newest_of(there, "kept-*.json"))
     on_a_fresh_machine(run, machine, tmp_path)
     assert latest_step(run) == 1 and damage(run.dataset) is None
@@ -482,7 +483,7 @@ def test_a_spoilt_index_gives_way_to_the_one_before(run, there, machine, tmp_pat
 def test_a_spoilt_part_is_named_and_takes_no_checkpoint_along(run, there, machine, tmp_path):
     for step in (1, 2):
         write_checkpoint(run, step)
-        colab.keep(run)
+        sync.sync(run)
     spoil(newest_of(there, "parts/*"))
     line = on_a_fresh_machine(run, machine, tmp_path)
     assert latest_step(run) == 2 and is_step(run, 2) and damage(run.dataset) is None
@@ -495,7 +496,7 @@ def tree(folder):
 
 def in_background(run):
     """Have the mirror copy what is new without reading all back once more."""
-    mirror = colab._mirror(run)
+    mirror = sync._mirror(run)
     ticket = mirror.wake()
     with mirror._turn:
         assert mirror._turn.wait_for(lambda: mirror._done >= ticket, 60)
@@ -511,7 +512,7 @@ def test_an_index_of_any_rubbish_gives_way_to_the_one_before(
 ):
     for step in (1, 2):
         write_checkpoint(run, step)
-        colab.keep(run)
+        sync.sync(run)
     newest_of(there, "kept-*.json").write_text(rubbish)
     on_a_fresh_machine(run, machine, tmp_path)
     assert latest_step(run) == 1 and damage(run.dataset) is None
@@ -520,7 +521,7 @@ def test_an_index_of_any_rubbish_gives_way_to_the_one_before(
 def test_indexes_and_folders_that_drive_renamed_are_found(run, there, machine, tmp_path):
     for step in (1, 2):
         write_checkpoint(run, step)
-        colab.keep(run)
+        sync.sync(run)
     for path in (*there.glob("kept-*.json"), there / "checkpoints/step-000002"):
         path.rename(path.with_name(f"{path.stem} (1){path.suffix}"))
     on_a_fresh_machine(run, machine, tmp_path)
@@ -529,7 +530,7 @@ def test_indexes_and_folders_that_drive_renamed_are_found(run, there, machine, t
 
 def test_a_mirror_without_its_index_is_refused_and_stays_as_it_is(run, there, machine, tmp_path):
     write_checkpoint(run, 1)
-    colab.keep(run)
+    sync.sync(run)
     for path in there.glob("kept-*.json"):
         path.unlink()
     before = tree(there)
@@ -541,7 +542,7 @@ def test_a_mirror_without_its_index_is_refused_and_stays_as_it_is(run, there, ma
 def test_checkpoints_that_somebody_took_from_drive_are_missed(run, there, machine, tmp_path):
     for step in (1, 2):
         write_checkpoint(run, step)
-        colab.keep(run)
+        sync.sync(run)
     shutil.rmtree(there / "checkpoints")
     assert "did not verify there (checkpoints/step-000002)" in on_a_fresh_machine(
         run, machine, tmp_path
@@ -554,12 +555,12 @@ def test_a_small_file_that_is_lost_keeps_no_checkpoint_away(
     large = run.folder / "samples/large.png"
     large.parent.mkdir()
     large.write_bytes(random.Random(0).randbytes(9_000_000))
-    colab.keep(run)
+    sync.sync(run)
     spoil(max(there.glob("parts/*"), key=lambda path: path.stat().st_size))
     on_a_fresh_machine(run, machine, tmp_path)
     shutil.copytree(prepared, run.folder, dirs_exist_ok=True)  # 01 to 03 were run again
     write_checkpoint(run, 2)
-    line = colab.keep(run)
+    line = sync.sync(run)
     assert "NOT all" in line and "1 files that are not here do not verify" in line
     assert claimed_step(line) == 2 and verifies(there / "checkpoints/step-000002")
 
@@ -576,17 +577,17 @@ def test_a_file_that_cannot_be_read_here_is_named_and_keeps_no_other_away(run, t
 
     monkeypatch.setattr(Path, "read_bytes", fail)
     write_checkpoint(run, 1)
-    line = colab.keep(run)
+    line = sync.sync(run)
     assert f"NOT all on Google Drive: {path} cannot be read here (Input/output error)" in line
     assert claimed_step(line) == 1 and verifies(there / "checkpoints/step-000001")
     monkeypatch.setattr(Path, "read_bytes", read)
-    assert "is kept on Google Drive" in colab.keep(run)
+    assert "is kept on Google Drive" in sync.sync(run)
 
 
 def test_what_lies_elsewhere_by_a_link_is_not_called_kept(run, there, tmp_path):
     run.images.rename(tmp_path / "large disk")
     run.images.symlink_to(tmp_path / "large disk")
-    line = colab.keep(run)
+    line = sync.sync(run)
     assert "NOT all" in line and "images is a link: put what it leads to in its place" in line
 
 
@@ -606,25 +607,25 @@ def test_what_a_link_on_drive_leads_to_is_nobodys_to_remove(tmp_path):
 
 
 def test_an_image_lost_here_stays_on_drive_and_comes_back(run, machine, tmp_path):
-    colab.keep(run)
+    sync.sync(run)
     image = run.split_images("train")[0]
     image.unlink()
     for _ in range(2):
-        assert "NOT all" in colab.keep(run)
-    colab.restore(run)
+        assert "NOT all" in sync.sync(run)
+    sync.restore(run)
     assert image.is_file() and damage(run.dataset) is None
     image.unlink()
-    colab.keep(run)
+    sync.sync(run)
     on_a_fresh_machine(run, machine, tmp_path)
     assert damage(run.dataset) is None
 
 
 def test_a_line_that_was_paid_for_outlives_a_clock_that_was_set_back(run, machine):
-    colab.keep(run)
+    sync.sync(run)
     append_line(run.captions, '{"file_name": "x", "caption": "paid for"}')
     an_hour_ago = run.captions.stat().st_mtime_ns - 3600 * 10**9
     os.utime(run.captions, ns=(an_hour_ago, an_hour_ago))
-    colab.restore(run)
+    sync.restore(run)
     assert "paid for" in run.captions.read_text()
 
 
@@ -634,7 +635,7 @@ def test_a_line_that_was_paid_for_outlives_a_clock_that_was_set_back(run, machin
 def test_a_last_line_is_kept_if_it_is_whole(run, machine, tmp_path, end, kept):
     with run.captions.open("a") as file:
         file.write(end)
-    colab.keep(run)
+    sync.sync(run)
     on_a_fresh_machine(run, machine, tmp_path)
     assert (end in run.captions.read_text()) == kept
 
@@ -643,18 +644,18 @@ def test_a_checkpoint_that_never_ended_goes_into_no_part(run, there):
     for step in (1, 2):
         write_checkpoint(run, step)
     (run.checkpoint(2) / "manifest.json").unlink()
-    line = colab.keep(run)
+    line = sync.sync(run)
     assert "step-000002 has no manifest.json: move that folder away" in line
     packed = {name for path in there.glob("parts/*") for name in tarfile.open(path).getnames()}
     assert not [name for name in packed if "step-000002" in name]
 
 
 def test_what_a_kill_left_of_a_restore_is_cleared(run, machine, tmp_path):
-    colab.keep(run)
+    sync.sync(run)
     left = run.folder / ".restore"
     left.mkdir()
     (left / "half.tar").write_bytes(b"half")
-    colab.restore(run)
+    sync.restore(run)
     assert not left.exists()
 
 
@@ -662,7 +663,7 @@ def test_of_two_checkpoints_neither_goes_while_only_one_is_kept(run, there):
     for step in range(1, 5):
         write_checkpoint(run, step)
         prune(run, run.checkpoint(step), 2, 0)
-        colab.keep(run)
+        sync.sync(run)
     shutil.rmtree(there / "checkpoints/step-000004")
     write_checkpoint(run, 5)
     prune(run, run.checkpoint(5), 2, 0)
@@ -672,7 +673,7 @@ def test_of_two_checkpoints_neither_goes_while_only_one_is_kept(run, there):
 
 def test_a_file_that_drive_renamed_is_found_if_it_verifies(run, there, machine, tmp_path):
     write_checkpoint(run, 1)
-    colab.keep(run)
+    sync.sync(run)
     weights = there / "checkpoints/step-000001/weights.safetensors"
     weights.rename(weights.with_name("weights (1).safetensors"))
     weights.write_bytes(b"another")
@@ -682,38 +683,37 @@ def test_a_file_that_drive_renamed_is_found_if_it_verifies(run, there, machine, 
 
 def test_what_is_newer_here_stays_and_what_is_newer_there_comes(run, machine, tmp_path):
     append_line(run.train_log, '{"step": 1}')
-    colab.keep(run)
+    sync.sync(run)
     append_line(run.train_log, '{"step": 2}')
-    colab.restore(run)
+    sync.restore(run)
     assert len(lines(run.train_log)) == 2
-    colab.keep(run)
+    sync.sync(run)
     older = run.train_log.stat().st_mtime_ns - 10**9
     run.train_log.write_text('{"step": 1}\n')
     os.utime(run.train_log, ns=(older, older))
-    colab.restore(run)
+    sync.restore(run)
     assert len(lines(run.train_log)) == 2
 
 
 def test_of_two_machines_the_one_that_restored_last_goes_on(run, there, machine, tmp_path):
     write_checkpoint(run, 1)
-    colab.restore(run)
-    colab.keep(run)
-    first = dict(colab._mirrors)
+    sync.restore(run)
+    sync.sync(run)
+    first = dict(sync._mirrors)
     run.folder.rename("first machine")
     on_second = Run("pictures")
     machine(tmp_path / "cloud")
-    colab.restore(on_second)
+    sync.restore(on_second)
     write_checkpoint(on_second, 2)
-    assert claimed_step(colab.keep(on_second)) == 2
+    assert claimed_step(sync.sync(on_second)) == 2
 
     run.folder.rename("second machine")
     Path("first machine").rename(run.folder)
-    colab._mirrors.clear()
-    colab._mirrors.update(first)
+    sync._mirrors.clear()
+    sync._mirrors.update(first)
     write_checkpoint(run, 3)
-    assert (
-        "NOT all on Google Drive: another machine has taken this run's mirror over"
-        in colab.keep(run)
+    assert "NOT all on Google Drive: another machine has taken this run's mirror over" in sync.sync(
+        run
     )
     assert (
         verifies(there / "checkpoints/step-000002")
@@ -741,30 +741,30 @@ def test_names_that_lead_out_of_the_run_are_left_where_they_are(name, machine, t
     hostile.folders["../../out"] = index.Folder("0" * 64, 1, 4)
     kept.write("parts/x.tar", [content])
     kept.write(hostile.slot(), [hostile.dump()])
-    colab.restore(Run("art"))
+    sync.restore(Run("art"))
     assert not list(tmp_path.rglob("*out*.txt")) and not Path("/tmp/out-of-the-run.txt").exists()
 
 
 def killed_anywhere(run, there, machine, tmp_path, step):
-    colab.restore(run)
+    sync.restore(run)
     write_checkpoint(run, 1)
-    assert claimed_step(colab.keep(run)) == 1
+    assert claimed_step(sync.sync(run)) == 1
     write_checkpoint(run, 2)
-    colab._mirrors.clear()
-    for killed in kills_at_every_operation(tmp_path / "cloud", lambda: colab.keep(run), step):
+    sync._mirrors.clear()
+    for killed in kills_at_every_operation(tmp_path / "cloud", lambda: sync.sync(run), step):
         yield killed
         fresh = tmp_path / "fresh"
         fresh.mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(fresh)
-            colab._mirrors.clear()
+            sync._mirrors.clear()
             other = Run("pictures")
-            colab.restore(other)
+            sync.restore(other)
             assert latest_step(other) >= (1 if killed else 2) and damage(other.dataset) is None
             assert is_step(other, latest_step(other))
             assert len(lines(other.train_log)) >= latest_step(other)
         shutil.rmtree(fresh)
-        colab._mirrors.clear()
+        sync._mirrors.clear()
 
 
 def test_a_kill_in_the_middle_leaves_what_was_kept(run, there, machine, tmp_path):

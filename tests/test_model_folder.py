@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from helpers.config import TrainConfig, configure
-from helpers.inference.export import kohya
-from helpers.licence import Licence, licence_of
-from helpers.lora import read_lora
-from helpers.run import Run
-from helpers.store import read_json
-from helpers.train.loop import train
+from helpers.core.files import read_json
+from helpers.core.run import Run
+from helpers.inference.share.one_file import kohya
+from helpers.models.licence import Licence, licence_of
+from helpers.models.lora import read_lora
+from helpers.train.trainer import train
 from tests.conftest import SMALL_TRAINING
 from tests.test_inference_draw import strict_checker
 

@@ -14,9 +14,9 @@ import nbformat
 import papermill
 import pytest
 
-from helpers.colab import badge
 from helpers.config import CONFIGS
-from helpers.run import STAGES, notebook_name
+from helpers.core.run import STAGES, notebook_name
+from helpers.host.repository import badge
 from tests.image import IMAGES
 
 ROOT = Path(__file__).parent.parent

@@ -22,16 +22,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from helpers import colab
 from helpers.config import TrainConfig, configure
-from helpers.errors import RunError, Stopped
-from helpers.records import read_log
-from helpers.run import Run
-from helpers.store import damage, locked_by_process, sha256, write_json, write_manifest
-from helpers.train import checkpoint, loop
+from helpers.core.errors import RunError, Stopped
+from helpers.core.files import damage, locked_by_process, sha256, write_json, write_manifest
+from helpers.core.records import read_log
+from helpers.core.run import Run
+from helpers.host import colab
+from helpers.mirror import sync
+from helpers.train import checkpoint, trainer
 from helpers.train.checkpoint import Belongs, State, latest_step, resume, save
-from helpers.train.loop import train
 from helpers.train.prepare import NOT_LEARNT, learnt_from
+from helpers.train.trainer import train
 from tests import faults
 from tests.conftest import SMALL_TRAINING, lines, train_until, typed
 from tests.golden import SETTINGS, final_weights, golden_folder
@@ -112,7 +113,7 @@ def start_over(run: Run) -> None:
 @contextmanager
 def fed_to(path: Path):
     """Append a hash of each micro-batch that reaches the loss in this process, with its step's number."""
-    real, file = loop._optimise_once, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    real, file = trainer._optimise_once, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def spy(training, batch):
         digest = hashlib.sha256()
@@ -122,7 +123,7 @@ def fed_to(path: Path):
         return real(training, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_optimise_once", spy)
+        patch.setattr(trainer, "_optimise_once", spy)
         yield
 
 
@@ -818,13 +819,13 @@ def test_a_verdict_settings_and_times_that_are_garbage_are_told_and_made_anew(
 ):
     config = small(tiny_base, prior_share=0.0)
     list(train(config, dataset))
-    said, kept = loop.verify_model(dataset), json.loads(dataset.config("train").read_text())
+    said, kept = trainer.verify_model(dataset), json.loads(dataset.config("train").read_text())
     dataset.verdict.write_text(text)
     with pytest.raises(RunError, match=r"verdict.json is damaged: move it away and run 04_train"):
-        loop.verify_model(dataset)
+        trainer.verify_model(dataset)
     dataset.config("train").write_text(text)
     dataset.seconds.write_text(text)
-    assert list(train(config, dataset)) == [] and loop.verify_model(dataset) == said
+    assert list(train(config, dataset)) == [] and trainer.verify_model(dataset) == said
     assert json.loads(dataset.config("train").read_text()) == kept
     assert dataset.read_seconds()["train"] > 0
     dataset.config("dataset").write_text(text)
@@ -961,7 +962,7 @@ def test_a_drive_that_hangs_keeps_no_stopped_process_from_ending(
     monkeypatch.setattr("helpers.train.__main__.STOP_S", 1.0)
     monkeypatch.setattr(colab, "DRIVE", tmp_path / "mirror")
     monkeypatch.setattr(colab, "IS_GOOGLES", False)
-    monkeypatch.setattr(colab, "keep", lambda run: time.sleep(60))
+    monkeypatch.setattr(sync, "sync", lambda run: time.sleep(60))
     left, said = signalled(long, dataset, command_line(long, monkeypatch))
     assert left == 143 and "NOT all on" in said and "there was no time" in said
 
@@ -981,7 +982,7 @@ def test_a_stop_between_two_steps_saves_at_once_and_handlers_are_put_back(datase
 
 
 def test_a_stop_in_the_middle_of_a_step_waits_for_its_end(dataset, long, monkeypatch):
-    real = loop._optimise_once
+    real = trainer._optimise_once
 
     def interrupted(training, batch):
         found = real(training, batch)
@@ -990,7 +991,7 @@ def test_a_stop_in_the_middle_of_a_step_waits_for_its_end(dataset, long, monkeyp
             signal.raise_signal(signal.SIGTERM)  # and a second one changes nothing
         return found
 
-    monkeypatch.setattr(loop, "_optimise_once", interrupted)
+    monkeypatch.setattr(trainer, "_optimise_once", interrupted)
     with pytest.raises(Stopped, match="stopped after step 2 of 300") as stopped:
         list(train(long, dataset))
     assert stopped.value.signal == signal.SIGINT and latest_step(dataset) == 2
@@ -1039,8 +1040,8 @@ def say(client, code: str, hear=lambda text: None) -> tuple[str, list[dict]]:
 CELLS = """
 import torch; torch.set_num_threads(1)
 from helpers.config import TrainConfig, configure
-from helpers.run import Run
-from helpers.train.loop import train
+from helpers.core.run import Run
+from helpers.train.trainer import train
 config = configure(TrainConfig, {more!r})
 here = Run("pictures")
 steps = train(config, here)

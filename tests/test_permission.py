@@ -6,11 +6,11 @@ from datetime import date
 import pytest
 
 from helpers.config import DatasetConfig, ScrapeConfig
-from helpers.dataset.publish import publish
-from helpers.errors import RunError
-from helpers.records import Post, Rejection, latest, present, read_rows
-from helpers.run import Run
-from helpers.scrape.intake import find, take
+from helpers.core.errors import RunError
+from helpers.core.records import Post, Rejection, latest, present, read_rows
+from helpers.core.run import Run
+from helpers.dataset.push_dataset import publish
+from helpers.scrape.ingest import find, take
 from tests.conftest import lines, make_dataset, photograph
 from tests.loopback_instagram import FIRST_DAY, FakePost, stems, walk
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from helpers.config import DatasetConfig
+from helpers.core.errors import RunError
+from helpers.core.files import MANIFEST, folder_hash, read_json
+from helpers.core.records import rewrite
+from helpers.core.run import Run
 from helpers.dataset.build import build, verify_dataset
 from helpers.dataset.curate import curate
 from helpers.dataset.split import split
-from helpers.errors import RunError
-from helpers.records import rewrite
-from helpers.run import Run
-from helpers.store import MANIFEST, folder_hash, read_json
 from tests.conftest import make_dataset
 from tests.loopback_hub import TOKEN, Repo, loopback_hub
 
@@ -23,9 +23,9 @@ PERMISSIONS = ("private study", "own work", "permission of the artist")
 CALLS = """
 import json, sys
 from helpers.config import DatasetConfig
-from helpers.dataset.publish import fetch, publish
-from helpers.errors import RunError
-from helpers.run import Run
+from helpers.dataset.push_dataset import fetch, publish
+from helpers.core.errors import RunError
+from helpers.core.run import Run
 said = []
 for what, run, *rest in json.loads(sys.argv[1]):
     config = DatasetConfig(run=run, min_side_px=32, **rest[0]) if what == "publish" else None
@@ -203,7 +203,7 @@ def test_settings_of_a_stranger_are_checked(dataset, hub):
 
 
 def test_metadata_that_leads_out_of_the_folder_is_refused_before_it_is_read(dataset, hub):
-    from helpers.store import write_manifest
+    from helpers.core.files import write_manifest
 
     path = dataset.split_metadata("train")
     path.write_text(path.read_text() + "../../../secret.png,words\n")

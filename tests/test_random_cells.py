@@ -14,15 +14,15 @@ from jupyter_client.manager import start_new_kernel
 
 from helpers.caption.ledger import edit
 from helpers.config import DatasetConfig, ScrapeConfig
+from helpers.core.errors import RunError
+from helpers.core.files import sha256
+from helpers.core.records import Caption, Post, latest, present, read_rows
+from helpers.core.run import STAGES, Run, notebook_name
 from helpers.dataset.build import build
 from helpers.dataset.curate import curate
-from helpers.dataset.layout import read_records
+from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import split
-from helpers.errors import RunError
-from helpers.records import Caption, Post, latest, present, read_rows
-from helpers.run import STAGES, Run, notebook_name
-from helpers.scrape.intake import find, take
-from helpers.store import sha256
+from helpers.scrape.ingest import find, take
 from tests.conftest import make_dataset, photograph
 from tests.loopback_claude import numbered_picture
 

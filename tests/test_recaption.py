@@ -17,9 +17,9 @@ from helpers.caption.ledger import (
 from helpers.caption.review import review
 from helpers.caption.stale import find_stale, stale_note
 from helpers.config import CaptionConfig
-from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, caption_costs, read_rows
-from helpers.store import read_json, write_json
+from helpers.core.errors import RunError
+from helpers.core.files import read_json, write_json
+from helpers.core.records import Caption, Post, append_row, caption_costs, read_rows
 from tests.conftest import lines
 from tests.loopback_claude import caption_of, numbered_picture
 from tests.test_batch_captions import killed_at_polling

@@ -2,9 +2,9 @@
 
 import pytest
 
-from helpers.errors import RunError
-from helpers.records import Rejection, read_rows
-from helpers.scrape.intake import take, verify_images
+from helpers.core.errors import RunError
+from helpers.core.records import Rejection, read_rows
+from helpers.scrape.ingest import take, verify_images
 from tests.loopback_instagram import (
     COOKIES,
     assert_a_rerun_completes,

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 import yaml
 
-from helpers.colab import REPOSITORY
+from helpers.host.repository import REPOSITORY
 from tools.check_files import faults
 
 ROOT = Path(__file__).parent.parent
@@ -207,7 +207,7 @@ def test_the_ten_minutes_of_contributing_work_as_written(tmp_path):
         textwrap.dedent(block).strip("\n") for block in blocks
     )
     field = re.search(r"a last field, `(.*?)`", text)[1]
-    judge = tmp_path / "helpers/inference/judge.py"
+    judge = tmp_path / "helpers/inference/judge/judgement.py"
     put(judge, r"(class Judgement:.*?)\n\n\n", rf"\1\n    {field}\n\n\n")
     put(judge, r"(    return Judgement\(.*?)\n    \)\n", r"\1\n        brightness(shown),\n    )\n")
     judge.write_text(f"{judge.read_text()}\n\n{function}\n")

@@ -6,8 +6,8 @@ import pytest
 from helpers.caption.ledger import caption_images, edit, pending, problems
 from helpers.caption.review import EVERY, TO_READ, ReviewTable, review, somebody_is_there
 from helpers.config import CaptionConfig
-from helpers.errors import RunError
-from helpers.records import Caption, append_row, latest, read_rows
+from helpers.core.errors import RunError
+from helpers.core.records import Caption, append_row, latest, read_rows
 from tests.conftest import lines
 from tests.loopback_claude import LoopbackClaude
 from tests.test_claude import config_of, make_run, name_of

@@ -9,18 +9,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers.config import InferenceConfig, TrainConfig, configure
+from helpers.core.errors import RunError
+from helpers.core.files import read_json, write_json
+from helpers.core.run import Run
 from helpers.demo.tokenizer import make_tokenizer
-from helpers.errors import RunError
-from helpers.foreign import model_folder
-from helpers.inference.card import write_card
-from helpers.inference.export import export
+from helpers.inference.draw.sampler import Request, Studio
 from helpers.inference.report import report, words
-from helpers.inference.sample import Request, Studio
-from helpers.licence import licence_of
-from helpers.run import Run
-from helpers.store import read_json, write_json
-from helpers.tokens import count_tokens, shorten, token_limit
-from helpers.train.loop import train, verify_model
+from helpers.inference.share.model_card import write_card
+from helpers.inference.share.one_file import export
+from helpers.models.licence import licence_of
+from helpers.models.tokens import count_tokens, shorten, token_limit
+from helpers.models.untrusted import model_folder
+from helpers.train.trainer import train, verify_model
 from tests.conftest import SMALL_TRAINING, train_until
 from tests.test_bases import one_file
 from tests.test_its_own_training import build_again

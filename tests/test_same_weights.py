@@ -9,12 +9,12 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from helpers.device import pick_device
-from helpers.errors import RunError
-from helpers.train.cache import Examples, _digest
-from helpers.train.loop import train
+from helpers.core.errors import RunError
+from helpers.host.device import pick_device
+from helpers.train.latents import Examples, _digest
 from helpers.train.loss import FixedLoss, snr_weights
 from helpers.train.model import load_parts
+from helpers.train.trainer import train
 from tests.conftest import lines, train_until
 from tests.test_train import same, settings, weights
 

@@ -4,17 +4,17 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from jupyter_client.manager import start_new_kernel
 
-from helpers.inference.sample import Studio, settings_of
-from helpers.inference.widget import PromptBox
-from helpers.records import Caption, append_row
-from helpers.run import Run
+from helpers.core.records import Caption, append_row
+from helpers.core.run import Run
+from helpers.inference.draw.prompt_box import PromptBox
+from helpers.inference.draw.sampler import Studio, settings_of
 from tests.test_claude import make_run, name_of
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 TABLE = """
 from helpers.caption.review import review
 from helpers.config import CaptionConfig
-from helpers.run import Run
+from helpers.core.run import Run
 table = review(CaptionConfig(run="art"), Run("art"))
 """
 

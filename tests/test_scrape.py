@@ -2,11 +2,11 @@ import pytest
 from PIL import Image
 
 from helpers.config import ScrapeConfig
+from helpers.core.errors import RunError
+from helpers.core.records import Post, Rejection, read_rows
+from helpers.core.run import IMAGE_NAME, Run
 from helpers.dataset.takedown import remove
-from helpers.errors import RunError
-from helpers.records import Post, Rejection, read_rows
-from helpers.run import IMAGE_NAME, Run
-from helpers.scrape.intake import find, take, verify_images
+from helpers.scrape.ingest import find, take, verify_images
 from tests.conftest import lines, photograph
 
 

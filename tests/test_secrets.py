@@ -18,9 +18,9 @@ import pytest
 
 from helpers import batch
 from helpers.config import CaptionConfig, ScrapeConfig, TrainConfig, configure
-from helpers.errors import RunError
-from helpers.records import Rejection, append_row
-from helpers.redact import hide, redact
+from helpers.core.errors import RunError
+from helpers.core.records import Rejection, append_row
+from helpers.core.redact import hide, redact
 from tests.conftest import ROOT, SMALL_TRAINING, typed
 from tests.loopback_claude import LoopbackClaude
 from tests.loopback_hub import TOKEN, loopback_hub
@@ -235,7 +235,7 @@ def test_no_log_record_holds_a_secret_in_message_arguments_or_traceback(secrets,
         ("threading.Thread(target=fail).start()", "ValueError: [ANTHROPIC_API_KEY]"),
         ("warnings.warn('with ' + key)", "UserWarning: with [ANTHROPIC_API_KEY]"),
         (
-            "from helpers.errors import RunError; sys.exit(str(RunError(key)))",
+            "from helpers.core.errors import RunError; sys.exit(str(RunError(key)))",
             "[ANTHROPIC_API_KEY]",
         ),
         ("class A:\n def __del__(self): fail()\na = A(); del a", "ValueError: [ANTHROPIC_API_KEY]"),

@@ -4,7 +4,7 @@ import pytest
 
 from helpers.batch import plan
 from helpers.config import DatasetConfig, InferenceConfig, TrainConfig, configure, from_text
-from helpers.errors import RunError
+from helpers.core.errors import RunError
 
 
 @pytest.mark.parametrize("given", [["a cat", "a dog"], ("a cat", "a dog"), "a cat\na dog"])

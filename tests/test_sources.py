@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from helpers.config import ScrapeConfig
-from helpers.errors import RunError
-from helpers.records import Post, Rejection, read_rows
-from helpers.run import Run
-from helpers.scrape import login
-from helpers.scrape.intake import find, take, verify_images
+from helpers.core.errors import RunError
+from helpers.core.records import Post, Rejection, read_rows
+from helpers.core.run import Run
+from helpers.scrape.ingest import find, take, verify_images
+from helpers.scrape.instagram import login
 from tests.conftest import photograph
 from tests.loopback_instagram import CANARIES, COOKIES, picture
 

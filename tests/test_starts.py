@@ -11,10 +11,12 @@ import tomllib
 import nbformat
 import pytest
 
-import helpers.colab
-from helpers.colab import FOLDER_ON_DRIVE, RELEASE, REPOSITORY, keep
-from helpers.drive import Drive
-from helpers.restore import restore_from
+import helpers.host.colab
+from helpers.host.colab import FOLDER_ON_DRIVE
+from helpers.host.repository import RELEASE, REPOSITORY
+from helpers.mirror.drive import Drive
+from helpers.mirror.restore import restore_from
+from helpers.mirror.sync import sync
 from tests.conftest import ROOT, SMALL_TRAINING, lines, make_dataset
 from tools import colab_batch
 
@@ -31,10 +33,10 @@ def origin(tmp_path_factory):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (*ROOT.glob("requirements*.txt"), ROOT / "pyproject.toml"):
         shutil.copy(path, folder)
-    code = (folder / "helpers/colab.py").read_text()
+    code = (folder / "helpers/host/colab.py").read_text()
     assert code.count('MOUNT = Path("/content/drive")') == 1
     code = code.replace('Path("/content/drive")', 'Path(os.environ["STUB_MOUNT"])')
-    (folder / "helpers/colab.py").write_text(code)
+    (folder / "helpers/host/colab.py").write_text(code)
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"], ["tag", RELEASE]):
         subprocess.run([*git, *words], check=True)
@@ -151,8 +153,8 @@ def test_after_a_lost_machine_the_training_goes_on_from_drive(colab, pictures, t
     with pytest.MonkeyPatch.context() as patch:
         (colab / "first").mkdir()
         patch.chdir(colab / "first")
-        patch.setattr(helpers.colab, "DRIVE", colab / "cloud")
-        assert "is kept on Google Drive" in keep(make_dataset("mine", pictures))
+        patch.setattr(helpers.host.colab, "DRIVE", colab / "cloud")
+        assert "is kept on Google Drive" in sync(make_dataset("mine", pictures))
     by_hand(read("04", max_steps=2, **typed), colab)
     kept = colab / "cloud" / FOLDER_ON_DRIVE / "mine"
     assert [p.name for p in (kept / "checkpoints").glob("step-*2")] == ["step-000002"]
@@ -242,7 +244,7 @@ def run_cell(code, folder, program):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_only_who_has_the_notebook_open_is_asked(tmp_path, program):
-    code = "from helpers.colab import is_attended\nprint(is_attended())"
+    code = "from helpers.host.colab import is_attended\nprint(is_attended())"
     printed = run_cell(code, tmp_path, PROGRAMS[program])
     assert printed == f"{program == PERSON}\n"
 
@@ -259,7 +261,7 @@ def test_only_who_has_the_notebook_open_is_asked(tmp_path, program):
 )
 def test_a_secret_comes_or_a_line_says_how_to_set_it(tmp_path, monkeypatch, secrets, said):
     code = (
-        "from helpers.colab import secret\nfrom helpers.errors import RunError\n"
+        "from helpers.host.colab import secret\nfrom helpers.core.errors import RunError\n"
         "try:\n    print(secret('KEY'))\nexcept RunError as error:\n    print(error)"
     )
     monkeypatch.delenv("KEY", raising=False)
@@ -270,7 +272,7 @@ def test_a_secret_comes_or_a_line_says_how_to_set_it(tmp_path, monkeypatch, secr
 
 def test_where_nobody_can_be_asked_a_line_says_how_to_hand_a_secret_on(tmp_path, monkeypatch):
     code = (
-        "from helpers.colab import secret\nfrom helpers.errors import RunError\n"
+        "from helpers.host.colab import secret\nfrom helpers.core.errors import RunError\n"
         "try:\n    secret('KEY')\nexcept RunError as error:\n    print(error)"
     )
     monkeypatch.delenv("KEY", raising=False)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.errors import RunError
-from helpers.records import Caption, Rejection, append_row, latest, read_rows, reject
-from helpers.store import append_line, damage, replacing_file, replacing_folder
+from helpers.core.errors import RunError
+from helpers.core.files import append_line, damage, replacing_file, replacing_folder
+from helpers.core.records import Caption, Rejection, append_row, latest, read_rows, reject
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
@@ -44,7 +44,7 @@ def test_a_kill_between_two_lines_loses_none_and_a_half_line_is_cut_off(tmp_path
     path = tmp_path / "rows.jsonl"
     code = textwrap.dedent(f"""
         from pathlib import Path
-        from helpers.store import append_line
+        from helpers.core.files import append_line
         path = Path({str(path)!r})
         append_line(path, "one"); append_line(path, "two")
         with path.open("a") as f:

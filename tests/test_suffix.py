@@ -7,17 +7,17 @@ import pytest
 from helpers.caption.check import problems_of
 from helpers.caption.ledger import caption_images, pending
 from helpers.config import CaptionConfig, DatasetConfig, ScrapeConfig, TrainConfig, configure
+from helpers.core.records import Caption
+from helpers.core.run import Run
+from helpers.core.suffix import append_suffix, common_ending, has_suffix, strip_suffix
 from helpers.dataset.build import build, verify_dataset
 from helpers.dataset.charts import suffix_note
 from helpers.dataset.curate import curate
-from helpers.dataset.layout import read_records
+from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import split
-from helpers.device import pick_device
-from helpers.inference.prompts import Prompts
-from helpers.records import Caption
-from helpers.run import Run
-from helpers.scrape.intake import find, take
-from helpers.suffix import append_suffix, common_ending, has_suffix, strip_suffix
+from helpers.host.device import pick_device
+from helpers.inference.draw.prompts import Prompts
+from helpers.scrape.ingest import find, take
 from helpers.train.prepare import Training
 from tests.conftest import SMALL_TRAINING, photograph
 

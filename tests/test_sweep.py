@@ -14,19 +14,21 @@ import pytest
 import torch
 from sqlalchemy import create_engine
 
-from helpers import colab
 from helpers.config import TrainConfig, configure
-from helpers.errors import ElsewhereError, RunError
-from helpers.run import Run
-from helpers.store import damage, folder_hash
-from helpers.train import loop, study, sweep, trial
+from helpers.core.errors import ElsewhereError, RunError
+from helpers.core.files import damage, folder_hash
+from helpers.core.run import Run
+from helpers.figures.trials import best_of, plot_trials, previews_of, read_trials, table
+from helpers.host import colab
+from helpers.mirror import sync
+from helpers.train import trainer
 from helpers.train.limits import machine_errors
-from helpers.train.loop import train, verify_model
-from helpers.train.promote import promote
-from helpers.train.search import batch_of, plan_trials, trial_config
-from helpers.train.study import SECRET, Database, open_place
-from helpers.train.sweep import describe, run_trials, sweep_if_asked
-from helpers.trials import best_of, plot_trials, previews_of, read_trials, table
+from helpers.train.sweep import runner, study, trial
+from helpers.train.sweep.promote import promote
+from helpers.train.sweep.runner import describe, run_trials, sweep_if_asked
+from helpers.train.sweep.search import batch_of, plan_trials, trial_config
+from helpers.train.sweep.study import SECRET, Database, open_place
+from helpers.train.trainer import train, verify_model
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
 from tests.kills import forked, is_operation
 from tests.postgres import postgres
@@ -214,19 +216,19 @@ def test_a_fresh_machine_with_nothing_but_the_mirror_goes_on_in_the_middle_of_a_
     fresh, swept_folder, tiny_base, monkeypatch
 ):
     monkeypatch.setattr(colab, "DRIVE", swept_folder.parent / "cloud")
-    monkeypatch.setattr(colab, "_mirrors", {})
+    monkeypatch.setattr(sync, "_mirrors", {})
     colab.DRIVE.mkdir()
     config = settings(tiny_base)
 
     def act():
-        loop.keep_soon = trial.keep_soon = colab.keep  # as if Drive were quick
-        colab.keep(fresh)
+        trainer.sync_soon = trial.sync_soon = sync.sync  # as if Drive were quick
+        sync.sync(fresh)
         list(run_trials(config, fresh))
 
     at = iter(range(2))  # the second trial's second checkpoint
     assert in_child(act, die_when=lambda *e: is_second_checkpoint(*e) and next(at)) == "killed"
     shutil.rmtree(fresh.folder)
-    assert "files brought back" in colab.restore(fresh)
+    assert "files brought back" in sync.restore(fresh)
     said = list(run_trials(config, fresh))
     assert [line for line in said if "steps" in line][0].endswith("goes on from step 2")
     assert figures(fresh) == figures(Run("undisturbed"))
@@ -392,7 +394,7 @@ def test_two_workers_on_one_postgresql_share_and_take_over(
 
 def test_a_server_that_ends_every_connection_is_waited_for(fresh, tiny_base, monkeypatch):
     monkeypatch.setattr(study, "BEAT_S", 0.05)
-    monkeypatch.setattr(sweep, "PAUSES_S", (0, 0.2, 0.2, 0.2))
+    monkeypatch.setattr(runner, "PAUSES_S", (0, 0.2, 0.2, 0.2))
     with postgres() as address:
         monkeypatch.setenv(SECRET, address)
         config = settings(tiny_base, sweep_storage="postgresql")

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from helpers.store import write_json
-from helpers.trials import (
+from helpers.core.files import write_json
+from helpers.figures.trials import (
     MOST_LABELS,
     TrialRow,
     plot_trials,

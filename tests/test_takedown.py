@@ -8,20 +8,21 @@ from pathlib import Path
 import datasets
 import pytest
 
-from helpers import colab
 from helpers.caption.ledger import verify_captions
 from helpers.config import DatasetConfig
+from helpers.core.errors import RunError
+from helpers.core.files import damage, folder_hash, write_json
+from helpers.core.records import Rejection, read_rows
+from helpers.core.run import Run
 from helpers.dataset import takedown
 from helpers.dataset.build import build, verify_dataset
 from helpers.dataset.curate import curate, take_back
-from helpers.dataset.layout import read_records
+from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import split
 from helpers.dataset.takedown import remove
-from helpers.errors import RunError
-from helpers.records import Rejection, read_rows
-from helpers.run import Run
-from helpers.scrape.intake import verify_images
-from helpers.store import damage, folder_hash, write_json
+from helpers.host import colab
+from helpers.mirror import sync
+from helpers.scrape.ingest import verify_images
 from tests.conftest import make_dataset, photograph
 from tests.kills import kills_at_every_operation
 
@@ -140,14 +141,14 @@ def test_the_mirror_on_drive_loses_it_too(run, tmp_path, monkeypatch):
     drive.mkdir()
     monkeypatch.setattr(colab, "DRIVE", drive)
     monkeypatch.setattr(takedown, "DRIVE", drive)
-    colab.restore(run)
-    assert "is kept" in colab.keep(run)
+    sync.restore(run)
+    assert "is kept" in sync.sync(run)
     pictures = [path.read_bytes() for path in run.images.glob(f"{GONE}_*.jpg")]
     assert len(pictures) == 2 and any(found_in(drive, picture) for picture in pictures)
     remove(run, GONE)
     assert not any(found_in(drive, picture) for picture in pictures)
     shutil.rmtree(run.folder)
-    colab.restore(run)
+    sync.restore(run)
     assert traces(run) == set() and damage(run.dataset) is None
     assert len(list(run.images.glob("*.jpg"))) == 6
 
@@ -161,7 +162,7 @@ def test_what_is_on_drive_alone_is_taken_down_too(run, tmp_path, monkeypatch):
     drive.mkdir()
     monkeypatch.setattr(colab, "DRIVE", drive)
     monkeypatch.setattr(takedown, "DRIVE", drive)
-    colab.keep(run)
+    sync.sync(run)
     pictures = [path.read_bytes() for path in run.images.glob(f"{GONE}_*.jpg")]
     shutil.rmtree(run.folder)
     remove(run, GONE)

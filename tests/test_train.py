@@ -12,16 +12,16 @@ from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from helpers.config import TrainConfig, configure
-from helpers.device import Device, pick_device
-from helpers.errors import RunError
-from helpers.run import Run
-from helpers.store import damage
-from helpers.train.cache import Examples, encode_texts
-from helpers.train.loop import train, verify_model
+from helpers.core.errors import RunError
+from helpers.core.files import damage
+from helpers.core.run import Run
+from helpers.host.device import Device, pick_device
+from helpers.train.latents import Examples, encode_texts
 from helpers.train.loss import FixedLoss, diffusion_loss, snr_weights
 from helpers.train.model import load_parts
 from helpers.train.order import draws_at, image_at
 from helpers.train.preview import draw_previews
+from helpers.train.trainer import train, verify_model
 from helpers.train.verdict import judge
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, train_until, typed
 from tests.kills import forked

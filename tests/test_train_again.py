@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.errors import RunError, Stopped
-from helpers.train.loop import train, verify_model
+from helpers.core.errors import RunError, Stopped
+from helpers.train.trainer import train, verify_model
 from tests.conftest import lines
 from tests.test_train import settings
 

@@ -3,10 +3,10 @@
 import pytest
 from transformers import CLIPTokenizer
 
-from helpers.tokens import count_tokens, shorten
+from helpers.models.tokens import count_tokens, shorten
 from helpers.train.buckets import Framing
 from helpers.train.inputs import what_does_not_fit
-from helpers.train.loop import train
+from helpers.train.trainer import train
 from tests.conftest import make_dataset, photograph
 from tests.test_train import settings
 

@@ -21,24 +21,24 @@ from torch._dynamo.utils import counters
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from helpers.config import TrainConfig, configure
-from helpers.device import Device, _attention
-from helpers.errors import RunError
-from helpers.records import read_metadata
-from helpers.run import Run
-from helpers.store import folder_bytes, read_json, write_json
-from helpers.train import loop
+from helpers.core.errors import RunError
+from helpers.core.files import folder_bytes, read_json, write_json
+from helpers.core.records import read_metadata
+from helpers.core.run import Run
+from helpers.host.device import Device, _attention
 from helpers.train import plan as plan_module
+from helpers.train import trainer
 from helpers.train.buckets import Framing, bucket_of
-from helpers.train.cache import _digest
 from helpers.train.checkpoint import Belongs, State, resume, save
 from helpers.train.ema import MovingAverage
 from helpers.train.footprint import random_inputs
+from helpers.train.latents import _digest
 from helpers.train.limits import machine_errors, what_to_change
-from helpers.train.loop import train, verify_model
 from helpers.train.model import LORA_TARGETS
-from helpers.train.optimizer import make_optimizer
+from helpers.train.optim import make_optimizer
 from helpers.train.order import Order, draws_at, image_at, variant_at
 from helpers.train.plan import _build, _passing, latent_side, plan, refuse_too_large
+from helpers.train.trainer import train, verify_model
 from helpers.train.verdict import best_of, worst_first
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph, train_until, typed
 from tests.test_train import same, settings, weights
@@ -466,7 +466,7 @@ def test_checkpoints_that_are_there_are_no_reason_to_refuse_the_next(
     needed = 4 * plan(config, dataset, CPU).checkpoint_gb * 1e9
     free = int(needed - folder_bytes(dataset.checkpoints) / 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    monkeypatch.setattr(plan_module, "drive_room_bytes", lambda _: math.inf)
+    monkeypatch.setattr(plan_module, "remote_room_bytes", lambda _: math.inf)
     refuse_too_large(config, dataset, CPU)
     shutil.rmtree(dataset.checkpoints)
     with pytest.raises(RunError, match="4 checkpoints of .* do not fit"):
@@ -478,7 +478,7 @@ def test_a_model_trained_in_half_precision_draws_by_the_cards_own_lines(
     dataset, tiny_base, monkeypatch, method
 ):
     half = Device(torch.device("cpu"), "bf16", "sdpa", ())
-    monkeypatch.setattr(loop, "pick_device", lambda *_: half)
+    monkeypatch.setattr(trainer, "pick_device", lambda *_: half)
     list(train(settings(tiny_base, method=method, rank=4), dataset))
     saved = load_file(dataset.model / "text_encoder/model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
@@ -491,7 +491,7 @@ def test_a_model_trained_in_half_precision_draws_by_the_cards_own_lines(
 def test_trainings_of_two_precisions_fit_into_one_process(dataset, tiny_base, monkeypatch):
     for precision in ("bf16", "no"):
         device = Device(torch.device("cpu"), precision, "sdpa", ())
-        monkeypatch.setattr(loop, "pick_device", lambda *_, device=device: device)
+        monkeypatch.setattr(trainer, "pick_device", lambda *_, device=device: device)
         list(train(settings(tiny_base, mixed_precision=precision), dataset))
         set_aside(dataset, "checkpoints", "model")
 

@@ -7,8 +7,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from helpers.device import Device
-from helpers.train.cache import Examples
+from helpers.host.device import Device
+from helpers.train.latents import Examples
 from helpers.train.loss import FixedLoss, diffusion_loss
 from helpers.train.verdict import judge
 

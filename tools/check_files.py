@@ -1,8 +1,8 @@
 """What must never be committed: `python -m tools.check_files FILE...` names each file that has it, and exits 1.
 
 pre-commit calls it on what is staged, the tests on all that the repository tracks. Secrets by the forms that
-their makers publish: longer than those that helpers/redact.py takes out, which may hit a harmless word, since here a
-hit stops a commit. Large files and notebooks' outputs because git keeps them for ever.
+their makers publish: longer than those that helpers/core/redact.py takes out, which may hit a harmless word,
+since here a hit stops a commit. Large files and notebooks' outputs because git keeps them for ever.
 """
 
 import json

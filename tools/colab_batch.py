@@ -5,7 +5,7 @@
 
 `colab` is Google's google-colab-cli, which sends this one file to a machine that has nothing else of the
 project: so it stands outside helpers/ and takes the standard library alone. It clones the release, or the newest
-main where that tag is not to be had, and leaves the rest to what it cloned: helpers.setup, helpers.batch.
+main where that tag is not to be had, and leaves the rest to what it cloned: helpers.host.setup, helpers.batch.
 It ends as the notebooks do, with an exit status; the pack is RUN.tar when all went well, and RUN-stopped.tar when not.
 """
 

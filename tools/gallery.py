@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from helpers.pictures import loss_curves, open_rgb
-from helpers.records import read_log
-from helpers.run import Run
+from helpers.core.records import read_log
+from helpers.core.run import Run
+from helpers.figures.pictures import loss_curves, open_rgb
 
 ASSETS = Path("assets")
 MOST_BYTES = 300_000

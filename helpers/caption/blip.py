@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from helpers.config import CaptionConfig
-from helpers.foreign import reading
-from helpers.pictures import open_rgb
-from helpers.records import Caption, Post, append_row
-from helpers.run import Run
+from helpers.core.records import Caption, Post, append_row
+from helpers.core.run import Run
+from helpers.figures.pictures import open_rgb
+from helpers.models.untrusted import reading
 
 MOST_TOKENS = 60
 BEAMS = 3

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
-from helpers.caption.prompt import listed
-from helpers.colab import on_colab
+from helpers.caption.claude.prompt import listed
 from helpers.config import CaptionConfig, DatasetConfig
-from helpers.records import Caption
-from helpers.run import Run
-from helpers.store import read_json
-from helpers.suffix import strip_suffix
-from helpers.tokens import base_model_of, token_limit
+from helpers.core.files import read_json
+from helpers.core.records import Caption
+from helpers.core.run import Run
+from helpers.core.suffix import strip_suffix
+from helpers.host.colab import on_colab
+from helpers.models.tokens import base_model_of, token_limit
 
 TOO_LONG = "over"  # begins the name of what no person's yes can mend
 CLIP = "openai/clip-vit-large-patch14"  # whose tokens Stable Diffusion's are

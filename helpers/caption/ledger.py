@@ -6,11 +6,19 @@ from dataclasses import replace
 from helpers.caption import sidecar
 from helpers.caption.check import problems_of
 from helpers.caption.stale import find_stale, model_name, standing_words
-from helpers.colab import keep_soon
 from helpers.config import CaptionConfig
-from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row, caption_costs, latest, present, read_rows
-from helpers.run import Run
+from helpers.core.errors import RunError
+from helpers.core.records import (
+    Caption,
+    Post,
+    append_row,
+    caption_costs,
+    latest,
+    present,
+    read_rows,
+)
+from helpers.core.run import Run
+from helpers.mirror.sync import sync_soon
 
 Captioner = Callable[[CaptionConfig, Run, list[Post]], Iterator[Caption]]
 MIRROR_EVERY = 100  # captions; a lost Colab machine costs no more than these
@@ -20,9 +28,9 @@ def captioner_of(config: CaptionConfig) -> Captioner:
     """What captions images. Each of them keeps a row before it yields it; none is loaded before it is chosen."""
     match config.captioner:
         case "claude":
-            from helpers.caption import claude
+            from helpers.caption.claude import captioner
 
-            return claude.caption_images
+            return captioner.caption_images
         case "blip":
             from helpers.caption import blip
 
@@ -89,7 +97,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
             _keep_standing(run, before.get(row.file_name), row)
             yield row
             if number % MIRROR_EVERY == 0:
-                keep_soon(run)
+                sync_soon(run)
 
 
 def _keep_standing(run: Run, before: Caption | None, row: Caption) -> None:
@@ -105,7 +113,7 @@ def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
     posts = _still_pending(config, run, posts)
     if config.captioner != "claude" or not posts:
         return f"{len(posts)} images by {config.captioner}: $0"
-    from helpers.caption.estimate import estimate
+    from helpers.caption.claude.estimate import estimate
 
     return str(estimate(config, run, posts))
 

@@ -16,10 +16,10 @@ from PIL import Image
 from helpers.caption.check import TOO_LONG
 from helpers.caption.ledger import ask_again, edit, problems
 from helpers.config import CaptionConfig
-from helpers.errors import RunError
-from helpers.pictures import open_rgb
-from helpers.records import Caption, Post, latest, read_rows
-from helpers.run import Run
+from helpers.core.errors import RunError
+from helpers.core.records import Caption, Post, latest, read_rows
+from helpers.core.run import Run
+from helpers.figures.pictures import open_rgb
 
 PAGE = 8  # rows
 PICTURE_PX = 160

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from helpers.caption_text import read_text
 from helpers.config import CaptionConfig
-from helpers.errors import RunError
-from helpers.records import Caption, Post, append_row
-from helpers.run import Run
+from helpers.core.errors import RunError
+from helpers.core.records import Caption, Post, append_row
+from helpers.core.run import Run
+from helpers.core.text import read_text
 
 
 def caption_images(_config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:

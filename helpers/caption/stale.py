@@ -7,12 +7,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from helpers.caption.prompt import STYLE_GUIDE, example_pairs, listed
+from helpers.caption.claude.prompt import STYLE_GUIDE, example_pairs, listed
 from helpers.config import CaptionConfig
-from helpers.errors import RunError
-from helpers.records import Caption, latest, read_rows
-from helpers.run import Run
-from helpers.store import sha256
+from helpers.core.errors import RunError
+from helpers.core.files import sha256
+from helpers.core.records import Caption, latest, read_rows
+from helpers.core.run import Run
 
 
 def model_name(config: CaptionConfig) -> str:

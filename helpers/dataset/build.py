@@ -9,10 +9,13 @@ import pandas as pd
 from PIL import Image
 
 from helpers.config import DatasetConfig
-from helpers.dataset.card import write_card
-from helpers.dataset.history import remember
-from helpers.dataset.join import up_to_date
-from helpers.dataset.layout import (
+from helpers.core.decode import ImageError, decode, pixels_only, read_picture_file
+from helpers.core.errors import RunError
+from helpers.core.files import damage, folder_hash, replacing_folder
+from helpers.core.records import NO_BREAK_SPACE, read_metadata
+from helpers.core.run import Run
+from helpers.dataset.dataset_card import write_card
+from helpers.dataset.dataset_files import (
     ABOUT,
     NOT_IN_IT,
     SPLITS,
@@ -22,11 +25,8 @@ from helpers.dataset.layout import (
     write_about,
     write_records,
 )
-from helpers.decode import ImageError, decode, pixels_only, read_picture_file
-from helpers.errors import RunError
-from helpers.records import NO_BREAK_SPACE, read_metadata
-from helpers.run import Run
-from helpers.store import damage, folder_hash, replacing_folder
+from helpers.dataset.history import remember
+from helpers.dataset.join import up_to_date
 
 
 def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from PIL import Image
 
-from helpers.errors import RunError
-from helpers.suffix import append_suffix, common_ending, has_suffix, strip_suffix
+from helpers.core.errors import RunError
+from helpers.core.suffix import append_suffix, common_ending, has_suffix, strip_suffix
 
 MOST_TOKENS = 77  # what CLIP's text encoder reads, a start and an end among them
 # CLIP's own cut into pieces (Radford et al. 2021, simple_tokenizer.py), in the terms of Python's re

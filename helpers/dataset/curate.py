@@ -13,6 +13,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers.config import DatasetConfig
+from helpers.core.errors import RunError
+from helpers.core.files import write_text
+from helpers.core.records import Rejection, rewrite
+from helpers.core.run import Run
 from helpers.dataset.join import candidates, without_image
 from helpers.dataset.quality import Quality, measure, oddness
 from helpers.dataset.resemblance import (
@@ -23,11 +27,7 @@ from helpers.dataset.resemblance import (
     joined,
     look,
 )
-from helpers.errors import RunError
-from helpers.pictures import open_rgb
-from helpers.records import Rejection, rewrite
-from helpers.run import Run
-from helpers.store import write_text
+from helpers.figures.pictures import open_rgb
 
 LEAST = 4  # images
 NEARLY_AS_SHARP = 0.5  # of the sharpest; JPEG's block edges look sharp as well

@@ -10,9 +10,9 @@ import ipywidgets as widgets
 import pandas as pd
 from PIL import Image
 
+from helpers.core.run import Run
 from helpers.dataset.curate import take_back
-from helpers.pictures import grid, open_rgb
-from helpers.run import Run
+from helpers.figures.pictures import grid, open_rgb
 
 SIDE_PX = 120
 MOST = 24  # images of a reason

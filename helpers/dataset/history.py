@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from helpers.dataset.layout import read_records
-from helpers.records import append_row, read_rows
-from helpers.run import Run
-from helpers.store import MANIFEST, folder_hash
+from helpers.core.files import MANIFEST, folder_hash
+from helpers.core.records import append_row, read_rows
+from helpers.core.run import Run
+from helpers.dataset.dataset_files import read_records
 
 
 @dataclass(frozen=True)

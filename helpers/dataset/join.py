@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from helpers.config import DatasetConfig
-from helpers.errors import RunError
-from helpers.records import Caption, Post, latest, read_rows
-from helpers.run import Run
-from helpers.suffix import strip_suffix
+from helpers.core.errors import RunError
+from helpers.core.records import Caption, Post, latest, read_rows
+from helpers.core.run import Run
+from helpers.core.suffix import strip_suffix
 
 FORMULA = "=+-@＝＋－＠"  # with which a spreadsheet takes a cell for a formula
 

@@ -7,19 +7,20 @@ is written to taken_down.txt first, and every following step is whole in itself:
 import argparse
 import re
 import shutil
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.colab import DRIVE, FOLDER_ON_DRIVE, purge_drive, restore
-from helpers.dataset.card import write_card
+from helpers.core.errors import RunError
+from helpers.core.files import replacing_folder, write_text
+from helpers.core.process import run_command
+from helpers.core.records import Post, read_rows, rewrite
+from helpers.core.run import IMAGE_SUFFIXES, Run
+from helpers.dataset.dataset_card import write_card
+from helpers.dataset.dataset_files import copy_without, read_records
 from helpers.dataset.history import editions, remember
-from helpers.dataset.layout import copy_without, read_records
-from helpers.errors import RunError
-from helpers.records import Post, read_rows, rewrite
-from helpers.run import IMAGE_SUFFIXES, Run
-from helpers.store import replacing_folder, write_text
+from helpers.host.colab import DRIVE, FOLDER_ON_DRIVE
+from helpers.mirror.sync import purge_remote, restore
 
 _SUFFIXES = "|".join((*IMAGE_SUFFIXES, "txt"))
 SHORTCODE = re.compile(r"[A-Za-z0-9_-]{1,90}")
@@ -64,7 +65,7 @@ def remove(run: Run, shortcode: str) -> Removal:
         write_text(run.taken_down, "".join(f"{word}\n" for word in (*listed, *new)))
     seen = _seen(run, shortcode)
     _purge(run, shortcode, files)
-    purge_drive(run)
+    purge_remote(run)
     return Removal(shortcode, tuple(sorted(files)), tuple(seen), tuple(_beyond(run)))
 
 
@@ -170,7 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RunError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

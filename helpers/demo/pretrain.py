@@ -24,6 +24,8 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from helpers.core.files import read_json, replacing_folder, write_json, write_text
+from helpers.core.process import run_command
 from helpers.demo.autoencoder import encode, train_autoencoder
 from helpers.demo.looks import LOOKS, strange_suffix, wear
 from helpers.demo.looks import suffix as look_suffix
@@ -31,7 +33,6 @@ from helpers.demo.optimise import draw, optimise
 from helpers.demo.paint import SIZE_PX
 from helpers.demo.scenes import PRETRAIN_SCENES_FROM, random_scene
 from helpers.demo.tokenizer import make_tokenizer
-from helpers.store import read_json, replacing_folder, write_json, write_text
 
 NEW_WORD_LENGTH = 2.0  # where words of the captions come to 0.5
 # SD v1's own schedule
@@ -274,4 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -7,10 +7,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from helpers.inference.judge import Groups
-from helpers.inference.sample import is_blocked
-from helpers.inference.trained import Trained
-from helpers.pictures import (
+from helpers.core.files import read_json
+from helpers.core.records import Post, Rejection, latest, read_rows
+from helpers.core.run import STAGES, Run
+from helpers.figures.pictures import (
     GAP_PX,
     contact_sheet,
     data_url,
@@ -19,10 +19,10 @@ from helpers.pictures import (
     loss_curves,
     open_rgb,
 )
-from helpers.records import Post, Rejection, latest, read_rows
-from helpers.run import STAGES, Run
-from helpers.store import read_json
-from helpers.trials import plot_trials, previews_of, read_trials
+from helpers.figures.trials import plot_trials, previews_of, read_trials
+from helpers.inference.draw.sampler import is_blocked
+from helpers.inference.judge.judgement import Groups
+from helpers.inference.trained import Trained
 
 TEMPLATE = "report.html.j2"
 IN_ONE_ROW = 6  # prompts that a preview shows side by side

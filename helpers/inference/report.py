@@ -4,16 +4,23 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from helpers.config import InferenceConfig
-from helpers.errors import RunError
-from helpers.inference.encoders import ImageModel
-from helpers.inference.judge import Groups, adherence, draw_groups, draw_probe, judge
+from helpers.core.errors import RunError
+from helpers.core.files import (
+    folder_hash,
+    read_json,
+    replacing_file,
+    sha256,
+    write_json,
+    write_text,
+)
+from helpers.core.records import caption_costs
+from helpers.core.run import Run
+from helpers.core.suffix import strip_suffix
+from helpers.figures.trials import read_trials
+from helpers.inference.draw.sampler import Studio, requests_of
+from helpers.inference.judge.encoders import ImageModel
+from helpers.inference.judge.judgement import Groups, adherence, draw_groups, draw_probe, judge
 from helpers.inference.page import Rows, page
-from helpers.inference.sample import Studio, requests_of
-from helpers.records import caption_costs
-from helpers.run import Run
-from helpers.store import folder_hash, read_json, replacing_file, sha256, write_json, write_text
-from helpers.suffix import strip_suffix
-from helpers.trials import read_trials
 
 FORMAT = 2  # of the report: one that an older version wrote is made anew
 

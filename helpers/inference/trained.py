@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.records import read_log, read_metadata
-from helpers.run import Run
-from helpers.store import MANIFEST, folder_hash, read_json
-from helpers.suffix import strip_suffix
+from helpers.core.files import MANIFEST, folder_hash, read_json
+from helpers.core.records import read_log, read_metadata
+from helpers.core.run import Run
+from helpers.core.suffix import strip_suffix
 
 SUFFIX_IN_CARD = re.compile(r"^.*End a prompt with `(.*)` for the style\.$", re.MULTILINE)
 Picture = tuple[Path, str]  # an image of the dataset, and its caption without the suffix

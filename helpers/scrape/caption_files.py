@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from helpers.caption_text import alternatives, decode, decode_western, one_line
-from helpers.errors import RunError
+from helpers.core.errors import RunError
+from helpers.core.text import alternatives, decode, decode_western, one_line
 from helpers.scrape.caption_lists import (
     Finder,
     Record,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from helpers.caption_text import one_line
+from helpers.core.text import one_line
 
 DELIMITERS = ",\t;|"
 # columns that hold a caption, the first that there is counts; then any other with "caption" or "prompt" in it

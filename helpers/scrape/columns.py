@@ -5,7 +5,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from helpers.config import ScrapeConfig
-from helpers.errors import RunError
+from helpers.core.errors import RunError
 from helpers.scrape.caption_files import POSITIONS, check_choice, choose, some
 from helpers.scrape.caption_lists import captions_in, rank
 

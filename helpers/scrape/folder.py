@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from stat import S_ISREG
 
-from helpers.colab import why_not_there
 from helpers.config import ScrapeConfig
-from helpers.decode import read_picture_file
-from helpers.errors import RunError
+from helpers.core.decode import read_picture_file
+from helpers.core.errors import RunError
+from helpers.host.colab import why_not_there
 from helpers.scrape.caption_files import read_captions
-from helpers.scrape.found import Final, Found, Listing
 from helpers.scrape.identity import INSTAGRAM_NAME
+from helpers.scrape.items import Final, Found, Listing
 
 MAX_STEM = 60
 VIDEOS = (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".mpg", ".mpeg", ".wmv")

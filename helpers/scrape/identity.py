@@ -9,9 +9,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from helpers.records import Post, latest, read_rows
-from helpers.run import Run
-from helpers.scrape.found import Found
+from helpers.core.records import Post, latest, read_rows
+from helpers.core.run import Run
+from helpers.scrape.items import Found
 
 # SHORTCODE_INDEX as Instagram tools name files: eleven characters that no plain word has
 INSTAGRAM_NAME = re.compile(

@@ -9,14 +9,16 @@ import sys
 import torch
 from accelerate import PartialState
 
-from helpers.colab import STOP_S, keep, keep_before_end
 from helpers.config import TrainConfig, configure, from_text
-from helpers.errors import RunError, Stopped
-from helpers.run import Run
-from helpers.train.loop import train, verify_model
+from helpers.core.errors import Stopped
+from helpers.core.process import run_command
+from helpers.core.run import Run
+from helpers.mirror.sync import STOP_S, sync, sync_before_end
 
 
 def main() -> None:
+    from helpers.train.trainer import train, verify_model  # diffusers, once it is told to be quiet
+
     parser = argparse.ArgumentParser(prog="python -m helpers.train", description=__doc__)
     parser.add_argument("run")
     parser.add_argument("--preset", help="start from a preset, not from the run's own settings")
@@ -33,24 +35,13 @@ def main() -> None:
             if step.held_out_loss is not None:
                 say(f"step {step.step}/{config.max_steps}: held-out loss {step.held_out_loss:.4f}")
     except Stopped:
-        if PartialState().is_main_process and (words := keep_before_end(run, STOP_S)):
+        if PartialState().is_main_process and (words := sync_before_end(run, STOP_S)):
             print(words, file=sys.stderr)
         raise
     say(verify_model(run))
     if PartialState().is_main_process:
-        print(keep(run))
-
-
-def run_main() -> None:
-    """Run `main`; an error or a stop is one line and an exit code, a signal's as a shell has it."""
-    try:
-        main()
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signal)
-    except RunError as error:
-        sys.exit(f"error: {error}")
+        print(sync(run))
 
 
 if __name__ == "__main__":
-    run_main()
+    run_command(main)

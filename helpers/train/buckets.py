@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from helpers.config import TrainConfig
-from helpers.errors import RunError
-from helpers.pictures import open_rgb
+from helpers.core.errors import RunError
+from helpers.figures.pictures import open_rgb
 
 WIDEST = 4.0  # the most that one side may be of the other
 AREAS = (0.8, 1.13)  # of a bucket, as a share of the square's; 2:1 is 768 x 384 at 512

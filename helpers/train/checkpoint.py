@@ -17,10 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from helpers.config import TrainConfig
-from helpers.errors import RunError
-from helpers.records import log_lines, read_log
-from helpers.run import Run
-from helpers.store import (
+from helpers.core.errors import RunError
+from helpers.core.files import (
     MANIFEST,
     damage,
     on_disk,
@@ -31,6 +29,8 @@ from helpers.store import (
     write_json,
     write_text,
 )
+from helpers.core.records import log_lines, read_log
+from helpers.core.run import Run
 
 log = logging.getLogger(__name__)
 WEIGHTS, AVERAGE = "weights.safetensors", "average.safetensors"

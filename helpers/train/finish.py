@@ -12,12 +12,15 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import nn
 
 from helpers.config import TrainConfig, read_settings
-from helpers.errors import RunError
-from helpers.run import Run
-from helpers.store import damage, folder_hash, replacing_folder, write_json
+from helpers.core.errors import RunError
+from helpers.core.files import damage, folder_hash, replacing_folder, write_json
+from helpers.core.run import Run
 from helpers.train import checkpoint
-from helpers.train.cache import token_ids
-from helpers.train.export import (
+from helpers.train.latents import token_ids
+from helpers.train.loss import FixedLoss
+from helpers.train.model import TextAndUNet
+from helpers.train.prepare import NOT_LEARNT, Training
+from helpers.train.save_model import (
     fine_tuned,
     lora_on_its_base,
     merge_lora,
@@ -25,9 +28,6 @@ from helpers.train.export import (
     save_pipeline,
     write_card,
 )
-from helpers.train.loss import FixedLoss
-from helpers.train.model import TextAndUNet
-from helpers.train.prepare import NOT_LEARNT, Training
 from helpers.train.verdict import Verdict, best_of, judge, worst_first
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from helpers.errors import RunError
-from helpers.tokens import count_tokens, shorten
+from helpers.core.errors import RunError
+from helpers.models.tokens import count_tokens, shorten
 from helpers.train.buckets import Framing
 
 Rows = Sequence[tuple[str, str]]  # file name and text

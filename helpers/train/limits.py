@@ -10,10 +10,10 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.config import TrainConfig
-from helpers.device import Device
-from helpers.errors import OutOfMemoryError, RunError
-from helpers.foreign import reading
-from helpers.train.base import check_part_settings
+from helpers.core.errors import OutOfMemoryError, RunError
+from helpers.host.device import Device
+from helpers.models.untrusted import reading
+from helpers.train.check_base import check_part_settings
 from helpers.train.model import ADVICE
 
 LARGE = 100e6  # parameters; a UNet beyond this wants a GPU

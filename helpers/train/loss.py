@@ -6,8 +6,8 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
-from helpers.device import Device
-from helpers.train.cache import Examples
+from helpers.host.device import Device
+from helpers.train.latents import Examples
 from helpers.train.order import generator
 
 

@@ -27,13 +27,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from helpers.capture import CapturedForward
 from helpers.config import TrainConfig
-from helpers.device import Device, load_pipeline, most_steps
-from helpers.foreign import fit_tokenizer, reading, refuse_code
-from helpers.readback import fingerprint
-from helpers.store import read_json, write_json
-from helpers.train.base import check_files, check_parts, load_model
+from helpers.core.files import read_json, write_json
+from helpers.host.device import Device
+from helpers.models.capture import CapturedForward
+from helpers.models.pipeline import load_pipeline, most_steps
+from helpers.models.readback import fingerprint
+from helpers.models.untrusted import fit_tokenizer, reading, refuse_code
+from helpers.train.check_base import check_files, check_parts, load_model
 
 log = logging.getLogger(__name__)
 

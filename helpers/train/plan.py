@@ -12,19 +12,20 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from helpers.capture import Captured
-from helpers.colab import SESSION_HOURS, drive_room_bytes, on_colab
 from helpers.config import TrainConfig
-from helpers.device import GB, Device
-from helpers.errors import RunError
-from helpers.foreign import reading
-from helpers.run import Run
-from helpers.store import folder_bytes
-from helpers.train.base import check_part_settings
+from helpers.core.errors import RunError
+from helpers.core.files import folder_bytes
+from helpers.core.run import Run
+from helpers.host.colab import SESSION_HOURS, on_colab
+from helpers.host.device import GB, Device
+from helpers.mirror.sync import remote_room_bytes
+from helpers.models.capture import Captured
+from helpers.models.untrusted import reading
+from helpers.train.check_base import check_part_settings
 from helpers.train.footprint import pass_bytes, random_inputs
 from helpers.train.limits import machine_errors, refuse_slow, what_to_change
 from helpers.train.model import ADVICE, make_trainable
-from helpers.train.optimizer import make_optimizer
+from helpers.train.optim import make_optimizer
 
 CONTEXT_GB = 0.6  # of CUDA itself
 SMALLEST = 100_000_000  # parameters of a model that one would train for its pictures
@@ -204,7 +205,7 @@ def _free_bytes(run: Run, checkpoint: float) -> float:
     """
     disk = next(p for p in (run.folder, *run.folder.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(disk).free + folder_bytes(run.checkpoints)
-    return min(free, drive_room_bytes(run) + checkpoint)
+    return min(free, remote_room_bytes(run) + checkpoint)
 
 
 def _rehearse(config: TrainConfig, device: Device, steps: int) -> tuple[float, float, float | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from helpers.store import write_json, write_text
+from helpers.core.files import write_json, write_text
 
 PREFIX = "text_model."
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")

@@ -15,24 +15,24 @@ from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 
-from helpers.capture import Captured
 from helpers.config import TrainConfig
-from helpers.device import Device
-from helpers.records import read_metadata
-from helpers.run import Run
-from helpers.store import folder_hash
-from helpers.suffix import append_suffix, strip_suffix
+from helpers.core.files import folder_hash
+from helpers.core.records import read_metadata
+from helpers.core.run import Run
+from helpers.core.suffix import append_suffix, strip_suffix
+from helpers.host.device import Device
+from helpers.models.capture import Captured
 from helpers.train import checkpoint
-from helpers.train.batches import Batches
 from helpers.train.buckets import Framing
-from helpers.train.cache import image_examples, prior_examples, text_examples
+from helpers.train.data import Batches
 from helpers.train.ema import MovingAverage
 from helpers.train.inputs import fit_texts, require_room, what_does_not_fit
+from helpers.train.latents import image_examples, prior_examples, text_examples
+from helpers.train.log import Log, tracker_of
 from helpers.train.loss import FixedLoss, forward_backward
 from helpers.train.model import load_parts, make_trainable
-from helpers.train.optimizer import make_optimizer, restore_layout
+from helpers.train.optim import make_optimizer, restore_layout
 from helpers.train.preview import set_aside_previews
-from helpers.train.track import Log, tracker_of
 from helpers.train.verdict import best_of
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from helpers.config import TrainConfig
-from helpers.pictures import grid
-from helpers.run import Run
-from helpers.store import on_disk, replacing_file
+from helpers.core.files import on_disk, replacing_file
+from helpers.core.run import Run
+from helpers.figures.pictures import grid
 from helpers.train.model import Parts
 
 log = logging.getLogger(__name__)

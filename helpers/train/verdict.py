@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.errors import RunError
+from helpers.core.errors import RunError
 
 NOTICEABLE = 0.01  # of the base's loss; smaller changes are called flat
 CHANCE = 0.02  # of the base's loss; what noise alone does to the gap of two curves

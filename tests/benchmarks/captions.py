@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from helpers.caption.estimate import estimate
+from helpers.caption.claude.estimate import estimate
 from helpers.caption.ledger import caption_images, pending
 from helpers.config import CaptionConfig
-from helpers.run import Run
+from helpers.core.run import Run
 from tests.loopback_claude import PRICES, LoopbackClaude, caption_of, numbered_picture
 from tests.test_claude import make_run, name_of
 

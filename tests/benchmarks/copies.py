@@ -8,7 +8,7 @@ from PIL import Image
 
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import random_scene
-from helpers.inference.copies import CopyFinder, threshold_of
+from helpers.inference.judge.copies import CopyFinder, threshold_of
 
 DRAWS = 500
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from helpers.demo.judge import exam, pixels_of, sample, shares, the_judge
+from helpers.demo.scene_judge import exam, pixels_of, sample, shares, the_judge
 from helpers.demo.scenes import SUFFIX
 
 RUN = Path("runs/demo")

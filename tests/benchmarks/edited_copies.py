@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from helpers.config import DatasetConfig
+from helpers.core.decode import ImageError, decode
 from helpers.dataset.resemblance import edited_copies, look
-from helpers.decode import ImageError, decode
 from tests.test_edited_copies import EDITS
 
 SIDE_PX = 640

@@ -68,10 +68,10 @@ def training(args: argparse.Namespace, cap_gb: float = 0, **given: Any) -> Row:
     import torch
 
     from helpers.config import TrainConfig, configure
-    from helpers.device import pick_device
-    from helpers.run import Run
-    from helpers.train.loop import train
+    from helpers.core.run import Run
+    from helpers.host.device import pick_device
     from helpers.train.plan import refuse_too_large
+    from helpers.train.trainer import train
 
     cap(cap_gb)
     config, run = configure(TrainConfig, settings(args, **given)), Run("bench")
@@ -151,8 +151,8 @@ def equal_losses(args: argparse.Namespace, steps: int = 0, **given: Any) -> Row:
     import torch
 
     from helpers.config import TrainConfig, configure
-    from helpers.run import Run
-    from helpers.train.loop import train
+    from helpers.core.run import Run
+    from helpers.train.trainer import train
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     found = {}
@@ -175,8 +175,9 @@ def drawing(args: argparse.Namespace) -> Row:
     import numpy as np
     import torch
 
-    from helpers.capture import CapturedForward
-    from helpers.device import load_pipeline, pick_device, sample_fast
+    from helpers.host.device import pick_device
+    from helpers.models.capture import CapturedForward
+    from helpers.models.pipeline import load_pipeline, sample_fast
 
     device = pick_device("no" if args.small else "fp16")
     pipeline = load_pipeline(args.base, device.dtype).to(device.device)
@@ -305,7 +306,7 @@ def child(name: str) -> subprocess.Popen:
 
 def measure(name: str, args: argparse.Namespace) -> None:
     """Measure a row in this process, and write it at once."""
-    importlib.import_module("helpers.train.loop")
+    importlib.import_module("helpers.train.trainer")
     sys.stdin.readline()
     began = time.perf_counter()
     try:

@@ -13,13 +13,13 @@ from PIL import Image
 
 from helpers.caption.ledger import caption_images, pending
 from helpers.config import CaptionConfig, DatasetConfig, ScrapeConfig
+from helpers.core.run import Run
 from helpers.dataset.build import build, verify_dataset
 from helpers.dataset.curate import curate
 from helpers.dataset.split import split
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import random_scene
-from helpers.run import Run
-from helpers.scrape.intake import find, take, verify_images
+from helpers.scrape.ingest import find, take, verify_images
 
 COUNT, SIDE_PX = 1000, 1080
 

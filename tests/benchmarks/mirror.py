@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
-from helpers import colab
 from helpers.config import TrainConfig, configure
-from helpers.drive import Drive
-from helpers.run import Run
-from helpers.train.loop import train
+from helpers.core.run import Run
+from helpers.host import colab
+from helpers.mirror import sync
+from helpers.mirror.drive import Drive
+from helpers.train.trainer import train
 from tests.conftest import make_dataset, photograph
 
 BYTES_PER_S, MOST_LOST = 1_000_000, 0.05
@@ -73,9 +74,9 @@ def measure(config: TrainConfig, mirrored: bool) -> tuple[float, float, float]:
     shutil.rmtree("drive", ignore_errors=True)
     Path("drive").mkdir()
     drive = SlowDrive(Path("drive"), f"{colab.FOLDER_ON_DRIVE}/bench")
-    colab._mirrors.clear()
+    sync._mirrors.clear()
     colab.DRIVE = Path("drive" if mirrored else "no drive")
-    colab.Drive = lambda root, folder: drive
+    sync.Drive = lambda root, folder: drive
     steps = train(config, Run("bench"))
     while next(steps).step < 1:
         pass

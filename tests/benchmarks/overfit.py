@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from helpers.config import DatasetConfig, ScrapeConfig, TrainConfig, configure
+from helpers.core.files import read_json
+from helpers.core.run import Run
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import random_scene
-from helpers.run import Run
-from helpers.store import read_json
 
 ROOT = Path(__file__).parent.parent.parent
 FEW, MANY, HELD_OUT, EVERY = 8, 240, 24, 20
@@ -32,7 +32,7 @@ def prepare(name: str, count: int, seed: int) -> Run:
     from helpers.config import CaptionConfig
     from helpers.dataset.build import build
     from helpers.dataset.curate import curate
-    from helpers.scrape.intake import find, take
+    from helpers.scrape.ingest import find, take
 
     folder = Path("pictures") / name
     folder.mkdir(parents=True)
@@ -74,8 +74,8 @@ def settings(run: Run, steps: int, seed: int) -> TrainConfig:
 
 def outcome(run: Run, config: TrainConfig) -> tuple[str, list[tuple[int, float]]]:
     """The verdict's words, and the held-out curve."""
-    from helpers.records import read_log
-    from helpers.train.loop import train
+    from helpers.core.records import read_log
+    from helpers.train.trainer import train
 
     list(train(config, run))
     rows = [row for row in read_log(run.train_log) if "held_out_loss" in row]

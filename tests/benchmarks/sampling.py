@@ -17,11 +17,11 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from helpers.config import InferenceConfig
-from helpers.demo.judge import exam, pixels_of, shares, the_judge
-from helpers.inference.judge import _split_images
-from helpers.inference.sample import Request, Studio, settings_of
-from helpers.inference.style import StyleAxis, features, order_share, style_gain
-from helpers.run import Run
+from helpers.core.run import Run
+from helpers.demo.scene_judge import exam, pixels_of, shares, the_judge
+from helpers.inference.draw.sampler import Request, Studio, settings_of
+from helpers.inference.judge.judgement import _split_images
+from helpers.inference.judge.style import StyleAxis, features, order_share, style_gain
 
 MOST_TIME, LEAST_ORDER = 0.40, 0.95
 WORSE = 0.05  # of a share or of style gain; less is within the noise of this many samples

@@ -20,11 +20,11 @@ from PIL import Image
 
 from helpers.caption.ledger import caption_images, pending, verify_captions
 from helpers.config import CaptionConfig, DatasetConfig, ScrapeConfig
+from helpers.core.run import Run
 from helpers.dataset.build import build, held_out, verify_dataset
 from helpers.dataset.curate import curate
 from helpers.dataset.split import split
-from helpers.run import Run
-from helpers.scrape.intake import find, take, verify_images
+from helpers.scrape.ingest import find, take, verify_images
 
 SIDE_PX = 256
 REFUSED = 0.1  # of the files are no pictures

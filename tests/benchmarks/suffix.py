@@ -18,9 +18,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from helpers.dataset.layout import read_records
-from helpers.run import Run
-from helpers.suffix import strip_suffix
+from helpers.core.run import Run
+from helpers.core.suffix import strip_suffix
+from helpers.dataset.dataset_files import read_records
 
 SEEDS = " in an annalaura watercolor drawing style"
 ROWS = 857

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 from helpers.config import TrainConfig, configure
-from helpers.run import Run
-from helpers.train.sweep import run_trials
-from helpers.trials import TrialRow, read_trials
+from helpers.core.run import Run
+from helpers.figures.trials import TrialRow, read_trials
+from helpers.train.sweep.runner import run_trials
 from tests.postgres import postgres
 
 RATES = "0.000001,0.001,0.3"

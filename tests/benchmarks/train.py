@@ -35,8 +35,8 @@ MOST_MEMORY = 0.6  # of theirs, on a GPU
 def ours(args: argparse.Namespace) -> list[float]:
     """Train by helpers.train and return the times at which steps ended."""
     from helpers.config import TrainConfig, configure
-    from helpers.run import Run
-    from helpers.train.loop import train
+    from helpers.core.run import Run
+    from helpers.train.trainer import train
 
     never = 1_000_000
     more = {

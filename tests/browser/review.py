@@ -12,8 +12,8 @@ from pathlib import Path
 import papermill
 from playwright.sync_api import Page
 
-from helpers.records import Caption, append_row, latest, read_rows
-from helpers.run import Run
+from helpers.core.records import Caption, append_row, latest, read_rows
+from helpers.core.run import Run
 from tests.browser.walk import OUT, jupyterlab, run_notebook
 
 RUN = "review-walk"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from helpers.run import STAGES, notebook_name
+from helpers.core.run import STAGES, notebook_name
 
 OUT = Path("build/browser")
 CELLS = """() => jupyterapp.shell.currentWidget.content.widgets

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from helpers.config import TrainConfig, configure
-from helpers.device import pick_device
-from helpers.inference.export import export, original
-from helpers.run import Run
+from helpers.core.run import Run
+from helpers.host.device import pick_device
+from helpers.inference.share.one_file import export, original
 from helpers.train import checkpoint
-from helpers.train.loop import train
 from helpers.train.model import Parts, load_parts, make_trainable
 from helpers.train.portable import write_text_encoder_names, write_tokenizer
+from helpers.train.trainer import train
 from tests.bases import make_base
 from tests.conftest import SMALL_TRAINING, make_dataset, photograph
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from helpers.run import Run
+from helpers.core.run import Run
 
 SETTINGS = {
     "run": "golden",

@@ -14,9 +14,9 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from helpers.config import TrainConfig, configure
-from helpers.store import write_json
+from helpers.core.files import write_json
 from helpers.train.checkpoint import FORMAT
-from helpers.train.loop import train
+from helpers.train.trainer import train
 from tests.conftest import make_dataset, photograph, tiny_base
 from tests.golden import SETTINGS, final_weights, golden_folder
 

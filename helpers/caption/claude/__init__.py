@@ -1,0 +1,1 @@
+"""Captions by Claude: what one of the captioners needs."""

@@ -1,0 +1,138 @@
+"""The fields of a stage's settings: their bounds, their checks, and values typed on a command line."""
+
+import ast
+import textwrap
+from contextlib import suppress
+from dataclasses import MISSING, Field, field, fields
+from typing import Any
+
+from helpers.core.errors import RunError
+from helpers.core.redact import looks_secret
+from helpers.core.run import RUN_NAME
+
+
+def number(default: float | None, low: float, high: float) -> Any:
+    """A field that holds a number from `low` to `high`, whole where the default is."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def choice(*options: str) -> Any:
+    """A field that holds one of `options`, the first by default."""
+    return field(default=options[0], metadata={"options": options})
+
+
+def lines(default: str | tuple[str, ...]) -> Any:
+    """A field of texts, one a line or one an item: given as either, it is kept as what `default` is."""
+    return field(default=default, metadata={"lines": True})
+
+
+class Unset:
+    """Stands for settings and their run until they are found good: whatever asks for one is told so in a line."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RunError("the settings above are not in force: mend them and run their cell again")
+
+
+UNSET = Unset()
+
+
+class Checked:
+    """Settings that are checked when they are made."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def _ipython_display_(self) -> None:
+        """Print all settings, with lines broken between two, never within one."""
+        words = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)]
+        whole = ", ".join(word.replace(" ", "\xa0") for word in words)
+        lines = textwrap.fill(whole, 100, break_long_words=False, break_on_hyphens=False)
+        print(lines.replace("\xa0", " "))
+
+
+def refuse_secrets(given: dict[str, Any]) -> None:
+    """Raises RunError for a setting that holds a key, a password or cookies: settings are written down."""
+    for name, value in given.items():
+        if secret := looks_secret(name, value):
+            raise RunError(
+                f"{name if name != secret else 'a parameter'} holds a secret ({secret}), and settings are written "
+                f"down: put it under Colab's Secrets or in the environment as {secret}, not into a parameter; "
+                "a notebook that was executed with it holds it too"
+            )
+
+
+def from_text(kind: type, name: str, text: str) -> Any:
+    """A value typed on a command line, in the type of the field `name`. Raises RunError if it is none."""
+    known = {f.name: f for f in fields(kind)}
+    if name not in known:
+        raise RunError(f"{kind.__name__} does not know {name!r}: it knows {list_names(set(known))}")
+    wanted = _default_type(known[name])
+    if known[name].metadata.get("lines"):
+        with suppress(ValueError, TypeError, SyntaxError):  # words are no list, and stay words
+            if isinstance(listed := ast.literal_eval(text), list | tuple):
+                return listed
+    if text == "None" or wanted is str:
+        return None if text == "None" else text
+    try:
+        value = ast.literal_eval(text.capitalize() if wanted is bool else text)
+    except (ValueError, SyntaxError):
+        raise RunError(f"{name} is {text!r}: give {_KINDS[wanted]}") from None
+    return value
+
+
+def list_names(names: set[str]) -> str:
+    """Names in order, for a message."""
+    return ", ".join(sorted(names))
+
+
+def check(config: Any) -> None:
+    """Check each field's type and bounds. Raises RunError naming the field, its value and its bounds."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.metadata.get("lines"):
+            object.__setattr__(config, f.name, _lines(f, value))
+        elif isinstance(value, int) and _default_type(f) is float:
+            object.__setattr__(config, f.name, float(value))
+        elif isinstance(value, list) and _default_type(f) is tuple:
+            object.__setattr__(config, f.name, tuple(value))
+        elif type(value) is not _default_type(f):
+            raise RunError(f"{f.name} is {value!r}: give {_KINDS[_default_type(f)]}")
+        _check_bounds(f, getattr(config, f.name))
+    if not RUN_NAME.fullmatch(config.run):
+        raise RunError(
+            f"run is {config.run!r}: use 1 to 64 letters, digits, - and _, as in my-art-1"
+        )
+
+
+def _lines(f: Field, value: Any) -> str | tuple[str, ...]:
+    """Texts as the field keeps them."""
+    texts = value.splitlines() if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise RunError(f"{f.name} is {value!r}: give a text in quotes, or a list of them")
+    if _default_type(f) is tuple:
+        return tuple(text for text in texts if text.strip())
+    return value if isinstance(value, str) else "\n".join(texts)
+
+
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+    tuple: "a list",
+    dict: "a dict such as {'name': value}",
+}
+
+
+def _default_type(f: Field) -> type:
+    assert f.default is not MISSING or f.default_factory is not MISSING
+    return type(f.default) if f.default is not MISSING else type(f.default_factory())
+
+
+def _check_bounds(f: Field, value: Any) -> None:
+    if "options" in f.metadata and value not in f.metadata["options"]:
+        raise RunError(f"{f.name} is {value!r}: choose one of {', '.join(f.metadata['options'])}")
+    if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
+        raise RunError(
+            f"{f.name} is {value}: give a number from {f.metadata['low']} to {f.metadata['high']}"
+        )

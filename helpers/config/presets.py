@@ -1,0 +1,70 @@
+"""The presets of 04: one row each, and why it is as it is."""
+
+SEED_PROMPTS = (
+    "blue and yellow cats shopping at plant store",
+    "a turtle character dressed as teacher standing next to a chalkboard with equations on it",
+    "blue and yellow cats riding bikes together through tropical forest path",
+    "raccoon character wearing gold chain driving red sports car down highway",
+)
+DEMO_PROMPTS = (  # (colour, animal) pairs that no drawn training picture holds
+    "a blue cat next to a red car on a green hill",
+    "a purple rabbit next to a green tree in the snow",
+    "a red bear next to a yellow umbrella on a sandy beach",
+    "a pink elephant next to a blue balloon at sunset",
+    "a yellow frog next to a purple mushroom at night",
+    "an orange turtle next to a blue house on a green hill",
+)
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+_COLUMNS = (
+    "base_model",
+    "method",
+    "max_steps",
+    "learning_rate",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "resolution_px",
+    "lr_scheduler",
+    "gradient_checkpointing",
+    "save_every_steps",
+    "prompts",
+)
+# fmt: off
+_ROWS = {
+    #           base              method  steps  rate  batch accum px   schedule    ckpt   save  prompts
+    "demo":    ("assets/tiny-sd", "full",   300, 1e-3,     8,  1, 128, "cosine",   False,  100, DEMO_PROMPTS),
+    "t4":      (SD15,             "lora",  2000, 1e-4,     2,  2, 512, "cosine",   True,   250, ()),
+    "t4-full": (SD15,             "full",  3000, 5e-6,     1,  4, 512, "cosine",   True,   500, ()),
+    "l4":      (SD15,             "lora",  2000, 1e-4,     4,  1, 512, "cosine",   False,  250, ()),
+    "a100":    (SD15,             "full",  4000, 5e-6,     8,  1, 512, "cosine",   False,  500, ()),
+    "seed":    (SD15,             "full",  5000, 1e-5,     1,  4, 512, "constant", True,   500, SEED_PROMPTS),
+}
+# fmt: on
+# Why these: LoRA at 1e-4 and full at 5e-6 are what most trainers settled on; 1e-5, the seed's, is at the high end.
+# An effective batch of 4 is the seed's; 8 halves the steps' noise where memory allows it. 2,000 steps of 4 go seven
+# times through 850 images, with 15% of them held out and half as many of the base's own mixed in. Checkpointing costs a
+# third of the speed and spares what a T4 has not.
+PRESETS = {name: dict(zip(_COLUMNS, row, strict=True)) for name, row in _ROWS.items()}
+PRESETS["demo"] |= {"noise_offset": 0.3, "validation_pairs": 64}
+PRESETS["seed"] |= {  # the recipe as it was: nothing that came after it
+    "snr_gamma": 0.0,
+    "caption_dropout": 0.0,
+    "prior_share": 0.0,
+    "mixed_precision": "fp16",
+}
+PRESETS["t4"] |= {"mixed_precision": "fp16"}  # a T4 only emulates bf16
+PRESETS["t4-full"] |= {  # 3.4 GB each of weights and gradients, and 1.7 of moments, not 6.9
+    "mixed_precision": "fp16",
+    "optimizer": "adamw8bit",
+    "keep_checkpoints": 1,  # of 5 GB; free Google Drive has 15
+}
+PRESETS["a100"] |= {
+    "use_ema": True,  # steadier pictures, where memory is plenty
+    "keep_checkpoints": 1,  # of 14 GB
+}
+for _name in ("t4", "t4-full", "l4", "a100", "seed"):
+    PRESETS[_name] |= {
+        "lr_warmup_steps": 0 if _name == "seed" else 100,
+        "validate_every_steps": PRESETS[_name]["save_every_steps"],
+        "preview_every_steps": PRESETS[_name]["save_every_steps"],
+        "guidance_scale": 7.5,
+    }

@@ -1,0 +1,29 @@
+"""Whose leave a picture is used by, and what may be made public with it: the rule of 03's and 05's pushes."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from helpers.core.errors import RunError
+
+MAY_BE_SHOWN = ("own work", "permission of the artist")
+OF_ANOTHERS = "private study"
+
+
+def permission_for(said: str, owners: Collection[str], account: str) -> str:
+    """The permission of an image that `account` published, where `said` was said of what the owners did.
+
+    Without owners it was said of all images.
+    """
+    return said if not owners or account.lower() in ("", *owners) else OF_ANOTHERS
+
+
+def require_shareable(permissions: Iterable[str]) -> None:
+    """Let what was made of images with these permissions become public. Raises RunError unless each allows it."""
+    counts = Counter(permissions)
+    refused = {name: count for name, count in counts.items() if name not in MAY_BE_SHOWN}
+    if refused or not counts:
+        listed = ", ".join(f"{count} are for {name!r}" for name, count in refused.items())
+        raise RunError(
+            f"private is False, but of {counts.total()} images {listed or 'none is known'}: only "
+            f"{' or '.join(map(repr, MAY_BE_SHOWN))} may be made public; leave private=True"
+        )

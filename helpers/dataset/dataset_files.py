@@ -1,0 +1,112 @@
+"""What lies in a dataset's folder, beside the images: texts, where each image is from, and the settings.
+
+The texts are metadata.csv in each split, as `datasets.load_dataset("imagefolder")` reads them. The rest makes
+the folder complete in itself: its card, a take-down and a public push need nothing else.
+"""
+
+import hashlib
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from helpers.config import DatasetConfig
+from helpers.core.files import read_json, sha256, write_json
+from helpers.core.permission import MAY_BE_SHOWN
+from helpers.core.records import NO_BREAK_SPACE, read_rows, rewrite
+
+SPLITS = ("train", "validation")
+CARD, ABOUT, RECORDS, SHEET = "README.md", "about.json", "provenance.jsonl", "contact_sheet.jpg"
+NOT_IN_IT = ("run", "push_to", "private")  # settings that change nothing of what is in the folder
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line of provenance.jsonl: an image of the dataset, and where it comes from."""
+
+    file_name: str
+    image: str  # its name in images/, which may end or begin otherwise
+    split: str
+    text: str
+    shortcode: str
+    index: int
+    account: str
+    taken_at: str
+    url: str
+    permission: str
+    captioner: str
+    model: str
+    sha256: str  # of the image as it was published
+
+
+def read_records(folder: Path) -> list[Record]:
+    return read_rows(folder / RECORDS, Record)
+
+
+def write_records(folder: Path, records: Sequence[Record], metadata: str) -> None:
+    """Write provenance.jsonl, and the file called `metadata` in each split that has an image."""
+    rewrite(folder / RECORDS, lambda row: True, records)
+    for split in SPLITS:
+        rows = [(r.file_name, r.text) for r in records if r.split == split]
+        if rows:
+            table = pd.DataFrame(rows, columns=["file_name", "text"])
+            table["text"] = read_as_texts(table["text"])
+            table.to_csv(folder / split / metadata, index=False, lineterminator="\n")
+
+
+def read_as_texts(texts: pd.Series) -> pd.Series:
+    """Texts that pandas, and so `datasets` and every trainer, reads as texts.
+
+    `null` alone would be read as none, `7` as a number where all are such: they end in a no-break space, which no
+    tokenizer counts and `read_metadata` takes off.
+    """
+    texts = texts.str.lstrip()  # a caption that was nothing but the suffix
+    csv = io.StringIO(texts.to_csv(index=False))
+    is_read = pd.read_csv(csv)["text"].to_numpy(object) == texts.to_numpy(object)
+    return texts.where(is_read, texts + NO_BREAK_SPACE)
+
+
+def copy_without(source: Path, target: Path, shortcode: str) -> None:
+    """Copy a dataset but for one post. The card, the contact sheet and the manifest are to be made again."""
+    kept = [record for record in read_records(source) if record.shortcode != shortcode]
+    metadata = next(path.name for path in source.glob("*/*.csv"))
+    for record in kept:
+        (target / record.split).mkdir(exist_ok=True)
+        shutil.copyfile(
+            source / record.split / record.file_name, target / record.split / record.file_name
+        )
+    write_records(target, kept, metadata)
+    shutil.copyfile(source / ABOUT, target / ABOUT)
+
+
+def write_about(
+    folder: Path,
+    run: str,
+    config: DatasetConfig,
+    left_out: Mapping[str, int],
+    changed: Mapping[str, int],
+) -> None:
+    """Write about.json: the run, the settings that made the dataset, how many were left out or changed, and how."""
+    settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_IT}
+    about = {"run": run, "settings": settings, "left_out": left_out, "changed": changed}
+    write_json(folder / ABOUT, about)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    return read_json(folder / ABOUT)
+
+
+def may_be_shown(records: Sequence[Record]) -> bool:
+    """Whether the permission of every image is one that lets others see it."""
+    return bool(records) and all(record.permission in MAY_BE_SHOWN for record in records)
+
+
+def content_hash(folder: Path) -> str:
+    """One SHA-256 for the names and contents of all images and texts."""
+    files = [path for split in SPLITS for path in sorted((folder / split).glob("*"))]
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,190 @@
+"""How well does a model draw? `python -m helpers.demo.scene_judge assets/tiny-sd` on pairs that no training held.
+
+The judge is a small network, trained on drawn scenes alone, that names animal, colour, place and style.
+It has never seen a sample, and it is not part of any training.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from helpers.core.process import run_command
+from helpers.demo.optimise import draw, optimise
+from helpers.demo.scenes import HELD_OUT_PAIRS, JUDGE_SCENES_FROM, SUFFIX, Scene, random_scene
+from helpers.demo.shapes import ANIMALS, COLOURS, PLACES
+from helpers.figures.pictures import grid
+from helpers.models.pipeline import load_pipeline, sample_fast
+
+ANSWERS = {
+    "animal": list(ANIMALS),
+    "colour": list(COLOURS),
+    "place": list(PLACES),
+    "style": ["flat", "watercolour"],
+}
+WEIGHTS = Path("build/judge.safetensors")
+
+
+class Judge(nn.Module):
+    """Pictures (N, 3, 64, 64) in -1..1 to scores (N, answers) of all four questions side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = (3, 32, 64, 96, 128)
+        blocks = [
+            layer
+            for narrow, wide in zip(channels, channels[1:], strict=False)
+            for layer in (
+                nn.Conv2d(narrow, wide, 3, 2, 1),
+                nn.GroupNorm(8, wide),
+                nn.ReLU(),
+                nn.Conv2d(wide, wide, 3, 1, 1),
+                nn.GroupNorm(8, wide),
+                nn.ReLU(),
+            )
+        ]
+        count = sum(map(len, ANSWERS.values()))
+        self.layers = nn.Sequential(
+            *blocks, nn.Flatten(), nn.Linear(128 * 16, 128), nn.ReLU(), nn.Linear(128, count)
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.layers(pictures)
+
+    @torch.no_grad()
+    def name(self, pixels: Tensor) -> dict[str, Tensor]:
+        """uint8 pixels (N, 3, H, W) to the index of each question's answer."""
+        scores = torch.cat([self(_small(part)) for part in pixels.split(100)])
+        parts = scores.split([len(answers) for answers in ANSWERS.values()], dim=1)
+        return {name: part.argmax(1) for name, part in zip(ANSWERS, parts, strict=True)}
+
+
+def _small(pixels: Tensor) -> Tensor:
+    return F.interpolate(pixels.float() / 127.5 - 1, size=(64, 64), mode="area")
+
+
+def truths(scenes: list[Scene], style: str) -> Tensor:
+    """The right answers (N, 4)."""
+    return torch.tensor(
+        [
+            [
+                ANSWERS["animal"].index(scene.animal.name),
+                ANSWERS["colour"].index(scene.animal.colour),
+                ANSWERS["place"].index(scene.place),
+                ANSWERS["style"].index(style),
+            ]
+            for scene in scenes
+        ]
+    )
+
+
+def train_judge(steps: int = 1500, flat: int = 6000, watercolour: int = 1200) -> Judge:
+    """Train on drawn scenes of all pairs, blurred and speckled now and then so that soft samples are within reach."""
+    torch.manual_seed(0)
+    pictures, right = [], []
+    for style, count, begin in (("flat", flat, 0), ("watercolour", watercolour, 500_000)):
+        seeds = range(JUDGE_SCENES_FROM + begin, JUDGE_SCENES_FROM + begin + count)
+        pictures.append(_small(draw(style, seeds, held_out=None)))
+        right.append(truths([random_scene(seed, held_out=None) for seed in seeds], style))
+    judge = Judge()
+    losses = _losses(judge, torch.cat(pictures), torch.cat(right), flat)
+    optimise([judge], losses, steps, 1e-3, 0.99, "judge")
+    return judge.eval()
+
+
+def _losses(
+    judge: Judge, pictures: Tensor, right: Tensor, flat: int, batch: int = 48
+) -> Iterator[Tensor]:
+    sizes = [len(answers) for answers in ANSWERS.values()]
+    while True:
+        styled = torch.randint(flat, len(pictures), (batch // 3,))
+        picked = torch.cat([torch.randint(0, flat, (batch - len(styled),)), styled])
+        seen = pictures[picked] + 0.08 * torch.rand(batch, 1, 1, 1) * torch.randn(batch, 3, 64, 64)
+        if torch.rand(()) < 0.5:
+            seen = F.interpolate(F.avg_pool2d(seen, 2), scale_factor=2, mode="bilinear")
+        parts = judge(seen).split(sizes, dim=1)
+        yield sum(F.cross_entropy(part, right[picked, i]) for i, part in enumerate(parts))
+
+
+def the_judge() -> Judge:
+    """The judge, trained when it is first called for."""
+    if not WEIGHTS.is_file():
+        judge = train_judge()
+        WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
+        save_file(judge.state_dict(), WEIGHTS)
+        return judge
+    judge = Judge().eval()
+    judge.load_state_dict(load_file(WEIGHTS))
+    return judge
+
+
+def exam(count: int) -> list[Scene]:
+    """Scenes whose (colour, animal) pairs no training picture holds, each pair equally often."""
+    scenes, seed = [], JUDGE_SCENES_FROM + 900_000
+    for i in range(count):
+        while True:
+            seed += 1
+            scene = random_scene(seed, held_out=True)
+            if (scene.animal.colour, scene.animal.name) == HELD_OUT_PAIRS[i % len(HELD_OUT_PAIRS)]:
+                break
+        scenes.append(scene)
+    return scenes
+
+
+def sample(model: str, prompts: list[str], guidance_scale: float, steps: int) -> list[Image.Image]:
+    """A picture of each prompt at a seed of its own."""
+    pipeline = sample_fast(load_pipeline(model, torch.float32))
+    images = []
+    for start in range(0, len(prompts), 12):
+        some = prompts[start : start + 12]
+        seeds = [torch.Generator().manual_seed(7000 + start + i) for i in range(len(some))]
+        images += pipeline(
+            some, num_inference_steps=steps, guidance_scale=guidance_scale, generator=seeds
+        ).images
+    return images
+
+
+def pixels_of(images: list[Image.Image]) -> Tensor:
+    """Pictures of one size as (N, 3, H, W) uint8."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+
+
+def shares(judge: Judge, pixels: Tensor, scenes: list[Scene], style: str) -> dict[str, float]:
+    """The share of pictures of which the judge names each thing right."""
+    right, named = truths(scenes, style), judge.name(pixels)
+    return {
+        name: float((named[name] == right[:, i]).float().mean()) for i, name in enumerate(ANSWERS)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a folder in diffusers layout")
+    parser.add_argument("--samples", type=int, default=96)
+    parser.add_argument("--suffix", action="store_true", help="ask for the watercolour style")
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--grid", type=Path, help="where to put a picture of the samples")
+    args = parser.parse_args()
+    judge, scenes = the_judge(), exam(args.samples)
+    style = "watercolour" if args.suffix else "flat"
+    seeds = range(JUDGE_SCENES_FROM + 800_000, JUDGE_SCENES_FROM + 800_200)
+    drawn = [random_scene(seed, held_out=None) for seed in seeds]
+    figures = {"drawn": shares(judge, draw(style, seeds, held_out=None), drawn, style)}
+    prompts = [scene.caption + (SUFFIX if args.suffix else "") for scene in scenes]
+    images = sample(args.model, prompts, args.guidance_scale, args.steps)
+    figures["samples"] = shares(judge, pixels_of(images), scenes, style)
+    print(json.dumps(figures, indent=2))
+    if args.grid:
+        grid(images[:48], 12, [scene.caption for scene in scenes[:48]], cell_px=128).save(args.grid)
+
+
+if __name__ == "__main__":
+    run_command(main)

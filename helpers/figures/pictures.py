@@ -1,0 +1,189 @@
+"""Grids of images and curves, for the notebooks and the report."""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+from helpers.core.decode import decode
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+INK, PAPER = "#2a2230", "#ffffff"
+GAP_PX = 6
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """An image file as RGB: upright, sRGB, transparency on white. Raises OSError if it does not decode."""
+    return decode(path).image
+
+
+def middle_square(image: Image.Image) -> Image.Image:
+    """The largest square in the middle of an image."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def grid(
+    images: Sequence[Image.Image],
+    columns: int,
+    labels: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    cell_px: int = 160,
+) -> Image.Image:
+    """Images in rows, scaled into square cells, with a title before each row.
+
+    labels  one for each image, or one for each column, which then stands below the last row
+    """
+    rows = -(-len(images) // columns)
+    below_last = len(labels) == columns < len(images)
+    font = ImageFont.load_default(size=max(10, cell_px // 13))
+    label_px = _label_height(labels, font, cell_px)
+    title_px = font.size + 8 if row_titles else 0
+    row_px = title_px + cell_px + GAP_PX + (0 if below_last else label_px)
+    size = (columns * (cell_px + GAP_PX) + GAP_PX, rows * row_px + GAP_PX + below_last * label_px)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, title in enumerate(row_titles):
+        draw.text((GAP_PX, row * row_px + 4), title, INK, font)
+    for i, image in enumerate(images):
+        x, y = (
+            GAP_PX + i % columns * (cell_px + GAP_PX),
+            i // columns * row_px + title_px + GAP_PX // 2,
+        )
+        tile = _fit(image, cell_px)
+        sheet.paste(tile, (x + (cell_px - tile.width) // 2, y + (cell_px - tile.height) // 2))
+        number = i - (rows - 1) * columns if below_last else i
+        if 0 <= number < len(labels):
+            draw.multiline_text(
+                (x, y + cell_px + 2), _wrap(labels[number], font, cell_px), INK, font
+            )
+    return sheet
+
+
+def _fit(image: Image.Image, side_px: int) -> Image.Image:
+    """Scaled to fit a square; small ones by whole factors, so that their pixels stay crisp."""
+    factor = side_px / max(image.size)
+    method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC
+    return image.resize(
+        (max(1, round(image.width * factor)), max(1, round(image.height * factor))), method
+    )
+
+
+def _label_height(labels: Sequence[str], font: ImageFont.FreeTypeFont, width_px: int) -> int:
+    lines = max((_wrap(label, font, width_px).count("\n") + 1 for label in labels), default=0)
+    return lines * (font.size + 5) + 4 if lines else 0
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: int = 4) -> str:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width_px:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    kept = [line for line in lines if line]
+    if len(kept) > most_lines:
+        kept = [*kept[: most_lines - 1], kept[most_lines - 1] + " …"]
+    return "\n".join(kept)
+
+
+def stacked(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Sheets under each other as they are, with a title before each, on as many lines as it takes."""
+    font, width = ImageFont.load_default(size=14), max(s.width for s in sheets)
+    titles = [_wrap(title, font, width - 2 * GAP_PX) for title in titles]
+    title_px = max(_label_height([title], font, width) for title in titles) + 2 * GAP_PX
+    size = width, sum(s.height + title_px for s in sheets)
+    whole, top = Image.new("RGB", size, PAPER), 0
+    for sheet, title in zip(sheets, titles, strict=True):
+        ImageDraw.Draw(whole).multiline_text((GAP_PX, top + GAP_PX), title, INK, font)
+        whole.paste(sheet, (0, top + title_px))
+        top += sheet.height + title_px
+    return whole
+
+
+def contact_sheet(
+    paths: Iterable[Path], columns: int = 10, most: int = 60, cell_px: int = 96
+) -> Image.Image:
+    """At most `most` image files, evenly picked, as a grid."""
+    images = [open_rgb(path) for path in evenly(list(paths), most)]
+    return grid(images, max(1, min(columns, len(images))), cell_px=cell_px)
+
+
+def evenly(items: Sequence, most: int) -> list:
+    """At most `most` items, evenly spread over the sequence."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as a data: address, for a page that stands alone."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=90, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def loss_curves(log: Sequence[dict[str, float]]) -> Image.Image:
+    """Loss over optimizer steps from the rows of train_log.jsonl: in training, and at fixed noise."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    if losses := _points(log, "loss"):
+        steps, values = zip(*losses, strict=True)
+        axes.plot(steps, values, color="#d9cfe0", linewidth=0.8)
+        axes.plot(steps, _moving_mean(values), color="#8b6fa8", label="training, at random noise")
+    for name, colour, label in (
+        ("probe_loss", "#4a90c2", "training images, at fixed noise"),
+        ("held_out_loss", "#d1495b", "held-out images, at fixed noise"),
+    ):
+        if points := _points(log, name):
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=label)
+    axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    if log:
+        axes.legend(frameon=False)
+    return drawn(figure)
+
+
+def bars(counts: "Mapping[str, int] | pd.Series", ylabel: str) -> Image.Image:
+    """A bar for each name, in the order given."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    pairs = list(counts.items())
+    axes.bar([name for name, _ in pairs], [count for _, count in pairs], color="#8b6fa8")
+    axes.set_xticks(evenly(range(len(pairs)), 12))
+    axes.tick_params(axis="x", rotation=30)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set(ylabel=ylabel, xlim=(-0.7, max(len(pairs), 12) - 0.3))
+    axes.spines[["top", "right"]].set_visible(False)
+    return drawn(figure)
+
+
+def drawn(figure: "Figure") -> Image.Image:
+    """A figure of matplotlib as an image."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer)
+
+
+def _points(log: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[name]) for row in log if name in row]
+
+
+def _moving_mean(values: Sequence[float], share: float = 0.9) -> list[float]:
+    means: list[float] = []
+    for value in values:
+        means.append(share * means[-1] + (1 - share) * value if means else value)
+    return means

@@ -1,0 +1,1 @@
+"""What machine this is: what it has, what it keeps, and what it must be told."""

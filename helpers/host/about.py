@@ -1,0 +1,86 @@
+"""What an issue needs: `python -m helpers.about [RUN]` prints versions, the machine and a run's settings.
+
+Nothing in it names a person, a place or a key: settings that could are left out, and of a path its last part stays.
+"""
+
+import importlib.metadata
+import platform
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from helpers.config import CONFIGS
+from helpers.core.files import read_json
+from helpers.core.process import run_command
+from helpers.core.redact import redact
+from helpers.core.run import STAGES, Run
+
+PACKAGES = (
+    *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "huggingface_hub"),
+    *("pandas", "pillow", "ipywidgets", "papermill", "instaloader", "anthropic", "xformers"),
+)
+PLAIN = (int, float, bool)  # a text may be an account, a path or a prompt
+PATH = re.compile(
+    r"(?<!\w)/.*/"
+)  # up to the last one on the line, since a folder's name may have spaces
+TOLD = ("source", "captioner", "model", "mode", "preset", "method", "mixed_precision", "optimizer")
+
+
+def about(run: Run | None = None) -> str:
+    """Versions, machine and, of a run, the settings that are not the default."""
+    lines = [
+        f"annalaura-diffusion {_own_version()}, Python {platform.python_version()}, {sys.platform}",
+        ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        _machine(),
+    ]
+    return redact("\n".join(lines + (_stages(run) if run else [])))
+
+
+def _own_version() -> str:
+    text = (Path(__file__).parent.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    return text.split('version = "', 1)[1].split('"', 1)[0]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _machine() -> str:
+    try:
+        from helpers.host.device import pick_device
+
+        return "; ".join(pick_device().reasons)
+    except Exception as error:  # whatever keeps torch from loading is what the issue is about
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"no device: {PATH.sub('', words)}"
+
+
+def _stages(run: Run) -> list[str]:
+    if not run.folder.is_dir():
+        return ["no run of that name is here"]
+    return [_settings(run, stage) for stage in STAGES]
+
+
+def _settings(run: Run, stage: str) -> str:
+    path = run.config(stage)
+    if not path.is_file():
+        return f"{stage}: has not run"
+    try:
+        settings = read_json(path).items()
+    except (OSError, ValueError, AttributeError):
+        return f"{stage}: its settings cannot be read ({path.parent.name}/{path.name})"
+    defaults = {f.name: f.default for f in fields(CONFIGS[stage])}
+    told = [
+        f"{name}={PATH.sub('', str(value))}"
+        for name, value in settings
+        if value != defaults.get(name) and (type(value) in PLAIN or name in TOLD)
+    ]
+    return f"{stage}: {', '.join(told) or 'defaults'}"
+
+
+if __name__ == "__main__":
+    run_command(lambda: print(about(Run(sys.argv[1]) if len(sys.argv) > 1 else None)))

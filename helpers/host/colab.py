@@ -1,0 +1,166 @@
+"""Google Colab: the only module that knows it. Elsewhere everything here is a plain answer or does nothing."""
+
+import importlib.util
+import logging
+import math
+import os
+import shutil
+import sys
+from functools import cache
+from pathlib import Path
+
+from helpers.core.errors import RunError
+from helpers.core.redact import hide
+
+log = logging.getLogger(__name__)
+MOUNT = Path("/content/drive")  # Google Drive is mounted here and nowhere else
+GOOGLES = MOUNT / "MyDrive"
+DRIVE = Path(os.environ.get("RUNS_MIRROR") or GOOGLES).expanduser().absolute()
+IS_GOOGLES = DRIVE == GOOGLES  # if not, a folder of the user's own takes its place
+FOLDER_ON_DRIVE = "annalaura-diffusion/runs"
+STOP_S = 20.0  # to mirror what a stop saved: Kubernetes and Slurm give 30 from SIGTERM to SIGKILL
+SESSION_HOURS = 12  # of a free one at most; Google promises no figure
+SESSION = (
+    "session    a free one ends after about 90 minutes without you, and after about "
+    f"{SESSION_HOURS} hours in all; what is on Drive is there for the next"
+)
+ALONE = """runs stay on this machine and end with it.
+           Each notebook gets a machine of its own, so the next one will not find this run: run this cell again
+           and allow Drive, or run all five on this machine by !python -m helpers.batch RUN"""
+NOBODY = f"nobody is there to be asked: if you are, google.colab.drive.mount('{MOUNT}') asks"
+# what a person's notebooks are run by: Colab's is `python3 /usr/local/bin/jupyter-server ...`
+SERVERS = ("jupyter-server", "jupyter-notebook", "jupyter-lab")
+
+
+def on_colab() -> bool:
+    return (
+        "COLAB_RELEASE_TAG" in os.environ and importlib.util.find_spec("google.colab") is not None
+    )
+
+
+def is_attended() -> bool:
+    """Whether a person in Colab's browser can be asked: in a kernel that Jupyter's server itself began.
+
+    Not from a shell, nor in a kernel that another program runs, whatever its name: there `drive.mount` waits two
+    minutes for an answer, even where the drive is mounted already, and Secrets ten seconds.
+    """
+    if not on_colab() or "google.colab" not in sys.modules:
+        return False
+    parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace")
+    return any(Path(word).name in SERVERS for word in parent.split("\0")[:3])
+
+
+def mount_drive() -> bool:
+    """Mount Google Drive if it is to be had; say whether it is there. Who refused is not asked again.
+
+    A folder that RUNS_MIRROR names is made instead. Raises RunError if it cannot be.
+    """
+    if not is_there() and is_attended():
+        _ask_for_drive()
+    return is_there()
+
+
+def is_there() -> bool:
+    try:
+        if not IS_GOOGLES:
+            _make_own()
+        return DRIVE.is_dir()
+    except OSError:  # mounted and disconnected, as its first use will tell
+        return True
+
+
+def _make_own() -> None:
+    """Make the folder that RUNS_MIRROR names, but never where Google Drive would be mounted."""
+    if MOUNT in (DRIVE, *DRIVE.parents) and not GOOGLES.is_dir():
+        raise RunError(
+            f"RUNS_MIRROR is {DRIVE}, where Google Drive is not mounted: mount it, or name a folder elsewhere"
+        )
+    try:
+        DRIVE.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"RUNS_MIRROR is {DRIVE}, which cannot be made ({error.strerror}): name a folder that can be written"
+        ) from None
+
+
+def why_not_there(path: Path) -> str:
+    """What to add where a path of the user's is not there: that Google Drive is not mounted, if it lies on it."""
+    is_on_drive = MOUNT in path.absolute().parents and not GOOGLES.is_dir()
+    return "; Google Drive is not mounted: run Setup again and allow it" if is_on_drive else ""
+
+
+def name_of_place() -> str:
+    """What the mirror's place is called."""
+    return "Google Drive" if IS_GOOGLES else str(DRIVE)
+
+
+def drive_free_bytes() -> float:
+    """What is free where runs are mirrored; no limit where it is not mounted, or does not say."""
+    try:
+        return shutil.disk_usage(DRIVE).free
+    except OSError:
+        return math.inf
+
+
+@cache
+def _ask_for_drive() -> str:
+    """Ask once; the reason if it is not to be had."""
+    from google.colab import drive
+
+    try:
+        drive.mount(str(MOUNT))
+    except Exception as error:  # Google's own, private kinds, and ValueError
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ""
+
+
+def drive_words() -> str:
+    """Ask for Google Drive, again if it was refused before, and say what came of it.
+
+    Raises RunError if the folder that RUNS_MIRROR names cannot be made.
+    """
+    _ask_for_drive.cache_clear()
+    if mount_drive():
+        free = f"{drive_free_bytes() / 1e9:.0f} GB free"
+        return f"{'Drive' if IS_GOOGLES else 'mirror':10} {free}, runs are mirrored to {DRIVE / FOLDER_ON_DRIVE}"
+    why = _ask_for_drive() if is_attended() else NOBODY
+    return f"Drive      not mounted ({why}): {ALONE}"
+
+
+def secret(name: str) -> str:
+    """A key from the environment or from Colab's Secrets, shown by nothing from then on.
+
+    Raises RunError that tells how to set it.
+    """
+    value = os.environ.get(name) or (_ask_for_secret(name) if is_attended() else None)
+    if value:
+        return hide(name, value)
+    if on_colab() and not is_attended():
+        raise RunError(
+            f"{name} is not set, and Colab's Secrets cannot be read from here: in a cell of your own, before this, run "
+            f"import os; from google.colab import userdata; os.environ[{name!r}] = userdata.get({name!r})"
+        )
+    raise RunError(
+        f"{name} is not set: on Colab add it under Secrets (the key in the left bar), "
+        f"elsewhere set the environment variable {name}"
+    )
+
+
+def _ask_for_secret(name: str) -> str | None:
+    """What Colab's Secrets hold under this name. Raises RunError where they do not let it be read."""
+    from google.colab import userdata
+
+    try:
+        return userdata.get(name)
+    except userdata.SecretNotFoundError:
+        return None
+    except userdata.NotebookAccessError:
+        raise RunError(
+            f"{name} is not open to this notebook: under Secrets (the key in the left bar) "
+            "switch on its Notebook access, and run this cell again"
+        ) from None
+    except userdata.TimeoutException:
+        raise RunError(
+            f"{name}: Colab's Secrets did not answer; run this cell again, or set "
+            f"the environment variable {name}"
+        ) from None

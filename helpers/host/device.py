@@ -1,0 +1,132 @@
+"""What the machine can do, each choice with its reason."""
+
+import importlib.util
+import logging
+import os
+import resource
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+GB = 1e9
+PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
+WALLS = (  # what libraries say at length of what is told in a line of our own, or is as it should be
+    (PIPELINE, "The following part of your input"),
+    ("transformers.tokenization_utils_base", "Token indices sequence length is longer"),
+    (PIPELINE, "You have disabled the safety checker"),  # to read a file back
+    (
+        "diffusers.loaders.lora_base",
+        "No LoRA keys associated to",
+    ),  # the text encoder was not trained
+    ("diffusers.models.modeling_utils", "should be kept in float32: []"),
+)
+for _name, _words in WALLS:
+    logging.getLogger(_name).addFilter(
+        lambda record, words=_words: words not in record.getMessage()
+    )
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how tensors are computed; printing one tells why."""
+
+    device: torch.device
+    precision: str  # no, fp16 or bf16, as accelerate names it
+    attention: str  # sdpa or xformers
+    reasons: tuple[str, ...]
+    captures: bool = False  # whether CUDA graphs are recorded
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of frozen weights and activations."""
+        return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
+
+    def autocast(self) -> AbstractContextManager:
+        """Compute in half precision inside, where that was chosen; weights of either dtype will do."""
+        if self.precision == "no":
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def __str__(self) -> str:
+        return "\n".join(self.reasons)
+
+
+def pick_device(
+    mixed_precision: str = "auto", attention: str = "auto", capture: str = "auto"
+) -> Device:
+    """Choose device, precision, attention kernel, and whether kernels are captured, for this machine."""
+    device, why_device = _device()
+    precision, why_precision = _precision(device, mixed_precision)
+    kernel, why_kernel = _attention(device, attention)
+    captures, why_captures = _capture(device, capture)
+    reasons = (why_device, why_precision, why_kernel, why_captures)
+    return Device(device, precision, kernel, reasons, captures)
+
+
+def _device() -> tuple[torch.device, str]:
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), f"cpu: no GPU here, {os.cpu_count()} cores"
+    name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+    return torch.device("cuda"), f"cuda: {name} with {memory / GB:.0f} GB"
+
+
+def _precision(device: torch.device, wanted: str) -> tuple[str, str]:
+    if device.type == "cpu":
+        return "no", "fp32: a CPU gains nothing from half precision"
+    major, minor = torch.cuda.get_device_capability()
+    has_bf16 = major >= 8  # is_bf16_supported() says yes where it is only emulated
+    if wanted == "auto":
+        wanted = "bf16" if has_bf16 else "fp16"
+    if wanted == "bf16" and not has_bf16:
+        return "fp16", f"fp16: compute capability {major}.{minor} has no bf16"
+    return wanted, f"{wanted}: compute capability {major}.{minor}"
+
+
+def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
+    if wanted == "sdpa" or device.type == "cpu":
+        return (
+            "sdpa",
+            f"sdpa: PyTorch's own attention ({'asked for' if wanted == 'sdpa' else 'no GPU'})",
+        )
+    if what := _fault_of_xformers(device):
+        return "sdpa", f"sdpa: xformers {what}"
+    if wanted == "auto":
+        return "sdpa", "sdpa: runs the same kernels as xformers, which is installed"
+    return "xformers", "xformers: asked for, and it runs here"
+
+
+def _capture(device: torch.device, wanted: str) -> tuple[bool, str]:
+    if wanted == "off":
+        return False, "capture off: asked for"
+    if device.type == "cpu":
+        return False, "capture off: CUDA graphs need a GPU"
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        return False, f"capture off: {processes} processes train together"
+    return True, "capture on: a step's kernels are recorded once and replayed as a CUDA graph"
+
+
+def _fault_of_xformers(device: torch.device) -> str:
+    """What keeps xformers from a forward and a backward pass here, tried on the UNet's widest head; or nothing."""
+    try:
+        if importlib.util.find_spec("xformers") is None:
+            return "is not installed"
+        logging.getLogger("xformers").setLevel(
+            logging.ERROR
+        )  # a build for another torch says so in seven lines
+        import xformers.ops
+
+        query = torch.zeros(1, 8, 1, 160, device=device, dtype=torch.float16, requires_grad=True)
+        attended = xformers.ops.memory_efficient_attention(query, query, query)
+        if torch.is_tensor(attended):
+            attended.sum().backward()
+    except Exception as error:  # a foreign build fails in its own ways
+        return f"does not run here ({str(error).strip().split(chr(10))[0] or type(error).__name__})"
+    return ""
+
+
+def memory_gb() -> float:
+    """What this process holds of the GPU's memory; without a GPU the most that it has held of the machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_reserved() / GB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB

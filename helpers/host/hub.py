@@ -1,0 +1,70 @@
+"""What every push to the Hugging Face hub keeps to: private first, read back after, refusals in a line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import DatasetInfo, ModelInfo
+
+from helpers.core.errors import RunError
+from helpers.core.redact import hide
+from helpers.host.colab import secret
+
+
+def open_hub() -> HfApi:
+    """The hub, by its own login's token, the environment's or Colab's Secrets'. Raises RunError without one."""
+    return HfApi(token=hide("HF_TOKEN", get_token() or secret("HF_TOKEN")))
+
+
+def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | ModelInfo:
+    """See to it that a repository is there, and private before a file leaves.
+
+    Raises RunError if it is public already, or the hub does not make it private.
+    """
+    try:
+        if api.repo_info(hub_id, repo_type=repo_type).private is not True:
+            raise RunError(
+                f"{hub_id} is a public repository already: make it private in its settings on the hub, "
+                "or give push_to another name"
+            )
+    except RepositoryNotFoundError:
+        api.create_repo(hub_id, repo_type=repo_type, private=True)
+    info = api.repo_info(hub_id, repo_type=repo_type)
+    if info.private is not True:
+        raise RunError(
+            f"{hub_id} is not private though it was asked to be: look at its settings on the hub"
+        )
+    return info
+
+
+def release(api: HfApi, hub_id: str, repo_type: str, files: set[str], *, private: bool) -> str:
+    """Read a push back, make it public where that was asked for, and say what is there and who sees it.
+
+    Raises RunError if a file is missing, or the repository is not as private as asked.
+    """
+    info = api.repo_info(hub_id, repo_type=repo_type)
+    if missing := files - {sibling.rfilename for sibling in info.siblings or ()}:
+        raise RunError(f"{hub_id} lacks {sorted(missing)[0]} after the push: run the cell again")
+    if not private:
+        api.update_repo_settings(hub_id, private=False, repo_type=repo_type)
+        info = api.repo_info(hub_id, repo_type=repo_type)
+    if bool(info.private) != private:
+        raise RunError(f"{hub_id} is not as private as asked: look at its settings on the hub")
+    place = "datasets/" if repo_type == "dataset" else ""
+    seen = "private" if info.private else "public"
+    return f"{len(files)} files in {api.endpoint}/{place}{hub_id}, {seen}"
+
+
+@contextmanager
+def told(hub_id: str) -> Iterator[None]:
+    """Whatever the hub or the way to it says, in one line."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RunError(
+            f"the hub and {hub_id}: {what}; look at the name, the token's rights and the network, and try again"
+        ) from None

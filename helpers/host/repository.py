@@ -1,0 +1,58 @@
+"""Where this repository lives: its badges, and what Setup clones.
+
+`python -m helpers.colab OWNER/NAME [REF]` writes a new home of the repository into every badge and clone line,
+and the tag or branch to clone.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from helpers.core.errors import RunError
+from helpers.core.files import write_text
+from helpers.core.process import run_command
+
+REPOSITORY = "annalaura-diffusion/annalaura-diffusion"
+RELEASE = "v0.2.0"  # the tag that Setup clones
+HERE = Path(__file__).parent.parent.parent
+
+
+def badge(notebook: str) -> str:
+    """The Open-in-Colab badge of a notebook, in Markdown."""
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    page = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/{notebook}"
+    return f"[![Open In Colab]({image})]({page})"
+
+
+def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[Path]:
+    """Replace REPOSITORY by `new` wherever it stands, and RELEASE by `ref` where it is cloned; return what changed.
+
+    Raises RunError for what GitHub would not take as a name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/(?!\.\.?$|.*\.git$)[A-Za-z0-9_.-]+", new):
+        raise RunError(
+            f"{new!r} is no repository: give OWNER/NAME as it stands in its GitHub address"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_./-]*", ref):
+        raise RunError(f"{ref!r} is no tag or branch: give one such as {RELEASE} or main")
+    names = ("helpers/host/repository.py", "README.md", "tools/*.py", "notebooks/*.ipynb")
+    changed = []
+    for path in (path for name in names for path in sorted(root.glob(name))):
+        text = path.read_text(encoding="utf-8")
+        written = text.replace(REPOSITORY, new).replace(f"-b {RELEASE} ", f"-b {ref} ")
+        written = written.replace(f'RELEASE = "{RELEASE}"', f'RELEASE = "{ref}"')
+        if written != text:
+            write_text(path, written)
+            changed.append(path)
+    return changed
+
+
+def main() -> None:
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python -m helpers.colab OWNER/NAME [REF]")
+    for path in rewrite_repository(*sys.argv[1:]):
+        print(f"rewrote {path.relative_to(HERE)}")
+
+
+if __name__ == "__main__":
+    run_command(main)

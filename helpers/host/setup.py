@@ -1,0 +1,120 @@
+"""What a notebook does first: have what the runtime lacks, and say what there is. Needs Python alone.
+
+`python -m helpers.setup` installs as Setup does, from a shell.
+"""
+
+import importlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from helpers.core.errors import RunError
+from helpers.core.process import prepare_process, run_command
+from helpers.host.colab import SESSION, drive_words, on_colab
+
+GB = 1e9
+CHECKED = Path(__file__).with_name("runtime.txt")  # what Colab's images have, a block each
+ELSE = """
+           Should a cell fail: *Runtime*, *Change runtime type*, *Runtime version*, 2026.07"""
+NO_ANSWER = re.compile(r"connection broken by '(.*?)': /|(Could not fetch URL .*)")
+
+
+def set_up() -> str:
+    """On Colab install what is missing and mount Drive; anywhere, say what the machine has.
+
+    Run again it does nothing twice, but asks again for a Drive that was refused.
+    Raises RunError if the packages cannot be installed.
+    """
+    prepare_process()
+    gpu = gpu_words()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
+    disk = shutil.disk_usage(".").free / GB
+    machine = f"machine    {gpu or 'no GPU'}, {memory:.0f} GB of memory, {disk:.0f} GB of disk free"
+    if not on_colab():
+        return machine
+    return "\n".join([installed_words(bool(gpu)), runtime_words(), machine, drive_words(), SESSION])
+
+
+def installed_words(has_gpu: bool) -> str:
+    """Install what is missing, and name it; a GPU's additions may fail. Raises RunError if another cannot be had."""
+    came, without = install("-r", "requirements.txt"), []
+    for name in Path("requirements-gpu.txt").read_text().splitlines() if has_gpu else []:
+        try:
+            came += [] if name.startswith("#") else install(name)
+        except RunError as error:
+            without.append(f"\n           04 and 05 go without: {error}")
+    return "".join([f"installed  {', '.join(came) or 'nothing: all is there'}", *without])
+
+
+def gpu_words() -> str:
+    """The first GPU and its memory, as NVIDIA's driver names it; empty without one."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        name, mebibytes = subprocess.check_output(query, text=True).splitlines()[0].split(", ")
+    except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
+        return ""
+    return f"{name} with {float(mebibytes) * 2**20 / GB:.0f} GB"
+
+
+def install(*what: str) -> list[str]:
+    """Have pip install what of this is not here, torch left as it is; name what came.
+
+    Raises RunError with pip's reason.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report, pins = Path(folder) / "report.json", Path(folder) / "pins.txt"
+        pins.write_text(f"torch=={_version('torch')}\n" if _version("torch") else "")
+        options = ["-q", "--no-color", "--root-user-action=ignore", "--report", report, "-c", pins]
+        command = [sys.executable, "-m", "pip", "install", *options, *what]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RunError(
+                f"pip could not install {what[-1]}: {_reason(done.stderr)}; run this cell again"
+            )
+        came = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+    importlib.invalidate_caches()
+    return [f"{item['name']} {item['version']}" for item in came]
+
+
+def _reason(said: str) -> str:
+    """Why pip failed: its last line, but that a package was not found may have its reason further up."""
+    last = (said.strip().splitlines() or ["no reason given"])[-1]
+    found = NO_ANSWER.search(said) if "No matching distribution" in last else None
+    return f"the package index does not answer ({found[1] or found[2]})" if found else last
+
+
+def runtime_words() -> str:
+    """Which of Colab's images this is, by its Python, and what of it has moved since this was checked with it."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    images = {}
+    for block in CHECKED.read_text(encoding="utf-8").strip().split("\n\n"):
+        title, *pins = block.splitlines()
+        image = dict(pin.split("==") for pin in pins)
+        images[image["python"]] = title.removeprefix("# "), image
+    title, image = images.get(python) or [*images.values()][-1]
+    moved = []
+    for name, checked in image.items():
+        found = python if name == "python" else _version(name).split("+")[0]
+        if found != checked:
+            moved.append(f"{name} {found or 'missing'} (checked with {checked})")
+    if not moved:
+        return f"runtime    as this was checked with ({title})"
+    return f"runtime    not quite what this was checked with, mostly harmless: {', '.join(moved)}{ELSE}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+if __name__ == "__main__":
+    run_command(lambda: print(installed_words(bool(gpu_words()))))

@@ -1,0 +1,1 @@
+"""Judging: how far the style has moved."""

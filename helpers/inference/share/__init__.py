@@ -1,0 +1,1 @@
+"""What leaves the run: one-file weights, the model's card, the hub."""

@@ -1,0 +1,217 @@
+"""What an exported file tells of itself: modelspec, and the `ss_` fields of kohya's sd-scripts for a LoRA.
+
+Loaders and model sites read them. No path, no caption and no word of the suffix is in them.
+https://github.com/Stability-AI/ModelSpec
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save
+from torch import Tensor
+
+from helpers.core.files import read_json
+from helpers.core.run import Run
+from helpers.inference.trained import read_trained
+from helpers.models.licence import licence_of, public_name
+from helpers.models.lora import UP, Lora
+
+IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # as sd-scripts names it
+
+
+@dataclass(frozen=True)
+class Family:
+    """What loaders must know of a model beside its weights."""
+
+    is_v2: bool  # Stable Diffusion 2: linear projections, OpenCLIP's text encoder
+    predicts_velocity: bool  # v-prediction (Salimans and Ho 2022, arXiv:2202.00512)
+    has_zero_snr: bool  # zero terminal SNR (Lin et al. 2023, arXiv:2305.08891)
+
+    @classmethod
+    def of(cls, model: Path) -> "Family":
+        """Read off a pipeline's folder."""
+        schedule = read_json(model / "scheduler/scheduler_config.json")
+        return cls(
+            bool(read_json(model / "unet/config.json").get("use_linear_projection")),
+            schedule.get("prediction_type") == "v_prediction",
+            bool(schedule.get("rescale_betas_zero_snr")),
+        )
+
+    @property
+    def architecture(self) -> str:
+        """Its name in modelspec."""
+        if self.is_v2:
+            return "stable-diffusion-v2-" + ("768-v" if self.predicts_velocity else "512")
+        return "stable-diffusion-v1"
+
+    @property
+    def version(self) -> str:
+        """Its name in sd-scripts."""
+        return f"sd_v{1 + self.is_v2}" + ("_v" if self.predicts_velocity else "")
+
+
+def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
+    """The modelspec of a run's model, or with `kind` `/lora` of its LoRA."""
+    trained = read_trained(run).settings
+    side = trained["resolution_px"]
+    fields = {
+        "sai_model_spec": "1.0.0",
+        "architecture": family.architecture + kind,
+        "implementation": IMPLEMENTATION,
+        "title": run.name,
+        "date": _ended(run).isoformat(timespec="seconds"),
+        "resolution": f"{side}x{side}",
+        "prediction_type": "v" if family.predicts_velocity else "epsilon",
+        "license": licence_of(trained["base_model"], family.is_v2).name,
+    }
+    return {f"modelspec.{name}": value for name, value in fields.items()}
+
+
+def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
+    """The modelspec of a run's LoRA, and what sd-scripts writes into one."""
+    kept = read_trained(run)
+    trained, verdict = kept.settings, kept.verdict
+    first = next(iter(lora.alpha))
+    rank, alpha = lora.tensors[first + UP].shape[1], lora.alpha[first]
+    steps, rate = verdict.get("exported_step", verdict["steps"]), trained["learning_rate"]
+    accumulation = trained["gradient_accumulation_steps"]
+    has_convolutions = any(tensor.ndim == 4 for tensor in lora.tensors.values())
+    fields = {
+        "output_name": run.name,
+        "sd_model_name": public_name(trained["base_model"]),
+        "base_model_version": family.version,
+        "v2": family.is_v2,
+        "network_module": "networks.lora",
+        "network_dim": rank,
+        "network_alpha": alpha,
+        "network_args": json.dumps(
+            {"conv_dim": rank, "conv_alpha": alpha} if has_convolutions else {}
+        ),
+        "steps": steps,
+        "max_train_steps": trained["max_steps"],
+        "learning_rate": rate,
+        "unet_lr": rate,
+        "text_encoder_lr": trained["text_encoder_lr"] if trained["train_text_encoder"] else None,
+        "lr_scheduler": trained["lr_scheduler"],
+        "lr_warmup_steps": trained["lr_warmup_steps"],
+        "optimizer": trained["optimizer"],
+        "seed": trained["seed"],
+        "resolution": f"({trained['resolution_px']}, {trained['resolution_px']})",
+        "mixed_precision": trained["mixed_precision"],
+        "total_batch_size": trained["train_batch_size"] * accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_images": len(kept.images) or None,
+        "min_snr_gamma": trained["snr_gamma"] or None,
+        "noise_offset": trained["noise_offset"] or None,
+        "caption_dropout_rate": trained["caption_dropout"],
+        "zero_terminal_snr": family.has_zero_snr,
+        "clip_skip": None,
+        "training_finished_at": _ended(run).timestamp(),
+    }
+    told = {f"ss_{name}": str(value) for name, value in fields.items()}
+    return model_metadata(run, family, "/lora") | told
+
+
+def tensors_hash(state: dict[str, Tensor]) -> str:
+    """The SHA-256 of a file's tensors without its header, by which model sites know a LoRA."""
+    written = save(state)
+    return hashlib.sha256(written[8 + int.from_bytes(written[:8], "little") :]).hexdigest()
+
+
+def _ended(run: Run) -> datetime:
+    """When training ended."""
+    return datetime.fromtimestamp(run.verdict.stat().st_mtime, UTC)
+
+
+def original_config(model: Path) -> str:
+    """The .yaml that original checkpoints of a v-prediction model come with, in the terms of their code (`ldm`)."""
+    unet, vae = (read_json(model / part / "config.json") for part in ("unet", "vae"))
+    schedule = read_json(model / "scheduler/scheduler_config.json")
+    is_v2 = Family.of(model).is_v2
+    params = {
+        "parameterization": "v",
+        "linear_start": schedule["beta_start"],
+        "linear_end": schedule["beta_end"],
+        "num_timesteps_cond": 1,
+        "timesteps": schedule["num_train_timesteps"],
+        "first_stage_key": "jpg",
+        "cond_stage_key": "txt",
+        "image_size": unet["sample_size"],
+        "channels": unet["in_channels"],
+        "cond_stage_trainable": False,
+        "conditioning_key": "crossattn",
+        "scale_factor": vae.get("scaling_factor", 0.18215),
+        "use_ema": False,
+        "unet_config": _unet_config(unet, is_v2),
+        "first_stage_config": _vae_config(vae),
+        "cond_stage_config": _text_config(is_v2),
+    }
+    target = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    return yaml.safe_dump({"model": {"target": target, "params": params}}, sort_keys=False)
+
+
+def _unet_config(unet: dict[str, Any], is_v2: bool) -> dict[str, Any]:
+    widths = unet["block_out_channels"]
+    attends = [kind.startswith("CrossAttn") for kind in unet["down_block_types"]]
+    heads = unet["attention_head_dim"]  # a count of heads, whatever diffusers calls it
+    heads = heads if isinstance(heads, int) else heads[0]
+    return {
+        "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+        "params": {
+            "use_checkpoint": True,
+            "image_size": 32,
+            "in_channels": unet["in_channels"],
+            "out_channels": unet["out_channels"],
+            "model_channels": widths[0],
+            "attention_resolutions": [2**i for i, yes in enumerate(attends) if yes][::-1],
+            "num_res_blocks": unet["layers_per_block"],
+            "channel_mult": _multiples(widths),
+            **({"num_head_channels": widths[0] // heads} if is_v2 else {"num_heads": heads}),
+            "use_spatial_transformer": True,
+            "use_linear_in_transformer": is_v2,
+            "transformer_depth": 1,
+            "context_dim": unet["cross_attention_dim"],
+            "legacy": False,
+        },
+    }
+
+
+def _vae_config(vae: dict[str, Any]) -> dict[str, Any]:
+    widths = vae["block_out_channels"]
+    return {
+        "target": "ldm.models.autoencoder.AutoencoderKL",
+        "params": {
+            "embed_dim": vae["latent_channels"],
+            "ddconfig": {
+                "double_z": True,
+                "z_channels": vae["latent_channels"],
+                "resolution": 256,
+                "in_channels": vae["in_channels"],
+                "out_ch": vae["out_channels"],
+                "ch": widths[0],
+                "ch_mult": _multiples(widths),
+                "num_res_blocks": vae["layers_per_block"],
+                "attn_resolutions": [],
+                "dropout": 0.0,
+            },
+            "lossconfig": {"target": "torch.nn.Identity"},
+        },
+    }
+
+
+def _text_config(is_v2: bool) -> dict[str, Any]:
+    target = "ldm.modules.encoders.modules."
+    if is_v2:
+        params = {"freeze": True, "layer": "penultimate"}
+        return {"target": target + "FrozenOpenCLIPEmbedder", "params": params}
+    return {"target": target + "FrozenCLIPEmbedder"}
+
+
+def _multiples(widths: Sequence[int]) -> list[int]:
+    return [width // widths[0] for width in widths]

@@ -1,0 +1,1 @@
+"""A run's copy on Google Drive, or on any folder that stays."""

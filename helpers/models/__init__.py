@@ -1,0 +1,1 @@
+"""Models as files: found, opened with care, converted, compared."""

@@ -1,0 +1,249 @@
+"""One-file Stable Diffusion checkpoints, as ComfyUI and its like have them, made into folders in diffusers layout.
+
+The weights are renamed by diffusers' own conversion, each in its own precision. What a file does not hold, the
+settings of its parts and the tokenizer, comes from beside it where that is there (`unet/config.json`, `tokenizer/`),
+else from Stable Diffusion 1 or 2, whichever the names of its text encoder tell.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
+from huggingface_hub import constants, snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTokenizer
+
+from helpers.core.files import MANIFEST, locked, read_json, replacing_folder, sha256, write_json
+from helpers.models.stable_diffusion import (
+    INDEX,
+    OPEN_CLIP,
+    SCHEDULE,
+    TEXT,
+    UNET,
+    V1_TEXT,
+    V1_UNET,
+    V2_TEXT,
+    V2_UNET,
+    VAE,
+    VAE_SHAPE,
+    empty_models,
+    rename,
+)
+
+log = logging.getLogger(__name__)
+CONVERSION = 1  # counted up where the same file would become another folder
+TOKENIZER = "openai/clip-vit-large-patch14"  # whose vocabulary both versions have
+FLOATS = {"F64", "F32", "F16", "BF16"}
+NOT_WHOLE = {  # a name that begins so, and what has such names
+    "conditioner.": "Stable Diffusion XL, which is not trained here",
+    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3, which is not trained here",
+    "model.diffusion_model.double_blocks.": "Flux, which is not trained here",
+    "double_blocks.": "Flux, which is not trained here",
+    "lora_": "a LoRA, not a whole model: give the base that it was made for",
+    "unet.": "a LoRA, not a whole model: give the base that it was made for",
+    "control_model.": "a ControlNet, not a whole model",
+    "down_blocks.": "a UNet alone: give the folder that holds unet/, vae/ and the others",
+    "encoder.": "a VAE alone, not a whole model",
+    "text_model.": "a text encoder alone, not a whole model",
+    "emb_params": "a textual inversion, not a whole model",
+}
+
+
+def find_single_file(folder: Path) -> Path | None:
+    """The one-file checkpoint that a folder holds in place of a model in parts, or None.
+
+    Raises ValueError where it holds several.
+    """
+    if (folder / "config.json").is_file() or any(folder.glob("unet/*.[sb]*")):
+        return None
+    found = sorted(folder.glob("[!.]*.safetensors"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise ValueError(f"it holds {len(found)} models, {names}: give the path of one of them")
+    return found[0] if found else None
+
+
+def convert(path: Path) -> Path:
+    """The folder in diffusers layout of a one-file checkpoint, made once, in the Hugging Face cache.
+
+    It lies there under the hash of the file and of the settings beside it, so that a changed file is another model
+    and one that moved is the same. Raises ValueError for a file that is no whole Stable Diffusion 1 or 2, OSError
+    where its tokenizer is neither beside it nor to be had from the hub.
+    """
+    header = _read_header(path)
+    _check_header(header)
+    beside = _settings_beside(path)
+    hashes = {name.as_posix(): _hash(file) for name, file in beside.items()}
+    key = json.dumps([CONVERSION, _hash(path), hashes], sort_keys=True)
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder = Path(constants.HF_HOME) / "single-files" / name
+    with locked(folder.with_name(f".{name}.lock")):
+        if not (folder / MANIFEST).is_file():
+            log.warning("%s is converted to diffusers layout, once", path)
+            with replacing_folder(folder) as made:
+                _write_settings(path, header, beside, made)
+                _write_weights(path, made)
+    return folder
+
+
+def _hash(path: Path) -> str:
+    stat = path.stat()
+    return _hash_of(path.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)  # gigabytes, and asked for several times in a process
+def _hash_of(path: Path, _size: int, _mtime_ns: int) -> str:
+    return sha256(path)
+
+
+class _Header(dict[str, tuple[str, list[int]]]):
+    """The dtype and shape of each tensor of a file, and its metadata, read without its weights."""
+
+    metadata: dict[str, str]
+
+    @property
+    def is_v2(self) -> bool:
+        return any(name.startswith(OPEN_CLIP) for name in self)
+
+
+def _read_header(path: Path) -> _Header:
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            header = _Header({n: (s.get_dtype(), s.get_shape()) for n, s in slices.items()})
+            header.metadata = file.metadata() or {}
+            return header
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} is no whole safetensors file, {error}: copy or download it again"
+        ) from error
+
+
+def _check_header(header: _Header) -> None:
+    """Raise ValueError for what is no whole Stable Diffusion 1 or 2 that makes pictures from words."""
+    for prefix, what in NOT_WHOLE.items():
+        if any(name.startswith(prefix) for name in header):
+            raise ValueError(f"it holds {what}")
+    parts = {UNET: "UNet", VAE: "VAE", TEXT: "text encoder"}
+    if missing := [
+        what for prefix, what in parts.items() if not any(n.startswith(prefix) for n in header)
+    ]:
+        raise ValueError(f"it lacks the {missing[0]} of a one-file Stable Diffusion")
+    _, shape = header.get(f"{UNET}input_blocks.0.0.weight", ("", [0, 4]))
+    if shape[1] != 4:
+        raise ValueError(
+            f"its UNet takes {shape[1]} channels, as for inpainting, and not the 4 of text to image"
+        )
+    for name, (dtype, _) in header.items():
+        if dtype not in FLOATS and name.startswith((UNET, VAE)):
+            raise ValueError(f"its weights are quantised, {dtype}: take the fp16 or fp32 file")
+
+
+def _settings_beside(path: Path) -> dict[Path, Path]:
+    """Settings in diffusers layout, a tokenizer and a .yaml that lie beside a file, by relative path.
+
+    Of a link, what lies beside the file that it leads to as well; what lies beside the link comes first.
+    """
+    behind = _settings_beside(path.resolve()) if path.is_symlink() else {}
+    folder = path.parent
+    names = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
+    found = [folder / name for name in (*names, "scheduler/scheduler_config.json")]
+    found += [p for p in sorted(folder.glob("tokenizer/*")) if p.suffix in (".json", ".txt")]
+    beside = {p.relative_to(folder): p for p in found if p.is_file()}
+    if path.with_suffix(".yaml").is_file():
+        beside[Path("model.yaml")] = path.with_suffix(".yaml")
+    return behind | beside
+
+
+def _write_settings(path: Path, header: _Header, beside: dict[Path, Path], made: Path) -> None:
+    """All of a folder in diffusers layout but the weights."""
+    unet, text = (V2_UNET, V2_TEXT) if header.is_v2 else (V1_UNET, V1_TEXT)
+    built_in = {
+        "unet/config.json": lambda: UNet2DConditionModel.from_config(unet),
+        "vae/config.json": lambda: AutoencoderKL.from_config(VAE_SHAPE),
+        "text_encoder/config.json": lambda: CLIPTextConfig(**text),
+        "scheduler/scheduler_config.json": lambda: _scheduler(path, header, beside),
+    }
+    for name, source in beside.items():
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, made / name)
+    for name, make in built_in.items():
+        if Path(name) not in beside:
+            _save_config(make, (made / name).parent)
+    if not (made / "tokenizer").is_dir():
+        tokenizer = CLIPTokenizer.from_pretrained(_fetch_tokenizer(path))
+        if header.is_v2:
+            tokenizer.pad_token = "!"  # token 0, with which OpenCLIP pads
+        tokenizer.save_pretrained(made / "tokenizer")
+    scheduler = read_json(made / "scheduler/scheduler_config.json")["_class_name"]
+    write_json(made / "model_index.json", INDEX | {"scheduler": ["diffusers", scheduler]})
+
+
+def _save_config(make: Callable[[], Any], folder: Path) -> None:
+    with torch.device("meta"):
+        config = make()
+    if isinstance(config, nn.Module):
+        config.save_config(folder)
+    else:
+        config.save_pretrained(folder)
+
+
+def _fetch_tokenizer(path: Path) -> str:
+    """CLIP's vocabulary, from the hub or its cache."""
+    try:
+        return snapshot_download(
+            TOKENIZER, allow_patterns=["*token*.json", "vocab.json", "merges.txt"]
+        )
+    except OSError as error:
+        raise OSError(
+            f"one file holds no tokenizer, and {TOKENIZER}, which has it, was not reached on the hub "
+            f"({type(error.__cause__ or error).__name__}): try again later, or put tokenizer/ beside {path.name}"
+        ) from error
+
+
+def _scheduler(path: Path, header: _Header, beside: dict[Path, Path]) -> Any:
+    """The noise schedule that a file was trained with, by the keys, metadata and .yaml that tell of it.
+
+    Raises ValueError for a Stable Diffusion 2 of which nothing tells, since its two kinds look alike.
+    """
+    kind = header.metadata.get("modelspec.prediction_type", "")
+    if Path("model.yaml") in beside:
+        kind = _parameterization(beside[Path("model.yaml")]) or kind
+    if "v_pred" in header:
+        kind = "v"
+    if not kind and header.is_v2:
+        raise ValueError(
+            "it is a Stable Diffusion 2 and does not say whether it predicts noise or v: put "
+            f"{path.with_suffix('.yaml').name} beside it, or its scheduler/scheduler_config.json"
+        )
+    if kind.startswith("v"):
+        zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        more = zero_snr if "ztsnr" in header else {}
+        return DDIMScheduler(**SCHEDULE, **more, clip_sample=False, prediction_type="v_prediction")
+    return PNDMScheduler(**SCHEDULE, skip_prk_steps=True)
+
+
+def _parameterization(path: Path) -> str:
+    """What a model's .yaml says that its UNet predicts, as CompVis' code reads it: noise where it does not say."""
+    found = re.search(
+        r"^\s*parameterization:\s*[\"']?(\w+)", path.read_text(errors="replace"), re.M
+    )
+    return found[1] if found else "eps"
+
+
+def _write_weights(path: Path, made: Path) -> None:
+    tensors = load_file(path)  # mapped, not read
+    for part, weights in rename(tensors, empty_models(made)).items():
+        name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        whole = {n: t.contiguous() for n, t in weights.items()}
+        save_file(whole, made / part / f"{name}.safetensors", {"format": "pt"})

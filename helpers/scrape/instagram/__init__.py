@@ -1,0 +1,1 @@
+"""Instagram by instaloader: what one of the sources needs."""
