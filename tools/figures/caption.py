@@ -10,6 +10,7 @@ from helpers.tokens import CLIP_TOKENS
 from tools.figures.drawn import CAT, watercolour
 from tools.figures.sheet import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SKY, WHITE, Sheet
 
+ENDS = "#c9ced6"  # the tokens before the first word and after the last
 TOKENIZER = "assets/tiny-sd/tokenizer"
 LARGE_PX = 1080  # of a picture, before it is scaled down to be sent
 SENT_PX = 756  # CaptionConfig.image_side_px
@@ -37,22 +38,20 @@ def tokens() -> Sheet:
     suffix = " in a kestrel gouache style"
     words, style = (tokenizer.tokenize(text) for text in (CAT.caption, suffix))
     pieces = ["start", *words, *style, "end"]
+    colours = [ENDS, *[SKY] * len(words), *[ORANGE] * len(style), ENDS]
     sheet = Sheet(330)
     sheet.title(f"{len(CAT.caption.split() + suffix.split())} words, {len(pieces)} tokens")
     x, y = 20, 66
-    for i, piece in enumerate(pieces):
+    for piece, colour in zip(pieces, colours, strict=True):
         text = piece.removesuffix("</w>")
         width = 18 + 14.5 * len(text)
         if x + width > 885:
             x, y = 20, y + 58
-        kind = SKY if 0 < i <= len(words) else ORANGE if 0 < i < len(pieces) - 1 else PALE
-        sheet.box(x, y, width, 46, kind)
+        sheet.box(x, y, width, 46, colour)
         sheet.write(x + width / 2, y + 23, text, 23, align="center")
-        x += width + (8 if i in (0, len(pieces) - 1) or piece.endswith("</w>") else 2)
+        x += width + (8 if piece == "start" or piece.endswith("</w>") else 2)
     sheet.write(20, y + 88, f"CLIP reads {CLIP_TOKENS}; what comes after is never seen", 24)
-    for i in range(CLIP_TOKENS):
-        used = SKY if 0 < i <= len(words) else ORANGE if i < len(pieces) - 1 else GREY
-        colour = (used if i else GREY) if i < len(pieces) else PALE
+    for i, colour in enumerate(colours + [PALE] * (CLIP_TOKENS - len(colours))):
         sheet.cell(20 + 11.2 * i, y + 116, 9, 34, colour)
     sheet.write(20, y + 182, "■", 26, SKY)
     sheet.write(50, y + 182, "caption", 23)
