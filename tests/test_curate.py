@@ -237,6 +237,8 @@ def test_the_gallery_takes_an_image_back_by_a_click(workplace, art):
     buttons = [w for w in descendants(shown) if isinstance(w, ipywidgets.Button)]
     words = [w.value for w in descendants(shown) if isinstance(w, ipywidgets.Label)]
     assert "too dark: 1" in words and "no caption: 1" in words
+    reasons = [w.value for w in descendants(shown) if isinstance(w, ipywidgets.HTML)]  # which wraps
+    assert any("</b> its brightness of " in reason for reason in reasons)
     assert sum(isinstance(w, ipywidgets.Image) for w in descendants(shown)) == 2
     assert len(buttons) == 1  # a click cannot caption an image
     buttons[0].click()
@@ -254,8 +256,11 @@ def test_the_gallery_shows_words_of_others_as_words(workplace, art):
     _, left_out = curate(CONFIG, run)
     evil = {"file_name": ["w00_1.png"], "kind": ["<b>x</b>"], "reason": ["<script>"]}
     left_out = pd.DataFrame(evil)
-    kinds = {type(widget).__name__ for widget in descendants(gallery(run, left_out))}
-    assert kinds <= {"VBox", "Box", "Label", "Image", "Button"}  # none of which renders markup
+    shown = list(descendants(gallery(run, left_out)))
+    kinds = {type(widget).__name__ for widget in shown}
+    assert kinds <= {"VBox", "Box", "Label", "Image", "Button", "HTML"}
+    (words,) = (widget.value for widget in shown if isinstance(widget, ipywidgets.HTML))
+    assert "&lt;script&gt;" in words and "<script>" not in words
     assert len(list(descendants(gallery(run, left_out.iloc[:0])))) == 2
 
 
