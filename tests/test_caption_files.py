@@ -84,7 +84,7 @@ LAYOUTS = {
     "TXT": (lambda f: beside(f, ".TXT"), "captions from 4 .txt"),
     "a folder of their own": (
         lambda f: [write(f / f"captions/{n[:-4]}.txt", w) for n, w in [*PAIRS, ("more.jpg", "x")]],
-        "captions from 4 .txt; left: captions/more.txt",
+        "captions from 4 .txt; not used: captions/more.txt",
     ),
     "caption": (lambda f: beside(f, ".caption"), "captions from 4 .caption"),
     "jpg.txt": (lambda f: beside(f, ".txt", True), "captions from 4 .txt"),
@@ -304,7 +304,7 @@ def test_stray_texts_stop_nothing_and_are_named(workplace, tmp_path, capsys):
     run = scrape(folder)
     assert captions(run, folder) == dict(PAIRS[:3]) and not run.rejected.exists()
     line = capsys.readouterr().out
-    assert "captions from 3 .txt; 1 images have none; left: " in line
+    assert "captions from 3 .txt; 1 images have none; not used: " in line
     assert "and 3 more" in line
 
 
@@ -365,6 +365,37 @@ def test_kohyas_folders_come_in_without_what_the_base_drew(workplace, tmp_path, 
     assert captions(chosen, folder) == {
         f"img/10_mira style/{i}.png": f"a cat {i}" for i in range(3)
     }
+
+
+def test_kohyas_masks_samples_and_caches_are_no_pictures(workplace, tmp_path, capsys):
+    folder = tmp_path / "project"
+    for i in range(3):
+        photograph(folder / f"img/10_mira style/{i}.png", i)
+        photograph(folder / f"mask/10_mira style/{i}.png", i + 10)
+        (folder / f"img/10_mira style/{i}_0512x0512_sd.npz").write_bytes(b"PK")
+        photograph(folder / f"model/sample/mira_e00000{i}_00_20260101120000_42.png", i + 20)
+    photograph(folder / "masks/of Venice.png", 30)  # of no picture here: one itself
+    photograph(folder / "model/sample/my own.png", 31)
+    (folder / "model/mira.safetensors").write_bytes(b"weights")
+    run = scrape(folder)
+    own = {f"img/10_mira style/{i}.png" for i in range(3)}
+    own |= {"masks/of Venice.png", "model/sample/my own.png"}
+    assert {post.source_name for post in read_rows(run.posts, Post)} == own
+    assert not run.rejected.exists()
+    line = capsys.readouterr().out
+    assert "3 masks are no pictures; 3 samples that a training drew left out" in line
+    assert "beside them 3 .npz, 1 .safetensors" in line
+
+
+def test_a_pdf_is_told_apart_from_texts_that_are_not_used(workplace, tmp_path, capsys):
+    photograph(tmp_path / "art/a.png", 0)
+    (tmp_path / "art/Portfolio.PDF").write_bytes(b"%PDF-1.7")
+    write(tmp_path / "art/notes.md", "# notes")
+    scrape(tmp_path / "art")
+    line = capsys.readouterr().out
+    assert (
+        "PDFs are not read, save their pages as images: Portfolio.PDF; not used: notes.md" in line
+    )
 
 
 def test_several_rows_and_lists_of_captions_are_alternatives(workplace, tmp_path, capsys):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from helpers.config import DatasetConfig, ScrapeConfig
@@ -23,6 +24,7 @@ from helpers.errors import RunError
 from helpers.records import Post, Rejection, read_rows
 from helpers.run import Run
 from helpers.scrape.intake import find, take
+from helpers.store import write_json
 from tests.conftest import ROOT, lines, make_dataset, photograph
 
 CONFIG = DatasetConfig(run="art")
@@ -312,6 +314,25 @@ def test_a_whole_post_of_photos_is_odd_and_a_second_style_is_not():
 )
 def test_characters_and_settings_are_read_off_a_caption(caption, who, where):
     assert (subject(caption), setting(caption)) == (who, where)
+
+
+def test_the_chart_of_lengths_ends_where_the_base_model_stops_reading(workplace, art, monkeypatch):
+    run = make_dataset("art", art)
+    kept, _ = curate(CONFIG, run)
+    kept = kept.assign(split="train")
+    titles, really_set = [], Axes.set
+
+    def set_and_note(axes, **given):
+        titles.append(given.get("title"))
+        return really_set(axes, **given)
+
+    monkeypatch.setattr(Axes, "set", set_and_note)
+    charts(kept, CONFIG.suffix)
+    write_json(run.config("train"), {"run": "art", "base_model": "assets/tiny-sd"})
+    kept, _ = curate(CONFIG, run)
+    charts(kept.assign(split="train"), CONFIG.suffix)
+    told = [title for title in titles if title and "CLIP reads" in title]
+    assert [title.rpartition(" ")[2] for title in told] == ["77", "32"]
 
 
 def test_charts_stand_any_words(workplace, art):

@@ -10,8 +10,8 @@ from PIL import Image
 
 from helpers.errors import RunError
 from helpers.suffix import append_suffix, common_ending, has_suffix, strip_suffix
+from helpers.tokens import CLIP_TOKENS
 
-MOST_TOKENS = 77  # what CLIP's text encoder reads, a start and an end among them
 # CLIP's own cut into pieces (Radford et al. 2021, simple_tokenizer.py), in the terms of Python's re
 PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
 PLACE = re.compile(
@@ -78,10 +78,11 @@ def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
         [least_tokens(append_suffix(caption, suffix)) for caption in part]
         for part in sides.values()
     ]
-    bins = range(0, max(MOST_TOKENS, *map(max, tokens)) + 4, 3)
+    limit = images.attrs.get("token_limit", CLIP_TOKENS)
+    bins = range(0, max(limit, *map(max, tokens)) + 4, 3)
     lengths.hist(tokens, bins, stacked=True, color=COLOURS[: len(sides)], label=list(sides))
-    lengths.axvline(MOST_TOKENS, color="#d1495b", linewidth=1)
-    lengths.set(title=f"tokens of a text, at least; CLIP reads {MOST_TOKENS}", ylabel="images")
+    lengths.axvline(limit, color="#d1495b", linewidth=1)
+    lengths.set(title=f"tokens of a text, at least; CLIP reads {limit}", ylabel="images")
     _bars(characters, "characters, share of each side", _shares(sides, subject))
     _bars(settings, "settings, share of each side", _shares(sides, setting))
     figure.legend(*lengths.get_legend_handles_labels(), loc="outside lower center", ncols=2)

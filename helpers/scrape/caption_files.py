@@ -36,6 +36,9 @@ MAX_TEXT_BYTES = 1_000_000  # beside an image
 MAX_LIST_BYTES = 200_000_000
 POSITIONS = ("first", "last", "longest", "shortest", "joined")
 MASK = re.compile(r"(.+)-(?:mask|cond)label")  # OneTrainer's, beside the image
+MASK_FOLDERS = ("mask", "masks", "conditioning")  # kohya's conditioning_data_dir, of the same names
+# of kohya's sample/: OUTPUT_e000001_00_20260101120000_42
+SAMPLE = re.compile(r"(?:.+_)?e?\d{6}_\d\d_\d{14}(?:_\d+)?")
 KOHYA = re.compile(r"[1-9]\d{0,2}_\S.*")  # a folder's repeats and its class
 REGULARISATION = ("reg", "regs", "regularisation", "regularization")
 # x.jpg.supplemental-metadata(1), cut anywhere
@@ -170,14 +173,12 @@ class _Reader:
         self.root = root
         self.texts = [path for path in files if holds_words(path)]
         images = [path for path in files if not holds_words(path)]
-        names = {(path.parent, path.stem) for path in images}
-        self.masks = [
-            path
-            for path in images
-            if (match := MASK.fullmatch(path.stem)) and (path.parent, match[1]) in names
-        ]
+        self.masks = _masks(root, images)
         self.regularisation = _regularisation(root, images)
-        no_art = {*self.masks, *self.regularisation}
+        self.samples = [
+            path for path in images if path.parent.name == "sample" and SAMPLE.fullmatch(path.stem)
+        ]
+        no_art = {*self.masks, *self.regularisation, *self.samples}
         self.images = [path for path in images if path not in no_art]
         self.index = _Index(root, images)
         # by image, by source in order of precedence; and how each source is told
@@ -204,7 +205,7 @@ class _Reader:
                 self.told.several += len(self.sources[image][source]) > 1
         return CaptionFiles(
             captions,
-            {*self.texts, *self.masks, *self.regularisation},
+            {*self.texts, *self.masks, *self.regularisation, *self.samples},
             self.posts,
             self._line(taken, choice),
         )
@@ -387,6 +388,8 @@ class _Reader:
         by_position = choice in POSITIONS
         others = Counter(name for image in self.images for name in self._defaults(image)[1:])
         folders = {p.parent.name for p in self.images if KOHYA.fullmatch(p.parent.name)}
+        pdfs = [name for name in told.left if name.lower().endswith(".pdf")]
+        others_left = [name for name in told.left if name not in pdfs]
         asides = [
             (sources and missing, f"{missing} images have none"),
             (
@@ -407,11 +410,29 @@ class _Reader:
                 self.regularisation,
                 f"{len(self.regularisation)} regularisation pictures (reg/) left out",
             ),
+            (self.samples, f"{len(self.samples)} samples that a training drew left out"),
             (folders, f"kohya's folders ({some(sorted(folders))}): repeats and class are not used"),
-            (told.left, f"left: {some(told.left)}"),
+            (pdfs, f"PDFs are not read, save their pages as images: {some(pdfs)}"),
+            (others_left, f"not used: {some(others_left)}"),
         ]
         head = f"captions from {sources}" if sources else f"no captions for {missing} images"
         return "; ".join([head, *(words for is_so, words in asides if is_so)])
+
+
+def _masks(root: Path, images: Iterable[Path]) -> list[Path]:
+    """Masks of images: beside them by OneTrainer's names, or in a folder of masks by the same ones."""
+    apart, others = set(), set()
+    for path in images:
+        folders = {part.lower() for part in path.relative_to(root).parts[:-1]}
+        (others if folders.isdisjoint(MASK_FOLDERS) else apart).add(path)
+    beside = {(path.parent, path.stem) for path in others}
+    stems = {_folded(path.stem) for path in others}
+    return [
+        path
+        for path in images
+        if (path in apart and _folded(path.stem) in stems)
+        or ((match := MASK.fullmatch(path.stem)) and (path.parent, match[1]) in beside)
+    ]
 
 
 def _regularisation(root: Path, images: Iterable[Path]) -> list[Path]:

@@ -66,5 +66,7 @@ class Source:
     # by file name, what came in since it was listed, and what was found to be missing
     new: dict[str, Found] = field(default_factory=dict)
     gone: dict[str, Post] = field(default_factory=dict)
+    # what was done to pictures that came in, each with their names at the source
+    notes: dict[str, list[str]] = field(default_factory=dict)
     corrected: str = ""  # what became of the permission of images that were there
     news: str = ""  # what is new, changed and gone, once a walk has reached its end

@@ -40,8 +40,11 @@ CODE = """() => jupyterapp.shell.currentWidget.content.widgets
 def notebook_for(stage: str, run: str, folder: Path) -> Path:
     """A copy of a notebook, beside it, with what an artist would type in."""
     text = Path(f"notebooks/{notebook_name(stage)}.ipynb").read_text(encoding="utf-8")
-    typed = {'run = \\"demo\\"': f'run = \\"{run}\\"', 'folder = \\"\\"': f'folder = \\"{folder}\\"'}
-    typed |= {'source = \\"demo\\"': 'source = \\"folder\\"', "private study": "own work"}
+    typed = {
+        'run = \\"demo\\"': f'run = \\"{run}\\"',
+        'folder = \\"\\"': f'folder = \\"{folder}\\"',
+    }
+    typed |= {'source = \\"demo\\"': 'source = \\"folder\\"'}
     for before, after in typed.items():
         text = text.replace(before, after, 1)
     copy = Path(f"notebooks/{run}-{stage}.ipynb")
@@ -130,7 +133,10 @@ def levels_apart(one: Image.Image, other: Image.Image) -> float:
     """The mean difference of two pictures at 64 x 64, of 255; 255 where their shapes differ."""
     if abs(one.width / one.height - other.width / other.height) > 0.02:
         return 255.0
-    small = [np.asarray(i.convert("RGB").resize((64, 64), Image.Resampling.BOX), float) for i in (one, other)]
+    small = [
+        np.asarray(i.convert("RGB").resize((64, 64), Image.Resampling.BOX), float)
+        for i in (one, other)
+    ]
     return float(np.abs(small[0] - small[1]).mean())
 
 
@@ -156,7 +162,9 @@ def main() -> None:
                     copy.unlink()
                 sheet.save(OUT / f"{kind}-{notebook_name(stage)}.png")
                 names = names or by_file_name(run, root, made)
-            print(f"{kind}: {check(run, names)} of {len(made)} files are in the dataset, as they were made")
+            print(
+                f"{kind}: {check(run, names)} of {len(made)} files are in the dataset, as they were made"
+            )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ compared. Wants `heif-enc` (Debian's libheif-examples) for the phone's own forma
 import io
 import json
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,7 @@ from tests.test_decode import deep, psd, tiff
 
 SRGB = ImageCms.createProfile("sRGB")
 ORIENTATION, GPS = 0x0112, 0x8825
+QUARTER_TURNS = {1: 0, 3: 2, 6: 3}  # against the clock
 STORED = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}  # by orientation
 
 
@@ -76,7 +78,9 @@ def phone(root: Path, art: Art) -> Iterator[Made]:
         path.with_suffix(".AAE").write_text("<plist/>", encoding="utf-8")
     for number, orientation in ((2303, 3), (2304, 6)):
         picture, words = art.next()
-        yield Made(_camera_jpeg(may / f"IMG_{number}.JPG", picture, orientation), picture, caption=words)
+        yield Made(
+            _camera_jpeg(may / f"IMG_{number}.JPG", picture, orientation), picture, caption=words
+        )
     picture, words = art.next()
     for shot in range(4):  # a burst: one drawing, a hand that moves
         moved = picture.transform(
@@ -85,7 +89,8 @@ def phone(root: Path, art: Art) -> Iterator[Made]:
         moved = moved.point(lambda v, shot=shot: min(255, v + 3 * shot))
         path = june / f"20260612_1015{shot:02}_Burst{shot + 1:02}.jpg"
         yield Made(_camera_jpeg(path, moved, 1), moved, caption=words)
-    yield Made(_saved(june / "Screenshot_20260614-190211.png", _screenshot(art)))
+    path = _saved(june / "Screenshot_20260614-190211.png", _screenshot(art))
+    yield Made(path, caption="a post of mine on a phone")
     sketch = _sketch((900, 1200), 3)
     path = june / "Notes scan.png"  # lines on nothing, which Notes shows on white
     clear = sketch.convert("RGBA")
@@ -120,17 +125,19 @@ def scanner(root: Path, art: Art) -> Iterator[Made]:
         picture, words = art.next()
         options = {"quality": 95} if name.endswith("jpg") else {"compression": "tiff_lzw"}
         path = _saved(root / name, picture.convert("CMYK"), icc_profile=profile, **options)
-        yield Made(path, picture, 60.0, words)  # a press is not a screen: only whether it is this picture
+        yield Made(
+            path, picture, 60.0, words
+        )  # a press is not a screen: only whether it is this picture
     picture, words = art.next()
-    yield Made(_saved(root / "Scan 0004 print.tif", picture.convert("CMYK")), picture, caption=words)
+    yield Made(
+        _saved(root / "Scan 0004 print.tif", picture.convert("CMYK")), picture, caption=words
+    )
     (first, words), *others = [art.next() for _ in range(3)]
     pages = [first, *(picture for picture, _ in others)]
     path = _saved(root / "Sketchbook A.tif", pages[0], save_all=True, append_images=pages[1:])
     yield Made(path, first, 3.0, words)
     picture, words = art.next()
-    lab = ImageCms.profileToProfile(
-        picture, SRGB, ImageCms.createProfile("LAB"), outputMode="LAB"
-    )
+    lab = ImageCms.profileToProfile(picture, SRGB, ImageCms.createProfile("LAB"), outputMode="LAB")
     yield Made(_saved(root / "Scan 0005 Lab.tif", lab), picture, caption=words)
     picture, words = art.next()
     (root / "Poster.psd").write_bytes(psd(picture, 3))
@@ -149,9 +156,9 @@ def scanner(root: Path, art: Art) -> Iterator[Made]:
         path = _saved(root / f"Scan {number:04} pencil.jpg", sketch, quality=90, dpi=(150, 150))
         yield Made(path, sketch, caption=f"crooked lines on sheet {number}")
     blank = _dusty(Image.new("RGB", (1240, 1754), (250, 249, 246)), 11)
-    yield Made(_saved(root / "Scan 0011.jpg", blank, quality=90), blank)
-    page = _text_page()
-    yield Made(_saved(root / "Scan 0012 letter.png", page), page)
+    yield Made(_saved(root / "Scan 0011.jpg", blank, quality=90), blank, caption="a sheet of paper")
+    path = _saved(root / "Scan 0012 letter.png", _text_page())
+    yield Made(path, caption="a letter to an aunt")
     raw = io.BytesIO()
     pages[1].save(raw, "PDF")
     (root / "Portfolio.pdf").write_bytes(raw.getvalue())
@@ -236,17 +243,41 @@ def _heic(picture: Image.Image, orientation: int) -> bytes:
     profile = rgb_profile(PRIMARIES["Display P3"], 2.2)
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     wide = ImageCms.profileToProfile(_held(picture, orientation), SRGB, opened, outputMode="RGB")
-    return _by_heif_enc(wide, exif=_exif(orientation), icc_profile=profile)
-
-
-def _by_heif_enc(image: Image.Image, **options) -> bytes:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "a.png"), Path(folder, "a.heic")
-        image.save(source, **options)
-        subprocess.run(["heif-enc", "-q", "92", source, "-o", target], check=True, capture_output=True)
-        return target.read_bytes()
+        wide.save(source, exif=_exif(orientation), icc_profile=profile)
+        subprocess.run(
+            ["heif-enc", "-q", "92", source, "-o", target], check=True, capture_output=True
+        )
+        return _turned(target.read_bytes(), QUARTER_TURNS[orientation])
+
+
+def _turned(content: bytes, quarters: int) -> bytes:
+    """A HEIC with the property `irot` (ISO 23008-12, 6.5.10), by which alone it is turned, as a phone writes it."""
+    if not quarters:
+        return content
+    at = {name: content.index(name) - 4 for name in (b"meta", b"iprp", b"ipco", b"ipma", b"iloc")}
+    size = {name: int.from_bytes(content[i : i + 4]) for name, i in at.items()}
+    properties = content[at[b"ipco"] + 8 : at[b"ipco"] + size[b"ipco"]]
+    number, i = 1, 0
+    while i < len(properties):
+        number, i = number + 1, i + int.from_bytes(properties[i : i + 4])
+    out = bytearray(content)
+    first = (
+        at[b"ipma"] + 16
+    )  # of the first item, its two bytes of a number and the count of properties
+    grown = {b"meta": 10, b"iprp": 10, b"ipco": 9, b"ipma": 1}
+    for name, more in grown.items():
+        out[at[name] : at[name] + 4] = (size[name] + more).to_bytes(4)
+    for item in range(int.from_bytes(content[at[b"iloc"] + 14 : at[b"iloc"] + 16])):
+        place = at[b"iloc"] + 26 + 18 * item  # of its first byte, which moves as well
+        out[place : place + 4] = (int.from_bytes(out[place : place + 4]) + 10).to_bytes(4)
+    end = first + 3 + content[first + 2]
+    out[first + 2] += 1
+    out[end:end] = bytes([0x80 | number])
+    end = at[b"ipco"] + size[b"ipco"]
+    out[end:end] = b"\0\0\0\x09irot" + bytes([quarters])
+    return bytes(out)
 
 
 def _sketch(size: tuple[int, int], seed: int) -> Image.Image:
@@ -256,7 +287,9 @@ def _sketch(size: tuple[int, int], seed: int) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for _ in range(14):
         walk = np.cumsum(rng.normal(0, size[0] / 24, (40, 2)), 0) + np.array(size) / 2
-        draw.line([tuple(p) for p in walk], fill=(70, 70, 74), width=max(2, size[0] // 240), joint="curve")
+        draw.line(
+            [tuple(p) for p in walk], fill=(70, 70, 74), width=max(2, size[0] // 240), joint="curve"
+        )
     return sheet.filter(ImageFilter.GaussianBlur(0.8))
 
 
