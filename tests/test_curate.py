@@ -290,6 +290,24 @@ def test_text_is_told_from_drawings():
     assert max(text_share(image.convert("L")) for image in drawn) < 0.1
 
 
+@pytest.mark.parametrize("size", [(720, 1480), (1080, 2340), (1290, 2796)])
+def test_a_phones_screenshot_of_a_post_is_mostly_text_and_a_tall_drawing_is_not(size):
+    font = ImageFont.load_default(size=size[0] // 32)
+    words = "commissions are open again this week please write me a message".split()
+    shares = []
+    for seed in range(4):
+        screen = Image.new("RGB", size, "white")
+        screen.paste(paint_flat(random_scene(seed), size[0] * 4 // 5), (size[0] // 10, 90))
+        draw, step = ImageDraw.Draw(screen), size[0] // 20
+        for top in range(size[0], size[1] - step, step):
+            text = " ".join(words[(seed + top + i) % len(words)] for i in range(9))
+            draw.text((size[0] // 18, top), text, (30, 30, 34), font)
+        shares.append(text_share(screen.convert("L")))
+    assert min(shares) > CONFIG.max_text_share
+    drawn = [paint_flat(random_scene(i), 512).crop((128, 0, 384, 512)) for i in range(30)]
+    assert max(text_share(image.convert("L")) for image in drawn) < 0.1
+
+
 def test_a_whole_post_of_photos_is_odd_and_a_second_style_is_not():
     rng = np.random.default_rng(0)
     style, second, selfies = (

@@ -215,7 +215,7 @@ def test_what_was_done_to_a_picture_is_told_as_it_comes_in(workplace, tmp_path):
     assert str(first) == "A sketchbook.tif, 90 x 120 px, is A-sketchbook_1.tif in this run"
     list(take(config, run, offered))
     assert offered.news == (
-        "4 new, 0 as before; the first of several pages or frames: A sketchbook.tif; "
+        "4 new, 0 as before; only the first of several pages or frames: A sketchbook.tif; "
         "transparent parts put on white: b.png, c.png"
     )
     assert scrape(folder)[1].news == "0 new, 4 as before"
