@@ -334,17 +334,31 @@ def test_characters_and_settings_are_read_off_a_caption(caption, who, where):
     assert (subject(caption), setting(caption)) == (who, where)
 
 
+def noted(monkeypatch, method, of):
+    """What `of` gives for each call of a method of matplotlib's Axes, which does as ever."""
+    found, really = [], getattr(Axes, method)
+
+    def call_and_note(axes, *values, **given):
+        found.append(of(*values, **given))
+        return really(axes, *values, **given)
+
+    monkeypatch.setattr(Axes, method, call_and_note)
+    return found
+
+
+def test_a_suffix_that_stands_in_a_caption_is_no_setting_of_the_charts(workplace, art, monkeypatch):
+    kept, _ = curate(CONFIG, make_dataset("art", art))
+    words = f"a cat at night{CONFIG.suffix}"
+    ticks = noted(monkeypatch, "set_yticks", lambda places, names: names)
+    charts(kept.assign(split="train", caption=words), CONFIG.suffix)
+    assert ticks == [["cat"], ["night"]]
+
+
 def test_the_chart_of_lengths_ends_where_the_base_model_stops_reading(workplace, art, monkeypatch):
     run = make_dataset("art", art)
     kept, _ = curate(CONFIG, run)
     kept = kept.assign(split="train")
-    titles, really_set = [], Axes.set
-
-    def set_and_note(axes, **given):
-        titles.append(given.get("title"))
-        return really_set(axes, **given)
-
-    monkeypatch.setattr(Axes, "set", set_and_note)
+    titles = noted(monkeypatch, "set", lambda **given: given.get("title"))
     charts(kept, CONFIG.suffix)
     write_json(run.config("train"), {"run": "art", "base_model": "assets/tiny-sd"})
     kept, _ = curate(CONFIG, run)

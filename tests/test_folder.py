@@ -196,7 +196,7 @@ def test_companions_of_photographs_are_counted_by_kind_and_no_failed_pictures(wo
         (folder / name).write_bytes(b"no picture")
     run, offered = scrape(folder)
     assert offered.words.startswith("5 files in 5 posts")
-    assert "; beside them 5 .aae, 5 .json, 5 .mov, 1 .db, 1 .ini" in offered.words
+    assert "\nbeside them 5 .aae, 5 .json, 5 .mov, 1 .db, 1 .ini" in offered.words
     assert len(present(run.posts)) == 5 and not read_rows(run.rejected, Rejection)
 
 

@@ -71,7 +71,8 @@ def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
         raise RunError("the images have no column split: run the cell 'One post, one side' first")
     figure = Figure(figsize=(11, 7), dpi=100, layout="constrained")
     counts, lengths, characters, settings = figure.subplots(2, 2).flat
-    sides = {name: part["caption"] for name, part in images.groupby("split")}
+    bare = images.assign(caption=[strip_suffix(text, suffix) for text in images["caption"]])
+    sides = {name: part["caption"] for name, part in bare.groupby("split")}
     counts.barh(list(sides), [len(part) for part in sides.values()], color=COLOURS[: len(sides)])
     counts.set_title("images")
     tokens = [

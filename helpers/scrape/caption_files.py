@@ -1,7 +1,7 @@
 """Captions as people have them: which files of a folder hold words, and of which image.
 
 Texts beside images in the endings of kohya's trainers, OneTrainer, Takeout and others; one text for a post of
-instaloader's; lists (caption_lists.py). What was taken and what was left is told in a line. Nothing stops for a text.
+instaloader's; lists (caption_lists.py). What was taken and what was left is told. Nothing stops for a text.
 """
 
 import os
@@ -55,7 +55,7 @@ class CaptionFiles:
     no_pictures: set[Path]  # texts, and images that are no art: masks, regularisation pictures
     # shortcode and index, where a list of the seed's form tells them
     posts: dict[Path, tuple[str, int]]
-    line: str  # what was taken and what was left
+    line: str  # what was taken, and below it what was left, a line each
 
 
 def holds_words(path: Path) -> bool:
@@ -416,7 +416,7 @@ class _Reader:
             (others_left, f"not used: {some(others_left)}"),
         ]
         head = f"captions from {sources}" if sources else f"no captions for {missing} images"
-        return "; ".join([head, *(words for is_so, words in asides if is_so)])
+        return "\n  ".join([head, *(words for is_so, words in asides if is_so)])
 
 
 def _masks(root: Path, images: Iterable[Path]) -> list[Path]:

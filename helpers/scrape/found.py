@@ -57,7 +57,7 @@ class Listing:
 class Source:
     """Where images come from. Its items may be walked again, and raise Stopped where they end early."""
 
-    words: str  # what the source says of itself, in a line
+    words: str  # what the source says of itself, a line for each thing
     items: Iterable[Found]
     total: int | None = None  # images, where that is known beforehand
     stopped: str = ""  # why the last walk ended early

@@ -72,7 +72,7 @@ def find(config: ScrapeConfig, run: Run) -> Source:
         codes = codes[: config.max_posts]
         wanted = set(codes)
         items = [item for item in items if item.shortcode in wanted]
-    words = "; ".join([f"{len(items)} files in {len(codes)} posts", *listing.notes])
+    words = "\n".join([f"{len(items)} files in {len(codes)} posts", *listing.notes])
     return Source(words, items, len(items), config=config, listing=listing)
 
 
