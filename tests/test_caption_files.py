@@ -375,12 +375,13 @@ def test_kohyas_masks_samples_and_caches_are_no_pictures(workplace, tmp_path, ca
         photograph(folder / f"mask/10_mira style/{i}.png", i + 10)
         (folder / f"img/10_mira style/{i}_0512x0512_sd.npz").write_bytes(b"PK")
         photograph(folder / f"model/sample/mira_e00000{i}_00_20260101120000_42.png", i + 20)
-    photograph(folder / "masks/of Venice.png", 30)  # of no picture here: one itself
+    photograph(folder / "masks/0.png", 30)  # of Venice, beside faces
+    photograph(folder / "faces/0.png", 33)
     photograph(folder / "model/sample/my own.png", 31)
     (folder / "model/mira.safetensors").write_bytes(b"weights")
     run = scrape(folder)
     own = {f"img/10_mira style/{i}.png" for i in range(3)}
-    own |= {"masks/of Venice.png", "model/sample/my own.png"}
+    own |= {"masks/0.png", "faces/0.png", "model/sample/my own.png"}
     assert {post.source_name for post in read_rows(run.posts, Post)} == own
     assert not run.rejected.exists()
     line = capsys.readouterr().out

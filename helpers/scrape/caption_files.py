@@ -36,7 +36,8 @@ MAX_TEXT_BYTES = 1_000_000  # beside an image
 MAX_LIST_BYTES = 200_000_000
 POSITIONS = ("first", "last", "longest", "shortest", "joined")
 MASK = re.compile(r"(.+)-(?:mask|cond)label")  # OneTrainer's, beside the image
-MASK_FOLDERS = ("mask", "masks", "conditioning")  # kohya's conditioning_data_dir, of the same names
+# kohya's conditioning_data_dir: mask/10_name/a.png, as img/10_name/a.png or 10_name/a.png
+MASK_FOLDERS, IMAGE_FOLDERS = ("mask", "masks", "conditioning"), ("img", "image", "images", "train")
 # of kohya's sample/: OUTPUT_e000001_00_20260101120000_42
 SAMPLE = re.compile(r"(?:.+_)?e?\d{6}_\d\d_\d{14}(?:_\d+)?")
 KOHYA = re.compile(r"[1-9]\d{0,2}_\S.*")  # a folder's repeats and its class
@@ -420,17 +421,23 @@ class _Reader:
 
 
 def _masks(root: Path, images: Iterable[Path]) -> list[Path]:
-    """Masks of images: beside them by OneTrainer's names, or in a folder of masks by the same ones."""
-    apart, others = set(), set()
+    """Masks of images: beside them by OneTrainer's names, or at the same place in a folder of masks."""
+    beside = {(path.parent, path.stem) for path in images}
+    places, apart = set(), {}
     for path in images:
-        folders = {part.lower() for part in path.relative_to(root).parts[:-1]}
-        (others if folders.isdisjoint(MASK_FOLDERS) else apart).add(path)
-    beside = {(path.parent, path.stem) for path in others}
-    stems = {_folded(path.stem) for path in others}
+        folders = [part.lower() for part in path.relative_to(root).parts[:-1]]
+        place = (
+            *(f for f in folders if f not in (*MASK_FOLDERS, *IMAGE_FOLDERS)),
+            _folded(path.stem),
+        )
+        if set(MASK_FOLDERS) & set(folders):
+            apart[path] = place
+        else:
+            places.add(place)
     return [
         path
         for path in images
-        if (path in apart and _folded(path.stem) in stems)
+        if apart.get(path) in places
         or ((match := MASK.fullmatch(path.stem)) and (path.parent, match[1]) in beside)
     ]
 

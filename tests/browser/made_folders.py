@@ -172,7 +172,7 @@ def kohya(root: Path, art: Art) -> Iterator[Made]:
         folder.mkdir(parents=True)
 
     def put(name: str, text: bytes | str, caption: str = "", ending: str = ".txt") -> Made:
-        picture = self_made.pop(0)
+        picture = pictures.pop(0)
         path = _saved(images / name, picture)
         content = text.encode() if isinstance(text, str) else text
         path.with_name(Path(name).stem + ending).write_bytes(content)
@@ -180,7 +180,7 @@ def kohya(root: Path, art: Art) -> Iterator[Made]:
         return Made(path, picture, 3.0, caption or str(text))
 
     pairs = [art.next() for _ in range(13)]
-    self_made, words = [picture for picture, _ in pairs], [caption for _, caption in pairs]
+    pictures, words = [picture for picture, _ in pairs], [caption for _, caption in pairs]
     yield put("001.png", words[0])
     yield put("002.png", words[1] + "\n")
     yield put("003.png", b"\xef\xbb\xbf" + words[2].encode(), words[2])
@@ -188,17 +188,16 @@ def kohya(root: Path, art: Art) -> Iterator[Made]:
     yield put("005.png", words[4], ending=".caption")
     yield put("006.png", words[5], ending=".caption")
     yield put("007.png", f"{words[6]}\nthe same, seen again\n", words[6])
-    name = "forêt"
-    path = put(normalize("NFD", name) + ".png", "")
-    path.path.with_suffix(".txt").unlink()
-    (images / (normalize("NFC", name) + ".txt")).write_text(words[7], encoding="utf-8")
-    yield Made(path.path, path.picture, 3.0, words[7])
+    made = put(normalize("NFD", "forêt.png"), words[7])  # named on a Mac, captioned elsewhere
+    made.path.with_suffix(".txt").rename(images / normalize("NFC", "forêt.txt"))
+    yield made
     yield put("009.png", f"{words[8]} in a mira watercolor style", words[8])
     yield put("010.png", f"mira style, {words[9]}, solo, looking at viewer")
     yield put("011.png", "un éléphant à la fenêtre".encode("cp1252"), "un éléphant à la fenêtre")
     yield put("012.png", "", " ")
-    listed = _saved(images / "013.png", self_made.pop(0))
-    yield Made(listed, pairs[12][0], 3.0, words[12])
+    made = put("013.png", words[12])
+    made.path.with_suffix(".txt").unlink()  # a list has its caption
+    yield made
     lines = [{"file_name": "013.png", "text": words[12]}, {"file_name": "gone.png", "text": "x"}]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (images / "metadata.jsonl").write_text(text, encoding="utf-8")
@@ -239,7 +238,7 @@ def _exif(orientation: int) -> Image.Exif:
 
 
 def _heic(picture: Image.Image, orientation: int) -> bytes:
-    """An iPhone's: HEVC in Display P3, turned by its EXIF, with a position."""
+    """An iPhone's: HEVC in Display P3, with a position; turned as the phone was held."""
     profile = rgb_profile(PRIMARIES["Display P3"], 2.2)
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     wide = ImageCms.profileToProfile(_held(picture, orientation), SRGB, opened, outputMode="RGB")
@@ -263,9 +262,7 @@ def _turned(content: bytes, quarters: int) -> bytes:
     while i < len(properties):
         number, i = number + 1, i + int.from_bytes(properties[i : i + 4])
     out = bytearray(content)
-    first = (
-        at[b"ipma"] + 16
-    )  # of the first item, its two bytes of a number and the count of properties
+    first = at[b"ipma"] + 16  # item: two bytes of its number, and how many properties follow
     grown = {b"meta": 10, b"iprp": 10, b"ipco": 9, b"ipma": 1}
     for name, more in grown.items():
         out[at[name] : at[name] + 4] = (size[name] + more).to_bytes(4)
