@@ -143,7 +143,8 @@ def scanner(root: Path, art: Art) -> Iterator[Made]:
     (root / "Poster.psd").write_bytes(psd(picture, 3))
     yield Made(root / "Poster.psd", picture, 3.0, words)
     picture, words = art.next()
-    big = picture.resize((6200, 4960), Image.Resampling.BICUBIC)  # of A4, at 600 dpi
+    size = tuple(side * 6200 // max(picture.size) for side in picture.size)  # of A4, at 600 dpi
+    big = picture.resize(size, Image.Resampling.BICUBIC)
     path = _saved(root / "Scan 0006 600dpi.jpg", big, quality=88, dpi=(600, 600))
     yield Made(path, picture, caption=words)
     huge = Image.new("L", (14032, 9921), 240)  # A4 at 1200 dpi
