@@ -38,6 +38,9 @@ MOVED = {
 RENAMED = {  # names that are not where their module has moved to
     "colab.keep": "mirror.sync.sync",
     "colab.restore": "mirror.sync.restore",
+    "inference.sample.Studio": "inference.draw.sampler.Sampler",
+    "inference.sample.requests_of": "inference.draw.sampler.make_requests",
+    "inference.sample.settings_of": "inference.draw.sampler.make_config",
 }
 TOLD = (
     "this notebook is a copy of an older version, and works on; today's is in notebooks/ of the repository, "
