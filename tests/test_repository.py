@@ -206,8 +206,8 @@ def test_the_ten_minutes_of_contributing_work_as_written(tmp_path):
     function, row, imports, test, commands = (
         textwrap.dedent(block).strip("\n") for block in blocks
     )
-    field = re.search(r"a last field, `(.*?)`", text)[1]
-    argument = re.search(r"the last argument, `(.*?)`", text)[1]
+    field = re.search(r"a last field,\s+`(.*?)`", text)[1]
+    argument = re.search(r"the last argument,\s+`(.*?)`", text)[1]
     judge = tmp_path / "helpers/inference/judge/judgement.py"
     put(judge, r"(class Judgement:.*?)\n\n\n", rf"\1\n    {field}\n\n\n")
     put(judge, r"(    return Judgement\(.*?)\n    \)\n", rf"\1\n        {argument},\n    )\n")
