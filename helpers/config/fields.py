@@ -11,19 +11,24 @@ from helpers.core.redact import looks_secret
 from helpers.core.run import RUN_NAME
 
 
-def number(default: float | None, low: float, high: float) -> Any:
-    """A field that holds a number from `low` to `high`, whole where the default is."""
-    return field(default=default, metadata={"low": low, "high": high})
+def number(default: float | None, low: float, high: float, **metadata: Any) -> Any:
+    """A field that holds a number from `low` to `high`, whole if the default is."""
+    return field(default=default, metadata={"low": low, "high": high, **metadata})
 
 
-def choice(*options: str) -> Any:
+def choice(*options: str, **metadata: Any) -> Any:
     """A field that holds one of `options`, the first by default."""
-    return field(default=options[0], metadata={"options": options})
+    return field(default=options[0], metadata={"options": options, **metadata})
 
 
-def lines(default: str | tuple[str, ...]) -> Any:
-    """A field of texts, one a line or one an item: given as either, it is kept as what `default` is."""
-    return field(default=default, metadata={"lines": True})
+def lines(default: str | tuple[str, ...], **metadata: Any) -> Any:
+    """A field of texts, given one a line or as a list, and kept as the type of `default`."""
+    return field(default=default, metadata={"lines": True, **metadata})
+
+
+def plain(default: Any, **metadata: Any) -> Any:
+    """A field of any value of the default's type."""
+    return field(default=default, metadata=metadata)
 
 
 class Unset:

@@ -41,6 +41,7 @@ RENAMED = {  # names that are not where their module has moved to
     "inference.sample.Studio": "inference.draw.sampler.Sampler",
     "inference.sample.requests_of": "inference.draw.sampler.make_requests",
     "inference.sample.settings_of": "inference.draw.sampler.make_config",
+    "train.loop.verify_model": "train.finish.verify_model",
 }
 TOLD = (
     "this notebook is a copy of an older version, and works on; today's is in notebooks/ of the repository, "
