@@ -99,14 +99,14 @@ def _sweep(run: Run) -> dict[str, Any] | None:
 
 
 def _read_settings(trained: Trained, stage: str) -> dict[str, Any]:
-    """A stage's settings, 04's as this model was trained; paths are cut to the name, since the page may be sent."""
+    """A stage's settings, paths cut to the last name, since the page may be sent; 04's are this model's."""
     path = trained.run.config(stage)
     settings = trained.settings if stage == "train" else read_json(path) if path.is_file() else {}
     return {k: Path(v).name if str(v).startswith(("/", "~")) else v for k, v in settings.items()}
 
 
 def _preview_steps(trained: Trained, max_count: int = 10) -> list[tuple[int, str]]:
-    """(step, picture) of evenly picked previews; a preview of one row is cropped above its prompts."""
+    """The steps and pictures of evenly picked previews; a preview of one row is cropped above its prompts."""
     files = trained.previews()
     count = len(trained.settings["prompts"]) or 4
     steps = []

@@ -118,7 +118,7 @@ def read_trained(run: Run) -> Trained:
 
 
 def summarize_posts(run: Run) -> dict[str, Any]:
-    """The counts of a run's images and posts, and its accounts and permissions, as the report and the card say them."""
+    """The numbers of a run's images and posts, and its accounts and permissions, as text for report and card."""
     posts = list(latest(read_rows(run.posts, Post)).values())
     return {
         "images": len(posts),

@@ -1,4 +1,4 @@
-"""The pictures in samples/: PNG files with their settings inside, and the same settings in a .json of that name.
+"""The pictures in samples/: each a PNG with its settings inside, and the same settings in a .json beside it.
 
 Each PNG has two text chunks: `settings` is JSON, which this project reads; `parameters` is the text that other image
 programs and most galleries read.
@@ -88,7 +88,7 @@ class Album:
 
 
 def format_parameters(settings: Settings) -> str:
-    """The settings as the `parameters` text that image programs share."""
+    """The settings as the `parameters` text that other image programs read."""
     negative = settings["negative_prompt"]
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""One pipeline in memory, into which the base's, the tuned model's or a checkpoint's weights are loaded in turn."""
+"""Loads the weights of the base, the tuned model or a checkpoint into one pipeline, by name."""
 
 import re
 from functools import cached_property
@@ -32,7 +32,7 @@ class Weights:
     def __init__(
         self, run: Run, pipeline: StableDiffusionPipeline, base_model: str, base_hash: str
     ) -> None:
-        """`pipeline` holds the tuned weights; `base_hash` is the fingerprint of the base's UNet."""
+        """Take a pipeline with the tuned weights; `base_hash` is the fingerprint of the base's UNet."""
         self.run, self.base_model, self.base_hash = run, base_model, base_hash
         self.model_hash = folder_hash(run.model)
         self.unet = pipeline.unet
@@ -92,7 +92,7 @@ class Weights:
         self.loaded = (name, strength)
 
     def _read_checkpoint(self, name: str) -> dict[str, Tensor]:
-        """The base's weights with a checkpoint's in their place or, for a LoRA, added at scale alpha / rank."""
+        """Replace the base's weights by a checkpoint's or, for a LoRA, add them at scale alpha / rank."""
         self.hash_of(name)
         folder = self.run.checkpoints / name
         trained = load_file(
@@ -130,7 +130,7 @@ def _state_dict(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def _find_name(state: dict[str, Tensor], name: str) -> str:
-    """The name in a pipeline's state dict of a checkpoint's weight.
+    """Find a checkpoint's weight in a pipeline's state dict; return its name there.
 
     Checkpoints without a trained text encoder name the UNet's weights without `unet.`; older transformers put
     `text_model.` before the text encoder's. Raises RunError if no such weight exists.

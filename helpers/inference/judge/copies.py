@@ -1,4 +1,4 @@
-"""Whether a picture copies a training image, in full, mirrored or cropped, by thumbnails and without any weights.
+"""Finds pictures that copy a training image, mirrored or cropped ones too, by comparing thumbnails.
 
 Each training image is compared in full and cropped to 80 to 95% of its side at nine places. The mean of all training
 images (a style's paper, its horizon) is subtracted before two pictures are correlated.
@@ -43,9 +43,10 @@ class Pair:
 
 
 class CopyFinder:
-    """Finds the training image most similar to a picture, and learns from held-out images which likeness is usual.
+    """Finds the training image most similar to a picture.
 
-    threshold  the likeness above which a picture is a likely copy; None with fewer than MIN_HELD_OUT held-out images
+    threshold  the likeness above which a picture is a likely copy, set by the likeness of held-out images; None with
+               fewer than MIN_HELD_OUT of them
     """
 
     def __init__(self, train: Sequence[Image.Image], held_out: Sequence[Image.Image]) -> None:
@@ -88,7 +89,7 @@ class CopyFinder:
 
 
 def _thumbnail(image: Image.Image, box: Box = FULL) -> np.ndarray:
-    """A part of a picture as THUMBNAIL_PX x THUMBNAIL_PX colours less each channel's mean, flattened."""
+    """Scale a part of a picture to THUMBNAIL_PX square, subtract each channel's mean, and flatten it."""
     sizes = (*image.size, *image.size)
     part = tuple(share * size for share, size in zip(box, sizes, strict=True))
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
@@ -98,7 +99,7 @@ def _thumbnail(image: Image.Image, box: Box = FULL) -> np.ndarray:
 
 
 def copy_threshold(likeness: Sequence[float]) -> float:
-    """The threshold from held-out images' likeness: above each of them, and Z_THRESHOLD deviations above the mean."""
+    """The threshold by held-out images' likeness: its maximum, or Z_THRESHOLD deviations above its mean if higher."""
     z = np.arctanh(np.clip(likeness, -0.9999, 0.9999))
     spread = z.std(ddof=1) if len(z) > 1 else 0.0
     return float(max(*likeness, np.tanh(z.mean() + Z_THRESHOLD * spread), 0.0))

@@ -1,4 +1,4 @@
-"""Encoders, which turn pictures into features: the built-in one without weights, or an image model."""
+"""Encoders turn pictures into features: a built-in one without weights, or an image model."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -82,6 +82,6 @@ class ClipScore(ImageModel):
 
 
 def _normalize(output: object) -> np.ndarray:
-    """A model's pooled output at length 1, (N, D), whatever this version of transformers wraps it in."""
+    """Scale a model's pooled output to length 1, (N, D); some versions of transformers wrap it in an object."""
     vectors = output if torch.is_tensor(output) else output.pooler_output
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""The distance between two sets of pictures: maximum mean discrepancy (MMD) of their features, with an interval.
+"""The distance between two sets of pictures: the maximum mean discrepancy (MMD) of their features.
 
 With the colour and texture features of style.py it is the style distance; with those of a named image model it is KID
 (kernel inception distance, Binkowski et al. 2018, arXiv:1801.01401). FID is biased at a few hundred pictures, as that

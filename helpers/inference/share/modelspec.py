@@ -30,7 +30,7 @@ IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # as sd-sc
 
 @dataclass(frozen=True)
 class Family:
-    """The kind of Stable Diffusion, which a loader must know and cannot tell from the weights."""
+    """The kind of Stable Diffusion that a model is, which a loader cannot tell from its weights."""
 
     is_v2: bool  # Stable Diffusion 2: linear projections, OpenCLIP's text encoder
     predicts_velocity: bool  # v-prediction (Salimans and Ho 2022, arXiv:2202.00512)
@@ -48,14 +48,14 @@ class Family:
 
     @property
     def architecture(self) -> str:
-        """Its name in modelspec."""
+        """The kind's name in modelspec."""
         if self.is_v2:
             return "stable-diffusion-v2-" + ("768-v" if self.predicts_velocity else "512")
         return "stable-diffusion-v1"
 
     @property
     def version(self) -> str:
-        """Its name in sd-scripts."""
+        """The kind's name in sd-scripts."""
         return f"sd_v{1 + self.is_v2}" + ("_v" if self.predicts_velocity else "")
 
 
