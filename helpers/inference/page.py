@@ -19,7 +19,7 @@ from helpers.pictures import (
     loss_curves,
     open_rgb,
 )
-from helpers.records import Post, Rejection, latest, read_rows
+from helpers.records import Post, latest, left_out, read_rows
 from helpers.run import STAGES, Run
 from helpers.store import read_json
 from helpers.trials import plot_trials, previews_of, read_trials
@@ -68,7 +68,7 @@ def page(trained: Trained, figures: dict[str, Any], groups: Groups, rows: Rows) 
         contact=data_url(contact_sheet(path for path, _ in seen)),
         held_out=held_out and data_url(contact_sheet((path for path, _ in held_out), most=20)),
         captions=[(path.name, caption + trained.suffix) for path, caption in evenly(seen, 8)],
-        rejected=read_rows(run.rejected, Rejection),
+        left_out=left_out(run.posts, run.rejected),
         samples=data_url(_samples(groups)),
         pairs=_pairs(figures["copies"], groups.tuned, groups.train),
         probed=_pairs(figures["copies"]["probe"], groups.probe, groups.train),

@@ -1,5 +1,6 @@
 """report.html, one page that stands alone, and report.json, the same figures for machines."""
 
+from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -9,13 +10,13 @@ from helpers.inference.encoders import ImageModel
 from helpers.inference.judge import Groups, adherence, draw_groups, draw_probe, judge
 from helpers.inference.page import Rows, page
 from helpers.inference.sample import Studio, requests_of
-from helpers.records import caption_costs
+from helpers.records import caption_costs, left_out
 from helpers.run import Run
 from helpers.store import folder_hash, read_json, replacing_file, sha256, write_json, write_text
 from helpers.suffix import strip_suffix
 from helpers.trials import read_trials
 
-FORMAT = 2  # of the report: one that an older version wrote is made anew
+FORMAT = 3  # of the report: one that an older version wrote is made anew
 
 
 def report(config: InferenceConfig, studio: Studio) -> dict[str, Any]:
@@ -92,8 +93,10 @@ def _figures(
 def _costs(studio: Studio) -> dict[str, Any]:
     run, splits = studio.run, ("train", "validation")
     cost_usd, tokens = caption_costs(run.captions)
+    rows = left_out(run.posts, run.rejected)
     return {
         "images": {split: len(studio.trained.pictures(split)) for split in splits},
+        "images_left_out": dict(Counter(row.kind or row.reason for row in rows).most_common()),
         "seconds": run.read_seconds(),
         "cost_usd": cost_usd,
         "tokens": tokens,

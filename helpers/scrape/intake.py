@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 
+from helpers import records
 from helpers.colab import keep_soon
 from helpers.config import ScrapeConfig
 from helpers.errors import RunError
@@ -309,9 +310,7 @@ def verify_images(run: Run) -> str:
 
 def left_out(run: Run) -> list[Rejection]:
     """What 01 refused and has not taken since, with the last reason of each."""
-    taken = {name for row in read_rows(run.posts, Post) for name in (row.stem, row.source_name)}
-    rows = [row for row in read_rows(run.rejected, Rejection) if row.stage == "scrape"]
-    return [row for name, row in latest(rows).items() if name not in taken]
+    return [row for row in records.left_out(run.posts, run.rejected) if row.stage == "scrape"]
 
 
 def _nothing(run: Run, refused: list[Rejection], stopped: str) -> str:
