@@ -25,7 +25,7 @@ def reasons(left_out: pd.DataFrame) -> list[str]:
     firsts = left_out.groupby("kind").first()
     return [
         f"{kind}: {count}{f', {MOST} of them shown' if count > MOST else ''}, "
-        f"such as {firsts.file_name[kind]}: {firsts.reason[kind]}"
+        f"first {firsts.file_name[kind]}: {firsts.reason[kind]}"
         for kind, count in left_out["kind"].value_counts().items()
     ]
 
