@@ -135,11 +135,11 @@ def make_dataset(name: str, pictures: Path) -> Run:
     from helpers.dataset.build import build
     from helpers.dataset.curate import curate
     from helpers.dataset.split import split
-    from helpers.scrape.ingest import find, take
+    from helpers.scrape.ingest import ingest, list_items
 
     run = Run(name)
     scrape = ScrapeConfig(run=name, source="folder", folder=str(pictures))
-    list(take(scrape, run, find(scrape, run)))
+    list(ingest(scrape, run, list_items(scrape, run)))
     caption = CaptionConfig(run=name)
     list(caption_images(caption, run, pending(caption, run)))
     config = DatasetConfig(run=name, min_side_px=32)

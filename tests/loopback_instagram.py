@@ -24,7 +24,7 @@ from PIL import Image
 from helpers.config import ScrapeConfig
 from helpers.core.records import Post, read_rows
 from helpers.core.run import Run
-from helpers.scrape.ingest import Taken, find, take, verify_images
+from helpers.scrape.ingest import IngestResult, ingest, list_items, verify_images
 from helpers.scrape.items import Source
 
 KINDS = {  # of requests, by the number of the query
@@ -508,10 +508,10 @@ def config(account: str = "artist", **more: object) -> ScrapeConfig:
     return ScrapeConfig(run="art", source="instagram", account=account, pauses=False, **more)
 
 
-def walk(**more: object) -> tuple[Run, Source, list[Taken]]:
+def walk(**more: object) -> tuple[Run, Source, list[IngestResult]]:
     run, settings = Run("art"), config(**more)
-    source = find(settings, run)
-    return run, source, list(take(settings, run, source))
+    source = list_items(settings, run)
+    return run, source, list(ingest(settings, run, source))
 
 
 def stems(run: Run) -> list[str]:

@@ -6,7 +6,7 @@ from helpers.config import CaptionConfig, ScrapeConfig
 from helpers.core.errors import RunError
 from helpers.core.records import Caption, Post, append_row, caption_costs, latest, read_rows
 from helpers.core.run import Run
-from helpers.scrape.ingest import find, take
+from helpers.scrape.ingest import ingest, list_items
 from tests.conftest import lines, photograph
 
 CONFIG = CaptionConfig(run="mine")
@@ -19,7 +19,7 @@ def run(workplace, pictures):
 
 def rescrape(pictures):
     config, run = ScrapeConfig(run="mine", source="folder", folder=str(pictures)), Run("mine")
-    list(take(config, run, find(config, run)))
+    list(ingest(config, run, list_items(config, run)))
     return run
 
 

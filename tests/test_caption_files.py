@@ -16,7 +16,7 @@ from helpers.core.records import Caption, Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.core.text import alternatives, decode, decode_western
 from helpers.scrape.caption_files import read_captions
-from helpers.scrape.ingest import find, take
+from helpers.scrape.ingest import ingest, list_items
 from tests.conftest import photograph
 
 WORDS = [
@@ -35,9 +35,9 @@ def scrape(folder: Path, name: str = "mine", **more) -> Run:
 
 def taken(config: ScrapeConfig, run: Run) -> Run:
     """01, which says what it took."""
-    source = find(config, run)
+    source = list_items(config, run)
     print(source.words)
-    list(take(config, run, source))
+    list(ingest(config, run, source))
     return run
 
 

@@ -191,7 +191,7 @@ def test_an_addition_for_the_gpu_that_is_not_to_be_had_is_told_and_stops_nothing
 
 def test_a_path_on_a_drive_that_is_not_mounted_is_told_as_such(workplace):
     from helpers.config import ScrapeConfig
-    from helpers.scrape.ingest import find
+    from helpers.scrape.ingest import list_items
 
     for source, folder in (
         ("folder", colab.GOOGLES / "my pictures"),
@@ -199,9 +199,9 @@ def test_a_path_on_a_drive_that_is_not_mounted_is_told_as_such(workplace):
     ):
         config = ScrapeConfig(run="art", source=source, folder=str(folder))
         with pytest.raises(RunError, match="Google Drive is not mounted: run Setup again"):
-            find(config, Run("art"))
+            list_items(config, Run("art"))
     with pytest.raises(RunError, match="with your images$"):
-        find(ScrapeConfig(run="art", source="folder", folder="elsewhere"), Run("art"))
+        list_items(ScrapeConfig(run="art", source="folder", folder="elsewhere"), Run("art"))
 
 
 def test_a_drive_that_may_only_be_read_is_told_as_such():

@@ -26,7 +26,7 @@ from helpers.demo.flaws import FLAWS as DEMO_FLAWS
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import random_scene
 from helpers.figures.pictures import GAP_PX
-from helpers.scrape.ingest import find, take
+from helpers.scrape.ingest import ingest, list_items
 from helpers.scrape.ingest import left_out as refused
 from tests.conftest import ROOT, lines, make_dataset, photograph
 
@@ -174,7 +174,7 @@ def test_the_demos_flaws_are_left_out_each_for_its_reason_and_all_else_stays(wor
     from helpers.config import CaptionConfig
 
     config, run = ScrapeConfig(run="demo"), Run("demo")
-    list(take(config, run, find(config, run)))
+    list(ingest(config, run, list_items(config, run)))
     assert [row.reason for row in refused(run)] == ["is a video"]
     caption = CaptionConfig(run="demo")
     list(caption_images(caption, run, pending(caption, run)))

@@ -292,10 +292,10 @@ def test_the_split_of_a_run_stays_when_01_brings_more(workplace, pictures):
 def make_more(run, pictures):
     from helpers.caption.ledger import caption_images, pending
     from helpers.config import CaptionConfig, ScrapeConfig
-    from helpers.scrape.ingest import find, take
+    from helpers.scrape.ingest import ingest, list_items
 
     scrape = ScrapeConfig(run=run.name, source="folder", folder=str(pictures))
-    list(take(scrape, run, find(scrape, run)))
+    list(ingest(scrape, run, list_items(scrape, run)))
     caption = CaptionConfig(run=run.name)
     list(caption_images(caption, run, pending(caption, run)))
 

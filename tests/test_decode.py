@@ -40,7 +40,7 @@ from helpers.dataset.dataset_card import card, card_words
 from helpers.dataset.dataset_files import read_records
 from helpers.dataset.join import table
 from helpers.figures.pictures import open_rgb
-from helpers.scrape.ingest import find, take
+from helpers.scrape.ingest import ingest, list_items
 from tests.conftest import ROOT, lines, make_dataset
 from tests.profiles import PRIMARIES, cmyk_profile, grey_profile, press, rgb_profile
 from tests.test_gate import mutate
@@ -155,7 +155,7 @@ def captioned(name, folder):
     """A run of a folder's pictures and their captions, as far as 02."""
     run = Run(name)
     config = ScrapeConfig(run=name, source="folder", folder=str(folder))
-    list(take(config, run, find(config, run)))
+    list(ingest(config, run, list_items(config, run)))
     caption = CaptionConfig(run=name)
     list(caption_images(caption, run, pending(caption, run)))
     return run
@@ -268,7 +268,7 @@ def test_a_film_of_6_gb_is_never_read(workplace, tmp_path):
             file.truncate(6 * 10**9)  # with a hole in it
     config, run = ScrapeConfig(run="p", source="folder", folder=str(folder)), Run("p")
     tracemalloc.start()
-    reasons = {item.name: item.reason for item in take(config, run, find(config, run))}
+    reasons = {item.name: item.reason for item in ingest(config, run, list_items(config, run))}
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert "film.mov" not in reasons  # it lies beside pictures, and is counted

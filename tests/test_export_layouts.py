@@ -137,6 +137,6 @@ def test_a_folder_without_an_export_says_how_to_get_one(workplace):
     (workplace / "empty").mkdir()
     (workplace / "empty/a.jpg").write_bytes(picture("a"))
     with pytest.raises(
-        RunError, match="is no ZIP and holds none: ask Instagram for your information"
+        RunError, match="has no ZIP of an export in it: ask Instagram for your information"
     ):
         taken_from("export", folder=str(workplace / "empty"))

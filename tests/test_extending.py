@@ -16,12 +16,12 @@ from PIL import Image
 
 from helpers.config import ScrapeConfig
 from helpers.core.run import Run
-from helpers.scrape.items import Found, Listing
+from helpers.scrape.items import Listing, SourceItem
 
 
-def find(config: ScrapeConfig, _run: Run) -> Listing:
+def list_items(config: ScrapeConfig, _run: Run) -> Listing:
     """Three squares."""
-    return Listing([Found(colour, colour, 1, lambda c=colour: square(c)) for colour in COLOURS])
+    return Listing([SourceItem(colour, colour, 1, lambda c=colour: square(c)) for colour in COLOURS])
 
 
 def square(colour: str) -> bytes:

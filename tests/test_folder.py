@@ -16,7 +16,7 @@ from helpers.core.records import Caption, Post, Rejection, latest, present, read
 from helpers.core.run import Run
 from helpers.dataset.curate import curate, take_back
 from helpers.dataset.takedown import remove
-from helpers.scrape.ingest import find, left_out, take, verify_images
+from helpers.scrape.ingest import ingest, left_out, list_items, verify_images
 from tests.conftest import lines, make_dataset, photograph
 
 OF_THIS_VERSION = ("permission_changed", "source_name", "source_id", "gone")
@@ -24,8 +24,8 @@ OF_THIS_VERSION = ("permission_changed", "source_name", "source_id", "gone")
 
 def scrape(folder, **more):
     config, run = ScrapeConfig(run="mine", source="folder", folder=str(folder), **more), Run("mine")
-    offered = find(config, run)
-    list(take(config, run, offered))
+    offered = list_items(config, run)
+    list(ingest(config, run, offered))
     return run, offered
 
 
@@ -102,10 +102,10 @@ def test_files_that_are_as_they_were_are_not_read_again(workplace, pictures):
     run, _ = scrape(pictures)
     before = run.posts.read_bytes()
     config = ScrapeConfig(run="mine", source="folder", folder=str(pictures))
-    offered = find(config, run)
+    offered = list_items(config, run)
     for path in pictures.glob("*.JPG"):
         path.unlink()  # after the listing: whoever reads now fails
-    assert all(item.post for item in take(config, run, offered))
+    assert all(item.post for item in ingest(config, run, offered))
     assert run.posts.read_bytes() == before
 
 
@@ -137,11 +137,11 @@ def test_a_run_of_an_older_version_keeps_its_names_and_takes_what_is_new(workpla
 
 def test_a_demo_of_an_older_version_is_not_painted_again(workplace):
     config, run = ScrapeConfig(run="mine", demo_posts=4), Run("mine")
-    list(take(config, run, find(config, run)))
+    list(ingest(config, run, list_items(config, run)))
     as_an_older_version_wrote_it(run)
-    again = find(config, run)
+    again = list_items(config, run)
     again.items = [unpaintable(item) for item in again.items if item.source_id != "video"]
-    assert all(item.post for item in take(config, run, again))
+    assert all(item.post for item in ingest(config, run, again))
 
 
 def unpaintable(item):
@@ -210,10 +210,10 @@ def test_what_was_done_to_a_picture_is_told_as_it_comes_in(workplace, tmp_path):
     photograph(folder / "d.jpg", 1)
     config = ScrapeConfig(run="mine", source="folder", folder=str(folder))
     run = Run("mine")
-    offered = find(config, run)
-    first = next(take(config, run, offered))  # as 01's cell of one image does
+    offered = list_items(config, run)
+    first = next(ingest(config, run, offered))  # as 01's cell of one image does
     assert str(first) == "A sketchbook.tif, 90 x 120 px, is A-sketchbook_1.tif in this run"
-    list(take(config, run, offered))
+    list(ingest(config, run, offered))
     assert offered.news == (
         "4 new, 0 as before; only the first of several pages or frames: A sketchbook.tif; "
         "transparent parts put on white: b.png, c.png"
@@ -305,7 +305,7 @@ def test_thousands_of_pairs_are_listed_in_a_second(workplace, tmp_path):
         (folder / f"{i}.txt").write_text(f"picture {i}")
     config = ScrapeConfig(run="mine", source="folder", folder=str(folder))
     began = time.process_time()
-    assert find(config, Run("mine")).total == 4_000
+    assert list_items(config, Run("mine")).total == 4_000
     assert time.process_time() - began < 2
 
 
@@ -331,7 +331,7 @@ def test_a_picture_of_a_post_that_lost_one_before_it_keeps_its_name(workplace):
     """Instagram numbers each slide; where the first is taken out, the others move up."""
     from functools import partial
 
-    from helpers.scrape.items import Found, Source
+    from helpers.scrape.items import Source, SourceItem
     from tests.loopback_instagram import picture
 
     config = ScrapeConfig(run="mine", source="instagram", posts="C1a2B3c4D5e")
@@ -339,10 +339,10 @@ def test_a_picture_of_a_post_that_lost_one_before_it_keeps_its_name(workplace):
 
     def walk(numbers, width_px):  # each time as another rendition, so that no content tells
         items = [
-            Found("x", "C1a2B3c4D5e", i, partial(picture, n, width_px), source_id=f"C1 {n}")
+            SourceItem("x", "C1a2B3c4D5e", i, partial(picture, n, width_px), source_id=f"C1 {n}")
             for i, n in enumerate(numbers, 1)
         ]
-        list(take(config, run, Source("", items, config=config)))
+        list(ingest(config, run, Source("", items, config=config)))
         return {post.source_id[3:]: post.file_name for post in present(run.posts)}
 
     first = walk("abc", 48)

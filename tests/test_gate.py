@@ -18,10 +18,10 @@ from helpers.config import ScrapeConfig
 from helpers.core.errors import RunError
 from helpers.core.records import Post, Rejection, read_rows
 from helpers.core.run import IMAGE_NAME, Run
-from helpers.scrape.ingest import find, take, verify_images
+from helpers.scrape.ingest import ingest, list_items, verify_images
 from helpers.scrape.instagram.download import fetch, media_host
-from helpers.scrape.items import Final
-from helpers.scrape.validate import inspect
+from helpers.scrape.items import PermanentRefusal
+from helpers.scrape.validate import validate_image
 from tests.loopback_instagram import FakePost, make_posts
 
 MUTANTS = 1000
@@ -99,7 +99,7 @@ def test_of_a_thousand_mutated_files_none_that_does_not_decode_comes_in(workplac
     slowest, began, taken = 0.0, time.perf_counter(), []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for item in take(config, run, find(config, run)):
+        for item in ingest(config, run, list_items(config, run)):
             slowest, began = max(slowest, time.perf_counter() - began), time.perf_counter()
             taken.append(item)
     accepted = [item.post.file_name for item in taken if item.post]
@@ -115,14 +115,14 @@ def test_a_picture_with_more_pictures_in_it_comes_in_as_jpeg():
     buffer = io.BytesIO()
     frame = Image.new("RGB", (40, 30), "red")
     frame.save(buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30), "blue")])
-    assert inspect(buffer.getvalue(), 80) == ("jpg", 40, 30)
+    assert validate_image(buffer.getvalue(), 80) == ("jpg", 40, 30)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head + b"\0\0\0\0"
     with pytest.raises(ValueError):
-        inspect(png, 80)
+        validate_image(png, 80)
 
 
 # names
@@ -180,7 +180,7 @@ def test_two_hundred_hostile_names_in_an_export_lead_nowhere(workplace):
     before, run = tree(workplace), Run("x")
     config = ScrapeConfig(run="x", source="export", folder=str(workplace / "export.zip"))
     with socketless():
-        taken = list(take(config, run, find(config, run)))
+        taken = list(ingest(config, run, list_items(config, run)))
     assert before == tree(workplace)
     assert len(taken) == len(posts) and taken[-3].post
     refused = {item.name for item in taken if not item.post}
@@ -195,7 +195,7 @@ def test_hostile_shortcodes_from_instagram_lead_nowhere(serve, monkeypatch):
     before = tree(site.folder)
     config = ScrapeConfig(run="x", source="instagram", account="artist", pauses=False)
     run = Run("x")
-    list(take(config, run, find(config, run)))
+    list(ingest(config, run, list_items(config, run)))
     assert before == tree(site.folder) and not site.asked("elsewhere")
     assert {post.shortcode for post in read_rows(run.posts, Post)} >= {fine[0].code, fine[1].code}
     assert_only_our_names(run)
@@ -304,7 +304,7 @@ def _entries(host, answers):
 @pytest.mark.parametrize("url", URLS)
 def test_addresses_that_are_not_of_a_media_host_are_refused_without_a_connection(url, direct):
     direct.append(["8.8.8.8"])
-    with socketless() as net, pytest.raises(Final):
+    with socketless() as net, pytest.raises(PermanentRefusal):
         fetch(url, requests.Session, 10**6, 1.0)
     assert net.tried == []
 
@@ -312,10 +312,10 @@ def test_addresses_that_are_not_of_a_media_host_are_refused_without_a_connection
 @pytest.mark.parametrize("address", PRIVATE)
 def test_a_media_host_that_leads_to_a_private_address_is_refused(address, direct):
     direct.append([address])
-    with socketless() as net, pytest.raises(Final, match="not public"):
+    with socketless() as net, pytest.raises(PermanentRefusal, match="not public"):
         fetch("https://scontent.cdninstagram.com/a.jpg", requests.Session, 10**6, 1.0)
     direct[:] = [["8.8.8.8", address]]
-    with pytest.raises(Final, match="not public"):
+    with pytest.raises(PermanentRefusal, match="not public"):
         fetch("https://scontent.cdninstagram.com/a.jpg", requests.Session, 10**6, 1.0)
     assert net.tried == []
 
@@ -347,6 +347,6 @@ def test_hostile_addresses_given_by_instagram_reach_no_one(serve, url):
         ScrapeConfig(run="x", source="instagram", account="artist", pauses=False),
         Run("x"),
     )
-    taken = list(take(config, run, find(config, run)))
+    taken = list(ingest(config, run, list_items(config, run)))
     assert not site.asked("elsewhere") and not site.asked("image")
     assert taken and not any(item.post for item in taken)

@@ -24,7 +24,7 @@ from helpers.dataset.build import build, held_out
 from helpers.dataset.curate import curate
 from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import LEAST_HELD_OUT, split
-from helpers.scrape.ingest import find, take, verify_images
+from helpers.scrape.ingest import ingest, list_items, verify_images
 
 
 @cache
@@ -202,7 +202,7 @@ def walk(truth, folder):
     kind = truth.kind
     config = ScrapeConfig(run="mine", source=kind.source, **{kind.key: kind.write(truth.items)})
     run, caption = Run("mine"), CaptionConfig(run="mine")
-    assert all(item.post for item in take(config, run, find(config, run)))
+    assert all(item.post for item in ingest(config, run, list_items(config, run)))
     verify_images(run)
     list(caption_images(caption, run, pending(caption, run)))
     number_of = {picture_hash(item.number): item.number for item in truth.items}

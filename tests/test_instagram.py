@@ -16,8 +16,8 @@ from helpers.core.records import Post, Rejection, read_rows
 from helpers.core.run import Run
 from helpers.host import colab
 from helpers.mirror import sync
-from helpers.scrape import ingest
-from helpers.scrape.ingest import find, take, verify_images
+from helpers.scrape import ingest as ingest_module
+from helpers.scrape.ingest import ingest, list_items, verify_images
 from tests.conftest import lines
 from tests.loopback_instagram import (
     COOKIES,
@@ -160,7 +160,7 @@ def test_single_posts_come_by_shortcode_or_address(serve):
         f"{a}, https://www.instagram.com/p/{b}/?img_index=2\nwww.instagram.com/artist/reel/{c}/ {a}"
     )
     run, source, _ = walk(account="", posts=asked)
-    assert source.words.startswith("3 posts asked for") and not source.stopped
+    assert source.words.startswith("3 posts requested") and not source.stopped
     assert [post.code for post in (site.posts[1], site.posts[4], site.posts[0])] == site.asked(
         "post"
     )
@@ -188,10 +188,10 @@ def test_the_cover_of_a_video_comes_if_it_is_wanted(serve):
 def test_one_image_first_and_then_all_asks_for_nothing_twice(serve):
     site = serve(12)
     run = Run("art")
-    source = find(config(), run)
-    first = next(take(config(), run, source))
+    source = list_items(config(), run)
+    first = next(ingest(config(), run, source))
     assert first.post.shortcode == site.posts[0].code and "post 1 of 12" in first.progress
-    list(take(config(), run, source))
+    list(ingest(config(), run, source))
     assert_whole(run, site)
     assert max(Counter(entry for entry in site.log if entry[0] != "page").values()) == 1
 
@@ -226,10 +226,10 @@ import sys
 from helpers.host import colab
 from helpers.config import ScrapeConfig
 from helpers.core.run import Run
-from helpers.scrape import ingest
-from helpers.scrape.ingest import find, take
+from helpers.scrape import ingest as ingest_module
+from helpers.scrape.ingest import list_items, ingest
 config = ScrapeConfig(run="art", source="instagram", account="artist", pauses=False)
-list(take(config, Run("art"), find(config, Run("art"))))
+list(ingest(config, Run("art"), list_items(config, Run("art"))))
 """
 
 
@@ -294,12 +294,12 @@ def test_fifty_kills_lose_nothing_and_repeat_at_most_one_request_each(serve, mon
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ("cut", "could not be fetched whole"),
+        ("cut", "could not be downloaded completely"),
         ("short", "does not decode"),
         ("slow", "came too slowly"),
-        ("html", "is a web page where a picture should be"),
-        ("500", "is not given out now (500)"),
-        ("drop", "could not be fetched whole"),
+        ("html", "is a web page instead of an image"),
+        ("500", "is not available now (500)"),
+        ("drop", "could not be downloaded completely"),
     ],
 )
 def test_a_picture_that_fails_is_tried_three_times_and_again_by_the_next_run(serve, answer, words):
@@ -366,17 +366,17 @@ def test_when_every_download_fails_the_walk_stops(serve):
 def test_minutes_are_kept_to(serve):
     serve(8)
     run, source, taken = walk(max_minutes=1e-6)
-    assert source.stopped.startswith("max_minutes=1e-06 is spent: run 01_scrape again to go on")
+    assert source.stopped.startswith("max_minutes=1e-06 is used up: run 01_scrape again to go on")
 
 
 def test_a_pause_longer_than_the_budget_stops_the_walk_and_says_so(serve):
     site = serve(8)
-    source = find(config(max_minutes=5), Run("art"))
+    source = list_items(config(max_minutes=5), Run("art"))
     pace = source.items.session.context._rate_controller
     for _ in range(80):  # as if so many pages had been asked for just now
         pace.wait_before_query("x")
         pace._query_timestamps["other"] = pace._query_timestamps["x"]
-    list(take(config(max_minutes=5), Run("art"), source))
+    list(ingest(config(max_minutes=5), Run("art"), source))
     assert (
         "Instagram's pace asks for a pause of 11 minutes and max_minutes=5 ends before"
         in source.stopped
@@ -415,11 +415,11 @@ def test_what_another_instaloader_kept_is_asked_for_again(serve):
 def test_a_long_walk_is_copied_to_drive_as_it_goes(serve, workplace, monkeypatch):
     site = serve(6)
     monkeypatch.setattr(colab, "DRIVE", workplace / "drive")
-    monkeypatch.setattr(ingest, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(ingest_module, "SYNC_EVERY_S", 0.0)
     monkeypatch.setattr(ingest, "sync_soon", sync.sync)  # waits, where a walk would go on
     (workplace / "drive").mkdir()
     run = Run("art")
-    offered = take(config(), run, find(config(), run))
+    offered = ingest(config(), run, list_items(config(), run))
     for _ in range(4):
         next(offered)
     shutil.rmtree(run.folder)  # the machine is lost

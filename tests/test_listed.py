@@ -10,15 +10,15 @@ from helpers.dataset.build import build, verify_dataset
 from helpers.dataset.curate import curate
 from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import split
-from helpers.scrape.ingest import find, take
+from helpers.scrape.ingest import ingest, list_items
 from tests.conftest import photograph
 
 
 def scrape(folder, name="seed"):
     config, run = ScrapeConfig(run=name, source="folder", folder=str(folder)), Run(name)
-    source = find(config, run)
+    source = list_items(config, run)
     print(source.words)
-    list(take(config, run, source))
+    list(ingest(config, run, source))
     return run
 
 
@@ -75,7 +75,7 @@ def test_plain_numbered_names_stay_posts_of_their_own(workplace, tmp_path):
     for i in range(4):
         photograph(folder / f"watercolour_{i}.jpg", i)
     listed(folder, [(f"watercolour_{i}.jpg", f"picture {i}") for i in range(4)])
-    posts = find(ScrapeConfig(run="x", source="folder", folder=str(folder)), Run("x"))
+    posts = list_items(ScrapeConfig(run="x", source="folder", folder=str(folder)), Run("x"))
     assert len({item.shortcode for item in posts.items}) == 4
 
 

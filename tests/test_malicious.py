@@ -29,7 +29,7 @@ from helpers.host.device import pick_device
 from helpers.inference.draw.sampler import Request, Sampler
 from helpers.inference.judge.encoders import ClipScore, ImageModel
 from helpers.models.pipeline import load_pipeline
-from helpers.scrape.ingest import find, take
+from helpers.scrape.ingest import ingest, list_items
 from helpers.scrape.instagram import login
 from helpers.train.limits import refuse_slow
 from helpers.train.model import load_components
@@ -610,7 +610,7 @@ def test_a_folder_and_a_dataset_of_pickles_bring_no_image_and_run_nothing(workpl
         )
     run = Run("art")
     config = ScrapeConfig(run="art", source="folder", folder=str(folder))
-    assert not [item.post for item in take(config, run, find(config, run)) if item.post]
+    assert not [item.post for item in ingest(config, run, list_items(config, run)) if item.post]
 
 
 def script_beside(folder, hostile):
@@ -652,7 +652,7 @@ def test_a_dataset_folder_runs_nothing(workplace, monkeypatch, hostile, plant):
     plant(folder, hostile)
     run, config = Run("art"), ScrapeConfig(run="art", source="hub", dataset_id=str(folder))
     try:
-        posts = [item.post for item in take(config, run, find(config, run)) if item.post]
+        posts = [item.post for item in ingest(config, run, list_items(config, run)) if item.post]
     except RunError as error:
         assert "dataset_id" in str(error) and "\n" not in str(error)
     else:

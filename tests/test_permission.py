@@ -10,7 +10,7 @@ from helpers.core.errors import RunError
 from helpers.core.records import Post, Rejection, latest, present, read_rows
 from helpers.core.run import Run
 from helpers.dataset.push_dataset import publish
-from helpers.scrape.ingest import find, take
+from helpers.scrape.ingest import ingest, list_items
 from tests.conftest import lines, make_dataset, photograph
 from tests.loopback_instagram import FIRST_DAY, FakePost, stems, walk
 
@@ -18,8 +18,8 @@ from tests.loopback_instagram import FIRST_DAY, FakePost, stems, walk
 def scrape(folder, permission):
     run = Run("mine")
     config = ScrapeConfig(run="mine", source="folder", folder=str(folder), permission=permission)
-    offered = find(config, run)
-    list(take(config, run, offered))
+    offered = list_items(config, run)
+    list(ingest(config, run, offered))
     return run, offered
 
 
@@ -44,10 +44,10 @@ def test_looking_at_one_image_corrects_all_and_tells_it_at_the_end(workplace, pi
     scrape(pictures, "own work")
     run = Run("mine")
     config = ScrapeConfig(run="mine", source="folder", folder=str(pictures))
-    offered = find(config, run)
-    next(take(config, run, offered))
+    offered = list_items(config, run)
+    next(ingest(config, run, offered))
     assert {post.permission for post in present(run.posts)} == {"private study"}
-    list(take(config, run, offered))
+    list(ingest(config, run, offered))
     assert "the permission of 12 images is 'private study'" in offered.news
 
 

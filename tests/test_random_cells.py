@@ -22,7 +22,7 @@ from helpers.dataset.build import build
 from helpers.dataset.curate import curate
 from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import split
-from helpers.scrape.ingest import find, take
+from helpers.scrape.ingest import ingest, list_items
 from tests.conftest import make_dataset, photograph
 from tests.loopback_claude import numbered_picture
 
@@ -218,19 +218,19 @@ def test_a_hundred_random_orders_of_cells(notebooks, claude, seed):
 
 def test_what_another_run_was_offered_is_refused_and_nothing_is_written(workplace, pictures):
     demo = ScrapeConfig(run="demo", demo_posts=4)
-    offered = find(demo, Run("demo"))
+    offered = list_items(demo, Run("demo"))
     mine = ScrapeConfig(
         run="mine", source="folder", folder=str(pictures / "x"), permission="own work"
     )
     with pytest.raises(RunError, match="is not there"):
-        find(mine, Run("mine"))
+        list_items(mine, Run("mine"))
     with pytest.raises(RunError, match="was listed by other settings: run the cell that lists"):
-        list(take(mine, Run("mine"), offered))
+        list(ingest(mine, Run("mine"), offered))
     with pytest.raises(RunError, match="the settings are of run 'demo'"):
-        list(take(demo, Run("mine"), offered))
+        list(ingest(demo, Run("mine"), offered))
     assert not Path("runs").exists()
     mine = ScrapeConfig(run="mine", source="folder", folder=str(pictures), permission="own work")
-    list(take(mine, Run("mine"), find(mine, Run("mine"))))
+    list(ingest(mine, Run("mine"), list_items(mine, Run("mine"))))
     assert len(present(Run("mine").posts)) == 12
 
 
@@ -242,7 +242,7 @@ def test_a_dataset_is_built_of_its_own_run_alone_and_under_the_permission_of_now
     kept, left_out = curate(config, run)
     kept = kept.assign(split=split(kept, 0.25, 0))
     scrape = ScrapeConfig(run="mine", source="folder", folder=str(pictures), permission="own work")
-    list(take(scrape, run, find(scrape, run)))
+    list(ingest(scrape, run, list_items(scrape, run)))
     build(config, run, kept, left_out)
     assert {record.permission for record in read_records(run.dataset)} == {"own work"}
     for i in range(4):

@@ -4,7 +4,7 @@ import pytest
 
 from helpers.core.errors import RunError
 from helpers.core.records import Rejection, read_rows
-from helpers.scrape.ingest import take, verify_images
+from helpers.scrape.ingest import ingest, verify_images
 from tests.loopback_instagram import (
     COOKIES,
     assert_a_rerun_completes,
@@ -17,15 +17,15 @@ from tests.loopback_instagram import (
 
 REFUSALS = {
     "401": "Instagram refuses (401): upgrade instaloader",
-    "403": "Instagram forbids it (403): upgrade instaloader",
-    "429": "asked too often (429): leave it alone for some hours",
-    "checkpoint": "wants to see a person (checkpoint_required): open instagram.com in your browser",
-    "challenge": "wants to see a person (challenge_required)",
-    "feedback": "wants to see a person (feedback_required)",
-    "revoked": "no longer takes this question (400): upgrade instaloader",
+    "403": "Instagram forbids this (403): upgrade instaloader",
+    "429": "too many requests (429): wait some hours",
+    "checkpoint": "asks for a human check (checkpoint_required): open instagram.com in your browser",
+    "challenge": "asks for a human check (challenge_required)",
+    "feedback": "asks for a human check (feedback_required)",
+    "revoked": "no longer accepts this request (400): upgrade instaloader",
     "html": "upgrade instaloader",
     "drop": "cannot be reached: check the network",
-    "500": "has trouble of its own (500): wait an hour",
+    "500": "has a server error (500): wait an hour",
 }
 
 
@@ -50,7 +50,7 @@ def test_a_refusal_ends_the_walk_in_good_order(serve, kind, answer):
         assert taken and f"Stopped early: {source.stopped}" in verify_images(run)
     asked = len(site.log)
     assert (
-        list(take(config(), run, source)) == [] and len(site.log) == asked
+        list(ingest(config(), run, source)) == [] and len(site.log) == asked
     )  # once refused, it asks no more
     assert_a_rerun_completes(site)
 
@@ -70,14 +70,14 @@ def test_a_refusal_of_somebody_logged_in_is_told_likewise(serve, logged_in, answ
 @pytest.mark.parametrize(
     ("kind", "answer", "words"),
     [
-        ("page", "login", "wants a login for this: log in (section Login)"),
-        ("post", "login", "wants a login for this: log in (section Login)"),
+        ("page", "login", "requires a login for this: log in (section Login)"),
+        ("post", "login", "requires a login for this: log in (section Login)"),
         ("timeline", "execution", "upgrade instaloader"),
-        ("post", "execution", "3 posts in a row could not be had"),
+        ("post", "execution", "3 posts in a row failed"),
         ("start", "html", "Instagram's page lacks what instaloader looks for: upgrade"),
         ("network", "down", "cannot be reached"),
-        ("post", "malformed", "3 posts in a row could not be had"),
-        ("timeline", "404", "no longer has this question (404): upgrade"),
+        ("post", "malformed", "3 posts in a row failed"),
+        ("timeline", "404", "no longer has this endpoint (404): upgrade"),
     ],
 )
 def test_other_refusals_are_told_and_a_rerun_completes(serve, kind, answer, words):
@@ -94,7 +94,7 @@ def test_a_private_account_says_who_may_see_it(serve, monkeypatch):
     assert_told(source.stopped, "@artist is private: log in as one who follows it")
     monkeypatch.setenv("INSTAGRAM_COOKIES", COOKIES)
     _, source, _ = walk()
-    assert_told(source.stopped, "@artist is private and does not let you in")
+    assert_told(source.stopped, "@artist is private and does not accept you")
     site.is_private = False
     assert_a_rerun_completes(site)
 
@@ -135,7 +135,7 @@ def test_a_name_that_someone_else_has_taken_is_told(serve):
     walk()
     site.user_id, site.posts = "43", make_posts(6, seed=9)
     run, source, _ = walk()
-    assert_told(source.stopped, "@artist is another person now")
+    assert_told(source.stopped, "@artist now belongs to another person")
     assert len(stems(run)) == len(make_posts(6)[0].images) + sum(
         len(post.images) for post in make_posts(6)[1:]
     )
@@ -162,7 +162,7 @@ def test_an_account_without_posts_is_told(serve):
     [
         ("gone", "is gone from Instagram, or shown only to those who are logged in"),
         ("changed", "Instagram shows another post in its place"),
-        ("malformed", "is described in a way that instaloader"),
+        ("malformed", "has a format that instaloader"),
         ("404", "is no longer on Instagram"),
     ],
 )

@@ -7,13 +7,13 @@ from helpers.core.records import Post, Rejection, read_rows
 from helpers.core.run import IMAGE_NAME, Run
 from helpers.dataset.takedown import remove
 from helpers.demo.flaws import FLAWS
-from helpers.scrape.ingest import find, take, verify_images
+from helpers.scrape.ingest import ingest, list_items, verify_images
 from tests.conftest import lines, photograph
 
 
 def scrape(folder, name="mine", **more):
     config, run = ScrapeConfig(run=name, source="folder", folder=str(folder), **more), Run(name)
-    taken = list(take(config, run, find(config, run)))
+    taken = list(ingest(config, run, list_items(config, run)))
     return run, taken
 
 
@@ -151,9 +151,9 @@ def test_nothing_but_rubbish_is_one_line(workplace, tmp_path):
 
 def test_the_demo_draws_carousels_from_a_seed(workplace):
     config, run = ScrapeConfig(run="d", demo_posts=4), Run("d")
-    found = find(config, run).items
+    found = list_items(config, run).items
     first = [item.load() for item in found[:2]]
-    assert [item.load() for item in find(config, run).items[:2]] == first
+    assert [item.load() for item in list_items(config, run).items[:2]] == first
     scenes = [item for item in found if item.source_id.startswith("scene ")]
     assert len({item.shortcode for item in scenes}) == 4 and all(item.caption for item in scenes)
     assert found[: len(scenes)] == scenes and len(found) == len(scenes) + len(FLAWS) + 1

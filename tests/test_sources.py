@@ -18,7 +18,7 @@ from helpers.config import ScrapeConfig
 from helpers.core.errors import RunError
 from helpers.core.records import Post, Rejection, read_rows
 from helpers.core.run import Run
-from helpers.scrape.ingest import find, take, verify_images
+from helpers.scrape.ingest import ingest, list_items, verify_images
 from helpers.scrape.instagram import login
 from tests.conftest import photograph
 from tests.loopback_instagram import CANARIES, COOKIES, picture
@@ -34,8 +34,8 @@ def garbled(text):
 
 def taken_from(source, **more):
     config, run = ScrapeConfig(run="mine", source=source, **more), Run("mine")
-    offered = find(config, run)
-    return run, offered, list(take(config, run, offered))
+    offered = list_items(config, run)
+    return run, offered, list(ingest(config, run, offered))
 
 
 # export
@@ -166,10 +166,10 @@ def test_a_file_that_unpacks_to_far_too_much_or_is_damaged_is_left_out(workplace
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        ("missing", "is no ZIP and holds none"),
-        ("folder", "is no ZIP and holds none"),
-        ("text", "is no whole ZIP: download it again"),
-        ("cut", "is no whole ZIP: download it again"),
+        ("missing", "has no ZIP of an export in it"),
+        ("folder", "has no ZIP of an export in it"),
+        ("text", "is not a complete ZIP: download it again"),
+        ("cut", "is not a complete ZIP: download it again"),
         ("html", "lists no posts"),
         ("json", "cannot be read"),
         ("odd", "lists no posts"),
@@ -255,7 +255,7 @@ def test_a_dataset_without_images_is_refused(workplace, monkeypatch):
     monkeypatch.setenv("HOME", str(workplace))
     (workplace / "words").mkdir()
     (workplace / "words/train.csv").write_text("text\na\nb\n")
-    with pytest.raises(RunError, match="has no column of images"):
+    with pytest.raises(RunError, match="has no image column"):
         taken_from("hub", dataset_id=str(workplace / "words"))
 
 
@@ -266,12 +266,12 @@ def test_a_dataset_that_names_a_file_elsewhere_does_not_get_it(dataset_folder, w
     table.write_text(table.read_text() + "linked.jpg,mine\n")
     run, _, _ = taken_from("hub", dataset_id=str(dataset_folder))
     (row,) = read_rows(run.rejected, Rejection)
-    assert row.reason == "lies outside of the dataset's folder"
+    assert row.reason == "is outside the dataset's folder"
 
 
 @pytest.mark.parametrize("name", ["nobody/has-this", "no id at all"])
 def test_a_dataset_that_is_not_there_is_told_in_a_line(workplace, name):
-    with pytest.raises(RunError, match="is not to be had .*: give a hub id") as caught:
+    with pytest.raises(RunError, match="cannot be loaded .*: give a hub id") as caught:
         taken_from("hub", dataset_id=name)
     assert "\n" not in str(caught.value)
 
@@ -339,7 +339,7 @@ def test_cookies_come_as_a_browser_shows_them(home, monkeypatch, line):
     monkeypatch.setenv("INSTAGRAM_COOKIES", line)
     found = login.cookies()
     assert (found["sessionid"], found["ds_user_id"]) == (CANARIES["cookie"], "7")
-    assert set(found) <= set(login.KEPT)
+    assert set(found) <= set(login.SAVED)
 
 
 @pytest.mark.parametrize("line", ["canary-x", "sessionid=canary-x", "sessionid=canary-x; csrftoken=a b; ds_user_id=7",
@@ -352,7 +352,7 @@ def test_cookies_that_cannot_be_used_are_named_and_never_shown(home, monkeypatch
 
 
 def test_a_cookie_file_that_others_can_read_is_refused(home):
-    path = login.keep(login.parse(COOKIES))
+    path = login.save_cookies(login.parse(COOKIES))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and login.cookies()["csrftoken"]
     path.chmod(0o644)
     with pytest.raises(RunError, match="chmod 600"):
@@ -377,7 +377,7 @@ def test_logging_in_keeps_cookies_and_no_password(serve, second_factor):
     done = log_in(CANARIES["password"], *(["123456"] if second_factor else []))
     assert done.returncode == 0, done.stderr
     kept = json.loads(login.cookie_file().read_text())
-    assert kept["sessionid"] == CANARIES["cookie"] and set(kept) <= set(login.KEPT)
+    assert kept["sessionid"] == CANARIES["cookie"] and set(kept) <= set(login.SAVED)
     assert not any(canary in done.stdout + done.stderr for canary in CANARIES.values())
     run, offered, _ = taken_from("instagram", account="artist", pauses=False)
     assert "logged in" in offered.words and len(read_rows(run.posts, Post)) == len(site.images())

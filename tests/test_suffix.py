@@ -17,7 +17,7 @@ from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import split
 from helpers.host.device import pick_device
 from helpers.inference.draw.prompts import Prompts
-from helpers.scrape.ingest import find, take
+from helpers.scrape.ingest import ingest, list_items
 from helpers.train.prepare import prepare
 from tests.conftest import SMALL_TRAINING, photograph
 
@@ -93,7 +93,7 @@ def seeds_list(folder, count=40):
 def walked(source, suffix, name="seed", **more):
     """01 to 03, and the kept images."""
     scrape, run = ScrapeConfig(run=name, source=source, **more), Run(name)
-    list(take(scrape, run, find(scrape, run)))
+    list(ingest(scrape, run, list_items(scrape, run)))
     caption, config = CaptionConfig(run=name), DatasetConfig(run=name, suffix=suffix)
     list(caption_images(caption, run, pending(caption, run)))
     kept, left_out = curate(config, run)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 class Source(NamedTuple):
     """Where images come from."""
 
-    module: str  # has `find(config, run)`, see helpers/scrape/folder.py
+    module: str  # has `list_items(config, run)`, see helpers/scrape/folder.py
     needs: str = ""  # the setting that must be given
     advice: str = ""  # what to set it to
 

@@ -38,6 +38,8 @@ MOVED = {
 RENAMED = {  # names that are not where their module has moved to
     "colab.keep": "mirror.sync.sync",
     "colab.restore": "mirror.sync.restore",
+    "scrape.intake.find": "scrape.ingest.list_items",
+    "scrape.intake.take": "scrape.ingest.ingest",
     "inference.sample.Studio": "inference.draw.sampler.Sampler",
     "inference.sample.requests_of": "inference.draw.sampler.make_requests",
     "inference.sample.settings_of": "inference.draw.sampler.make_config",

@@ -53,13 +53,13 @@ class CaptionFiles:
     """What the files of a folder say of its images."""
 
     captions: dict[Path, str]  # by image, each on one line
-    no_pictures: set[Path]  # texts, and images that are no art: masks, regularisation pictures
+    non_images: set[Path]  # texts, and images that are no art: masks, regularisation pictures
     # shortcode and index, where a list of the seed's form tells them
     posts: dict[Path, tuple[str, int]]
     line: str  # what was taken, and below it what was left, a line each
 
 
-def holds_words(path: Path) -> bool:
+def is_text_file(path: Path) -> bool:
     """Whether a file is a text, a list or a document by its ending."""
     return path.suffix.lower() in (*BESIDE, *LISTS, *OTHER_WORDS)
 
@@ -87,7 +87,7 @@ def choose(sources: dict[str, list[str]], choice: str) -> str | None:
     return found[0 if choice == "first" else -1] if found else None
 
 
-def check_choice(choice: str, names: Iterable[str]) -> None:
+def check_caption_choice(choice: str, names: Iterable[str]) -> None:
     """Raises RunError if `choice` is no position and none of the names of endings and columns that there are."""
     known = list(dict.fromkeys(names))
     if choice not in (*POSITIONS, *known):
@@ -172,8 +172,8 @@ class _Reader:
 
     def __init__(self, root: Path, files: Sequence[Path]) -> None:
         self.root = root
-        self.texts = [path for path in files if holds_words(path)]
-        images = [path for path in files if not holds_words(path)]
+        self.texts = [path for path in files if is_text_file(path)]
+        images = [path for path in files if not is_text_file(path)]
         self.masks = _masks(root, images)
         self.regularisation = _regularisation(root, images)
         self.samples = [
@@ -192,7 +192,9 @@ class _Reader:
         lists = self._read_beside()
         for path in sorted(lists):
             self._read_list(path)
-        check_choice(choice, (name for image in self.images for name in self.sources[image]))
+        check_caption_choice(
+            choice, (name for image in self.images for name in self.sources[image])
+        )
         captions, taken = {}, Counter()
         for image in self.images:
             caption = choose(self.sources[image], choice)
@@ -348,19 +350,19 @@ class _Reader:
 
     # files
 
-    def _may_read(self, path: Path, most_bytes: int) -> bool:
+    def _may_read(self, path: Path, max_bytes: int) -> bool:
         """Whether a file is not too large, and no link that leads out of the folder."""
         is_inside = not path.is_symlink() or path.resolve().is_relative_to(self.root.resolve())
-        return is_inside and path.stat().st_size <= most_bytes
+        return is_inside and path.stat().st_size <= max_bytes
 
     def _decoded(
-        self, paths: Sequence[Path], most_bytes: int = MAX_TEXT_BYTES
+        self, paths: Sequence[Path], max_bytes: int = MAX_TEXT_BYTES
     ) -> list[tuple[Path, str]]:
         """Each file with its text. Files in no form of Unicode are judged together: one program wrote them."""
         contents = {}
         for path in paths:
             try:
-                if self._may_read(path, most_bytes):
+                if self._may_read(path, max_bytes):
                     contents[path] = path.read_bytes()
                     continue
             except OSError:

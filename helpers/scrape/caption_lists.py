@@ -29,7 +29,7 @@ COLUMNS = (
     "alt",
     "tags",
 )
-NO_CAPTIONS = re.compile(r"negative|_id\b|_ids\b|number|count|length|score|lang", re.IGNORECASE)
+NOT_CAPTIONS = re.compile(r"negative|_id\b|_ids\b|number|count|length|score|lang", re.IGNORECASE)
 
 Record = dict[str, Any]
 Finder = Callable[[str], list[Path]]  # the images that a name means; none if it is not plain
@@ -40,7 +40,7 @@ def rank(column: str) -> int | None:
     name = column.strip().lower()
     if name in COLUMNS:
         return COLUMNS.index(name)
-    is_one = ("caption" in name or "prompt" in name) and not NO_CAPTIONS.search(name)
+    is_one = ("caption" in name or "prompt" in name) and not NOT_CAPTIONS.search(name)
     return len(COLUMNS) if is_one else None
 
 

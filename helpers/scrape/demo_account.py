@@ -1,6 +1,6 @@
-"""Source: the embedded demo, a painter who does not exist. Watercolours of drawn scenes, with their captions.
+"""Source: the embedded demo, an invented painter's account of procedurally painted watercolours with captions.
 
-Last come a picture for each flaw that 03 finds, and a video, which 01 leaves out.
+Its last posts are one image for each flaw that 03 detects, and a video, which 01 rejects.
 """
 
 import hashlib
@@ -18,51 +18,51 @@ from helpers.core.run import Run
 from helpers.demo.flaws import FLAWS
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import DEMO_SCENES_FROM, random_scene
-from helpers.scrape.items import Final, Found, Listing
+from helpers.scrape.items import Listing, PermanentRefusal, SourceItem
 
 FIRST_DAY = datetime(2025, 1, 1, 9, tzinfo=UTC)
 
 
-def find(config: ScrapeConfig, _run: Run) -> Listing:
-    """The painter's posts: single pictures and carousels of two or three, then the flawed ones and a video."""
+def list_items(config: ScrapeConfig, _run: Run) -> Listing:
+    """List the account's posts: single images and carousels of two or three, then the flawed images and a video."""
     rng = Random(0)
-    found: list[Found] = []
+    found: list[SourceItem] = []
     for number in range(config.demo_posts):
         pictures = rng.choice((1, 1, 2, 3))
         day = FIRST_DAY + timedelta(days=3 * number, minutes=rng.randrange(600))
         found += [
-            _of_scene(number, index, len(found) + index, day) for index in range(1, pictures + 1)
+            _scene_item(number, index, len(found) + index, day) for index in range(1, pictures + 1)
         ]
     last = FIRST_DAY + timedelta(days=3 * config.demo_posts)
-    return Listing([*found, *_flawed(last)])
+    return Listing([*found, *_flawed_items(last)])
 
 
-def _of_scene(post: int, index: int, picture: int, day: datetime) -> Found:
+def _scene_item(post: int, index: int, picture: int, day: datetime) -> SourceItem:
     scene = random_scene(DEMO_SCENES_FROM + picture)
     load = partial(_jpeg, partial(paint_watercolour, scene))
     shortcode = _shortcode("D", f"mira {post}")
-    return _found(shortcode, index, day, f"scene {scene.seed}", load, scene.caption)
+    return _make_item(shortcode, index, day, f"scene {scene.seed}", load, scene.caption)
 
 
-def _flawed(day: datetime) -> Iterator[Found]:
-    """A post each. Their names sort last, so that of two equal files the one posted first is kept."""
+def _flawed_items(day: datetime) -> Iterator[SourceItem]:
+    """One post per flaw. Their names sort last, so of two equal files the one posted first is kept."""
     for kind, flaw in FLAWS.items():
         load = partial(_jpeg, flaw.paint)
-        yield _found(
+        yield _make_item(
             _shortcode("E", kind), 1, day, f"{kind} of scene {flaw.seed}", load, flaw.caption
         )
-    yield _found(_shortcode("E", "video"), 1, day, "video", _video)
+    yield _make_item(_shortcode("E", "video"), 1, day, "video", _video)
 
 
-def _found(
+def _make_item(
     shortcode: str,
     index: int,
     day: datetime,
     source_id: str,
     load: Callable[[], bytes],
     caption: str | None = None,
-) -> Found:
-    return Found(
+) -> SourceItem:
+    return SourceItem(
         name=f"{shortcode}_{index}",
         shortcode=shortcode,
         index=index,
@@ -85,4 +85,4 @@ def _jpeg(paint: Callable[[], Image.Image]) -> bytes:
 
 
 def _video() -> bytes:
-    raise Final("is a video")
+    raise PermanentRefusal("is a video")

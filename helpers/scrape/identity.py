@@ -1,7 +1,7 @@
-"""Which picture is which: a name belongs to a picture's content, not to its place in a listing.
+"""Match a source's images to the run's: a file name belongs to an image's content, not to its place in a listing.
 
-A picture is known again unread while its source gives it the same `source_id`, and else by the hash of its
-content. What has new content is a new picture with a name of its own, wherever it lies.
+An image is recognised without reading it while its source gives it the same `source_id`, otherwise by the SHA-256
+of its content. New content is a new image with a new name, wherever it is in the source.
 """
 
 import hashlib
@@ -11,25 +11,25 @@ from collections.abc import Iterable
 
 from helpers.core.records import Post, latest, read_rows
 from helpers.core.run import Run
-from helpers.scrape.items import Found
+from helpers.scrape.items import SourceItem
 
-# SHORTCODE_INDEX as Instagram tools name files: eleven characters that no plain word has
+# SHORTCODE_INDEX, as Instagram tools name files: eleven characters, unlike any plain word
 INSTAGRAM_NAME = re.compile(
     r"(?=[\w-]*[a-z])(?=\w[\w-]*[A-Z0-9])([A-Z][\w-]{10})_(\d{1,2})", re.ASCII
 )
-OWN_NAMES = ("instagram", "demo")  # sources whose shortcodes and indices stay with their pictures
+OWN_NAMES = ("instagram", "demo")  # sources whose shortcodes and indices are stable
 
 
-class Known:
-    """The pictures of a run, and which of them a walk through its source has met.
+class KnownImages:
+    """The images of a run, and those that the current pass over the source has seen.
 
-    listed  what the walk will meet, where that is known: such a picture is not taken for another of its content
+    listed  the items still to come, if known: their images are not matched to other items of equal content
     """
 
-    def __init__(self, run: Run, source: str, listed: Iterable[Found] = ()) -> None:
+    def __init__(self, run: Run, source: str, listed: Iterable[SourceItem] = ()) -> None:
         self.source = source
         self.posts = latest(read_rows(run.posts, Post))
-        self.met: set[str] = set()  # file names
+        self.seen: set[str] = set()  # file names
         self._stems = {post.stem.lower(): name for name, post in self.posts.items()}
         self._by_id = {post.source_id: name for name, post in self.posts.items() if post.source_id}
         self._by_hash: defaultdict[str, list[str]] = defaultdict(list)
@@ -37,30 +37,30 @@ class Known:
         for name, post in self.posts.items():
             self._by_hash[post.sha256].append(name)
             self._by_place[post.source_name].append(name)
-        self._awaited = {self._by_id.get(item.source_id) for item in listed}
+        self._expected = {self._by_id.get(item.source_id) for item in listed}
 
-    def find_unread(self, item: Found) -> Post | None:
-        """The picture that an item is for certain, before it is read."""
+    def match_unread(self, item: SourceItem) -> Post | None:
+        """Return the post that an item certainly is, without reading its image."""
         name = self._by_id.get(item.source_id)
         if name is None and self.source in OWN_NAMES:
             name = self._stems.get(item.stem.lower())
             if name and item.source_id and self.posts[name].source_id:
-                return None  # a post's picture was taken out, and the next ones moved up
-        return self.posts[name] if name and name not in self.met else None
+                return None  # an image was removed from the carousel, and the next ones moved up
+        return self.posts[name] if name and name not in self.seen else None
 
-    def find_by_content(self, item: Found, sha256: str) -> Post | None:
-        """The picture of this content, the one of the same place first."""
+    def match_content(self, item: SourceItem, sha256: str) -> Post | None:
+        """Return the unseen post with this content, preferring one from the same place."""
         posts = [
             self.posts[name]
             for name in self._by_hash[sha256]
-            if name not in self.met and name not in self._awaited
+            if name not in self.seen and name not in self._expected
         ]
-        if self.source == "instagram":  # a picture that was posted again is another post's
+        if self.source == "instagram":  # an image posted again belongs to the other post
             posts = [post for post in posts if post.shortcode == item.shortcode]
         return min(posts, key=lambda post: post.source_name != item.name, default=None)
 
-    def free_name(self, item: Found, sha256: str) -> tuple[str, int]:
-        """A shortcode and an index that no picture of the run has."""
+    def unused_name(self, item: SourceItem, sha256: str) -> tuple[str, int]:
+        """Return a shortcode and an index that no image of the run has."""
         shortcode, index = item.shortcode, item.index
         while f"{shortcode}_{index}".lower() in self._stems:
             if INSTAGRAM_NAME.fullmatch(item.stem):
@@ -70,19 +70,19 @@ class Known:
                 sha256 = hashlib.sha256(sha256.encode()).hexdigest()
         return shortcode, index
 
-    def keep(self, post: Post) -> None:
-        """Have a picture that was met, new or known."""
+    def add(self, post: Post) -> None:
+        """Add or update a post, and mark it as seen."""
         if (old := self.posts.get(post.file_name)) is None:
             self._stems[post.stem.lower()] = post.file_name
         elif old.source_id != post.source_id:
             self._by_id.pop(old.source_id, None)
         self.posts[post.file_name] = post
-        self.met.add(post.file_name)
+        self.seen.add(post.file_name)
 
-    def spare(self, source_name: str) -> None:
-        """Count as met what lay where something unreadable lies now: it was not replaced by a picture."""
-        self.met.update(self._by_place[source_name])
+    def mark_seen_at(self, source_name: str) -> None:
+        """Mark the posts of this place as seen: an unreadable file does not replace an image."""
+        self.seen.update(self._by_place[source_name])
 
-    def missing(self) -> list[Post]:
-        """The pictures that were not met."""
-        return [post for name, post in self.posts.items() if name not in self.met]
+    def unseen(self) -> list[Post]:
+        """Return the posts that this pass has not seen."""
+        return [post for name, post in self.posts.items() if name not in self.seen]

@@ -1,4 +1,4 @@
-"""What a source offers: images not yet read, and why it may end early."""
+"""What a source returns: images not yet read, and the reason if it ends early."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -6,26 +6,26 @@ from dataclasses import dataclass, field
 from helpers.config import ScrapeConfig
 from helpers.core.records import Post
 
-LATER = "; the next run tries it again"  # ends the reason of what is not refused for good
+RETRY_NOTE = "; the next run tries it again"  # ends a reason that is not permanent
 
 
-class Final(ValueError):
-    """Why an image is refused, where another try would change nothing."""
+class PermanentRefusal(ValueError):
+    """The reason an image is rejected for good: a retry would not help."""
 
 
-class Stopped(Exception):
-    """Why a source ends before its end, in one line that says what to do next."""
+class SourceStopped(Exception):
+    """The reason a source ends early, in one line that says what to do next."""
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceItem:
     """An image at its source, not yet read."""
 
-    name: str  # as the source calls it
+    name: str  # in the source
     shortcode: str
     index: int  # within its post, from 1
-    load: Callable[[], bytes]  # raises ValueError saying why it cannot be had
-    caption: str | None = None  # from a .txt beside it
+    load: Callable[[], bytes]  # raises ValueError with the reason if it fails
+    caption: str | None = None  # from the .txt of the same name
     account: str = ""
     taken_at: str = ""
     url: str = ""
@@ -33,40 +33,40 @@ class Found:
     alt_text: str = ""
     likes: int | None = None
     tries: int = 1  # how often `load` may be called
-    progress: str = ""  # of the source when it offered this one
-    # while the source says the same, it has the same picture; empty if only its content tells
+    progress: str = ""  # how far the source was
+    # unchanged while the image is; empty if only the content identifies it
     source_id: str = ""
-    size_bytes: int | None = None  # where the source tells it unread
+    size_bytes: int | None = None  # if known without reading
 
     @property
     def stem(self) -> str:
-        """The name that it will have, unless another picture of the run has that."""
+        """The file name without suffix, unless another image of the run has it."""
         return f"{self.shortcode}_{self.index}"
 
 
 @dataclass
 class Listing:
-    """All that a source has, as far as that can be known without reading an image."""
+    """All images of a source, listed without reading them."""
 
-    items: list[Found]
-    notes: list[str] = field(default_factory=list)  # lines on what lies beside the images
-    is_whole: bool = True  # if not, what is missing here may still be there
+    items: list[SourceItem]
+    notes: list[str] = field(default_factory=list)  # lines about captions and other files
+    is_complete: bool = True  # if False, images missing here may still exist
 
 
 @dataclass
 class Source:
-    """Where images come from. Its items may be walked again, and raise Stopped where they end early."""
+    """A source as 01 shows it. Iterating `items` may be repeated; it raises SourceStopped if the source ends early."""
 
-    words: str  # what the source says of itself, a line for each thing
-    items: Iterable[Found]
-    total: int | None = None  # images, where that is known beforehand
-    stopped: str = ""  # why the last walk ended early
-    config: ScrapeConfig | None = None  # the settings that it was listed by
-    listing: Listing | None = None  # all that it has, whatever the settings leave out
-    # by file name, what came in since it was listed, and what was found to be missing
-    new: dict[str, Found] = field(default_factory=dict)
+    words: str  # a summary, in lines
+    items: Iterable[SourceItem]
+    total: int | None = None  # images, if known beforehand
+    stopped: str = ""  # why the last pass ended early
+    config: ScrapeConfig | None = None  # the settings it was listed with
+    listing: Listing | None = None  # before the settings filter it
+    # by file name: images ingested since it was listed, and images found to be gone
+    new: dict[str, SourceItem] = field(default_factory=dict)
     gone: dict[str, Post] = field(default_factory=dict)
-    # what was done to pictures that came in, each with their names at the source
+    # by conversion done to an image, such as to sRGB: the names in the source
     notes: dict[str, list[str]] = field(default_factory=dict)
-    corrected: str = ""  # what became of the permission of images that were there
-    news: str = ""  # what is new, changed and gone, once a walk has reached its end
+    corrected: str = ""  # a line on changed permissions
+    news: str = ""  # what is new, changed and gone, after a full pass

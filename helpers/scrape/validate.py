@@ -1,46 +1,48 @@
-"""The gate to a run: every image of a source is decoded in full before it is let in."""
+"""Validate images: every image of a source is fully decoded before it is written to the run."""
 
 from typing import NamedTuple
 
 from helpers.core.decode import SUFFIXES, ImageError, TooLarge, decode
-from helpers.scrape.items import LATER, Final, Found
+from helpers.scrape.items import RETRY_NOTE, PermanentRefusal, SourceItem
 
 
-class Shape(NamedTuple):
-    """What a decoded image file turned out to be; its width and height are as one sees it."""
+class ImageInfo(NamedTuple):
+    """The format and size of a decoded image, after EXIF orientation is applied."""
 
     suffix: str
     width_px: int
     height_px: int
-    notes: tuple[str, ...] = ()  # of decode.py
+    notes: tuple[str, ...] = ()  # from decode.py
 
 
-def load(item: Found, max_mpx: int) -> tuple[bytes, Shape]:
-    """An image's content and its shape, asked for at most `item.tries` times.
+def load_image(item: SourceItem, max_mpx: int) -> tuple[bytes, ImageInfo]:
+    """Load and validate an item's image, in at most `item.tries` attempts; return its bytes and format.
 
-    Raises ValueError saying why it is refused, and whether the next run tries it again.
+    Raises ValueError with the reason it is rejected, and whether the next run retries it.
     """
     for left in reversed(range(item.tries)):
         try:
             content = item.load()
-            return content, inspect(content, max_mpx)
-        except Final:
+            return content, validate_image(content, max_mpx)
+        except PermanentRefusal:
             raise
         except ValueError as error:
             if not left:
-                raise ValueError(f"{error}{LATER if item.tries > 1 else ''}") from None
+                raise ValueError(f"{error}{RETRY_NOTE if item.tries > 1 else ''}") from None
     raise AssertionError("tries is at least 1")
 
 
-def inspect(content: bytes, max_mpx: int) -> Shape:
-    """An image file's suffix and size, by decoding it as every later stage will.
+def validate_image(content: bytes, max_mpx: int) -> ImageInfo:
+    """Decode an image file as every later stage does; return its format and size.
 
-    Raises ValueError saying why it is no image that can be used; Final where it is too large.
+    Raises ValueError if it cannot be decoded, PermanentRefusal if it is too large.
     """
     try:
         picture = decode(content, max_mpx)
     except TooLarge as error:
-        raise Final(f"{error}: set max_image_mpx higher in more, or save it smaller") from None
+        raise PermanentRefusal(
+            f"{error}: set max_image_mpx higher in more, or save it smaller"
+        ) from None
     except ImageError as error:
         raise ValueError(str(error)) from None
-    return Shape(SUFFIXES[picture.format], *picture.image.size, picture.notes)
+    return ImageInfo(SUFFIXES[picture.format], *picture.image.size, picture.notes)

@@ -19,7 +19,7 @@ from helpers.dataset.curate import curate
 from helpers.dataset.split import split
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import random_scene
-from helpers.scrape.ingest import find, take, verify_images
+from helpers.scrape.ingest import ingest, list_items, verify_images
 
 COUNT, SIDE_PX = 1000, 1080
 
@@ -36,7 +36,7 @@ def draw(folder: Path) -> None:
 
 def scrape(run: Run, folder: Path) -> str:
     config = ScrapeConfig(run=run.name, source="folder", folder=str(folder))
-    list(take(config, run, find(config, run)))
+    list(ingest(config, run, list_items(config, run)))
     return verify_images(run)
 
 

@@ -32,7 +32,7 @@ def prepare(name: str, count: int, seed: int) -> Run:
     from helpers.config import CaptionConfig
     from helpers.dataset.build import build
     from helpers.dataset.curate import curate
-    from helpers.scrape.ingest import find, take
+    from helpers.scrape.ingest import ingest, list_items
 
     folder = Path("pictures") / name
     folder.mkdir(parents=True)
@@ -41,7 +41,7 @@ def prepare(name: str, count: int, seed: int) -> Run:
         paint_watercolour(scene, 64).save(folder / f"{i:03d}.png")
         (folder / f"{i:03d}.txt").write_text(scene.caption)
     run, scrape = Run(name), ScrapeConfig(run=name, source="folder", folder=str(folder))
-    list(take(scrape, run, find(scrape, run)))
+    list(ingest(scrape, run, list_items(scrape, run)))
     caption = CaptionConfig(run=name)
     list(caption_images(caption, run, pending(caption, run)))
     config = DatasetConfig(run=name, min_side_px=32, max_hash_bits=0, min_likeness=1.0)

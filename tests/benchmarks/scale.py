@@ -24,7 +24,7 @@ from helpers.core.run import Run
 from helpers.dataset.build import build, held_out, verify_dataset
 from helpers.dataset.curate import curate
 from helpers.dataset.split import split
-from helpers.scrape.ingest import find, take, verify_images
+from helpers.scrape.ingest import ingest, list_items, verify_images
 
 SIDE_PX = 256
 REFUSED = 0.1  # of the files are no pictures
@@ -48,13 +48,13 @@ def draw(folder: Path, count: int) -> None:
 
 def list_source(folder: Path) -> str:
     config = ScrapeConfig(run=RUN, source="folder", folder=str(folder))
-    return find(config, Run(RUN)).words
+    return list_items(config, Run(RUN)).words
 
 
 def scrape(folder: Path) -> str:
     config, run = ScrapeConfig(run=RUN, source="folder", folder=str(folder)), Run(RUN)
-    offered = find(config, run)
-    list(take(config, run, offered))
+    offered = list_items(config, run)
+    list(ingest(config, run, offered))
     return f"{offered.news}; {verify_images(run).partition(':')[0]}"
 
 

@@ -1,4 +1,4 @@
-"""Whose timeline it is: an account is known by its number, which stays when it is renamed."""
+"""Identify an account by its user id, which stays the same when it is renamed."""
 
 from functools import partial
 
@@ -7,27 +7,29 @@ from instaloader import NodeIterator, Post, Profile, get_json_structure, load_st
 from helpers.core.errors import RunError
 from helpers.core.run import Run
 from helpers.scrape.instagram.cursor import Cursor
-from helpers.scrape.instagram.session import Session, Vanished
-from helpers.scrape.items import Stopped
+from helpers.scrape.instagram.session import AccountNotFound, Session
+from helpers.scrape.items import SourceStopped
 
 
-def profile_of(name: str, session: Session, cursor: Cursor, run: Run) -> Profile:
-    """An account's profile, from the cursor where it is there already.
+def load_profile(name: str, session: Session, cursor: Cursor, run: Run) -> Profile:
+    """Return an account's profile, from the cursor if it is saved there.
 
-    Raises Stopped where Instagram refuses it, RunError if the run holds the posts of another account.
+    Raises SourceStopped if Instagram refuses, RunError if the run holds another account's posts.
     """
     if cursor.profile and cursor.account == name:
         profile = load_structure(session.context, cursor.profile)
     else:
-        profile = session.ask(partial(Profile.from_username, session.context, name))
-        user_id = str(session.ask(lambda: profile.userid))
+        profile = session.request(partial(Profile.from_username, session.context, name))
+        user_id = str(session.request(lambda: profile.userid))
         _check_person(cursor, name, user_id, run)
         cursor.names += [old for old in (cursor.account,) if old not in ("", *cursor.names)]
         cursor.account, cursor.user_id = name, user_id
         cursor.profile = get_json_structure(profile)
         cursor.write(run.cursor)
     if session.context.user_id == cursor.user_id:
-        session.context.username = profile.username  # one's own posts are seen though private
+        session.context.username = (
+            profile.username
+        )  # the user's own posts are visible though private
     return profile
 
 
@@ -40,13 +42,13 @@ def _check_person(cursor: Cursor, name: str, user_id: str, run: Run) -> None:
 
 
 def open_timeline(profile: Profile, session: Session, cursor: Cursor) -> NodeIterator[Post]:
-    """The account's posts.
+    """Open the account's timeline.
 
-    Raises Stopped where Instagram refuses them, where the account has a new name, or someone else has its name.
+    Raises SourceStopped if Instagram refuses, the account was renamed, or its name now belongs to someone else.
     """
     try:
-        posts = session.ask(profile.get_posts)
-    except Vanished:
+        posts = session.request(profile.get_posts)
+    except AccountNotFound:
         _check_name(_name_now(session, cursor), cursor)
         raise
     _check_name(profile.username, cursor)
@@ -58,24 +60,26 @@ def open_timeline(profile: Profile, session: Session, cursor: Cursor) -> NodeIte
 
 
 def _name_now(session: Session, cursor: Cursor) -> str:
-    """The account's present name, by its number; the old one if Instagram does not tell."""
+    """Look up the account's current name by its user id; the old name if Instagram refuses."""
     try:
-        return session.ask(partial(Profile.from_id, session.context, int(cursor.user_id))).username
-    except Stopped:
+        return session.request(
+            partial(Profile.from_id, session.context, int(cursor.user_id))
+        ).username
+    except SourceStopped:
         return cursor.account
 
 
 def _check_name(name: str, cursor: Cursor) -> None:
     if name != cursor.account:
-        raise Stopped(
+        raise SourceStopped(
             f"@{cursor.account} is called @{name} now: set account to {name!r} and run 01_scrape again"
         ) from None
 
 
 def _check_still_same(session: Session, cursor: Cursor) -> None:
-    profile = session.ask(partial(Profile.from_username, session.context, cursor.account))
+    profile = session.request(partial(Profile.from_username, session.context, cursor.account))
     if str(profile.userid) != cursor.user_id:
-        raise Stopped(
-            f"@{cursor.account} is another person now than the one walked before: "
-            "find out that one's new name, set account to it and run 01_scrape again"
+        raise SourceStopped(
+            f"@{cursor.account} now belongs to another person: "
+            "find out the artist's new name, set account to it and run 01_scrape again"
         )

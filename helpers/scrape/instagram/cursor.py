@@ -1,4 +1,4 @@
-"""How far the walk on Instagram has come: one JSON file in the run, replaced as a whole."""
+"""The position of the Instagram walk: one JSON file in the run, replaced atomically."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -9,33 +9,31 @@ from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_text
 from helpers.core.records import Post, Rejection, latest, read_rows
 from helpers.core.run import Run
-from helpers.scrape.items import LATER
+from helpers.scrape.items import RETRY_NOTE
 
 
 @dataclass
 class Cursor:
-    """The walk's memory. `profile`, `frozen` and `pending` are what `instaloader.get_json_structure` gives."""
+    """The saved state. `profile`, `frozen` and `pending` are results of `instaloader.get_json_structure`."""
 
     account: str = ""
     user_id: str = ""  # stays when an account is renamed
-    names: list[str] = field(
-        default_factory=list
-    )  # all that the account has had, as far as we know
-    timeline_id: str = ""  # by which an anonymous visitor asks for its pages
+    names: list[str] = field(default_factory=list)  # the account's former names, as far as known
+    timeline_id: str = ""  # the id in anonymous requests for its pages
     profile: dict[str, Any] | None = None
     since: str = ""
     until: str = ""
     coauthored: bool = False
-    # shortcode: its day, and how many pictures and videos it has (0: the settings leave it out)
+    # shortcode: its day, and the number of its images and videos (0 if the settings leave it out)
     finished: dict[str, tuple[str, int]] = field(default_factory=dict)
-    settled: int = 0  # so many of `finished` came before the last walk that reached its end
-    frozen: dict[str, Any] | None = None  # the place in the timeline
-    pending: dict[str, Any] | None = None  # the post in hand
+    settled: int = 0  # how many of `finished` precede the last complete walk
+    frozen: dict[str, Any] | None = None  # the position in the timeline
+    pending: dict[str, Any] | None = None  # the post being downloaded
     stopped: str = ""  # why the last walk ended early
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The cursor of a run, a new one if there is none. Raises RunError if it cannot be read."""
+        """Read a run's cursor, or start a new one. Raises RunError if the file is invalid."""
         if not path.is_file():
             return cls()
         try:
@@ -49,31 +47,31 @@ class Cursor:
     def write(self, path: Path) -> None:
         write_text(path, json.dumps(vars(self)) + "\n")
 
-    def limit(self, since: str, until: str, coauthored: bool) -> None:
-        """Walk another span of time, or others' posts too: what the last walk left out may be taken now."""
+    def set_filters(self, since: str, until: str, coauthored: bool) -> None:
+        """Set the dates, and whether coauthored posts count; a change walks again for posts left out."""
         if (self.since, self.until, self.coauthored) != (since, until, coauthored):
             self.since, self.until, self.coauthored = since, until, coauthored
             self.finished = {code: entry for code, entry in self.finished.items() if entry[1]}
             self.frozen, self.settled = None, 0
 
-    def settle(self) -> None:
-        """The walk has reached its end: all that is older than its first post is done."""
+    def mark_complete(self) -> None:
+        """Record a complete walk: everything older than its first post is done."""
         self.frozen, self.settled = None, len(self.finished)
 
     @property
     def done_before(self) -> set[str]:
-        """Shortcodes of the walks that reached their end."""
+        """Shortcodes of complete walks."""
         return set(list(self.finished)[: self.settled])
 
     def unfinished(self, run: Run) -> list[str]:
-        """Finished posts of which a picture is neither there nor refused for good."""
+        """Return finished posts with an image that is neither saved nor permanently rejected."""
         there = {
             post.file_name.rpartition(".")[0]
             for post in latest(read_rows(run.posts, Post)).values()
             if run.image(post.file_name).is_file()
         }
         rows = [row for row in read_rows(run.rejected, Rejection) if row.stage == "scrape"]
-        there |= {name for name, row in latest(rows).items() if not row.reason.endswith(LATER)}
+        there |= {name for name, row in latest(rows).items() if not row.reason.endswith(RETRY_NOTE)}
         return [
             code
             for code, (_, count) in self.finished.items()

@@ -1,4 +1,4 @@
-"""What a post of Instagram's holds, read off the data that instaloader fetched."""
+"""Read an Instagram post from the data that instaloader fetched."""
 
 import re
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ IMAGE, VIDEO, CAROUSEL = 1, 2, 8  # a media_type
 
 @dataclass(frozen=True)
 class Slide:
-    """One picture or video of a post."""
+    """One image or video of a post."""
 
-    url: str  # of the widest rendition; a video's is its cover picture
+    url: str  # of the widest rendition; for a video, of its cover image
     is_video: bool
     alt_text: str
-    number: str = ""  # Instagram's own, which stays where the slides before it are taken out
+    number: str = ""  # Instagram's media id, stable when earlier slides are deleted
 
 
 @dataclass(frozen=True)
 class Media:
-    """A post. `structure` is what `instaloader.load_structure` makes the post of again, without a request."""
+    """A post. `instaloader.load_structure` rebuilds it from `structure` without a request."""
 
     code: str
-    account: str  # whose post it is; a coauthored one may stand in another's timeline
+    account: str  # the owner; a coauthored post may be in another account's timeline
     account_id: str
-    taken_at: str  # ISO 8601, UTC; empty where Instagram does not tell
+    taken_at: str  # ISO 8601, UTC; empty if unknown
     caption: str
     likes: int | None
     slides: tuple[Slide, ...]
@@ -39,8 +39,8 @@ class Media:
         return bool(SHORTCODE.fullmatch(self.code))
 
 
-def read(post: Post) -> Media:
-    """A fetched post. Asks for nothing. Raises what a post of another shape leads to, such as KeyError."""
+def read_post(post: Post) -> Media:
+    """Convert a fetched post, without a request. Raises KeyError or the like for an unknown format."""
     structure = get_json_structure(post)
     node = structure["node"]
     owner = node.get("owner") or {}
@@ -60,7 +60,7 @@ def _slides(post: Post, media: dict[str, Any]) -> list[Slide]:
     parts = media.get("carousel_media") or [media]
     if "image_versions2" in parts[0]:
         return [_slide(part) for part in parts]
-    if post.typename == "GraphSidecar":  # a shape that instaloader knows and this module does not
+    if post.typename == "GraphSidecar":  # a format that instaloader knows and this module does not
         return [Slide(part.display_url, part.is_video, "") for part in post.get_sidecar_nodes()]
     return [Slide(post.url, post.is_video, "")]
 
@@ -76,20 +76,20 @@ def _slide(part: dict[str, Any]) -> Slide:
 
 
 def has_pictures(node: Any) -> bool:
-    """Whether an entry of a timeline is the whole post, as it is for who is logged in."""
+    """Whether a timeline entry is the complete post, as it is when logged in."""
     return isinstance(node, dict) and bool(
         node.get("carousel_media") or node.get("image_versions2")
     )
 
 
-def with_what_may_be_missing(node: dict[str, Any]) -> dict[str, Any]:
-    """What a logged-in timeline says of a post, with all that instaloader insists on and this project does not."""
+def fill_missing_fields(node: dict[str, Any]) -> dict[str, Any]:
+    """Add the fields that instaloader requires to a post of a logged-in timeline."""
     kind = (
         CAROUSEL if node.get("carousel_media") else VIDEO if node.get("video_versions") else IMAGE
     )
     unneeded = {"pk": 0, "media_type": kind, "taken_at": 0, "has_liked": False, "like_count": None}
     user = {"is_private": False, "full_name": "", "profile_pic_url": ""} | (node.get("user") or {})
-    whole = {**unneeded, **node, "user": user}
+    filled = {**unneeded, **node, "user": user}
     if not {"pk", "username"} <= user.keys():
-        del whole["user"]
-    return whole
+        del filled["user"]
+    return filled

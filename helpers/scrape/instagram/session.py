@@ -1,4 +1,4 @@
-"""A session of instaloader that is in no hurry, keeps to a budget of minutes, and tells refusals in a line."""
+"""An instaloader session with a rate limit and a time budget, and refusals explained in one line."""
 
 import io
 import time
@@ -11,21 +11,21 @@ import instaloader
 from helpers.config import ScrapeConfig
 from helpers.core.errors import RunError
 from helpers.scrape.instagram.login import cookies
-from helpers.scrape.instagram.refusals import UPGRADE, explain, explain_post, is_vanished
-from helpers.scrape.items import Stopped
+from helpers.scrape.instagram.refusals import UPGRADE, explain, explain_post, is_account_missing
+from helpers.scrape.items import SourceStopped
 
 Answer = TypeVar("Answer")
 REQUEST_TIMEOUT_S = 60.0
-TOLD_FROM_S = 15.0  # shorter pauses are not worth a line
-POSTS_IN_A_ROW = 3  # that cannot be had: then it is not the posts
+REPORT_PAUSES_FROM_S = 15.0  # shorter pauses are not printed
+MAX_FAILED_POSTS = 3  # in a row: then the cause is not the posts
 
 
-class Vanished(Stopped):
-    """There is no account of that name, or not any more."""
+class AccountNotFound(SourceStopped):
+    """There is no account of this name, or no longer."""
 
 
-class Budget:
-    """The minutes that a walk may take."""
+class TimeBudget:
+    """The time that a walk may take, in minutes; 0 is no limit."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
@@ -40,59 +40,61 @@ class Budget:
         return self.minutes * 60 - spent if self.minutes else float("inf")
 
     def check(self) -> None:
-        """Raises Stopped when it is spent."""
+        """Raise SourceStopped if the time is used up."""
         if self.left_s <= 0:
-            raise Stopped(f"max_minutes={self.minutes:g} is spent: run 01_scrape again to go on")
+            raise SourceStopped(
+                f"max_minutes={self.minutes:g} is used up: run 01_scrape again to go on"
+            )
 
     def __str__(self) -> str:
         return f"{max(0.0, self.left_s) / 60:.0f} min left" if self.minutes else "no time limit"
 
 
-class Patience(instaloader.RateController):
-    """instaloader's pace, told in a line where one has to wait, and never beyond the budget."""
+class RateLimiter(instaloader.RateController):
+    """instaloader's rate limiter, which prints long pauses and never exceeds the time budget."""
 
     def __init__(
         self,
         context: instaloader.InstaloaderContext,
-        budget: Budget,
+        budget: TimeBudget,
         before_query: Callable[[], None],
     ) -> None:
         super().__init__(context)
         self.budget, self.before_query = budget, before_query
 
     def wait_before_query(self, query_type: str) -> None:
-        """Called before each question to Instagram: what the last one brought is kept first."""
+        """Save the last response, then wait; called before each request to Instagram."""
         self.before_query()
         self.budget.check()
         super().wait_before_query(query_type)
 
     def sleep(self, secs: float) -> None:
-        """Raises Stopped where the pause is longer than the budget."""
+        """Pause. Raises SourceStopped if the pause is longer than the remaining time."""
         if secs > self.budget.left_s:
-            raise Stopped(
-                f"Instagram's pace asks for a pause of {secs / 60:.0f} minutes and max_minutes="
+            raise SourceStopped(
+                f"Instagram's rate limit needs a pause of {secs / 60:.0f} minutes and max_minutes="
                 f"{self.budget.minutes:g} ends before: run 01_scrape again after it"
             )
-        if secs >= TOLD_FROM_S:
-            print(f"a pause of {secs / 60:.1f} minutes, to keep to Instagram's pace", flush=True)
+        if secs >= REPORT_PAUSES_FROM_S:
+            print(f"pausing {secs / 60:.1f} minutes, to keep to Instagram's rate limit", flush=True)
         super().sleep(secs)
 
 
 class Session:
-    """Questions to Instagram. What instaloader prints is not shown; what it raises is told by Stopped."""
+    """Requests to Instagram. instaloader's output is hidden; its exceptions become SourceStopped."""
 
     def __init__(self, config: ScrapeConfig, before_query: Callable[[], None]) -> None:
-        """Logged in where there are cookies. Raises RunError for unusable ones."""
+        """Log in if there are cookies. Raises RunError if they are unusable."""
         self.account = config.username or "this account"
-        self.budget = Budget(config.max_minutes)
-        self.lost = 0  # posts in a row
+        self.budget = TimeBudget(config.max_minutes)
+        self.failures = 0  # failed posts in a row
         loader = instaloader.Instaloader(
             sleep=config.pauses,
             quiet=True,
-            iphone_support=False,  # one more request a picture, for pixels that training has no use for
-            max_connection_attempts=1,  # a refusal is told, not asked for again
+            iphone_support=False,  # one more request per image, for pixels that training does not need
+            max_connection_attempts=1,  # a refusal is reported, not retried
             request_timeout=REQUEST_TIMEOUT_S,
-            rate_controller=lambda context: Patience(context, self.budget, before_query),
+            rate_controller=lambda context: RateLimiter(context, self.budget, before_query),
         )
         if found := cookies():
             loader.load_session(found["ds_user_id"], found)
@@ -102,41 +104,41 @@ class Session:
     def is_logged_in(self) -> bool:
         return self.context.is_logged_in
 
-    def ask(self, question: Callable[[], Answer]) -> Answer:
-        """instaloader's answer. Raises Stopped for whatever it raises, Vanished where the account is not there."""
+    def request(self, call: Callable[[], Answer]) -> Answer:
+        """Call instaloader. Raises SourceStopped for any of its exceptions, AccountNotFound if there is no account."""
         try:
             with redirect_stderr(io.StringIO()):
-                return question()
-        except (Stopped, RunError):
+                return call()
+        except (SourceStopped, RunError):
             raise
         except Exception as error:
-            kind = Vanished if is_vanished(error) else Stopped
+            kind = AccountNotFound if is_account_missing(error) else SourceStopped
             raise kind(explain(error, self.account, self.is_logged_in)) from None
 
-    def ask_post(
-        self, question: Callable[[], Answer], is_its_own: Callable[[], bool] = lambda: True
+    def request_post(
+        self, call: Callable[[], Answer], is_post_fault: Callable[[], bool] = lambda: True
     ) -> Answer | str:
-        """A post, or the words why this one cannot be had.
+        """Fetch a post, or return the reason it failed.
 
-        Raises Stopped where that befalls several in a row, or, as `is_its_own` tells, is not the post's own fault.
+        Raises SourceStopped after several failures in a row, or if `is_post_fault` says the cause is not the post.
         """
         try:
             with redirect_stderr(io.StringIO()):
-                answer = question()
-        except (Stopped, RunError):
+                answer = call()
+        except (SourceStopped, RunError):
             raise
         except Exception as error:
-            why = explain_post(error) if is_its_own() else None
+            why = explain_post(error) if is_post_fault() else None
             if why is None:
-                raise Stopped(explain(error, self.account, self.is_logged_in)) from None
-            return self._lose(why)
-        self.lost = 0
+                raise SourceStopped(explain(error, self.account, self.is_logged_in)) from None
+            return self._count_failure(why)
+        self.failures = 0
         return answer
 
-    def _lose(self, why: str) -> str:
-        self.lost += 1
-        if self.lost >= POSTS_IN_A_ROW:
-            raise Stopped(
-                f"{self.lost} posts in a row could not be had (the last {why}): {UPGRADE}, then run 01_scrape again"
+    def _count_failure(self, why: str) -> str:
+        self.failures += 1
+        if self.failures >= MAX_FAILED_POSTS:
+            raise SourceStopped(
+                f"{self.failures} posts in a row failed (the last {why}): {UPGRADE}, then run 01_scrape again"
             )
         return why

@@ -1,7 +1,7 @@
-"""An account's posts from the newest on, as an iterator that can be kept and taken up again.
+"""An account's posts, newest first, as an iterator that can be saved and resumed.
 
-instaloader's `NodeIterator.freeze` and `thaw` do it; what is already done is taken out of a page before it is
-thawed, as an anonymous visitor pays a request for each post that the iterator gives.
+It uses instaloader's `NodeIterator.freeze` and `thaw`. Posts that are done are removed from a page before it is
+thawed, since without a login each post that the iterator yields costs a request.
 """
 
 import copy
@@ -20,90 +20,90 @@ from instaloader import (
 )
 
 from helpers.scrape.instagram.cursor import Cursor
-from helpers.scrape.instagram.media import Media, has_pictures, read, with_what_may_be_missing
+from helpers.scrape.instagram.media import Media, fill_missing_fields, has_pictures, read_post
 
-PINNED = 3  # so many posts at the top may be older than those after them
+PINNED = 3  # the first posts, which may be older than the following
 
 
 class Timeline:
-    """The posts of an account, newest first but for pinned ones."""
+    """The posts of an account, newest first except for pinned ones."""
 
     def __init__(self, opened: NodeIterator[Post], cursor: Cursor) -> None:
-        self.opened, self.cursor = opened, cursor  # `opened` stays unused: thaw() wants that
+        self.opened, self.cursor = opened, cursor  # `opened` stays unused, as thaw() requires
         self.posts: NodeIterator[Post] | None = None
 
-    def enter(self, context: InstaloaderContext) -> None:
-        """Stand where the last walk stood; at the top if that was of another login, another version, or long ago."""
+    def resume(self, context: InstaloaderContext) -> None:
+        """Resume at the saved position; at the top if it is of another login, another version, or expired."""
         self.context = context
         try:
             frozen = load_structure(context, copy.deepcopy(self.cursor.frozen or {}))
             if datetime.now().timestamp() < (frozen.best_before or 0):
                 return self._thaw(frozen)
         except (InvalidArgumentException, TypeError, KeyError, AttributeError):
-            pass  # as of another instaloader
+            pass  # saved by another instaloader version
         return self._thaw(self.opened.freeze())
 
-    def skip(self) -> None:
-        """Pass over what is done on this page."""
+    def drop_done(self) -> None:
+        """Remove the posts of this page that are done."""
         self._thaw(self.posts.freeze())
 
-    def leave(self) -> None:
+    def close(self) -> None:
         self.posts = None
 
     def _thaw(self, frozen: FrozenNodeIterator) -> None:
         posts = copy.copy(self.opened)
-        posts.thaw(_without(frozen, self.cursor.finished, self.cursor.done_before))
+        posts.thaw(_remove_done(frozen, self.cursor.finished, self.cursor.done_before))
         self.posts = posts
 
     def next(self) -> Media | None:
-        """The next post, or None at the end. Raises what instaloader raises."""
+        """Return the next post, or None at the end. Raises instaloader's exceptions."""
         at = self.index
         try:
             post = next(self.posts, None)
         except (KeyError, TypeError):
-            if self.index == at or not has_pictures(self._node_in_hand):
+            if self.index == at or not has_pictures(self._current_node):
                 raise
-            node = with_what_may_be_missing(self._node_in_hand)
+            node = fill_missing_fields(self._current_node)
             post = Post.from_iphone_struct(self.context, node)
-        return read(post) if post else None
+        return read_post(post) if post else None
 
     @property
     def index(self) -> int:
-        """How many posts have come, counted from the top."""
+        """How many posts were returned, from the top."""
         return self.posts.total_index
 
     @property
-    def is_beyond_pinned(self) -> bool:
+    def is_past_pinned(self) -> bool:
         return self.index > PINNED
 
     @property
-    def code_in_hand(self) -> str:
-        """The shortcode of the post that came last, be it that it could not be read."""
-        return _code({"node": self._node_in_hand})
+    def current_code(self) -> str:
+        """The shortcode of the last post, readable or not."""
+        return _code({"node": self._current_node})
 
     @property
-    def _node_in_hand(self) -> Any:
+    def _current_node(self) -> Any:
         return self.posts.freeze().remaining_data["edges"][0]["node"]
 
     @property
-    def place(self) -> dict[str, Any]:
-        """Where it stands, as JSON; the post that came last is the first there."""
+    def position(self) -> dict[str, Any]:
+        """The position as JSON, starting at the last post."""
         return get_json_structure(self.posts.freeze())
 
     @property
-    def has_turned(self) -> bool:
-        """Whether a page has come since the place was kept."""
+    def has_new_page(self) -> bool:
+        """Whether a page was fetched since the position was saved."""
         kept = (self.cursor.frozen or {}).get("node", {}).get("remaining_data") or {}
         return self.posts.freeze().remaining_data.get("page_info") != kept.get("page_info")
 
 
-def _without(
+def _remove_done(
     frozen: FrozenNodeIterator, done: Collection[str], done_before: Collection[str]
 ) -> FrozenNodeIterator:
-    """A place without the posts of its page that are `done`.
+    """Remove the posts of a page that are `done`.
 
-    A post done by a walk that reached its end, unless it may be pinned, says that all after it is done too:
-    then no further page is asked for. Without `first_node`, thawing costs no request for it.
+    After a post of a complete walk, unless it may be pinned, all posts are done, and no further page is fetched.
+    Without `first_node`, thawing costs no request for it.
     """
     page = frozen.remaining_data
     codes = [_code(edge) for edge in page["edges"]]
@@ -117,9 +117,9 @@ def _without(
     page = {**page, "edges": kept}
     if end < len(codes):
         page["page_info"] = {**page["page_info"], "has_next_page": False}
-    passed = end - len(kept)
+    removed = end - len(kept)
     return frozen._replace(
-        remaining_data=page, first_node=None, total_index=frozen.total_index + passed
+        remaining_data=page, first_node=None, total_index=frozen.total_index + removed
     )
 
 
