@@ -206,7 +206,7 @@ def test_blip_captions_without_a_key_and_the_same_image_alike(run, tiny_blip):
     first = rows["Holiday-01_1.jpg"]
     assert (first.status, bool(first.caption)) in (
         ("ok", True),
-        ("failed: the model said nothing", False),
+        ("failed: the model returned no text", False),
     )
     assert ask_again(config, run, read_rows(run.posts, Post)[1]).caption == first.caption
 

@@ -170,7 +170,7 @@ LAYOUTS = {
             "meta_cap.json",
             {f"/home/me/train/{n[:-4]}": {"caption": w, "tags": "1girl, hat"} for n, w in PAIRS},
         ),
-        "captions from 4 meta_cap.json (caption)\n  also there: tags (caption_choice)",
+        "captions from 4 meta_cap.json (caption)\n  also found: tags (caption_choice)",
     ),
     "COCO": (
         lambda f: as_json(
@@ -282,7 +282,7 @@ def test_lists_below_count_for_their_folder_and_a_name_that_is_there_twice_for_n
         "train/x.jpg": "of train", "test/test.jpg": "of test", "train/train.jpg": "alone",
     }  # fmt: skip
     assert (
-        "1 images have none\n  1 names in lists are no images here: x.jpg"
+        "1 images have none\n  1 names in lists have no image here: x.jpg"
         in capsys.readouterr().out
     )
 
@@ -334,8 +334,8 @@ def test_onetrainers_lines_are_alternatives_and_its_masks_no_pictures(workplace,
     photograph(folder / "my-masklabel.png", 50)  # of no picture here: one itself
     assert captions(scrape(folder), folder) == {f"{i}.png": f"a cat {i}" for i in range(3)}
     line = capsys.readouterr().out
-    assert "3 have several: first is taken (caption_choice)" in line
-    assert "3 masks are no pictures" in line
+    assert "3 have several: first is used (caption_choice)" in line
+    assert "3 masks left out" in line
     picked = {
         "last": "cat 1",
         "longest": "a red cat on a long hill 1",
@@ -359,9 +359,9 @@ def test_kohyas_folders_come_in_without_what_the_base_drew(workplace, tmp_path, 
     run = scrape(folder)
     assert captions(run, folder) == {f"img/10_mira style/{i}.png": f"cat, {i}" for i in range(3)}
     line = capsys.readouterr().out
-    assert "3 regularisation pictures (reg/) left out" in line
+    assert "3 regularisation images (reg/) left out" in line
     assert "kohya's folders (10_mira style): repeats and class are not used" in line
-    assert "also there: .caption (caption_choice)" in line
+    assert "also found: .caption (caption_choice)" in line
     chosen = scrape(folder, "chosen", caption_choice=".caption")
     assert captions(chosen, folder) == {
         f"img/10_mira style/{i}.png": f"a cat {i}" for i in range(3)
@@ -385,7 +385,7 @@ def test_kohyas_masks_samples_and_caches_are_no_pictures(workplace, tmp_path, ca
     assert {post.source_name for post in read_rows(run.posts, Post)} == own
     assert not run.rejected.exists()
     line = capsys.readouterr().out
-    assert "3 masks are no pictures\n  3 samples that a training drew left out" in line
+    assert "3 masks left out\n  3 samples that a training drew left out" in line
     assert "beside them 3 .npz, 1 .safetensors" in line
 
 
@@ -406,9 +406,7 @@ def test_several_rows_and_lists_of_captions_are_alternatives(workplace, tmp_path
     photograph(folder / "b.jpg", 2)
     write(folder / "results.csv", "image|comment\na.jpg|one\na.jpg|a second\nb.jpg|only\n")
     assert captions(scrape(folder), folder) == {"a.jpg": "one", "b.jpg": "only"}
-    line = (
-        "captions from 2 results.csv (comment)\n  1 have several: first is taken (caption_choice)"
-    )
+    line = "captions from 2 results.csv (comment)\n  1 have several: first is used (caption_choice)"
     assert line in capsys.readouterr().out
     assert captions(scrape(folder, "l", caption_choice="longest"), folder)["a.jpg"] == "a second"
     (folder / "results.csv").unlink()
@@ -608,7 +606,7 @@ def test_a_datasets_lists_of_captions_are_alternatives(tmp_path, bytes_of, capsy
     place = dataset(tmp_path / "lists", features, rows)
     _, words = from_hub("a", place)
     assert sorted(words.values()) == ["a cat 0", "a cat 1"]
-    line = "captions from 2 captions\n  1 images have none\n  1 have several: first is taken (caption_choice)"
+    line = "captions from 2 captions\n  1 images have none\n  1 have several: first is used (caption_choice)"
     assert line in capsys.readouterr().out
     _, words = from_hub("b", place, caption_choice="longest")
     assert sorted(words.values()) == ["a cat 1", "a longer cat 0"]

@@ -145,7 +145,10 @@ def test_a_list_of_another_run_is_captioned_for_none(claude, workplace):
     errors = run_cells(
         caption_cells([LIST, other, config, TRY, ALL, LIST, TRY, ALL, END]), workplace
     )
-    assert len(errors) == 1 and "run the cell that lists what wants a caption again" in errors[0]
+    assert (
+        len(errors) == 1
+        and "run the cell that lists the images without a caption again" in errors[0]
+    )
     assert {charge.number for charge in claude.bill} == {50, 51, 52, 53} and len(claude.bill) == 4
     assert not Run("art").captions.exists()
 

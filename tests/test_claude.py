@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from helpers.caption.claude.budget import Pace
+from helpers.caption.claude.budget import ConcurrencyLimiter
 from helpers.caption.claude.estimate import estimate
 from helpers.caption.claude.prompt import example_pairs
 from helpers.caption.ledger import (
@@ -135,7 +135,7 @@ def test_examples_are_of_every_kind_that_a_run_holds(workplace, tmp_path):
 
 
 def test_an_example_that_is_not_there_is_named(claude):
-    with pytest.raises(RunError, match="example 'nowhere.jpg' is no captioned image of art"):
+    with pytest.raises(RunError, match="example 'nowhere.jpg' is not a captioned image of art"):
         caption(make_run(1), config_of(examples=("nowhere.jpg",)))
 
 
@@ -243,14 +243,14 @@ def test_a_wrong_key_and_no_key_are_told_apart(claude, monkeypatch):
 def test_a_server_that_fails_for_all_is_not_asked_for_all(claude):
     claude.fault = lambda *_: "529"
     run = make_run(40)
-    with pytest.raises(RunError, match="10 images in a row failed, the last one so: failed: 529"):
+    with pytest.raises(RunError, match="10 images in a row failed, the last with: failed: 529"):
         caption(run, config_of(most_retries=1))
     assert len(answers(claude)) <= 24
 
 
 def test_a_counting_endpoint_that_stays_away_is_said_in_a_line(claude, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
-    with pytest.raises(RunError, match="did not answer as it should .* run this again later"):
+    with pytest.raises(RunError, match="failed to answer .* run this again later"):
         caption(make_run(1), config_of(most_retries=1))
 
 
@@ -292,14 +292,14 @@ def test_more_are_in_flight_the_more_are_answered_and_never_more_than_the_header
 
 
 def test_a_429_halves_what_is_in_flight(claude):
-    pace = Pace(8)
+    limiter = ConcurrencyLimiter(8)
     for _ in range(300):
-        pace.answered({}, 1)
-    assert pace.width == 8
-    pace.refused()
-    assert pace.width == 4
-    pace.answered({"anthropic-ratelimit-input-tokens-remaining": "2500"}, 1000)
-    assert pace.width == 2
+        limiter.on_answer({}, 1)
+    assert limiter.allowed == 8
+    limiter.on_rate_limit()
+    assert limiter.allowed == 4
+    limiter.on_answer({"anthropic-ratelimit-input-tokens-remaining": "2500"}, 1000)
+    assert limiter.allowed == 2
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_the_budget_is_never_passed_and_what_is_left_goes_on_later(claude, mode)
     run = make_run(60, size=(300, 420))
     told = estimate(config_of(), run, pending(config_of(), run))
     budget = told.now_usd / 2 if mode == "now" else told.batch_usd / 2
-    with pytest.raises(RunError, match="has not got the next request"):
+    with pytest.raises(RunError, match="the next request could exceed budget_usd="):
         caption(run, config_of(mode=mode, budget_usd=budget))
     assert 0.6 * budget < claude.billed_usd <= budget
     with pytest.raises(RunError):
@@ -377,13 +377,13 @@ def test_a_retired_or_unknown_model_is_refused_before_anything_is_sent(claude, m
 def test_a_deprecated_model_is_warned_of_and_a_new_one_takes_the_price_given():
     from datetime import date
 
-    from helpers.caption.claude.prices import model_of
+    from helpers.caption.claude.prices import find_model
 
     config = config_of(model="claude-sonnet-4-5-20250929")
-    assert "its last day is 30 November 2026" in model_of(config, date(2026, 11, 1))[1]
+    assert "its last day is 30 November 2026" in find_model(config, date(2026, 11, 1))[1]
     with pytest.raises(RunError, match="was retired on 30 November 2026"):
-        model_of(config, date(2026, 12, 1))
-    model, line = model_of(config_of(model="claude-9-dream", price_usd=(3, 15)))
+        find_model(config, date(2026, 12, 1))
+    model, line = find_model(config_of(model="claude-9-dream", price_usd=(3, 15)))
     assert (model.input, model.output) == (3.0, 15.0) and "at the price given" in line
 
 

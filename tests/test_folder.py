@@ -212,7 +212,7 @@ def test_what_was_done_to_a_picture_is_told_as_it_comes_in(workplace, tmp_path):
     run = Run("mine")
     offered = list_items(config, run)
     first = next(ingest(config, run, offered))  # as 01's cell of one image does
-    assert str(first) == "A sketchbook.tif, 90 x 120 px, is A-sketchbook_1.tif in this run"
+    assert str(first) == "A sketchbook.tif, 90 x 120 px, saved as A-sketchbook_1.tif"
     list(ingest(config, run, offered))
     assert offered.news == (
         "4 new, 0 as before; only the first of several pages or frames: A sketchbook.tif; "
@@ -261,7 +261,7 @@ def test_a_name_that_is_no_text_comes_in_and_is_told_apart(workplace, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("drawing 02.png", "is a file: give the path of the folder that it lies in"),
+        ("drawing 02.png", "is a file: give the path of its folder"),
         ("mine.zip", "is a ZIP: unpack it, or set source to 'export' if it is Instagram's"),
         ("nothing", "is not there: give the path of a folder with your images"),
     ],

@@ -115,7 +115,7 @@ def test_a_picture_with_more_pictures_in_it_comes_in_as_jpeg():
     buffer = io.BytesIO()
     frame = Image.new("RGB", (40, 30), "red")
     frame.save(buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30), "blue")])
-    assert validate_image(buffer.getvalue(), 80) == ("jpg", 40, 30)
+    assert validate_image(buffer.getvalue(), 80)[:3] == ("jpg", 40, 30)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
@@ -322,7 +322,7 @@ def test_a_media_host_that_leads_to_a_private_address_is_refused(address, direct
 
 def test_a_name_that_changes_its_address_between_two_looks_gains_nothing(direct):
     direct += [["8.8.8.8"], ["127.0.0.1"]]
-    with socketless() as net, pytest.raises(ValueError, match="could not be fetched"):
+    with socketless() as net, pytest.raises(ValueError, match="could not be downloaded"):
         fetch("https://scontent.cdninstagram.com/a.jpg", requests.Session, 10**6, 1.0)
     assert net.tried and {address[0] for address in net.tried} == {"8.8.8.8"}
 

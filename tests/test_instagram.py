@@ -226,8 +226,7 @@ import sys
 from helpers.host import colab
 from helpers.config import ScrapeConfig
 from helpers.core.run import Run
-from helpers.scrape import ingest as ingest_module
-from helpers.scrape.ingest import list_items, ingest
+from helpers.scrape.ingest import ingest, list_items
 config = ScrapeConfig(run="art", source="instagram", account="artist", pauses=False)
 list(ingest(config, Run("art"), list_items(config, Run("art"))))
 """
@@ -378,7 +377,7 @@ def test_a_pause_longer_than_the_budget_stops_the_walk_and_says_so(serve):
         pace._query_timestamps["other"] = pace._query_timestamps["x"]
     list(ingest(config(max_minutes=5), Run("art"), source))
     assert (
-        "Instagram's pace asks for a pause of 11 minutes and max_minutes=5 ends before"
+        "Instagram's rate limit needs a pause of 11 minutes and max_minutes=5 ends before"
         in source.stopped
     )
     assert_a_rerun_completes(site)
@@ -416,7 +415,7 @@ def test_a_long_walk_is_copied_to_drive_as_it_goes(serve, workplace, monkeypatch
     site = serve(6)
     monkeypatch.setattr(colab, "DRIVE", workplace / "drive")
     monkeypatch.setattr(ingest_module, "SYNC_EVERY_S", 0.0)
-    monkeypatch.setattr(ingest, "sync_soon", sync.sync)  # waits, where a walk would go on
+    monkeypatch.setattr(ingest_module, "sync_soon", sync.sync)  # waits, where a walk would go on
     (workplace / "drive").mkdir()
     run = Run("art")
     offered = ingest(config(), run, list_items(config(), run))

@@ -103,7 +103,7 @@ def test_names_that_lead_elsewhere_are_told_and_never_opened(workplace, tmp_path
     listed(folder, [(name, "words of another") for name in names] + [("p.jpg", "words")])
     run = scrape(folder)
     assert texts(run) == {"p_1": "words"} and len(list(run.images.glob("*.jpg"))) == 1
-    assert "4 names in lists are no images here: ../secret.jpg" in capsys.readouterr().out
+    assert "4 names in lists have no image here: ../secret.jpg" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ def test_captions_made_with_other_settings_are_told_and_stay_until_recaption(cla
     assert stale_note(config_of(), run) == "" and find_stale(config_of(**AGAIN), run) == {}
     new = config_of(**CHANGES[change])
     assert stale_note(new, run) == (
-        f"4 captions were made with another {change} (4): they stay. "
-        'more={"recaption": True} has them made again, at a price told before'
+        f"4 captions were made with another {change} (4): they are kept. "
+        'more={"recaption": True} replaces them, at a price shown before'
     )
     assert pending(new, run) == [] and caption(run, new) == []
     claude.more_words = " by a barn"

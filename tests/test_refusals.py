@@ -43,7 +43,7 @@ def test_a_refusal_ends_the_walk_in_good_order(serve, kind, answer):
     run, source, taken = walk()
     assert_told(source.stopped, words)
     if kind in ("page", "start"):
-        with pytest.raises(RunError, match="no image came in: ") as caught:
+        with pytest.raises(RunError, match="no image was found: ") as caught:
             verify_images(run)
         assert "\n" not in str(caught.value)
     else:
@@ -109,7 +109,7 @@ def test_an_account_that_is_not_there_is_told(serve):
     site = serve(6)
     run, source, _ = walk(account="@Artst")
     assert_told(source.stopped, "Instagram shows no account @artst: check the name")
-    with pytest.raises(RunError, match="no image came in: Instagram shows no account"):
+    with pytest.raises(RunError, match="no image was found: Instagram shows no account"):
         verify_images(run)
     assert_a_rerun_completes(site)
 
@@ -153,7 +153,7 @@ def test_an_account_without_posts_is_told(serve):
     serve([])
     run, source, _ = walk()
     assert "there are no posts: check account" in source.stopped
-    with pytest.raises(RunError, match="no image came in: there are no posts"):
+    with pytest.raises(RunError, match="no image was found: there are no posts"):
         verify_images(run)
 
 

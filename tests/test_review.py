@@ -4,7 +4,7 @@ import papermill
 import pytest
 
 from helpers.caption.ledger import caption_images, edit, pending, problems
-from helpers.caption.review import EVERY, TO_READ, ReviewTable, review, somebody_is_there
+from helpers.caption.review import EVERY, TO_READ, ReviewTable, is_interactive, review
 from helpers.config import CaptionConfig
 from helpers.core.errors import RunError
 from helpers.core.records import Caption, append_row, latest, read_rows
@@ -142,7 +142,7 @@ def test_an_image_that_cannot_be_read_can_still_be_captioned(run):
 
 
 def test_headless_it_says_what_it_would_have_asked(run, capsys):
-    assert not somebody_is_there() and review(CONFIG, run) is None
+    assert not is_interactive() and review(CONFIG, run) is None
     assert "review skipped; it would have shown 3 captions (" in capsys.readouterr().out
     assert len(problems(CONFIG, run)["banned word"]) == 3
 

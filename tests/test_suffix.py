@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from helpers.caption.check import problems_of
+from helpers.caption.check import find_problems
 from helpers.caption.ledger import caption_images, pending
 from helpers.config import CaptionConfig, DatasetConfig, ScrapeConfig, TrainConfig, configure
 from helpers.core.records import Caption
@@ -131,7 +131,7 @@ def test_a_suffix_in_the_caption_is_no_style_word_and_counts_no_token_twice(work
     rows = [Caption("a.jpg", f"a cat on a hill{SEEDS}.", "ok", "sidecar")]
     rows += [Caption("b.jpg", f"a watercolor of a dog on a hill{SEEDS}", "ok", "sidecar")]
     rows += [Caption("c.jpg", " ".join(["cat"] * 64) + SEEDS, "ok", "sidecar")]
-    found = problems_of(config, run, rows)
+    found = find_problems(config, run, rows)
     assert [row.file_name for row in found["style word"]] == ["b.jpg"]
     assert not next(rows for what, rows in found.items() if what.startswith("over"))
 

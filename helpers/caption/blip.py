@@ -1,6 +1,6 @@
-"""Captioner: a local image-to-text model of transformers, by its hub id. No key, and no cost but time.
+"""Captioner: a local image-to-text model from the Hub, such as BLIP; needs no key and costs nothing.
 
-The only module of the first three notebooks that loads torch, and only when it is chosen.
+The only module of notebooks 01 to 03 that loads torch, and only if it is chosen.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from helpers.core.run import Run
 from helpers.figures.pictures import open_rgb
 from helpers.models.untrusted import reading
 
-MOST_TOKENS = 60
+MAX_TOKENS = 60
 BEAMS = 3
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption images one by one, each row kept before it is yielded. Raises RunError if the model is not to be had."""
+    """Caption images, saving each row before it is yielded. Raises RunError if the model cannot be loaded."""
     processor, model = load(config.blip_model)
     for post in posts:
         row = _caption(config, run, post, processor, model)
@@ -29,7 +29,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 
 def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
-    """The model and its processor, on the GPU if there is one. Raises RunError if it is no image-to-text model."""
+    """Load the model and its processor, onto the GPU if there is one. Raises RunError for any other kind of model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     advice = "give the hub id or the folder of an image-to-text model such as Salesforce/blip-image-captioning-large"
     with reading("blip_model", name, advice) as folder:
@@ -53,7 +53,7 @@ def _caption(
         why = f"failed: cannot be read ({error})"
         return Caption(post.file_name, "", why, "blip", config.blip_model)
     text = describe(image, processor, model)
-    status = "ok" if text else "failed: the model said nothing"
+    status = "ok" if text else "failed: the model returned no text"
     return Caption(post.file_name, text, status, "blip", config.blip_model)
 
 
@@ -61,7 +61,7 @@ def _caption(
 def describe(
     image: Image.Image, processor: AutoProcessor, model: AutoModelForImageTextToText
 ) -> str:
-    """The likeliest caption by beam search: the same image gives the same words."""
+    """Generate a caption by beam search, which is deterministic."""
     inputs = processor(images=image, return_tensors="pt").to(model.device)
-    tokens = model.generate(**inputs, max_new_tokens=MOST_TOKENS, num_beams=BEAMS, do_sample=False)
+    tokens = model.generate(**inputs, max_new_tokens=MAX_TOKENS, num_beams=BEAMS, do_sample=False)
     return " ".join(processor.batch_decode(tokens, skip_special_tokens=True)[0].split())

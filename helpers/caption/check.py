@@ -1,10 +1,10 @@
-"""What a person should look at: captions too long for CLIP, with words that do not belong there, or not whole."""
+"""Find captions to review: too long for CLIP, with banned or style words, duplicate or incomplete."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from helpers.caption.claude.prompt import listed
+from helpers.caption.claude.prompt import split_words
 from helpers.config import CaptionConfig, DatasetConfig
 from helpers.core.files import read_json
 from helpers.core.records import Caption
@@ -12,7 +12,7 @@ from helpers.core.run import Run
 from helpers.core.suffix import strip_suffix
 from helpers.models.tokens import base_model_of, token_counter, token_limit
 
-TOO_LONG = "over"  # begins the name of what no person's yes can mend
+TOO_LONG = "over"  # begins the name of a problem that Accept does not resolve
 MEDIA = (
     "watercolor, watercolour, aquarelle, painting, drawing, illustration, cartoon, sketch, artwork, "
     "digital art, line art, ink, gouache, pencil drawing, hand-drawn, drawn, painted, illustrated, style"
@@ -29,15 +29,15 @@ LETTERING = re.compile(
 )
 
 
-def problems_of(
+def find_problems(
     config: CaptionConfig, run: Run, rows: Iterable[Caption]
 ) -> dict[str, list[Caption]]:
-    """Captions by what is the matter with them."""
+    """Group captions by problem."""
     rows = list(rows)
     usable = [row for row in rows if row.is_usable]
     same = Counter(_plain(row.caption) for row in usable)
     suffix = suffix_of(config, run)
-    banned = listed(config.banned_words)
+    banned = split_words(config.banned_words)
     style = [word for word in style_words(suffix) if word not in banned]
     base, own = base_model_of(run), config.clip_tokenizer
     limit = token_limit(own or base)
@@ -64,7 +64,7 @@ def _plain(text: str) -> str:
 
 
 def suffix_of(config: CaptionConfig, run: Run) -> str:
-    """The words that end each caption of the dataset: given here, or 03's own."""
+    """Return the suffix of the dataset's captions: 02's setting, else 03's."""
     if config.suffix:
         return config.suffix
     kept = run.config("dataset")
@@ -72,13 +72,13 @@ def suffix_of(config: CaptionConfig, run: Run) -> str:
 
 
 def style_words(suffix: str) -> list[str]:
-    """Words that name the style: those of the suffix, and the names of media."""
+    """Return words that name the style: those of the suffix, and names of media."""
     own = [word for word in re.findall(r"[\w'-]+", suffix.lower()) if word not in SMALL_WORDS]
-    return list(dict.fromkeys(own + listed(MEDIA)))
+    return list(dict.fromkeys(own + split_words(MEDIA)))
 
 
 def words_in(text: str, words: Iterable[str]) -> list[str]:
-    """Those of `words` that a text has, whole or in the plural, in any case."""
+    """Return those of `words` in a text, singular or plural, in any case."""
     return [
         word
         for word in words
@@ -87,5 +87,5 @@ def words_in(text: str, words: Iterable[str]) -> list[str]:
 
 
 def is_incomplete(text: str) -> bool:
-    """Whether a caption stops in the middle, or is hardly one: fewer than three words."""
+    """Whether a caption is cut off, or has fewer than three words."""
     return len(text.split()) < 3 or bool(CUT_OFF.search(text.strip()))

@@ -1,7 +1,7 @@
-"""The table in which a person reads and mends captions. Written to what ipywidgets 7.7 (Colab's) and 8 both have.
+"""The table to review and edit captions, for ipywidgets 7.7 (Colab's) and 8.
 
-What is typed is kept as a row beside the captioner's; nothing is written over. By keyboard: Tab goes
-from field to field, Enter keeps what was typed, Space presses the button one is on.
+An edit is appended as a new row; nothing is overwritten. By keyboard: Tab moves between fields, Enter saves the text,
+Space presses the focused button.
 """
 
 import html
@@ -21,19 +21,19 @@ from helpers.core.records import Caption, Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.figures.pictures import open_rgb
 
-PAGE = 8  # rows
+ROWS_PER_PAGE = 8
 PICTURE_PX = 160
 IF_DEAD = """<small>If the buttons do nothing, or no table stands above, this page has lost its kernel (it was
-restarted, or the page was opened anew): run all cells of the notebook again. What was typed and accepted is
-kept.</small>"""
+restarted, or the page was reloaded): run all cells of the notebook again. Edits and accepted captions are
+saved.</small>"""
 EVERY, TO_READ = "all captions", "all that want a look"
 
 
 def review(config: CaptionConfig, run: Run) -> "ReviewTable | None":
-    """Show the table if it is wanted and a person is there; else say what they would have been asked."""
+    """Show the table if `review` is set and the notebook is interactive; else print what it would have shown."""
     run.check_settings(config)
     table = ReviewTable(config, run)
-    if config.review and somebody_is_there():
+    if config.review and is_interactive():
         display(table.view, HTML(IF_DEAD))
         return table
     counts = ", ".join(f"{what}: {len(names)}" for what, names in table.found.items() if names)
@@ -43,15 +43,15 @@ def review(config: CaptionConfig, run: Run) -> "ReviewTable | None":
     return None
 
 
-def somebody_is_there() -> bool:
-    """Whether this cell was run by hand: a front end lets its cells ask for input, papermill's does not."""
+def is_interactive() -> bool:
+    """Whether a person runs this cell: a front end allows input requests, papermill does not."""
     kernel = getattr(get_ipython(), "kernel", None)
     request = kernel.get_parent("shell") if kernel else {}
     return bool(request.get("content", {}).get("allow_stdin"))
 
 
 class Line(NamedTuple):
-    """What changes in a row of the table."""
+    """The widgets of a row that change."""
 
     name: str
     note: widgets.HTML
@@ -59,29 +59,29 @@ class Line(NamedTuple):
 
 
 class ReviewTable:
-    """Image, caption and what is the matter with it, a row each. `view` is the widget to show."""
+    """A row per image, with its caption and problems. `view` is the widget to show."""
 
     def __init__(self, config: CaptionConfig, run: Run) -> None:
         self.config, self.run = config, run
         self.posts = latest(read_rows(run.posts, Post))
         narrow = widgets.Layout(width="110px")
         self.back = widgets.Button(description="Previous", icon="arrow-left", layout=narrow)
-        self.forth = widgets.Button(description="Next", icon="arrow-right", layout=narrow)
+        self.forward = widgets.Button(description="Next", icon="arrow-right", layout=narrow)
         self.where = widgets.Label(layout=widgets.Layout(width="220px"))
         self.message = widgets.HTML()
         self.table = widgets.VBox()
         self.page = 0
-        self._look()
+        self._reload()
         self.filter = widgets.Dropdown(
             options=self._choices(), description="Show", layout=widgets.Layout(width="380px")
         )
         self._on_filter = lambda _change: self._list()
         self.filter.observe(self._on_filter, "value")
         self.back.on_click(lambda _: self._turn_to(self.page - 1))
-        self.forth.on_click(lambda _: self._turn_to(self.page + 1))
+        self.forward.on_click(lambda _: self._turn_to(self.page + 1))
         self.view = widgets.VBox(
             [
-                widgets.HBox([self.filter, self.back, self.forth, self.where]),
+                widgets.HBox([self.filter, self.back, self.forward, self.where]),
                 self.message,
                 self.table,
             ]
@@ -89,7 +89,7 @@ class ReviewTable:
         self._list()
 
     def names(self, shown: str) -> list[str]:
-        """The file names behind a choice of the filter; what a person has passed or mended wants no further look."""
+        """Return the file names of a filter choice, without captions that a person accepted or edited."""
         if shown == EVERY:
             return list(self.rows)
         if shown == TO_READ:
@@ -101,8 +101,8 @@ class ReviewTable:
         kinds = [what for what, names in self.found.items() if names]
         return [TO_READ, *kinds, EVERY] if kinds else [EVERY]
 
-    def _look(self) -> None:
-        """Read the ledger anew."""
+    def _reload(self) -> None:
+        """Read captions.jsonl again."""
         self.rows = latest(read_rows(self.run.captions, Caption))
         self.found = {
             what: [
@@ -112,21 +112,21 @@ class ReviewTable:
         }
 
     def _list(self) -> None:
-        """Show what the filter holds now; what is mended from here on keeps its place, so that no page is skipped."""
+        """List the filter's captions; later edits do not move them, so no page is skipped."""
         self.listed = self.names(self.filter.value)
         self._turn_to(0)
 
     def _turn_to(self, page: int) -> None:
-        last = max(0, (len(self.listed) - 1) // PAGE)
+        last = max(0, (len(self.listed) - 1) // ROWS_PER_PAGE)
         self.page = min(max(0, page), last)
-        self.back.disabled, self.forth.disabled = self.page == 0, self.page == last
+        self.back.disabled, self.forward.disabled = self.page == 0, self.page == last
         self._count()
-        shown = self.listed[self.page * PAGE : (self.page + 1) * PAGE]
+        shown = self.listed[self.page * ROWS_PER_PAGE : (self.page + 1) * ROWS_PER_PAGE]
         self.table.children = tuple(self._row(self.rows[name]) for name in shown)
 
     def _count(self) -> None:
-        """Say how many captions the filter still holds, and which page is shown."""
-        pages = max(1, -(-len(self.listed) // PAGE))
+        """Show the number of captions in the filter, and the page."""
+        pages = max(1, -(-len(self.listed) // ROWS_PER_PAGE))
         count = len(self.names(self.filter.value))
         self.where.value = f"{count} captions, page {self.page + 1} of {pages}"
 
@@ -142,7 +142,7 @@ class ReviewTable:
         again = widgets.Button(description="Ask again", icon="refresh")
         line = Line(row.file_name, note, words)
         words.observe(lambda _: self._on_typed(line), "value")
-        accept.on_click(lambda _: self._keep(line))
+        accept.on_click(lambda _: self._save(line))
         again.on_click(lambda button: self._ask(line, button))
         picture = widgets.Image(value=_thumbnail(self.run, row.file_name), format="jpeg")
         picture.layout = widgets.Layout(width=f"{PICTURE_PX}px", flex="0 0 auto")
@@ -156,54 +156,56 @@ class ReviewTable:
         )
 
     def _note(self, row: Caption) -> str:
-        """The line over a caption: the file, its status and what is the matter, as text whatever they hold."""
+        """The line above a caption: file, status and problems, escaped."""
         parts = [
             f"<b>{html.escape(row.file_name)}</b>",
             html.escape(f"{row.status}, {row.captioner}"),
         ]
         parts += [
             f'<span style="color:#b03030">{html.escape(what)}</span>'
-            for what in self._faults(row.file_name)
+            for what in self._problems_of(row.file_name)
         ]
         return " &middot; ".join(parts)
 
-    def _faults(self, name: str) -> list[str]:
+    def _problems_of(self, name: str) -> list[str]:
         return [what for what, names in self.found.items() if name in names]
 
     def _on_typed(self, line: Line) -> None:
         if " ".join(line.words.value.split()) != self.rows[line.name].caption:
-            self._keep(line)
+            self._save(line)
 
-    def _keep(self, line: Line) -> None:
-        """Keep what a person typed, or their yes to what is there."""
+    def _save(self, line: Line) -> None:
+        """Save an edit, or the acceptance of the present caption."""
         try:
             edit(self.run, self.rows[line.name], line.words.value)
             self._refresh(line, "kept")
         except RunError as error:
-            self._say(str(error))
+            self._show_message(str(error))
 
     def _ask(self, line: Line, button: widgets.Button) -> None:
-        """Have the image captioned once more; the new words count from now on."""
+        """Caption the image again; the new caption replaces the old one."""
         button.disabled = True
         try:
             row = ask_again(self.config, self.run, self.posts[line.name])
             self._refresh(line, row.status)
         except RunError as error:
-            self._say(str(error))
+            self._show_message(str(error))
         finally:
             button.disabled = False
 
     def _refresh(self, line: Line, what: str) -> None:
-        self._look()
+        self._reload()
         line.words.value = self.rows[line.name].caption
         line.note.value = self._note(self.rows[line.name])
-        self._offer()
+        self._update_filter()
         self._count()
-        long = [fault for fault in self._faults(line.name) if fault.startswith(TOO_LONG)]
-        self._say(f"{line.name}: {what}" + "".join(f", but {f}: its end is not read" for f in long))
+        long = [fault for fault in self._problems_of(line.name) if fault.startswith(TOO_LONG)]
+        self._show_message(
+            f"{line.name}: {what}" + "".join(f", but {f}: its end is not read" for f in long)
+        )
 
-    def _offer(self) -> None:
-        """Have the filter offer what there is now, and stay where it is."""
+    def _update_filter(self) -> None:
+        """Update the filter's choices, and keep the present one."""
         chosen, choices = self.filter.value, self._choices()
         if chosen not in choices:
             choices.append(chosen)
@@ -212,12 +214,12 @@ class ReviewTable:
             self.filter.options, self.filter.value = choices, chosen
             self.filter.observe(self._on_filter, "value")
 
-    def _say(self, text: str) -> None:
+    def _show_message(self, text: str) -> None:
         self.message.value = html.escape(text)
 
 
 def _thumbnail(run: Run, file_name: str) -> bytes:
-    """A small JPEG of an image; a grey one where it cannot be read."""
+    """A small JPEG of an image; grey if it cannot be read."""
     try:
         image = open_rgb(run.image(file_name))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

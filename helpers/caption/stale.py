@@ -1,4 +1,4 @@
-"""Captions that other settings made: told, and made again by `recaption`. And words that no failure may take away."""
+"""Find stale captions, made with other settings, which `recaption` replaces; and restore captions after a failure."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from helpers.caption.claude.prompt import STYLE_GUIDE, example_pairs, listed
+from helpers.caption.claude.prompt import STYLE_GUIDE, example_pairs, split_words
 from helpers.config import CaptionConfig
 from helpers.config.choices import CAPTIONERS
 from helpers.core.errors import RunError
@@ -17,19 +17,19 @@ from helpers.core.run import Run
 
 
 def model_name(config: CaptionConfig) -> str:
-    """The model that a captioner's rows bear; "" of one that has none."""
+    """The model name in a captioner's rows; "" if it has none."""
     setting = CAPTIONERS[config.captioner].model
     return getattr(config, setting) if setting else ""
 
 
 def made_with(config: CaptionConfig, run: Run) -> dict[str, str]:
-    """What shapes Claude's words beside the model: each setting's hash, or the number that it is."""
+    """The settings that shape Claude's captions, as numbers or hashes of texts."""
     if config.captioner != "claude":
         return {}
     return {
         "style_guide": _hash(config.style_guide.strip() or STYLE_GUIDE),
         "vocabulary": _hash(config.vocabulary.strip()),
-        "banned_words": _hash(listed(config.banned_words)),
+        "banned_words": _hash(split_words(config.banned_words)),
         "examples": _hash(_examples(config, run)),
         "max_caption_words": str(config.max_caption_words),
     }
@@ -40,18 +40,17 @@ def _hash(value: Any) -> str:
 
 
 def _examples(config: CaptionConfig, run: Run) -> list[Any]:
-    """The example pairs by their content, so that a mended caption of one counts as another example."""
-    with suppress(RunError, OSError):  # one that is not there is told where it is sent
+    """The example pairs by content, so that an edited caption counts as a new example."""
+    with suppress(RunError, OSError):  # a missing example is reported when the prompt is built
         return [(sha256(path), caption) for path, caption in example_pairs(config, run)]
     return list(config.examples)
 
 
 def find_stale(config: CaptionConfig, run: Run) -> dict[str, list[str]]:
-    """By file name, the settings that were others when a caption was made. A person's words are never stale.
+    """Return, by file name, the settings that changed since a caption was made. A person's caption is never stale.
 
-    Rows of versions that kept no settings are compared by captioner and model alone. A .txt stands for itself, so
-    with captioner=sidecar only an image that has one has a stale caption. What refused under these settings would
-    refuse again.
+    Rows of older versions without settings are compared by captioner and model only. With captioner=sidecar, only an
+    image with a .txt can be stale. Images refused with these settings are left out, as they would be refused again.
     """
     rows = read_rows(run.captions, Caption)
     model, settings = model_name(config), made_with(config, run)
@@ -88,23 +87,23 @@ def _can_be_made(config: CaptionConfig, run: Run, row: Caption) -> bool:
 
 
 def stale_note(config: CaptionConfig, run: Run) -> str:
-    """How many captions other settings made, and what to do about it, in a line; "" if none."""
+    """Say how many captions are stale, and how to replace them, in a line; "" if none."""
     run.check_settings(config)
     stale = find_stale(config, run)
     if not stale:
         return ""
     counts = Counter(setting for changed in stale.values() for setting in changed)
-    listed = ", ".join(f"{setting} ({count})" for setting, count in counts.most_common())
-    note = f"{len(stale)} captions were made with another {listed}"
+    settings = ", ".join(f"{setting} ({count})" for setting, count in counts.most_common())
+    note = f"{len(stale)} captions were made with another {settings}"
     if config.recaption:
-        return f"{note}: recaption has them made again, at the price below"
+        return f"{note}: recaption replaces them, at the price below"
     return (
-        f'{note}: they stay. more={{"recaption": True}} has them made again, at a price told before'
+        f'{note}: they are kept. more={{"recaption": True}} replaces them, at a price shown before'
     )
 
 
-def standing_words(before: Caption | None, row: Caption) -> Caption | None:
-    """The words that an image had and that a new row must not take from it: a person's, or any if it has none."""
+def restored_caption(before: Caption | None, row: Caption) -> Caption | None:
+    """Return the previous caption if a new row must not replace it: a person's, or any if the new row has none."""
     if before is None or not before.is_usable or (row.is_usable and before.status != "edited"):
         return None
     free = {"input_tokens": 0, "output_tokens": 0, "cache_read_tokens": 0, "cache_write_tokens": 0}

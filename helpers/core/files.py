@@ -319,3 +319,13 @@ def folder_bytes(folder: Path) -> int:
 def folder_hash(folder: Path) -> str:
     """One SHA-256 for all that a folder's manifest lists."""
     return sha256(folder / MANIFEST)
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Whether a file below `root` is still inside it after links are resolved."""
+    return not path.is_symlink() or path.resolve().is_relative_to(root.resolve())
+
+
+def printable_path(path: Path) -> str:
+    """A path as text; bytes of a name that are not UTF-8 are escaped as hex."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")

@@ -40,6 +40,11 @@ def one_line(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).replace("\x00", " ").split())
 
 
+def fold(name: str) -> str:
+    """A name for comparison, in any case and normalization form."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def read_text(path: Path) -> str:
     """A file's text on one line. Raises RunError if it is neither Unicode nor a Western text."""
     content = path.read_bytes()

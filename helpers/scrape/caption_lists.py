@@ -1,6 +1,6 @@
-"""Lists of captions: CSV with or without a header, JSON and JSON lines, parquet; of many programs, none of them named.
+"""Parse lists of captions: CSV with or without a header, JSON, JSON lines and parquet, of any program.
 
-A list is one if the cells of a column name images that were found. Its names are compared with those, never opened.
+A file is a list if a column names images that were found. Its paths are compared with theirs, never opened.
 """
 
 import csv
@@ -14,7 +14,7 @@ from typing import Any
 from helpers.core.text import one_line
 
 DELIMITERS = ",\t;|"
-# columns that hold a caption, the first that there is counts; then any other with "caption" or "prompt" in it
+# columns that hold captions, in order of precedence; then any other with "caption" or "prompt" in its name
 COLUMNS = (
     "text",
     "caption",
@@ -32,11 +32,11 @@ COLUMNS = (
 NOT_CAPTIONS = re.compile(r"negative|_id\b|_ids\b|number|count|length|score|lang", re.IGNORECASE)
 
 Record = dict[str, Any]
-Finder = Callable[[str], list[Path]]  # the images that a name means; none if it is not plain
+Finder = Callable[[str], list[Path]]  # the images that a name refers to; none if ambiguous
 
 
 def rank(column: str) -> int | None:
-    """How early a column is taken for the captions, 0 first; None if it is not."""
+    """Rank a column as the source of captions, 0 first; None if it is not one."""
     name = column.strip().lower()
     if name in COLUMNS:
         return COLUMNS.index(name)
@@ -45,27 +45,29 @@ def rank(column: str) -> int | None:
 
 
 def captions_in(value: Any) -> list[str]:
-    """The captions that a cell or a field holds: a text, or a list of texts."""
+    """Return the captions in a cell: a string, or a list of strings."""
     values = value if isinstance(value, list | tuple) else [value]
     return [text for v in values if isinstance(v, str) and (text := one_line(v))]
 
 
-def read_records(path: Path, text: str, find: Finder) -> tuple[list[Record], str] | None:
-    """The rows of a list and the column that names the images; None if it names none."""
+def read_records(path: Path, text: str, find_images: Finder) -> tuple[list[Record], str] | None:
+    """Parse a text list; return its rows and the column that names images, None if it names none."""
     match path.suffix.lower():
         case ".json":
-            records = _of_json(_parsed(text), find)
+            records = _records_from_json(_parse_json(text), find_images)
         case ".jsonl" | ".ndjson":
-            records = [_parsed(line) for line in text.splitlines() if line.strip()]
+            records = [_parse_json(line) for line in text.splitlines() if line.strip()]
         case _:
-            return _of_table(text, find, must_be_half=path.suffix.lower() == ".txt")
+            return _records_from_text(
+                text, find_images, must_match_half=path.suffix.lower() == ".txt"
+            )
     records = [record for record in records if isinstance(record, dict)]
-    column = _naming_column(records, find)
+    column = _find_name_column(records, find_images)
     return (records, column) if column is not None else None
 
 
-def read_parquet(path: Path, find: Finder) -> tuple[list[Record], str] | None:
-    """The same of a parquet file, of which only columns of text and lists of it are read."""
+def read_parquet(path: Path, find_images: Finder) -> tuple[list[Record], str] | None:
+    """Parse a parquet list, of which only columns of strings and lists of strings are read."""
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -77,11 +79,11 @@ def read_parquet(path: Path, find: Finder) -> tuple[list[Record], str] | None:
     schema = parquet.read_schema(path)
     names = [field.name for field in schema if is_text(field.type)]
     records = parquet.read_table(path, columns=names).to_pylist()
-    column = _naming_column(records, find)
+    column = _find_name_column(records, find_images)
     return (records, column) if column is not None else None
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -89,13 +91,13 @@ def _parsed(text: str) -> Any:
 
 
 def parse_object(text: str) -> Record:
-    """The object of JSON that a text is, empty if it is none."""
-    value = _parsed(text)
+    """Parse a JSON object; empty if the text is none."""
+    value = _parse_json(text)
     return value if isinstance(value, dict) else {}
 
 
-def _of_json(value: Any, find: Finder) -> list[Any]:
-    """A list of records; a dict from names to captions or to records; COCO's images and annotations."""
+def _records_from_json(value: Any, find_images: Finder) -> list[Any]:
+    """Return records from a list, a dict of names to captions or records, or COCO's images and annotations."""
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
@@ -104,7 +106,7 @@ def _of_json(value: Any, find: Finder) -> list[Any]:
     if _are_records(images) and _are_records(notes):
         by_id = {str(image.get("id")): image for image in images}
         return [by_id.get(str(note.get("image_id")), {}) | note for note in notes]
-    if any(find(name) for name in value):
+    if any(find_images(name) for name in value):
         return [
             {"file_name": name, **(v if isinstance(v, dict) else {"caption": v})}
             for name, v in value.items()
@@ -116,34 +118,40 @@ def _are_records(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 
-def _naming_column(records: Iterable[Record], find: Finder) -> str | None:
-    """The column that names the most images, by file name rather than by stem; None if none names any."""
+def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | None:
+    """Find the column that names the most images, preferring file names to stems; None if none does."""
     scores: dict[str, int] = {}
     for record in records:
         for name, value in record.items():
-            if isinstance(name, str) and isinstance(value, str) and find(value):
+            if isinstance(name, str) and isinstance(value, str) and find_images(value):
                 scores[name] = scores.get(name, 0) + (2 if "." in value else 1)
     return max(scores, key=scores.__getitem__, default=None)
 
 
-def _of_table(text: str, find: Finder, *, must_be_half: bool) -> tuple[list[Record], str] | None:
-    """A table with a header, or lines of a name and a caption without one."""
+def _records_from_text(
+    text: str, find_images: Finder, *, must_match_half: bool
+) -> tuple[list[Record], str] | None:
+    """Parse a table with a header, or lines of a name and a caption."""
     lines = [line for line in text.splitlines() if line.strip()]
-    if pairs := _pairs(lines, find):
+    if pairs := _name_caption_pairs(lines, find_images):
         return [{"file_name": name, "caption": words} for name, words in pairs], "file_name"
-    tables = [_with_header(text, delimiter) for delimiter in DELIMITERS]
-    named = [(_naming_column(records, find), records) for records in tables]
+    tables = [_rows_with_header(text, delimiter) for delimiter in DELIMITERS]
+    named = [(_find_name_column(records, find_images), records) for records in tables]
     named = [(column, records) for column, records in named if column is not None]
     if not named:
         return None
-    column, records = max(named, key=lambda table: sum(bool(find(r[table[0]])) for r in table[1]))
-    if must_be_half and 2 * sum(bool(find(record[column])) for record in records) < len(records):
+    column, records = max(
+        named, key=lambda table: sum(bool(find_images(r[table[0]])) for r in table[1])
+    )
+    if must_match_half and 2 * sum(bool(find_images(record[column])) for record in records) < len(
+        records
+    ):
         return None
     return records, column
 
 
-def _with_header(text: str, delimiter: str) -> list[Record]:
-    """The rows of a table; a last cell that was parted at its own commas is put together again."""
+def _rows_with_header(text: str, delimiter: str) -> list[Record]:
+    """Parse a table with a header; a last cell that was split at unquoted commas is joined again."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         header, *rows = [row for row in reader if any(cell.strip() for cell in row)] or [[]]
@@ -160,30 +168,30 @@ def _with_header(text: str, delimiter: str) -> list[Record]:
     return [dict(zip(header, row + [""] * len(header), strict=False)) for row in rows]
 
 
-def _pairs(lines: list[str], find: Finder) -> list[tuple[str, str]]:
-    """(name, caption) of lines that begin with the name of an image: `a.jpg, a cat`, `a.jpg#0<TAB>A cat.`
+def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str, str]]:
+    """Parse (name, caption) lines that begin with an image name: `a.jpg, a cat`, `a.jpg#0<TAB>A cat.`
 
-    None where the first line does not, or where each line has the same three parts or more.
+    Empty if the first line does not, or if all lines have the same number of three or more cells.
     """
     for delimiter in (*DELIMITERS, ":", " "):
         parts = [line.partition(delimiter) for line in lines]
         found = [
-            (name, _unquoted(words.strip()))
+            (name, _unquote(words.strip()))
             for name, _, words in ((n.strip().strip('"'), d, w) for n, d, w in parts)
-            if "." in name and words.strip() and find(name)
+            if "." in name and words.strip() and find_images(name)
         ]
         is_sure = (
             len(found) == len(lines) > 2 if delimiter in ": " else 2 * len(found) >= len(lines)
         )
         if not found or not is_sure or found[0][0] != parts[0][0].strip().strip('"'):
             continue
-        if delimiter in ": " or len(lines) == 1 or _widths(lines, delimiter) in ({2}, None):
+        if delimiter in ": " or len(lines) == 1 or _row_width(lines, delimiter) in ({2}, None):
             return found
     return []
 
 
-def _widths(lines: list[str], delimiter: str) -> set[int] | None:
-    """How many parts the lines have; None where they differ, so that the delimiter is in the captions as well."""
+def _row_width(lines: list[str], delimiter: str) -> set[int] | None:
+    """Return the number of cells of the lines as a set; None if it varies, as with commas in captions."""
     try:
         rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
         widths = {len(row) for row in rows}
@@ -192,6 +200,6 @@ def _widths(lines: list[str], delimiter: str) -> set[int] | None:
     return widths if len(widths) == 1 else None
 
 
-def _unquoted(words: str) -> str:
+def _unquote(words: str) -> str:
     is_quoted = len(words) > 1 and words[0] == words[-1] == '"'
     return words[1:-1].replace('""', '"') if is_quoted else words

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.config import ScrapeConfig
 from helpers.core.errors import RunError
-from helpers.scrape.caption_files import POSITIONS, check_caption_choice, choose, some
+from helpers.scrape.caption_files import POSITIONS, check_caption_choice, choose_caption, some
 from helpers.scrape.caption_lists import captions_in, rank
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Columns:
         ]
 
     def _caption(self, sources: dict[str, list[str]]) -> str | None:
-        caption = choose(sources, self.choice)
+        caption = choose_caption(sources, self.choice)
         if caption is None:
             self.missing += 1
             return None

@@ -14,6 +14,7 @@ from stat import S_ISREG
 from helpers.config import ScrapeConfig
 from helpers.core.decode import read_picture_file
 from helpers.core.errors import RunError
+from helpers.core.files import is_inside, printable_path
 from helpers.core.run import Run
 from helpers.host.colab import why_not_there
 from helpers.scrape.caption_files import read_captions
@@ -117,11 +118,6 @@ def assign_posts(found: list[SourceItem], posts: list[tuple[str, int] | None]) -
     ]
 
 
-def is_inside(path: Path, root: Path) -> bool:
-    """Whether a file is inside a folder after links are resolved."""
-    return not path.is_symlink() or path.resolve().is_relative_to(root.resolve())
-
-
 def _make_item(
     path: Path,
     stat: os.stat_result,
@@ -146,11 +142,6 @@ def _make_item(
 def file_id(name: str, stat: os.stat_result) -> str:
     """An id that is stable while a file is unchanged: its name, size, mtime and ctime."""
     return f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
-
-
-def printable_path(path: Path) -> str:
-    """A path as text; bytes that are not UTF-8 are escaped as hex."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _read(path: Path, root: Path, max_mpx: int) -> bytes:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from helpers.config import ScrapeConfig
 from helpers.core.decode import read_picture_file
 from helpers.core.errors import RunError
+from helpers.core.files import printable_path
 from helpers.core.run import Run
 from helpers.scrape.columns import Columns
-from helpers.scrape.folder import UniqueNames, file_id, printable_path
+from helpers.scrape.folder import UniqueNames, file_id
 from helpers.scrape.items import Listing, PermanentRefusal, SourceItem
 
 if TYPE_CHECKING:

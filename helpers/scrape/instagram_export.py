@@ -20,9 +20,10 @@ from typing import Any
 
 from helpers.config import ScrapeConfig
 from helpers.core.errors import RunError
+from helpers.core.files import is_inside
 from helpers.core.run import Run
 from helpers.host.colab import why_not_there
-from helpers.scrape.folder import VIDEOS, file_id, is_inside, walk
+from helpers.scrape.folder import VIDEOS, file_id, walk
 from helpers.scrape.items import Listing, PermanentRefusal, SourceItem
 
 POSTS = re.compile(r"(.*?)(?:your_instagram_activity/)?(?:content|media|posts)/posts_\d+\.json")

@@ -2,7 +2,7 @@
 
 from transformers import CLIPTokenizer
 
-from helpers.caption.claude.estimate import CHARACTERS_A_TOKEN, OUTPUT_TOKENS
+from helpers.caption.claude.estimate import CHARACTERS_PER_TOKEN, OUTPUT_TOKENS
 from helpers.caption.claude.prices import MODELS
 from helpers.caption.claude.prompt import STYLE_GUIDE, image_tokens
 from helpers.demo.scenes import SUFFIX
@@ -64,7 +64,7 @@ def cost() -> Sheet:
     """Tokens of a request, and what each part of it costs, by the cheapest model's prices."""
     price = MODELS["claude-haiku-5-5"]
     parts = {
-        "style guide": len(STYLE_GUIDE) / CHARACTERS_A_TOKEN,
+        "style guide": len(STYLE_GUIDE) / CHARACTERS_PER_TOKEN,
         "your picture": image_tokens(LARGE_PX, LARGE_PX, SENT_PX),
         "caption": OUTPUT_TOKENS,
     }

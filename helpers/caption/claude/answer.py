@@ -1,4 +1,4 @@
-"""What came back, read with suspicion: an answer is data, whatever it says, and has one form only."""
+"""Validate Claude's answers: an answer is data, whatever it says, and has exactly one format."""
 
 import json
 import re
@@ -6,15 +6,15 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-MOST_CHARACTERS_A_WORD = 14  # on average, with its space
-FOREIGN = re.compile(  # markup, code, addresses and file names have no place in a caption
+MAX_CHARACTERS_PER_WORD = 14  # on average, with its space
+NOT_CAPTION_TEXT = re.compile(  # markup, code, addresses and file names have no place in a caption
     r"[<>{}\[\]|\\`@]|https?:|\bwww\.|\.(?:jpe?g|png|webp|gif|txt|html?|com|org|net)\b",
     re.IGNORECASE,
 )
 
 
-def read_answer(body: Any, most_words: int) -> tuple[str, str]:
-    """(caption, status) of a Messages answer: `ok`, `refused`, or `failed: answer ...` and no caption."""
+def read_answer(body: Any, max_words: int) -> tuple[str, str]:
+    """Read (caption, status) from a Messages answer; status is `ok`, `refused` or `failed: answer ...`."""
     if not isinstance(body, Mapping) or not isinstance(body.get("content"), list):
         return "", "failed: answer is no message"
     reason = body.get("stop_reason")
@@ -33,26 +33,26 @@ def read_answer(body: Any, most_words: int) -> tuple[str, str]:
     if not isinstance(caption, str):
         return "", "failed: answer's caption is no text"
     caption = " ".join(caption.split())
-    fault = caption_fault(caption, most_words)
+    fault = find_fault(caption, max_words)
     return ("", f"failed: answer {fault}") if fault else (caption, "ok")
 
 
 def _text(block: Any) -> str:
-    """The words of a text block; other blocks, such as thinking, have none."""
+    """Return the text of a text block; other blocks, such as thinking, have none."""
     is_text = isinstance(block, Mapping) and block.get("type") == "text"
     return block["text"] if is_text and isinstance(block.get("text"), str) else ""
 
 
-def caption_fault(caption: str, most_words: int) -> str:
-    """What keeps a text from being a caption at all, or ""."""
+def find_fault(caption: str, max_words: int) -> str:
+    """Say why a text is not a caption, or ""."""
     words = len(caption.split())
     if not caption:
         return "is empty"
-    if words > most_words or len(caption) > most_words * MOST_CHARACTERS_A_WORD:
-        return f"has {words} words and {len(caption)} characters, at most {most_words} words are asked for"
+    if words > max_words or len(caption) > max_words * MAX_CHARACTERS_PER_WORD:
+        return f"has {words} words and {len(caption)} characters, the limit is {max_words} words"
     if any(unicodedata.category(character)[0] == "C" for character in caption):
         return "has control characters"
-    if found := FOREIGN.search(caption):
+    if found := NOT_CAPTION_TEXT.search(caption):
         return f"has {found.group()!r} in it"
     if not caption.lstrip("\"'“‘«").strip()[:1].isalnum():
         return f"begins with {caption[0]!r}"

@@ -1,7 +1,7 @@
-"""Captioner: Claude, asked about one image a request, now or in batches.
+"""Captioner: Claude, one image per request, by the Messages API or in batches.
 
-An answer is kept before the thread that got it asks again, so a kill loses what is in flight and no
-more. What an answer cost is in its row, also where it was of no use.
+Each answer is saved before its thread sends another request, so a kill loses only the requests in flight. The cost of
+an answer is in its row, even if the answer is unusable.
 """
 
 from collections import deque
@@ -11,22 +11,21 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 import anthropic
 
 from helpers.caption.claude import message_batches
-from helpers.caption.claude.client import UNREADABLE, Session, was_sent, why
+from helpers.caption.claude.client import UNREADABLE, Session, error_line, may_be_billed
 from helpers.caption.claude.estimate import estimate
 from helpers.config import CaptionConfig
 from helpers.core.errors import RunError
 from helpers.core.records import Caption, Post
 from helpers.core.run import Run
 
-MOST_FAILURES_IN_A_ROW = 10  # of images, after all retries: then the fault is no image's
-AGAIN_LATER = ("failed: expired", "failed: canceled")  # not at the full price
+MAX_FAILURES_IN_A_ROW = 10  # after all retries: then the cause is not an image
+RETRIED_LATER = ("failed: expired", "failed: canceled")  # not in full-price requests
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption images, each row kept before it is yielded. Batches that are still open are finished first.
+    """Caption images, saving each row before it is yielded. Open batches are finished first.
 
-    Raises RunError if the budget has not got the next request, or the API cannot be used at all; what
-    was answered until then is kept.
+    Raises RunError if the next request could exceed the budget, or the API is unusable; answers so far are saved.
     """
     if not posts and all(batch.done for batch in message_batches.read_batches(run)):
         return
@@ -34,7 +33,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
     asked = {post.file_name for post in posts}
     done: dict[str, Caption] = {}
     for row in message_batches.finish(session):
-        if row.file_name in asked and not row.status.startswith(AGAIN_LATER):
+        if row.file_name in asked and not row.status.startswith(RETRIED_LATER):
             done[row.file_name] = row
             yield row
     if config.mode == "batch":
@@ -43,87 +42,89 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
         ):
             done[row.file_name] = row
             yield row
-    answered = {name for name, row in done.items() if not _is_worth_another(row)}
+    answered = {name for name, row in done.items() if not _is_worth_retrying(row)}
     yield from caption_now(session, [post for post in posts if post.file_name not in answered])
 
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
-    """What captioning these images would cost, in a few lines; asks only for token counts, which are free."""
+    """Estimate the cost of captioning these images; sends only token counting requests, which are free."""
     return str(estimate(config, run, posts))
 
 
-def _is_worth_another(row: Caption) -> bool:
-    return row.status.startswith("failed") and not row.status.startswith(AGAIN_LATER)
+def _is_worth_retrying(row: Caption) -> bool:
+    return row.status.startswith("failed") and not row.status.startswith(RETRIED_LATER)
 
 
-def _is_no_answer(row: Caption) -> bool:
-    """Whether it was not the image, and not what the model said, that failed."""
+def _is_api_failure(row: Caption) -> bool:
+    """Whether the API failed, rather than the image or the model's answer."""
     of_the_image = ("failed: answer", "failed: cannot be read")
     return row.status.startswith("failed") and not row.status.startswith(of_the_image)
 
 
 def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
-    """Caption images by Messages, as many at once as the session's pace allows."""
-    waiting, flying, in_a_row = deque(posts), set[Future[Caption]](), 0
+    """Caption images by the Messages API, in as many concurrent requests as the limiter allows."""
+    waiting, in_flight, failures = deque(posts), set[Future[Caption]](), 0
     with ThreadPoolExecutor(session.config.concurrency) as pool:
-        while waiting or flying:
-            while waiting and len(flying) < session.pace.width:
-                if not (flight := _take_off(session, waiting[0], pool)):
+        while waiting or in_flight:
+            while waiting and len(in_flight) < session.limiter.allowed:
+                if not (future := _submit(session, waiting[0], pool)):
                     break
-                flying.add(flight)
+                in_flight.add(future)
                 waiting.popleft()
-            if not flying:
-                raise session.over_budget(len(waiting))
-            landed, flying = wait(flying, return_when=FIRST_COMPLETED)
-            for flight in landed:
-                row = flight.result()
-                in_a_row = in_a_row + 1 if _is_no_answer(row) else 0
+            if not in_flight:
+                raise session.over_budget_error(len(waiting))
+            completed, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
+            for future in completed:
+                row = future.result()
+                failures = failures + 1 if _is_api_failure(row) else 0
                 yield row
-            if in_a_row >= MOST_FAILURES_IN_A_ROW:
+            if failures >= MAX_FAILURES_IN_A_ROW:
                 raise RunError(
-                    f"{in_a_row} images in a row failed, the last one so: {row.status}. "
-                    "Mend that and run this again; what was answered is kept"
+                    f"{failures} images in a row failed, the last with: {row.status}. "
+                    "Fix that and run this again; answers so far are saved"
                 )
 
 
-def _take_off(session: Session, post: Post, pool: ThreadPoolExecutor) -> Future[Caption] | None:
-    """Send an image's first request, if the budget has it."""
-    most = session.most_usd(post)
-    return pool.submit(_caption, session, post, most) if session.purse.reserve(most) else None
+def _submit(session: Session, post: Post, pool: ThreadPoolExecutor) -> Future[Caption] | None:
+    """Send an image's first request, if the budget allows it."""
+    max_cost = session.max_cost_usd(post)
+    return (
+        pool.submit(_caption, session, post, max_cost) if session.budget.reserve(max_cost) else None
+    )
 
 
 def _caption(session: Session, post: Post, reserved_usd: float) -> Caption:
-    """Ask about an image until an answer is to the form, `most_asks` times at most; every answer is kept."""
+    """Request a caption until an answer is valid, at most `most_asks` times; every answer is saved."""
     for ask in range(session.config.most_asks):
-        if ask and not session.purse.reserve(reserved_usd):
+        if ask and not session.budget.reserve(reserved_usd):
             break
         row = session.failed(post, "stopped")
         try:
             row = _ask(session, post, reserved_usd)
         finally:
-            session.purse.settle(reserved_usd, row.cost_usd)
-        session.keep(row)
+            session.budget.settle(reserved_usd, row.cost_usd)
+        session.save(row)
         if not row.status.startswith(("failed: answer", "failed: no answer")):
             break
     return row
 
 
 def _ask(session: Session, post: Post, reserved_usd: float) -> Caption:
-    """The row of one request, whatever becomes of it."""
+    """Send one request and return its row, whether it succeeds or not."""
     try:
         request = session.prompt.request(post)
     except UNREADABLE as error:
         return session.failed(post, f"cannot be read ({error})")
     send = session.client.messages.with_raw_response.create
     try:
-        response = session.patiently(lambda: send(**request), paid=True)
+        response = session.call_with_retries(lambda: send(**request), paid=True)
         body = response.http_response.json()
     except (anthropic.APIError, ValueError) as error:
-        if was_sent(error):
-            return session.failed(post, f"no answer came back ({why(error)})", reserved_usd)
+        if may_be_billed(error):
+            return session.failed(post, f"no answer came back ({error_line(error)})", reserved_usd)
         if "content filter" in str(error).lower():
             return session.refused(post)
-        return session.failed(post, why(error))
+        return session.failed(post, error_line(error))
     tokens = session.tokens_of(post) + session.shared_tokens
-    session.pace.answered(response.headers, tokens)
-    return session.read(post, body)
+    session.limiter.on_answer(response.headers, tokens)
+    return session.read_body(post, body)

@@ -1,7 +1,7 @@
-"""One session with the Claude API: its key, prices, patience and purse, shared by the threads that ask.
+"""A session with the Claude API: key, prices, retries and budget, shared by the request threads.
 
-The SDK's own retries are off: they obey a `retry-after` of any length, know no budget, and would send
-a batch twice. Ours wait as long as the server says, within bounds, and count what may have been paid.
+The SDK's own retries are off: they obey a `retry-after` of any length, know no budget, and would send a batch twice.
+Ours wait as long as the server asks, within bounds, and count what may have been billed.
 """
 
 import math
@@ -26,8 +26,8 @@ from tenacity import (
 )
 
 from helpers.caption.claude.answer import read_answer
-from helpers.caption.claude.budget import Pace, Purse
-from helpers.caption.claude.prices import Usage, cost_usd, model_of, usage_of
+from helpers.caption.claude.budget import Budget, ConcurrencyLimiter
+from helpers.caption.claude.prices import Usage, cost_usd, find_model, read_usage
 from helpers.caption.claude.prompt import Prompt, blank_patch, image_tokens
 from helpers.caption.stale import made_with
 from helpers.config import CaptionConfig
@@ -42,54 +42,54 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  #
 FATAL = {
     401: f"the key in {KEY} is not accepted: make a new one at platform.claude.com",
     402: "the account has no credit: add some at platform.claude.com",
-    403: f"the key in {KEY} may not do this: look up its workspace and limits at platform.claude.com",
+    403: f"the key in {KEY} is not allowed to do this: check its workspace and limits at platform.claude.com",
     404: "there is no such model for this key: choose another model",
 }
 
 
 class Session:
-    """What asking about the images of a run takes. Raises RunError for a model without a price, or without a key."""
+    """The API client and settings for a run. Raises RunError for a model without a price, or a missing key."""
 
     def __init__(self, config: CaptionConfig, run: Run) -> None:
         self.config, self.run = config, run
-        self.model, self.warning = model_of(config)
+        self.model, self.warning = find_model(config)
         self.prompt = Prompt(config, run, self.model)
         self.made_with = made_with(config, run)
         self.client = anthropic.Anthropic(
             api_key=secret(KEY), max_retries=0, timeout=config.timeout_s
         )
-        self.purse = Purse(config.budget_usd, caption_costs(run.captions)[0])
-        self.pace = Pace(config.concurrency)
+        self.budget = Budget(config.budget_usd, caption_costs(run.captions)[0])
+        self.limiter = ConcurrencyLimiter(config.concurrency)
         self._shared_tokens: int | None = None
         self._lock = threading.Lock()
 
-    def as_asked(self, model: str, made_with: dict[str, str]) -> "Session":
-        """The same session for answers to what was asked under other settings: their rows say so, at their price."""
+    def with_settings_of(self, model: str, made_with: dict[str, str]) -> "Session":
+        """Return a session for answers to requests of other settings, so rows get their model, settings and price."""
         if not model or (model, made_with) == (self.config.model, self.made_with):
             return self
         then = copy(self)
         words = int(made_with.get("max_caption_words", self.config.max_caption_words))
         then.config = replace(self.config, model=model, max_caption_words=words)
         then.made_with = made_with
-        with suppress(RunError):  # retired since
-            then.model, _ = model_of(then.config)
+        with suppress(RunError):  # retired meanwhile
+            then.model, _ = find_model(then.config)
         return then
 
     @property
     def shared_tokens(self) -> int:
-        """Tokens of all that requests share, by the counting endpoint: of a request about a blank patch, less that."""
+        """Tokens that all requests share: those of a request with a blank image, by the counting endpoint."""
         if self._shared_tokens is None:
-            params = self.prompt.about(blank_patch())
-            counted = self.patiently(lambda: self.client.messages.count_tokens(**params))
+            params = self.prompt.image_request(blank_patch())
+            counted = self.call_with_retries(lambda: self.client.messages.count_tokens(**params))
             self._shared_tokens = max(0, counted.input_tokens - 1)
         return self._shared_tokens
 
     def tokens_of(self, post: Post) -> int:
-        """Tokens of an image as it is sent."""
+        """Tokens of an image at the size it is sent."""
         return image_tokens(post.width_px, post.height_px, self.config.image_side_px)
 
-    def most_usd(self, post: Post, *, batch: bool = False) -> float:
-        """The most that one answer about this image can cost: nothing cached, all of max_tokens used."""
+    def max_cost_usd(self, post: Post, *, batch: bool = False) -> float:
+        """The maximum cost of one request for this image, in USD: no cache hits, all of max_tokens used."""
         worst = Usage(
             input=self.tokens_of(post),
             cache_write=self.shared_tokens,
@@ -98,16 +98,18 @@ class Session:
         )
         return cost_usd(self.model, worst, batch=batch)
 
-    def keep(self, row: Caption) -> Caption:
-        """Have the disk keep a row."""
+    def save(self, row: Caption) -> Caption:
+        """Append a row to captions.jsonl."""
         with self._lock:
             append_row(self.run.captions, row)
         return row
 
-    def read(self, post: Post, body: Any, *, batch: bool = False, request: str = "") -> Caption:
-        """The row of an answer's body, whichever way it came."""
+    def read_body(
+        self, post: Post, body: Any, *, batch: bool = False, request: str = ""
+    ) -> Caption:
+        """Build the row of a response body, from either API."""
         caption, status = read_answer(body, self.config.max_caption_words)
-        usage = usage_of(body if isinstance(body, dict) else {})
+        usage = read_usage(body if isinstance(body, dict) else {})
         return replace(
             self._row(post, status, request),
             caption=caption,
@@ -135,42 +137,43 @@ class Session:
             made_with=self.made_with,
         )
 
-    def over_budget(self, count: int) -> RunError:
-        """What to say when the next request might pass the budget."""
+    def over_budget_error(self, count: int) -> RunError:
+        """Build the error for when the next request could exceed the budget."""
         return RunError(
-            f"budget_usd of ${self.purse.budget_usd:.2f} has not got the next request: ${self.purse.spent_usd:.4f} "
-            f"is spent and {count} images wait. Raise budget_usd and run this again; what was answered is kept"
+            f"Stopping: the next request could exceed budget_usd=${self.budget.budget_usd:.2f} "
+            f"(${self.budget.spent_usd:.2f} spent, {count} images left). Raise budget_usd and run this again; "
+            "answers so far are saved"
         )
 
-    def patiently(self, call: Callable[[], Result], *, paid: bool = False) -> Result:
-        """Make a call, again and again while the server is full or falters.
+    def call_with_retries(self, call: Callable[[], Result], *, paid: bool = False) -> Result:
+        """Make a call, with retries while the server is overloaded or fails.
 
-        A paid call that was sent and not answered is not made again: that is for the caller to count. Raises
-        RunError where no further call could do better; of a paid call the error itself, if it is this image's.
+        A paid call that was sent and not answered is not retried; the caller counts its cost. Raises RunError if a
+        retry would not help; for a paid call the error itself, if it concerns this image only.
         """
-        again = Retrying(
+        retrying = Retrying(
             stop=stop_after_attempt(1 + self.config.most_retries),
             retry=retry_if_exception(
-                lambda error: _may_pass(error) and not (paid and was_sent(error))
+                lambda error: _is_transient(error) and not (paid and may_be_billed(error))
             ),
             wait=self._wait,
             before_sleep=self._before_sleep,
             reraise=True,
         )
         try:
-            return again(call)
+            return retrying(call)
         except (anthropic.APIError, httpx2.TransportError, ValueError) as error:
             status = getattr(error, "status_code", 0)
             if status in FATAL:
-                raise RunError(f"Claude: {FATAL[status]} ({why(error)})") from error
+                raise RunError(f"Claude: {FATAL[status]} ({error_line(error)})") from error
             if paid:
                 raise
             raise RunError(
-                f"Claude did not answer as it should ({why(error)}): run this again later, nothing is lost"
+                f"Claude failed to answer ({error_line(error)}): run this again later, nothing is lost"
             ) from error
 
     def _wait(self, state: RetryCallState) -> float:
-        """Seconds before the next call: what the server asks for, else random and doubling."""
+        """Seconds before the next attempt: as the server asks, else random exponential backoff."""
         asked = retry_after_s(state.outcome.exception())
         longest = self.config.longest_wait_s
         if asked is None:
@@ -183,25 +186,25 @@ class Session:
 
     def _before_sleep(self, state: RetryCallState) -> None:
         if getattr(state.outcome.exception(), "status_code", 0) in (429, 529):
-            self.pace.refused()
+            self.limiter.on_rate_limit()
 
 
-def was_sent(error: BaseException) -> bool:
-    """Whether a request without a whole answer may have been worked on, and so paid for."""
+def may_be_billed(error: BaseException) -> bool:
+    """Whether a request without a complete answer may have been processed, and so billed."""
     if isinstance(error, anthropic.APIConnectionError):
         return type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout")
     return isinstance(error, ValueError)
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may fare better in a while; a ValueError is an answer that is no JSON."""
+def _is_transient(error: BaseException) -> bool:
+    """Whether a retry of the same request may succeed; a ValueError is an answer that is not JSON."""
     if isinstance(error, anthropic.APIStatusError):
         return error.status_code in (408, 409, 429) or error.status_code >= 500
     return isinstance(error, anthropic.APIConnectionError | httpx2.TransportError | ValueError)
 
 
-def why(error: Exception) -> str:
-    """An error of the API in a line."""
+def error_line(error: Exception) -> str:
+    """Format an API error in one line."""
     if isinstance(error, anthropic.APIStatusError):
         text = f"{error.status_code} {error.type or 'error'}: {error.api_message or ''}"
     else:
@@ -210,7 +213,7 @@ def why(error: Exception) -> str:
 
 
 def retry_after_s(error: BaseException | None) -> float | None:
-    """Seconds that the server asks to wait, or None."""
+    """Return the `retry-after` of an error's response in seconds, or None."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     try:
         seconds = float(headers["retry-after"])

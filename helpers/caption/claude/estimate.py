@@ -1,10 +1,10 @@
-"""What captioning would cost, before a cent is spent."""
+"""Estimate the cost of captioning before anything is spent."""
 
 from dataclasses import dataclass
 from statistics import mean
 
 from helpers.caption.claude.client import Session
-from helpers.caption.claude.prices import PRICES_OF, Usage, cost_usd
+from helpers.caption.claude.prices import PRICES_DATE, Usage, cost_usd
 from helpers.config import CaptionConfig
 from helpers.core.records import Caption, Post, caption_costs, read_rows
 from helpers.core.run import Run
@@ -12,33 +12,33 @@ from helpers.core.run import Run
 OUTPUT_TOKENS = (
     25  # of a caption of fifteen words in its JSON, until the run has answers of its own
 )
-CHARACTERS_A_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 THINKING_TOKENS = 100
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of captioning `images` in both modes, in USD, and what it rests on."""
+    """The estimated cost of captioning in both modes, in USD, and the token counts behind it."""
 
     images: int
-    image_tokens: int  # of all images together
-    shared_tokens: int  # of the prompt that every request repeats
-    output_tokens: int  # of one answer
+    image_tokens: int  # in total
+    shared_tokens: int  # of the prompt, repeated in every request
+    output_tokens: int  # per answer
     now_usd: float
     batch_usd: float
-    uncached_usd: float  # mode=batch if the cache never held the prompt
+    uncached_usd: float  # for mode=batch without any cache hit
     spent_usd: float
     budget_usd: float
     model: str
     warning: str
 
     def __str__(self) -> str:
-        """A few lines for a person."""
+        """Format the estimate in a few lines."""
         lines = [
-            f"{self.images} images by {self.model}, at the prices of {PRICES_OF}",
+            f"{self.images} images by {self.model}, at the prices of {PRICES_DATE}",
             f"  mode=now    ${self.now_usd:.4f}   answers within minutes",
-            f"  mode=batch  ${self.batch_usd:.4f}   answers mostly within an hour, at the longest a day; "
-            f"${self.uncached_usd:.4f} if the prompt were never cached",
+            f"  mode=batch  ${self.batch_usd:.4f}   answers mostly within an hour, at most a day; "
+            f"${self.uncached_usd:.4f} if the prompt is never cached",
             f"  {self.image_tokens} tokens of images, {self.shared_tokens} of prompt in each request, "
             f"{self.output_tokens} of answer each",
             f"  spent so far ${self.spent_usd:.4f} of budget_usd=${self.budget_usd:.2f}",
@@ -47,14 +47,14 @@ class Estimate:
 
 
 def estimate(config: CaptionConfig, run: Run, posts: list[Post]) -> Estimate:
-    """The cost of captioning `posts`. Sends one request to the counting endpoint, which is free."""
+    """Estimate the cost of captioning `posts`, with one free request to the token counting endpoint."""
     session = Session(config, run)
     count, shared = len(posts), session.shared_tokens
     images = sum(session.tokens_of(post) for post in posts)
     output = output_tokens(session)
     unshared = {"input": images, "output": output * count}
     written = Usage(**unshared, cache_write=shared * count, cache_write_hour=shared * count)
-    if shared < session.model.smallest_cache:
+    if shared < session.model.min_cache_tokens:
         usage = written = Usage(input=images + shared * count, output=output * count)
     else:
         reads = shared * max(0, count - 1)
@@ -75,12 +75,12 @@ def estimate(config: CaptionConfig, run: Run, posts: list[Post]) -> Estimate:
 
 
 def output_tokens(session: Session) -> int:
-    """Tokens of an answer: as this model's in this run were, else as the examples are long, else a guess."""
+    """Estimate the tokens of an answer: from this run's answers, else from the examples, else a default."""
     rows = read_rows(session.run.captions, Caption)
     given = [row.output_tokens for row in rows if row.model == session.config.model]
     if given := [tokens for tokens in given if tokens]:
         return round(mean(given))
     thinking = THINKING_TOKENS if session.model.thinks else 0
     if answers := session.prompt.example_answers:
-        return round(mean(len(answer) for answer in answers) / CHARACTERS_A_TOKEN) + thinking
+        return round(mean(len(answer) for answer in answers) / CHARACTERS_PER_TOKEN) + thinking
     return OUTPUT_TOKENS + thinking

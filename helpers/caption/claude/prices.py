@@ -1,7 +1,7 @@
-"""What a token costs, and what each model wants to be asked with: one table, with its date.
+"""Prices and request options of each model, in one dated table.
 
-Source: the pricing and model pages of platform.claude.com. USD per million tokens. A prompt kept in
-the cache for an hour is written at twice the input price; a batch costs half of everything.
+Source: the pricing and model pages of platform.claude.com, in USD per million tokens. Writing a prompt to the one-hour
+cache costs twice the input price; a batch costs half of everything.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any
 from helpers.config import CaptionConfig
 from helpers.core.errors import RunError
 
-PRICES_OF = "October 2026"
+PRICES_DATE = "October 2026"
 MTOK = 1_000_000
 HOUR_WRITE = 2.0  # times the input price
 BATCH = 0.5  # times any price
@@ -21,18 +21,18 @@ BATCH = 0.5  # times any price
 
 @dataclass(frozen=True)
 class Model:
-    """A model's prices in USD per million tokens, and the shape of a request to it."""
+    """A model's prices in USD per million tokens, and options of its requests."""
 
     input: float
     output: float
     cache_read: float
     cache_write: float  # for five minutes
-    smallest_cache: (
+    min_cache_tokens: (
         int  # tokens; a shorter prefix is silently not cached; 4096 where not documented
     )
-    thinking: str = ""  # the `type` to ask for; empty leaves it out
+    thinking: str = ""  # the `type` to request; empty omits it
     effort: str = ""
-    thinks: bool = False  # output tokens go to thinking as well
+    thinks: bool = False  # output tokens include thinking
     last_day: str = ""  # ISO date of the end of a deprecated model
 
 
@@ -62,8 +62,8 @@ RETIRED = {
 }
 
 
-def model_of(config: CaptionConfig, today: date | None = None) -> tuple[Model, str]:
-    """The model's row, and a line of warning or "".
+def find_model(config: CaptionConfig, today: date | None = None) -> tuple[Model, str]:
+    """Return the model's row, and a warning or "".
 
     Raises RunError for a retired model, and for one without a price in the table or in price_usd.
     """
@@ -78,7 +78,7 @@ def model_of(config: CaptionConfig, today: date | None = None) -> tuple[Model, s
     model = MODELS.get(re.sub(r"-\d{8}$", "", name))
     if model is None:
         raise RunError(
-            f"model {name!r} has no price here (of {PRICES_OF}: {', '.join(MODELS)}): choose one of these, "
+            f"model {name!r} has no price here (of {PRICES_DATE}: {', '.join(MODELS)}): choose one of these, "
             'or give its USD per million tokens as more={"price_usd": (input, output)}'
         )
     if not model.last_day:
@@ -99,7 +99,7 @@ def _day(iso: str) -> str:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one answer, as the API counts them: `input` is what was neither read from nor written to the cache."""
+    """Tokens of one answer, as the API counts them; `input` excludes cache reads and writes."""
 
     input: int = 0
     output: int = 0
@@ -108,8 +108,8 @@ class Usage:
     cache_write_hour: int = 0  # of cache_write
 
 
-def usage_of(body: Mapping[str, Any]) -> Usage:
-    """The usage that an answer reports; what is missing or no number counts as 0."""
+def read_usage(body: Mapping[str, Any]) -> Usage:
+    """Read an answer's usage; missing or invalid counts are 0."""
     usage = _mapping(body.get("usage"))
     created = _mapping(usage.get("cache_creation"))
     return Usage(
@@ -130,7 +130,7 @@ def _count(value: Any) -> int:
 
 
 def cost_usd(model: Model, usage: Usage, *, batch: bool = False) -> float:
-    """What an answer costs, in USD."""
+    """The cost of an answer, in USD."""
     short_write = max(0, usage.cache_write - usage.cache_write_hour)
     total = (
         usage.input * model.input

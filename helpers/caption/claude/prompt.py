@@ -1,8 +1,8 @@
-"""What is sent to Claude: a style guide, example pairs, and one image.
+"""Build the prompt for Claude: a style guide, example pairs, and one image.
 
-Guide and examples are the same in every request and come first, so that they are cached and cost a
-tenth; the guide alone is longer than the 512 tokens below which present models cache nothing. The one
-image comes last and has no name: which image an answer belongs to is never asked.
+Guide and examples are the same in every request and come first, so they are cached and cost a tenth; the guide alone
+exceeds the 512 tokens below which current models cache nothing. The one image comes last, without a name, as the model
+is never asked which image an answer belongs to.
 """
 
 import base64
@@ -23,10 +23,10 @@ from helpers.core.text import read_text
 from helpers.figures.pictures import open_rgb
 
 PATCH_PX = 28
-EXAMPLE_SIDE_PX = 392  # examples teach the form of a caption, for which little detail is enough
+EXAMPLE_SIDE_PX = 392  # examples show the form of a caption, which needs little detail
 JPEG_QUALITY = 90
 SUFFIXES = tuple(f".{suffix}" for suffix in (*IMAGE_SUFFIXES, "jpeg", "heif", "tiff"))
-CACHE = {"type": "ephemeral", "ttl": "1h"}  # batches mostly take more than the other choice, 5 min
+CACHE = {"type": "ephemeral", "ttl": "1h"}  # most batches take longer than the other choice, 5 min
 STYLE_GUIDE = """\
 You write the captions on which a text-to-image model learns one artist's style. You are shown one \
 picture at a time. Answer with one caption for it, in English: a single phrase that says what can be \
@@ -65,25 +65,25 @@ when it speaks to you."""
 
 
 def image_tokens(width_px: int, height_px: int, side_px: int) -> int:
-    """Tokens of an image after our downscale: one for each patch of 28 x 28 px, begun ones included."""
+    """Count the tokens of an image after downscaling: one per patch of 28 x 28 px, partial ones included."""
     width, height = sent_size(width_px, height_px, side_px)
     return math.ceil(width / PATCH_PX) * math.ceil(height / PATCH_PX)
 
 
 def sent_size(width_px: int, height_px: int, side_px: int) -> tuple[int, int]:
-    """Scaled so that the longer side is at most `side_px`; small images stay as they are."""
+    """Scale a size so that its longer side is at most `side_px`; smaller ones are unchanged."""
     factor = min(1.0, side_px / max(width_px, height_px))
     return max(1, round(width_px * factor)), max(1, round(height_px * factor))
 
 
 def image_block(path: Path, side_px: int) -> dict[str, Any]:
-    """An image as the API takes it: upright, downscaled, JPEG. Raises OSError if it cannot be decoded."""
+    """Encode an image for the API: upright, downscaled, JPEG. Raises OSError if it cannot be decoded."""
     image = open_rgb(path)
     return _block(image.resize(sent_size(*image.size, side_px), reducing_gap=3.0))
 
 
 def blank_patch() -> dict[str, Any]:
-    """An image of one token, to count what is around it."""
+    """An image of one token, for counting the rest of the prompt."""
     return _block(Image.new("RGB", (PATCH_PX, PATCH_PX)))
 
 
@@ -95,7 +95,7 @@ def _block(image: Image.Image) -> dict[str, Any]:
 
 
 class Prompt:
-    """The part that all requests of a run share. Raises RunError for an example that is not there."""
+    """The part of the prompt that all requests share. Raises RunError for a missing example."""
 
     def __init__(self, config: CaptionConfig, run: Run, model: Model) -> None:
         self.config, self.run, self.model = config, run, model
@@ -120,12 +120,12 @@ class Prompt:
         return 4 * self.config.max_caption_words + 60 + (1000 if self.model.thinks else 0)
 
     def request(self, post: Post) -> dict[str, Any]:
-        """The parameters of a Messages call that captions this image. Raises OSError if it cannot be decoded."""
+        """Build the Messages request for an image. Raises OSError if it cannot be decoded."""
         image = image_block(self.run.image(post.file_name), self.config.image_side_px)
-        return {"max_tokens": self.max_tokens, **self.about(image)}
+        return {"max_tokens": self.max_tokens, **self.image_request(image)}
 
-    def about(self, image: dict[str, Any]) -> dict[str, Any]:
-        """The same of an image block, without `max_tokens`, which the counting endpoint does not take."""
+    def image_request(self, image: dict[str, Any]) -> dict[str, Any]:
+        """Build a request for an image block, without `max_tokens`, which the counting endpoint rejects."""
         output: dict[str, Any] = {"format": {"type": "json_schema", "schema": schema(self.config)}}
         if self.model.effort:
             output["effort"] = self.model.effort
@@ -140,7 +140,7 @@ class Prompt:
 
 
 def schema(config: CaptionConfig) -> dict[str, Any]:
-    """The answer's form. The API keeps the keys and types; lengths are for us to check."""
+    """The answer's JSON schema. The API enforces keys and types; answer.py checks lengths."""
     about = f"one phrase of at most {config.max_caption_words} words"
     return {
         "type": "object",
@@ -151,10 +151,10 @@ def schema(config: CaptionConfig) -> dict[str, Any]:
 
 
 def instructions(config: CaptionConfig) -> str:
-    """The style guide with the length, the banned words and the vocabulary of this run."""
+    """The style guide with the run's maximum length, banned words and vocabulary."""
     parts = [config.style_guide.strip() or STYLE_GUIDE]
     parts.append(f"Use at most {config.max_caption_words} words.")
-    if words := listed(config.banned_words):
+    if words := split_words(config.banned_words):
         parts.append("Never use these words: " + ", ".join(words) + ".")
     if config.vocabulary.strip():
         parts.append(
@@ -164,16 +164,16 @@ def instructions(config: CaptionConfig) -> str:
     return "\n\n".join(parts)
 
 
-def listed(text: str) -> list[str]:
-    """Comma-separated words, in lower case."""
+def split_words(text: str) -> list[str]:
+    """Split comma-separated words, in lower case."""
     return [word.strip().lower() for word in text.split(",") if word.strip()]
 
 
 def example_pairs(config: CaptionConfig, run: Run) -> list[tuple[Path, str]]:
-    """The few-shot pairs: (image, caption), in the order given.
+    """Return the few-shot (image, caption) pairs, in the order given.
 
-    An entry is the file name of an image that this run has captioned, the path of an image with a .txt
-    beside it, or a folder of such images. Raises RunError for one that is none of these.
+    An entry is the file name of a captioned image of this run, the path of an image with a .txt of the same name, or
+    a folder of such images. Raises RunError for anything else.
     """
     captions = latest(read_rows(run.captions, Caption)) if config.examples else {}
     pairs = []
@@ -185,7 +185,7 @@ def example_pairs(config: CaptionConfig, run: Run) -> list[tuple[Path, str]]:
         found = [pair for path in _images_at(Path(entry)) if (pair := _with_text(path))]
         if not found:
             raise RunError(
-                f"example {entry!r} is no captioned image of {run.name}, and no image with a .txt beside it: "
+                f"example {entry!r} is not a captioned image of {run.name}, nor an image with a .txt of the same name: "
                 "give a file name of captions.jsonl, or the path of an image or a folder"
             )
         pairs += found
