@@ -76,7 +76,7 @@ def test_no_caption_at_all_says_where_to_put_them(workplace, tmp_path):
     caption(run)
     with pytest.raises(
         RunError,
-        match=r"none of the 1 images has a caption: put a .txt beside each image in .*bare",
+        match=r"none of the 1 images has a caption: put a .txt of the same name next to each image in .*bare",
     ):
         verify_captions(run)
 

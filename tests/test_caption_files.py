@@ -420,7 +420,7 @@ def test_a_column_is_chosen_by_name_and_one_that_nobody_has_is_refused(workplace
     write(folder / "list.csv", "file_name,artist,remark\na.jpg,anna,a cat\n")
     assert captions(scrape(folder), folder) == {}
     assert (
-        "list.csv has the columns file_name, artist, remark: say which holds"
+        "list.csv has the columns file_name, artist, remark: set caption_choice to the one with the captions"
         in capsys.readouterr().out
     )
     assert captions(scrape(folder, "b", caption_choice="remark"), folder) == {"a.jpg": "a cat"}

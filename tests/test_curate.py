@@ -20,8 +20,8 @@ from helpers.core.run import Run
 from helpers.dataset.charts import charts, setting, subject
 from helpers.dataset.curate import curate, take_back
 from helpers.dataset.gallery import CELL_PX, cluster_sheet, gallery, left_out_sheet, reasons
-from helpers.dataset.quality import oddness, text_share
-from helpers.dataset.resemblance import copies, joined, look
+from helpers.dataset.quality import outlier_score, text_share
+from helpers.dataset.resemblance import find_copies, group_labels, hash_image
 from helpers.demo.flaws import FLAWS as DEMO_FLAWS
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import random_scene
@@ -61,12 +61,12 @@ COPIES = {
 @pytest.mark.parametrize("count", [100, pytest.param(857, marks=pytest.mark.soak)])
 def test_copies_are_clustered_and_unrelated_drawings_are_not(paint, count):
     drawings = [paint(random_scene(seed)) for seed in range(count)]
-    looks = [look(drawing) for drawing in drawings]
-    labels = joined(count, list(copies(looks, CONFIG.max_hash_bits)))
+    looks = [hash_image(drawing) for drawing in drawings]
+    labels = group_labels(count, list(find_copies(looks, CONFIG.max_hash_bits)))
     assert (np.bincount(labels)[labels] > 1).mean() <= 0.01
     found = {
         name: [
-            bool(list(copies([looks[i], look(make(drawings[i]))], CONFIG.max_hash_bits)))
+            bool(list(find_copies([looks[i], hash_image(make(drawings[i]))], CONFIG.max_hash_bits)))
             for i in range(0, count, 10)
         ]
         for name, make in COPIES.items()
@@ -75,12 +75,12 @@ def test_copies_are_clustered_and_unrelated_drawings_are_not(paint, count):
 
 
 def test_pictures_without_a_layout_or_of_another_colour_are_no_copies():
-    plain = [look(Image.new("RGB", (64, 64), (20 * i, 90, 90))) for i in range(6)]
-    assert not list(copies(plain, CONFIG.max_hash_bits))
+    plain = [hash_image(Image.new("RGB", (64, 64), (20 * i, 90, 90))) for i in range(6)]
+    assert not list(find_copies(plain, CONFIG.max_hash_bits))
     drawing = paint_flat(random_scene(1))
     red, green, blue = drawing.split()
     other = Image.merge("RGB", (blue, red, green))
-    assert not list(copies([look(drawing), look(other)], CONFIG.max_hash_bits))
+    assert not list(find_copies([hash_image(drawing), hash_image(other)], CONFIG.max_hash_bits))
 
 
 def text_card(seed=0, size=(540, 540)):
@@ -337,10 +337,10 @@ def test_a_whole_post_of_photos_is_odd_and_a_second_style_is_not():
     )
     palettes = np.concatenate([style, second, selfies])
     posts = np.array([f"p{i}" for i in range(75)] + ["selfies"] * 4)
-    odd = oddness(palettes, posts) > CONFIG.max_oddness
+    odd = outlier_score(palettes, posts) > CONFIG.max_oddness
     assert odd[75:].all() and not odd[:75].any()
-    assert not oddness(palettes[:10], posts[:10]).any()  # too few to tell
-    assert np.isfinite(oddness(palettes[:30], np.array(["one"] * 30))).all()
+    assert not outlier_score(palettes[:10], posts[:10]).any()  # too few to tell
+    assert np.isfinite(outlier_score(palettes[:30], np.array(["one"] * 30))).all()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from helpers.dataset.build import build, held_out, verify_dataset
 from helpers.dataset.curate import curate
 from helpers.dataset.dataset_card import card_words
 from helpers.dataset.dataset_files import content_hash, read_records
-from helpers.dataset.join import plain, without_image
+from helpers.dataset.join import clean_caption, without_image
 from helpers.dataset.split import balance, meaning, split
 from helpers.figures.pictures import open_rgb
 from tests.conftest import make_dataset, photograph
@@ -155,9 +155,9 @@ def test_orientation_is_applied_and_plain_files_keep_their_compressed_pixels(dat
         for path in (*dataset.split_images("train"), *dataset.split_images("validation"))
     }
     assert Image.open(files["Holiday-00_1.png"]).size == (90, 120)
-    plain, source = files["Holiday-01_1.jpg"], dataset.image("Holiday-01_1.jpg")
-    assert plain.read_bytes()[-500:] == source.read_bytes()[-500:]
-    assert open_rgb(plain).tobytes() == open_rgb(source).tobytes()
+    clean_caption, source = files["Holiday-01_1.jpg"], dataset.image("Holiday-01_1.jpg")
+    assert clean_caption.read_bytes()[-500:] == source.read_bytes()[-500:]
+    assert open_rgb(clean_caption).tobytes() == open_rgb(source).tobytes()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "I;16"])
@@ -359,9 +359,9 @@ def test_no_cell_of_the_csv_begins_a_formula(workplace, tmp_path):
 
 
 def test_words_stay_as_they_are_but_for_what_is_no_word():
-    assert plain("a cat - on a hill = 2 @ night") == "a cat - on a hill = 2 @ night"
-    assert plain("- a cat\n on\x00 a\ud800 hill ") == "a cat on a hill"
-    assert plain("=+-@") == ""
+    assert clean_caption("a cat - on a hill = 2 @ night") == "a cat - on a hill = 2 @ night"
+    assert clean_caption("- a cat\n on\x00 a\ud800 hill ") == "a cat on a hill"
+    assert clean_caption("=+-@") == ""
 
 
 def test_the_card_shows_words_of_others_as_words(workplace, pictures):

@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 
 from helpers.config import DatasetConfig
 from helpers.config.presets import DEMO_PROMPTS
-from helpers.demo.looks import LOOKS, suffix, wear
+from helpers.demo.looks import LOOKS, apply_look, suffix
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import HELD_OUT_PAIRS, SUFFIX, random_scene
 from helpers.demo.shapes import ANIMALS, COLOURS, PLACES, THINGS
@@ -65,8 +65,8 @@ def test_every_word_is_one_token_and_the_longest_prompt_fits():
 
 def test_a_look_is_its_name_and_unlike_the_plain_scene_and_other_kinds():
     scene = np.asarray(paint_flat(random_scene(5)))
-    worn = [wear(scene, look).astype(int) for look in range(len(LOOKS))]
-    assert all(np.array_equal(wear(scene, look), worn[look]) for look in (0, 7))
+    worn = [apply_look(scene, look).astype(int) for look in range(len(LOOKS))]
+    assert all(np.array_equal(apply_look(scene, look), worn[look]) for look in (0, 7))
     for look, picture in enumerate(worn):
         assert np.abs(picture - scene).mean() > 10  # of 255
         for other in range(look):

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from helpers.config import DatasetConfig
 from helpers.core.errors import RunError
 from helpers.dataset.curate import curate
-from helpers.dataset.resemblance import edited_copies, look
+from helpers.dataset.resemblance import find_edited_copies, hash_image
 from helpers.dataset.split import split
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import random_scene
@@ -70,18 +70,22 @@ EDITS = {
 }
 
 
+def is_found(one, other):
+    return bool(list(find_edited_copies([one, other], LIKENESS)))
+
+
 @pytest.mark.parametrize("paint", [paint_watercolour, paint_flat])
 @pytest.mark.parametrize("count", [40, pytest.param(857, marks=pytest.mark.soak)])
 def test_edited_copies_are_found_and_unrelated_drawings_are_not(paint, count):
     drawings = [paint(random_scene(seed)) for seed in range(count)]
-    looks = [look(drawing) for drawing in drawings]
-    unrelated = {frozenset((p.one, p.other)) for p in edited_copies(looks, LIKENESS)}
+    looks = [hash_image(drawing) for drawing in drawings]
+    unrelated = {frozenset((p.one, p.other)) for p in find_edited_copies(looks, LIKENESS)}
     assert len(unrelated) <= 0.001 * count * (count - 1), unrelated
     some = range(0, count, max(1, count // 20))
     found = {
-        name: np.mean([bool(list(edited_copies([looks[i], look(edit(drawings[i]))], LIKENESS))) for i in some])
+        name: np.mean([is_found(looks[i], hash_image(edit(drawings[i]))) for i in some])
         for name, edit in EDITS.items()
-    }  # fmt: skip
+    }
     assert min(found.values()) >= 0.95, found
 
 
@@ -92,14 +96,14 @@ def test_a_drawing_with_one_thing_of_another_colour_is_no_copy():
     area = (w // 4, h // 4, 3 * w // 4, 3 * h // 4)
     red, green, blue = drawing.crop(area).split()
     repainted.paste(Image.merge("RGB", (blue, red, green)), area)
-    assert not list(edited_copies([look(drawing), look(repainted)], LIKENESS))
+    assert not list(find_edited_copies([hash_image(drawing), hash_image(repainted)], LIKENESS))
 
 
 def test_flat_pictures_and_fine_patterns_are_no_copies_of_one_another():
     flat = [Image.new("RGB", (90, 90), (40 * i, 100, 120)) for i in range(5)]
     dithered = [image.convert("P") for image in flat]
-    looks = [look(image.convert("RGB")) for image in (*flat, *dithered)]
-    assert not list(edited_copies(looks, LIKENESS))
+    looks = [hash_image(image.convert("RGB")) for image in (*flat, *dithered)]
+    assert not list(find_edited_copies(looks, LIKENESS))
 
 
 def test_edited_copies_are_left_out_with_their_reason_and_stand_on_one_side(workplace, tmp_path):

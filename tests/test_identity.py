@@ -23,7 +23,7 @@ from helpers.core.run import Run
 from helpers.dataset.build import build, held_out
 from helpers.dataset.curate import curate
 from helpers.dataset.dataset_files import read_records
-from helpers.dataset.split import LEAST_HELD_OUT, split
+from helpers.dataset.split import MIN_HELD_OUT, split
 from helpers.scrape.ingest import ingest, list_items, verify_images
 
 
@@ -252,7 +252,7 @@ def build_dataset(truth, run):
     count = sum(post[n] in {post[other] for other in still} for n in sides)  # with their posts
     if count <= len(sides) // 2:  # else all is split anew
         assert all(sides[number] == "validation" for number in still)
-    if min(LEAST_HELD_OUT, len(sides) // 4) <= count <= len(sides) // 2:  # else some come over
+    if min(MIN_HELD_OUT, len(sides) // 4) <= count <= len(sides) // 2:  # else some come over
         assert all(sides[n] == was for n, was in truth.sides.items() if n in sides)
     truth.sides = sides
 

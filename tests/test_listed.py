@@ -109,8 +109,16 @@ def test_names_that_lead_elsewhere_are_told_and_never_opened(workplace, tmp_path
 @pytest.mark.parametrize(
     ("rows", "columns", "words"),
     [
-        ([("p.jpg", "x")], ("file_name", "words"), "has the columns file_name, words: say which"),
-        ([("p.jpg", "x")], ("a", "b"), "has the columns a, b: say which"),
+        (
+            [("p.jpg", "x")],
+            ("file_name", "words"),
+            "has the columns file_name, words: set caption_choice",
+        ),
+        (
+            [("p.jpg", "x")],
+            ("a", "b"),
+            "has the columns a, b: set caption_choice",
+        ),
         ([("q.jpg", "x")], ("file_name", "text"), "not used: metadata.csv"),
         ([], (), "not used: metadata.csv"),
     ],

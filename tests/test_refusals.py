@@ -91,7 +91,7 @@ def test_other_refusals_are_told_and_a_rerun_completes(serve, kind, answer, word
 def test_a_private_account_says_who_may_see_it(serve, monkeypatch):
     site = serve(6, is_private=True)
     _, source, _ = walk()
-    assert_told(source.stopped, "@artist is private: log in as one who follows it")
+    assert_told(source.stopped, "@artist is private: log in as a follower")
     monkeypatch.setenv("INSTAGRAM_COOKIES", COOKIES)
     _, source, _ = walk()
     assert_told(source.stopped, "@artist is private and does not accept you")

@@ -46,9 +46,9 @@ def test_it_opens_on_what_wants_a_look_and_shows_all_on_request(run):
     assert "banned word" in row_of(table, 0)[0].value
     table.filter.value = EVERY
     assert len(table.table.children) == 8 and table.where.value == "20 captions, page 1 of 3"
-    table.forth.click()
-    table.forth.click()
-    assert len(table.table.children) == 4 and table.forth.disabled
+    table.forward.click()
+    table.forward.click()
+    assert len(table.table.children) == 4 and table.forward.disabled
 
 
 def test_next_shows_what_follows_though_the_page_before_was_mended(run):
@@ -60,8 +60,8 @@ def test_next_shows_what_follows_though_the_page_before_was_mended(run):
         for row in range(len(table.table.children)):
             seen.append(row_of(table, row)[0].value)
             row_of(table, row)[1].value = f"a cat with {len(seen)} small hats"
-        assert table.forth.disabled == (page == 2)
-        table.forth.click()
+        assert table.forward.disabled == (page == 2)
+        table.forward.click()
     assert len(set(seen)) == 20 and table.where.value == "0 captions, page 3 of 3"
     table.back.click()
     assert row_of(table, 0)[1].value == "a cat with 9 small hats"

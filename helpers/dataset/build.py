@@ -1,4 +1,4 @@
-"""The dataset on disk: an image folder with metadata.csv that `datasets.load_dataset` and every trainer read."""
+"""Write the dataset: an imagefolder with metadata.csv, which `datasets.load_dataset` and all trainers read."""
 
 import tempfile
 from collections import Counter
@@ -25,12 +25,12 @@ from helpers.dataset.dataset_files import (
     write_about,
     write_records,
 )
-from helpers.dataset.history import remember
-from helpers.dataset.join import up_to_date
+from helpers.dataset.history import record_edition
+from helpers.dataset.join import refresh
 
 
 def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
-    """The side of each image of 01 in the dataset which is there, if it was split by the same share and seed."""
+    """Return the side of each image in the present dataset, if it was split with the same share and seed."""
     if not (run.dataset / ABOUT).is_file():
         return {}
     settings = read_about(run.dataset)["settings"]
@@ -40,34 +40,36 @@ def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
 
 
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
-    """Write dataset/ beside its place and rename it in: `kept` has a column `split`.
+    """Write dataset/ atomically; `kept` has a column `split`.
 
-    Captions are as 02 has them now; the suffix is added here and nowhere else, once. Images stay whole, upright and
-    in sRGB, without metadata. The same input gives the same bytes. Permissions are as 01 has them now. Raises RunError
-    for images of another run, or chosen by other settings.
+    Captions and permissions are 02's and 01's present ones; the suffix is appended here only, once. Images are not
+    cropped, upright, in sRGB and without metadata. The same input gives the same bytes. Raises RunError for images of
+    another run, or selected with other settings.
     """
-    kept = up_to_date(config, run, kept)
-    remember(run)
+    kept = refresh(config, run, kept)
+    record_edition(run)
     with replacing_folder(run.dataset) as folder:
         for split in kept["split"].unique():
             (folder / split).mkdir()
-        put = [_put(run, folder, row, config.suffix) for row in kept.itertuples()]
-        write_records(folder, [record for record, _ in put], run.split_metadata("train").name)
-        changed = Counter(note for _, notes in put for note in notes)
+        written = [_write_image(run, folder, row, config.suffix) for row in kept.itertuples()]
+        write_records(folder, [record for record, _ in written], run.split_metadata("train").name)
+        changed = Counter(note for _, notes in written for note in notes)
         write_about(folder, run.name, config, left_out["kind"].value_counts().to_dict(), changed)
         write_card(folder)
     run.write_config("dataset", config)
 
 
-def _put(run: Run, folder: Path, row: object, suffix: str) -> tuple[Record, tuple[str, ...]]:
-    """Write an image's pixels, and nothing else of its file; say what was done to it.
+def _write_image(
+    run: Run, folder: Path, row: object, suffix: str
+) -> tuple[Record, tuple[str, ...]]:
+    """Write an image without its metadata; return its record and the conversions done.
 
-    A file that has these very pixels gives its compressed data; any other becomes a PNG.
+    A file that already has these pixels keeps its compressed data; any other becomes a PNG.
     """
     source = run.image(row.file_name)
     content = read_picture_file(source)
     picture = decode(content)
-    # a spreadsheet takes a name that begins with a hyphen for a formula
+    # a name that begins with a hyphen is a formula in a spreadsheet
     name = f"_{source.name}" if source.name.startswith("-") else source.name
     target = folder / row.split / name
     stored = pixels_only(content, picture.format) if picture.is_stored else None
@@ -90,16 +92,16 @@ def _has_pixels(content: bytes, image: Image.Image) -> bool:
 
 
 def verify_dataset(run: Run) -> str:
-    """Load the dataset as a user would, check it against its manifest, and say what is in it.
+    """Load the dataset as a trainer would, check it against its manifest, and summarise it.
 
-    Raises RunError if a file is missing or changed, or is not what the settings say.
+    Raises RunError if a file is missing or changed, or the settings differ.
     """
     run.require(run.dataset, "dataset")
     if what := damage(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
     if not (run.dataset / ABOUT).is_file():
         raise RunError(f"{run.dataset} is of an older 03_dataset: run it again")
-    counts = _load(run)
+    counts = _count_loaded(run)
     settings, made_with = run.read_config("dataset"), read_about(run.dataset)["settings"]
     if any(
         settings.get(name) != value for name, value in made_with.items() if name not in NOT_IN_IT
@@ -111,8 +113,8 @@ def verify_dataset(run: Run) -> str:
     return f"{listed} images in {run.dataset}, hash {folder_hash(run.dataset)[:12]}"
 
 
-def _load(run: Run) -> dict[str, int]:
-    """The number of images in each split. Raises RunError where `datasets` finds other texts than are listed."""
+def _count_loaded(run: Run) -> dict[str, int]:
+    """Count the images of each split. Raises RunError if `datasets` loads other texts than metadata.csv lists."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -132,6 +134,6 @@ def _load(run: Run) -> dict[str, int]:
 
 
 def _splits(run: Run) -> list[str]:
-    """The splits that have images. Raises RunError if there is none to train on."""
+    """Return the splits that have images. Raises RunError if there is none to train on."""
     run.require(run.split_metadata("train"), "dataset")
     return [split for split in SPLITS if run.split_metadata(split).is_file()]

@@ -1,4 +1,4 @@
-"""Charts of the texts: how long they are, whom and where they show, and whether both sides of the split are alike."""
+"""Chart the captions: token lengths, subjects and settings, for each side of the split."""
 
 import io
 import re
@@ -25,13 +25,13 @@ COLOURS = ("#8b6fa8", "#d1a54b")
 
 
 def subject(caption: str) -> str:
-    """Whom a caption names first, without colours and such: `cats` of `blue and yellow cats shopping at ...`."""
+    """The first noun of a caption, without adjectives: `cats` for `blue and yellow cats shopping at ...`."""
     words = [w for w in END_OF_SUBJECT.split(caption.lower(), 1)[0].split() if w not in NO_NAMES]
     return words[-1] if words else ""
 
 
 def setting(caption: str) -> str:
-    """The last place that a caption names: `plant store` of `... shopping at plant store`."""
+    """The last place in a caption: `plant store` for `... shopping at plant store`."""
     places = [
         re.sub(r"^(?:an?|the) ", "", place.strip()) for place in PLACE.findall(caption.lower())
     ]
@@ -40,7 +40,7 @@ def setting(caption: str) -> str:
 
 
 def suffix_note(captions: Sequence[str], suffix: str) -> str:
-    """How many captions end in the suffix already, or in other words that all of them share, in a line."""
+    """Say in a line how many captions already end in the suffix, or in another ending that nearly all share."""
     had = sum(has_suffix(caption, suffix) for caption in captions)
     note = f"{had} of {len(captions)} captions ended in the suffix already: it stands once in each"
     if not had:
@@ -54,7 +54,7 @@ def suffix_note(captions: Sequence[str], suffix: str) -> str:
 
 
 def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
-    """Token lengths, characters and settings of the column `caption`, for each side of the column `split`.
+    """Draw token lengths, characters and settings of the captions, for each side of the column `split`.
 
     Raises RunError if there is no such column yet.
     """
@@ -94,12 +94,12 @@ def _shares(sides: dict[str, Iterable[str]], name_of: object) -> dict[str, dict[
     }
 
 
-def _bars(axes: object, title: str, sides: dict[str, dict[str, float]], most: int = 12) -> None:
-    """Horizontal bars of the names that are most frequent over both sides, a colour for each side."""
+def _bars(axes: object, title: str, sides: dict[str, dict[str, float]], count: int = 12) -> None:
+    """Draw horizontal bars of the names most frequent over both sides, one colour per side."""
     total = Counter()
     for values in sides.values():
         total.update({name: value for name, value in values.items() if name})
-    names = [name for name, _ in total.most_common(most)][::-1]
+    names = [name for name, _ in total.most_common(count)][::-1]
     height = 0.8 / len(sides)
     for i, (side, values) in enumerate(sides.items()):
         where = [row + (i - (len(sides) - 1) / 2) * height for row in range(len(names))]

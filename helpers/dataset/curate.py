@@ -1,7 +1,7 @@
-"""Which images go into the dataset: joined to their captions by file name, judged by figures, copies set apart.
+"""Select the images of the dataset: join captions by file name, measure quality, and find copies.
 
-Nothing is deleted. What is left out stands in rejected.jsonl with its reason, and a line in taken_back.txt
-brings it in all the same.
+Nothing is deleted. An image left out gets a row in rejected.jsonl with its reason; a line in taken_back.txt includes it
+anyway.
 """
 
 import fnmatch
@@ -18,35 +18,34 @@ from helpers.core.files import write_text
 from helpers.core.records import Rejection, rewrite
 from helpers.core.run import Run
 from helpers.dataset.join import candidates, without_image
-from helpers.dataset.quality import Quality, measure, oddness
+from helpers.dataset.quality import Quality, measure, outlier_score
 from helpers.dataset.resemblance import (
-    Look,
-    bits_apart,
-    copies,
-    edited_copies,
-    joined,
-    look,
+    ImageHash,
+    find_copies,
+    find_edited_copies,
+    group_labels,
+    hash_distance,
+    hash_image,
 )
 from helpers.figures.pictures import open_rgb
 
-LEAST = 4  # images
-NEARLY_AS_SHARP = 0.5  # of the sharpest; JPEG's block edges look sharp as well
+MIN_IMAGES = 4  # images
+SHARP_ENOUGH = 0.5  # of the sharpest copy; JPEG block edges count as sharp too
 FIGURES = ("sharpness", "detail", "brightness", "text_share")
 
 
 def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Images kept, and images left out with columns `kind` and `reason`; the latter also go to rejected.jsonl.
+    """Return the images kept, and those left out with columns `kind` and `reason`, also written to rejected.jsonl.
 
-    Both have the figures they were judged by, and columns `cluster`, the file name of the best of their copies, and
-    `series`, what they were told to share a scene with.
-    Raises RunError if fewer than four are kept, or a series is empty.
+    Both have the quality figures, a column `cluster` with the file name of the best copy, and a column `series` with
+    the matching pattern of the setting. Raises RunError if fewer than four are kept, or a pattern matches nothing.
     """
     images = candidates(config, run)
     images[["kind", "reason"]] = ""
     _mark_unusable(run, images)
-    images, looks, palettes = _with_figures(run, images)
-    judge(config, images, palettes, _lines(run.taken_back))
-    _mark_copies(config, run, images, looks)
+    images, hashes, palettes = _measure_images(run, images)
+    judge(config, images, palettes, _read_lines(run.taken_back))
+    _mark_copies(config, run, images, hashes)
     _mark_series(config, images)
     kept, left_out = images[images["reason"] == ""], images[images["reason"] != ""]
     rejections = [
@@ -55,29 +54,29 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
     why = f"has a caption but is not in {run.posts}: run 01_scrape again"
     rejections += [Rejection(name, "dataset", why, "no image") for name in without_image(run)]
     rewrite(run.rejected, lambda row: row.get("stage") != "dataset", rejections)
-    if len(kept) < LEAST:
+    if len(kept) < MIN_IMAGES:
         why = "; ".join(f"{n} {reason}" for reason, n in left_out["reason"].value_counts().items())
         raise RunError(
-            f"{len(kept)} of {len(images)} images are left, and training needs {LEAST}: add images and run 01 to 03 "
-            f"again{f', or mend these ({why})' if why else ''}"
+            f"{len(kept)} of {len(images)} images are left, and training needs {MIN_IMAGES}: add images and run 01 to "
+            f"03 again{f', or fix these ({why})' if why else ''}"
         )
     return kept.drop(columns=["kind", "reason"]), left_out
 
 
 def take_back(run: Run, file_name: str) -> None:
-    """Have an image in the dataset from the next run of 03 on, whatever its flaws; a copy stays beside its like."""
-    run.image(file_name)  # refuses names that are not ours
-    names = _lines(run.taken_back)
+    """Include an image from the next run of 03 on, whatever its flaws or copies."""
+    run.image(file_name)  # raises RunError for an invalid name
+    names = _read_lines(run.taken_back)
     if file_name not in names:
         write_text(run.taken_back, "".join(f"{name}\n" for name in (*names, file_name)))
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split() if path.is_file() else []
 
 
 def _mark(images: pd.DataFrame, which: pd.Series, kind: str, reason: str | pd.Series) -> None:
-    """Give images a reason to be left out, unless they have one already."""
+    """Set the reason to leave images out, unless they have one already."""
     which = which & (images["reason"] == "")
     images.loc[which, "kind"] = kind
     images.loc[which, "reason"] = reason if isinstance(reason, str) else reason[which]
@@ -85,12 +84,12 @@ def _mark(images: pd.DataFrame, which: pd.Series, kind: str, reason: str | pd.Se
 
 def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
     taken_down = images["shortcode"].isin(run.read_taken_down())
-    again = f"is of a post that {run.taken_down} lists: take it down again, or that line out"
+    again = f"is of a post that {run.taken_down} lists: take it down again, or delete that line"
     _mark(images, taken_down, "taken down", again)
     _mark(images, images["caption"] == "", "no caption", "has no caption")
     is_there = images["file_name"].map(lambda name: run.image(name).is_file())
     _mark(images, ~is_there, "no image", f"is not in {run.images}: run 01_scrape again")
-    is_gone = (images["gone"] != "") & ~images["file_name"].isin(_lines(run.taken_back))
+    is_gone = (images["gone"] != "") & ~images["file_name"].isin(_read_lines(run.taken_back))
     _mark(
         images,
         is_gone,
@@ -99,12 +98,12 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
     )
 
 
-def _with_figures(
+def _measure_images(
     run: Run, images: pd.DataFrame
-) -> tuple[pd.DataFrame, dict[str, Look], dict[str, np.ndarray]]:
-    """Measure the images that have no reason against them yet; looks and palettes are by file name."""
+) -> tuple[pd.DataFrame, dict[str, ImageHash], dict[str, np.ndarray]]:
+    """Measure and hash the images not left out so far; hashes and palettes are by file name."""
     figures: dict[str, Quality] = {}
-    looks: dict[str, Look] = {}
+    hashes: dict[str, ImageHash] = {}
     wanted = images.loc[images["reason"] == "", "file_name"]
     for i, name in tqdm(wanted.items(), "measure images", total=len(wanted), leave=False):
         try:
@@ -112,13 +111,13 @@ def _with_figures(
         except OSError as error:
             images.loc[i, ["kind", "reason"]] = ["no image", str(error)]
             continue
-        figures[name], looks[name] = measure(image), look(image)
+        figures[name], hashes[name] = measure(image), hash_image(image)
     columns = {
         figure: images["file_name"].map({name: getattr(q, figure) for name, q in figures.items()})
         for figure in FIGURES
     }
     palettes = {name: quality.palette for name, quality in figures.items()}
-    return images.assign(**columns).astype(dict.fromkeys(FIGURES, float)), looks, palettes
+    return images.assign(**columns).astype(dict.fromkeys(FIGURES, float)), hashes, palettes
 
 
 def judge(
@@ -127,111 +126,121 @@ def judge(
     palettes: dict[str, np.ndarray],
     taken_back: list[str],
 ) -> None:
-    """Give each image with a flaw its reason: the figure, and the setting that it misses."""
-    may_go = ~images["file_name"].isin(taken_back)
+    """Set the reason of each image that fails a quality setting: the figure and the setting."""
+    can_exclude = ~images["file_name"].isin(taken_back)
     for kind, is_flawed, reason in _flaws(config, images):
-        _mark(images, is_flawed & may_go, kind, reason)
+        _mark(images, is_flawed & can_exclude, kind, reason)
     rest = images[images["reason"] == ""]
     if rest.empty:
         return
-    odd = oddness(
+    scores = outlier_score(
         np.stack([palettes[n] for n in rest["file_name"]]), rest["shortcode"].to_numpy(str)
     )
-    images["oddness"] = pd.Series(odd, rest.index)
-    reason = "it is " + _shown(images["oddness"]) + " spreads from the other posts' pictures"
+    images["outlier_score"] = pd.Series(scores, rest.index)
+    reason = "it is " + _format(images["outlier_score"]) + " spreads from the other posts' pictures"
     reason += f", above max_oddness {config.max_oddness:g}"
-    _mark(images, (images["oddness"] > config.max_oddness) & may_go, "odd one out", reason)
+    _mark(
+        images,
+        (images["outlier_score"] > config.max_oddness) & can_exclude,
+        "odd one out",
+        reason,
+    )
 
 
 def _flaws(
     config: DatasetConfig, images: pd.DataFrame
 ) -> Iterator[tuple[str, pd.Series, pd.Series]]:
-    """Each kind of flaw, which images have it, and the words for each of them."""
+    """Yield each kind of flaw, the images that have it, and their reasons."""
     sides = images[["width_px", "height_px"]]
     side_px, aspect = sides.min(axis=1), sides.max(axis=1) / sides.min(axis=1)
     bright, text, sharp = images["brightness"], images["text_share"], images["sharpness"]
-    least = config.min_sharpness * sharp.median()
+    min_sharpness = config.min_sharpness * sharp.median()
     words = "its shorter side of " + side_px.astype(str) + " px is below min_side_px "
     yield "too small", side_px < config.min_side_px, words + str(config.min_side_px)
-    words = "its longer side is " + _shown(aspect) + " times the shorter, above max_aspect "
+    words = "its longer side is " + _format(aspect) + " times the shorter, above max_aspect "
     yield "extreme aspect", aspect > config.max_aspect, words + f"{config.max_aspect:g}"
-    words = "its brightness of " + _shown(bright) + " is below min_brightness "
+    words = "its brightness of " + _format(bright) + " is below min_brightness "
     yield "too dark", bright < config.min_brightness, words + f"{config.min_brightness:g}"
-    words = "lines of text cover " + _shown(text, 2) + " of its height, above max_text_share "
+    words = "lines of text cover " + _format(text, 2) + " of its height, above max_text_share "
     yield "mostly text", text > config.max_text_share, words + f"{config.max_text_share:g}"
-    words = "its sharpness of " + _shown(sharp) + f" is below {least:.1f}, min_sharpness "
+    words = "its sharpness of " + _format(sharp) + f" is below {min_sharpness:.1f}, min_sharpness "
     words += f"{config.min_sharpness:g} of the set's median"
-    yield "too blurry", sharp < least, words
+    yield "too blurry", sharp < min_sharpness, words
 
 
-def _shown(values: pd.Series, digits: int = 1) -> pd.Series:
+def _format(values: pd.Series, digits: int = 1) -> pd.Series:
     return values.map(lambda value: f"{value:.{digits}f}")
 
 
 def _mark_copies(
-    config: DatasetConfig, run: Run, images: pd.DataFrame, looks: dict[str, Look]
+    config: DatasetConfig, run: Run, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> None:
-    """Set the column `cluster`, and leave out all but the best of each cluster."""
-    taken_back = _lines(run.taken_back)
+    """Set the column `cluster`, and leave out all but the best copy of each cluster."""
+    taken_back = _read_lines(run.taken_back)
     images["cluster"] = images["file_name"]
-    clusters, alike = _clusters(config, images[images["reason"] == ""], looks)
+    clusters, likenesses = _find_clusters(config, images[images["reason"] == ""], hashes)
     for names in clusters:
         copy = images[images["file_name"].isin(names)]
-        best = _best(run, copy)
+        best = _best_copy(run, copy)
         images.loc[copy.index, "cluster"] = best["file_name"]
         for row in copy.itertuples():
             if row.file_name == best["file_name"] or row.file_name in taken_back:
                 continue
-            apart = bits_apart(looks[row.file_name], looks[best["file_name"]])
+            distance = hash_distance(hashes[row.file_name], hashes[best["file_name"]])
             if row.sha256 == best["sha256"]:
                 kind, reason = "same file", f"is the same file as {best['file_name']}"
-            elif apart <= config.max_hash_bits or row.file_name not in alike:
+            elif distance <= config.max_hash_bits or row.file_name not in likenesses:
                 kind = "near copy"
-                reason = f"shows the same as {best['file_name']}: their hashes differ in {apart} of 256 bits"
+                reason = f"shows the same as {best['file_name']}: their hashes differ in {distance} of 256 bits"
             else:
-                kind, (value, other) = "edited copy", alike[row.file_name]
+                kind, (value, other) = "edited copy", likenesses[row.file_name]
                 reason = f"is {other} edited: their edges are {value:.2f} alike, "
                 reason += f"min_likeness is {config.min_likeness:g}"
             images.loc[row.Index, ["kind", "reason"]] = [kind, reason]
 
 
-def _clusters(
-    config: DatasetConfig, images: pd.DataFrame, looks: dict[str, Look]
+def _find_clusters(
+    config: DatasetConfig, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> tuple[list[list[str]], dict[str, tuple[float, str]]]:
-    """The file names of each set of copies, two or more; and for edited ones how alike they are, and to which."""
+    """Return the clusters of two or more copies, and for edited copies the likeness and its other image."""
     names = images["file_name"].tolist()
-    seen = [looks[name] for name in names]
-    edited = list(edited_copies(seen, config.min_likeness))
-    alike: dict[str, tuple[float, str]] = {}
+    ordered = [hashes[name] for name in names]
+    edited = list(find_edited_copies(ordered, config.min_likeness))
+    likenesses: dict[str, tuple[float, str]] = {}
     for pair in edited:
         for one, other in ((pair.one, pair.other), (pair.other, pair.one)):
-            alike[names[one]] = max(alike.get(names[one], (0.0, "")), (pair.value, names[other]))
-    pairs = [*copies(seen, config.max_hash_bits), *((pair.one, pair.other) for pair in edited)]
+            likenesses[names[one]] = max(
+                likenesses.get(names[one], (0.0, "")), (pair.likeness, names[other])
+            )
+    pairs = [
+        *find_copies(ordered, config.max_hash_bits),
+        *((pair.one, pair.other) for pair in edited),
+    ]
     first = {sha256: i for i, sha256 in reversed(list(enumerate(images["sha256"])))}
     pairs += [(i, first[sha256]) for i, sha256 in enumerate(images["sha256"])]
-    members = pd.Series(names).groupby(joined(len(names), pairs)).agg(list)
-    return [cluster for cluster in members if len(cluster) > 1], alike
+    members = pd.Series(names).groupby(group_labels(len(names), pairs)).agg(list)
+    return [cluster for cluster in members if len(cluster) > 1], likenesses
 
 
 def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
-    """Set the column `series`: the pattern that an image's name fits, else the name itself.
+    """Set the column `series`: the pattern that matches an image's name, else the name itself.
 
-    Raises RunError for a pattern that no name fits.
+    Raises RunError for a pattern that matches no name.
     """
     images["series"] = images["file_name"]
     for pattern in config.series:
         fits = images["file_name"].str.fullmatch(fnmatch.translate(pattern), case=False)
         if not fits.any():
             raise RunError(
-                f"series has {pattern!r}, which no image's name fits: "
-                f"names are such as {images['file_name'].iloc[0]}"
+                f"series has {pattern!r}, which matches no image's name: "
+                f"names look like {images['file_name'].iloc[0]}"
             )
         images.loc[fits, "series"] = pattern
 
 
-def _best(run: Run, copy: pd.DataFrame) -> pd.Series:
-    """The sharpest of copies; of those nearly as sharp the one of most pixels, the largest file, the first by name."""
-    sharp = copy[copy["detail"] >= NEARLY_AS_SHARP * copy["detail"].max()]
+def _best_copy(run: Run, copy: pd.DataFrame) -> pd.Series:
+    """Choose the best copy: among the sharpest, the one with most pixels, then the largest file, then by name."""
+    sharp = copy[copy["detail"] >= SHARP_ENOUGH * copy["detail"].max()]
     pixels = sharp["width_px"] * sharp["height_px"]
     sizes = sharp["file_name"].map(lambda name: run.image(name).stat().st_size)
     ranked = sharp.assign(pixels=pixels, size=sizes).sort_values(

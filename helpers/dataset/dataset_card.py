@@ -1,4 +1,4 @@
-"""The dataset's card, from what lies in its folder."""
+"""Write the dataset's card from the files in its folder."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ from helpers.dataset.dataset_files import (
 )
 from helpers.figures.pictures import contact_sheet
 
-SETTING = {  # by which a reason to leave an image out is set
+SETTING = {  # of each reason to leave an image out
     "too small": "min_side_px",
     "extreme aspect": "max_aspect",
     "too dark": "min_brightness",
@@ -59,17 +59,17 @@ where the work is not one's own, and never to pass generated images off as their
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md, and a contact sheet where the permission of every image lets others see it."""
+    """Write README.md, and a contact sheet if every image's permission allows it."""
     records = read_records(folder)
     if may_be_shown(records):
         images = [folder / r.split / r.file_name for r in records]
-        with replacing_file(folder / SHEET) as beside:
-            contact_sheet(images).save(beside, quality=90)
+        with replacing_file(folder / SHEET) as tmp_path:
+            contact_sheet(images).save(tmp_path, quality=90)
     write_text(folder / CARD, card(folder, records))
 
 
 def card(folder: Path, records: Sequence[Record]) -> str:
-    """Markdown with a YAML header that the Hugging Face hub reads. Words of others are in it as words, not markup."""
+    """Render the card, Markdown with a YAML header for the Hub; all foreign text is escaped."""
     about = read_about(folder)
     header = DatasetCardData(
         language="en", task_categories=["text-to-image"], pretty_name=about["run"]
@@ -97,13 +97,13 @@ def card(folder: Path, records: Sequence[Record]) -> str:
 
 
 def card_words(folder: Path) -> str:
-    """The card without its header and its picture, to be shown in a notebook."""
+    """Return the card without header and image, for a notebook."""
     _, _, words = (folder / CARD).read_text(encoding="utf-8").split("---\n", 2)
     return "\n".join(line for line in words.splitlines() if not line.startswith("!["))
 
 
 def escaped(text: str) -> str:
-    """Text that neither Markdown nor HTML takes for markup."""
+    """Escape text for Markdown and HTML."""
     return re.sub(r"[^\w\s.,:;@/-]|_", lambda sign: f"&#{ord(sign[0])};", " ".join(text.split()))
 
 
@@ -117,7 +117,7 @@ def _span(dates: Iterable[str]) -> str:
 
 
 def _pixels(changed: dict[str, int] | None) -> str:
-    """What the files hold; None is of a dataset that an older version made by copying files."""
+    """Describe the image files; None is from an older version that copied files unchanged."""
     if changed is None:
         return "in files as they were published, with what these hold beside their pixels"
     counts = "".join(f"; {count} {what}" for what, count in sorted(changed.items()))

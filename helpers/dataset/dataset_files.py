@@ -1,7 +1,7 @@
-"""What lies in a dataset's folder, beside the images: texts, where each image is from, and the settings.
+"""Read and write the files of a dataset's folder besides the images: texts, provenance and settings.
 
-The texts are metadata.csv in each split, as `datasets.load_dataset("imagefolder")` reads them. The rest makes
-the folder complete in itself: its card, a take-down and a public push need nothing else.
+The texts are metadata.csv in each split, as `datasets.load_dataset("imagefolder")` reads them. The other files make the
+folder self-contained: its card, a take-down and a public push need nothing else.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from helpers.core.records import NO_BREAK_SPACE, read_rows, rewrite
 
 SPLITS = ("train", "validation")
 CARD, ABOUT, RECORDS, SHEET = "README.md", "about.json", "provenance.jsonl", "contact_sheet.jpg"
-NOT_IN_IT = ("run", "push_to", "private")  # settings that change nothing of what is in the folder
+NOT_IN_IT = ("run", "push_to", "private")  # settings that do not affect the folder's content
 
 
 @dataclass(frozen=True)
 class Record:
-    """A line of provenance.jsonl: an image of the dataset, and where it comes from."""
+    """A row of provenance.jsonl: an image of the dataset, and where it comes from."""
 
     file_name: str
-    image: str  # its name in images/, which may end or begin otherwise
+    image: str  # its name in images/, which may have another suffix or prefix
     split: str
     text: str
     shortcode: str
@@ -40,7 +40,7 @@ class Record:
     permission: str
     captioner: str
     model: str
-    sha256: str  # of the image as it was published
+    sha256: str  # of the image as published
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -48,30 +48,30 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def write_records(folder: Path, records: Sequence[Record], metadata: str) -> None:
-    """Write provenance.jsonl, and the file called `metadata` in each split that has an image."""
+    """Write provenance.jsonl, and the file named `metadata` in each split with images."""
     rewrite(folder / RECORDS, lambda row: True, records)
     for split in SPLITS:
         rows = [(r.file_name, r.text) for r in records if r.split == split]
         if rows:
             table = pd.DataFrame(rows, columns=["file_name", "text"])
-            table["text"] = read_as_texts(table["text"])
+            table["text"] = as_string_column(table["text"])
             table.to_csv(folder / split / metadata, index=False, lineterminator="\n")
 
 
-def read_as_texts(texts: pd.Series) -> pd.Series:
-    """Texts that pandas, and so `datasets` and every trainer, reads as texts.
+def as_string_column(texts: pd.Series) -> pd.Series:
+    """Make texts that pandas, and so `datasets` and all trainers, read as strings.
 
-    `null` alone would be read as none, `7` as a number where all are such: they end in a no-break space, which no
-    tokenizer counts and `read_metadata` takes off.
+    `null` would be read as missing, a column of `7` as numbers: such texts get a trailing no-break space, which
+    tokenizers ignore and `read_metadata` strips.
     """
-    texts = texts.str.lstrip()  # a caption that was nothing but the suffix
+    texts = texts.str.lstrip()  # a caption of nothing but the suffix
     csv = io.StringIO(texts.to_csv(index=False))
     is_read = pd.read_csv(csv)["text"].to_numpy(object) == texts.to_numpy(object)
     return texts.where(is_read, texts + NO_BREAK_SPACE)
 
 
 def copy_without(source: Path, target: Path, shortcode: str) -> None:
-    """Copy a dataset but for one post. The card, the contact sheet and the manifest are to be made again."""
+    """Copy a dataset without one post; the caller rewrites card, contact sheet and manifest."""
     kept = [record for record in read_records(source) if record.shortcode != shortcode]
     metadata = next(path.name for path in source.glob("*/*.csv"))
     for record in kept:
@@ -90,7 +90,7 @@ def write_about(
     left_out: Mapping[str, int],
     changed: Mapping[str, int],
 ) -> None:
-    """Write about.json: the run, the settings that made the dataset, how many were left out or changed, and how."""
+    """Write about.json: the run, the settings, and the counts of images left out and converted."""
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_IT}
     about = {"run": run, "settings": settings, "left_out": left_out, "changed": changed}
     write_json(folder / ABOUT, about)
@@ -101,12 +101,12 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def may_be_shown(records: Sequence[Record]) -> bool:
-    """Whether the permission of every image is one that lets others see it."""
+    """Whether the permission of every image allows showing it to others."""
     return bool(records) and all(record.permission in MAY_BE_SHOWN for record in records)
 
 
 def content_hash(folder: Path) -> str:
-    """One SHA-256 for the names and contents of all images and texts."""
+    """A SHA-256 of the names and contents of all images and texts."""
     files = [path for split in SPLITS for path in sorted((folder / split).glob("*"))]
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which posts each dataset of a run held, so that one can tell what a model has seen."""
+"""Record which posts each dataset of a run held, to know what a model was trained on."""
 
 from dataclasses import dataclass
 
@@ -10,22 +10,22 @@ from helpers.dataset.dataset_files import read_records
 
 @dataclass(frozen=True)
 class Edition:
-    """A line of datasets_before.jsonl: a dataset that was replaced, by the hash that checkpoints name it by."""
+    """A row of datasets_before.jsonl: a replaced dataset, by the hash that checkpoints store."""
 
     hash: str
     train: list[str]  # shortcodes
     validation: list[str]
 
 
-def remember(run: Run) -> None:
-    """Keep which posts the present dataset holds, before another takes its place."""
+def record_edition(run: Run) -> None:
+    """Record the posts of the present dataset before it is replaced."""
     edition = _present(run)
     if edition and edition not in read_rows(run.datasets_before, Edition):
         append_row(run.datasets_before, edition)
 
 
-def editions(run: Run) -> dict[str, Edition]:
-    """All datasets that this run has had, the present one among them, by hash."""
+def list_editions(run: Run) -> dict[str, Edition]:
+    """Return all datasets of this run by hash, including the present one."""
     present = _present(run)
     rows = read_rows(run.datasets_before, Edition) + ([present] if present else [])
     return {edition.hash: edition for edition in rows}

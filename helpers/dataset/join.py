@@ -1,4 +1,4 @@
-"""Images and captions, joined by file name: never by position, and nothing is dropped on the way."""
+"""Join images and captions by file name, never by position, without dropping any."""
 
 import re
 from dataclasses import asdict
@@ -13,11 +13,11 @@ from helpers.core.run import Run
 from helpers.core.suffix import strip_suffix
 from helpers.models.tokens import base_model_of
 
-FORMULA = "=+-@＝＋－＠"  # with which a spreadsheet takes a cell for a formula
+FORMULA = "=+-@＝＋－＠"  # at the start of a cell, these make a formula in a spreadsheet
 
 
 def table(run: Run) -> pd.DataFrame:
-    """A row per image: all of its post, its `caption` (empty if it has none), `captioner` and `model`.
+    """Return a row per image: its post's fields, `caption` (empty if there is none), `captioner` and `model`.
 
     Raises RunError if 01 or 02 has not run.
     """
@@ -27,7 +27,7 @@ def table(run: Run) -> pd.DataFrame:
     words = pd.DataFrame(
         {
             "file_name": [row.file_name for row in usable],
-            "caption": [plain(row.caption) for row in usable],
+            "caption": [clean_caption(row.caption) for row in usable],
             "captioner": [row.captioner for row in usable],
             "model": [row.model for row in usable],
         },
@@ -41,29 +41,29 @@ def table(run: Run) -> pd.DataFrame:
 
 
 def candidates(config: DatasetConfig, run: Run) -> pd.DataFrame:
-    """The table, with notes: the settings by which images are chosen, for `up_to_date`; what the base model reads."""
+    """Return the table; its attrs hold the selection settings, for `refresh`, and the base model."""
     run.check_settings(config)
     images = table(run)
-    images.attrs["chosen_with"] = _choosing(config)
-    images.attrs["base_model"] = base_model_of(run)  # whose tokens are counted
+    images.attrs["chosen_with"] = _selection_settings(config)
+    images.attrs["base_model"] = base_model_of(run)  # for its token limit
     return images
 
 
-def _choosing(config: DatasetConfig) -> dict[str, Any]:
-    """The settings that say which images are kept, and on which side."""
+def _selection_settings(config: DatasetConfig) -> dict[str, Any]:
+    """The settings that select images and split them."""
     others = ("run", "suffix", "push_to", "private")
     return {name: value for name, value in asdict(config).items() if name not in others}
 
 
-def up_to_date(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame:
-    """The images kept, with the permission that 01 has now and the captions that 02 has now, without the suffix.
+def refresh(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame:
+    """Return the kept images with their present permission and captions, without the suffix.
 
-    Raises RunError, naming the cell to run again, if the images are another run's, have changed or lost their
-    captions since, were chosen by other settings, or have no column `split`.
+    Raises RunError, naming the cell to run again, if the images belong to another run, changed or lost their captions
+    since, were selected with other settings, or have no column `split`.
     """
     run.check_settings(config)
     again = "run the cell 'What is left out, and why' and those after it again"
-    settings = _choosing(config)
+    settings = _selection_settings(config)
     before = kept.attrs.get("chosen_with", settings)
     if changed := [name for name, value in settings.items() if before.get(name, value) != value]:
         raise RunError(f"{', '.join(changed)} changed since the images were chosen: {again}")
@@ -80,16 +80,16 @@ def up_to_date(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFr
     return kept.assign(caption=captions, **columns)
 
 
-def plain(caption: str) -> str:
-    """A caption on one line of visible text that no spreadsheet takes for a formula.
+def clean_caption(caption: str) -> str:
+    """Clean a caption: one line, without control characters, and not a formula in a spreadsheet.
 
-    Signs that would begin a formula are taken from its beginning, where they say nothing of a picture.
+    Leading characters that would start a formula are removed.
     """
     visible = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", caption)
     return " ".join(visible.split()).lstrip(FORMULA + " ")
 
 
 def without_image(run: Run) -> list[str]:
-    """The file names that captions.jsonl has and posts.jsonl has not."""
+    """Return file names that are in captions.jsonl but not in posts.jsonl."""
     posts = latest(read_rows(run.posts, Post))
     return [name for name in latest(read_rows(run.captions, Caption)) if name not in posts]

@@ -1,6 +1,6 @@
-"""The dataset on the Hugging Face hub: private unless asked for and permitted, and back again on a fresh runtime.
+"""Push the dataset to the Hugging Face Hub, private unless requested and permitted, and fetch it on another machine.
 
-`python -m helpers.dataset.publish RUN HUB_ID` brings a pushed dataset into a run, from where 04 can start.
+`python -m helpers.dataset.publish RUN HUB_ID` fetches a pushed dataset into a run, so that 04 can start.
 """
 
 import argparse
@@ -21,22 +21,22 @@ from helpers.core.records import Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.dataset.build import verify_dataset
 from helpers.dataset.dataset_files import NOT_IN_IT, read_about, read_records
-from helpers.dataset.history import remember
+from helpers.dataset.history import record_edition
 from helpers.host.hub import make_private, open_hub, release, told
 
-OURS = re.compile(  # every name that 03 gives to a file of a dataset
+OUR_FILES = re.compile(  # all file names that 03 writes
     r"(README\.md|about\.json|provenance\.jsonl|contact_sheet\.jpg|manifest\.json"
     r"|(train|validation)/(metadata\.csv|[A-Za-z0-9_-]{1,97}\.(jpg|png|webp)))"
 )
-KEPT_BY_THE_HUB = ".gitattributes"
+HUB_FILE = ".gitattributes"
 
 
 def publish(config: DatasetConfig, run: Run) -> str:
-    """Push dataset/ to the hub in one commit, and say where it is; does nothing where `push_to` is empty.
+    """Push dataset/ to the Hub in one commit, and return its URL; nothing is pushed if `push_to` is empty.
 
-    The repository is made private, and read back as such before the first image leaves. It becomes public in
-    the end if `private` is off and every image's permission allows it.
-    Raises RunError if it does not, the repository is public already, or the hub does not take it.
+    The repository is created private and verified to be so before any upload. It becomes public at the end if `private`
+    is off and every image's permission allows it. Raises RunError if one does not, if the repository is public already,
+    or the Hub refuses.
     """
     if not config.push_to:
         return "not published: push_to is empty"
@@ -53,9 +53,9 @@ def publish(config: DatasetConfig, run: Run) -> str:
 
 
 def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
-    """Commit the files that the manifest lists, and take away what is there beside them; return their names."""
+    """Commit the files of the manifest and delete all others; return their names."""
     files = {*read_json(folder / MANIFEST), MANIFEST}
-    stale = {s.rfilename for s in info.siblings or ()} - files - {KEPT_BY_THE_HUB}
+    stale = {s.rfilename for s in info.siblings or ()} - files - {HUB_FILE}
     operations = [CommitOperationAdd(name, folder / name) for name in sorted(files)]
     operations += [CommitOperationDelete(name) for name in sorted(stale)]
     message = f"{len(files)} files by 03_dataset"
@@ -64,10 +64,10 @@ def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
 
 
 def fetch(run: Run, hub_id: str) -> str:
-    """Bring a dataset that 03 pushed into the run, verified by its manifest; 04 can start from it.
+    """Fetch a dataset that 03 pushed into the run, verified by its manifest, so that 04 can start.
 
-    Raises RunError if the run has another dataset, the repository holds none of 03's, or a file is not what
-    the manifest says.
+    Raises RunError if the run has another dataset, the repository was not pushed by 03, or a file does not match the
+    manifest.
     """
     with told(hub_id), tempfile.TemporaryDirectory() as temporary:
         folder = _download(hub_id, Path(temporary))
@@ -76,31 +76,29 @@ def fetch(run: Run, hub_id: str) -> str:
         _refuse_to_replace(run, folder)
         settings = {k: v for k, v in read_about(folder)["settings"].items() if k not in NOT_IN_IT}
         config = configure(DatasetConfig, settings, run=run.name)
-        remember(run)
-        with replacing_folder(run.dataset) as beside:
+        record_edition(run)
+        with replacing_folder(run.dataset) as tmp_path:
             for name in read_json(folder / MANIFEST):
-                (beside / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(folder / name, beside / name)
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(folder / name, tmp_path / name)
     run.write_config("dataset", config)
     return verify_dataset(run)
 
 
 def _download(hub_id: str, folder: Path) -> Path:
-    """The files of a pushed dataset whose names are ours, and no others."""
+    """Download the files of a pushed dataset that have 03's names, and no others."""
     api = HfApi(token=get_token() or False)
     info = api.dataset_info(hub_id)
-    names = [s.rfilename for s in info.siblings or () if OURS.fullmatch(s.rfilename)]
+    names = [s.rfilename for s in info.siblings or () if OUR_FILES.fullmatch(s.rfilename)]
     if MANIFEST not in names:
-        raise RunError(
-            f"{hub_id} is no dataset that 03 pushed: bring its images in by 01_scrape instead"
-        )
+        raise RunError(f"{hub_id} was not pushed by 03: use 01_scrape with source='hub' instead")
     api.snapshot_download(
         hub_id, repo_type="dataset", revision=info.sha, local_dir=folder, allow_patterns=names
     )
     for name in read_json(folder / MANIFEST):
-        if not OURS.fullmatch(name):
+        if not OUR_FILES.fullmatch(name):
             raise RunError(
-                f"{hub_id}: {MANIFEST} names {name!r}, which 03 would not: push it again"
+                f"{hub_id}: {MANIFEST} names {name!r}, which 03 never writes: push it again"
             )
     return folder
 
@@ -111,7 +109,7 @@ def _refuse_to_replace(run: Run, folder: Path) -> None:
     )
     if run.dataset.exists() and not same:
         raise RunError(
-            f"{run.dataset} is there already and is another: fetch into a run of another name"
+            f"{run.dataset} is another dataset already: fetch into a run of another name"
         )
 
 

@@ -1,36 +1,37 @@
-"""Figures by which a picture is judged unfit to train on. Each is cheap, and shown with the reason it gives.
+"""Measure the quality of an image for training. Each figure is cheap, and shown with the reason to leave an image out.
 
-They see pixels, not meaning: a soft pastel is not blurry among its like, and a quote over a photograph is no text.
+The figures see pixels, not meaning: soft pastels are not blurry in a set of them, and a quote on a photo is not text.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import laplace
 from scipy.spatial.distance import cdist
 
-SIDE_PX = 256  # to which a picture is scaled down before it is measured
+SIDE_PX = 256  # images are downscaled to this before most measurements
 TEXT_SIDE_PX = 384
-TEXT_SHORT_SIDE_PX = 256  # at least: in a phone's screenshot of 177 x 384 px letters are dots
-STROKE = 32  # a step between neighbouring pixels, of 255, that counts as the edge of a stroke
-LEAST_STROKES = 12  # edges along a row of text
-TALLEST_LINE = 0.12  # of the picture's height
-EDGES_OF_TEXT = (3.3, 9.5)  # along a stretch as long as a line is high
-MOST_REPETITION = 0.38  # as an autocorrelation; of 100 cards in 14 fonts half have under 0.22
-LEAST_FOR_ODDNESS = 20  # images; among fewer, none is the odd one
+TEXT_SHORT_SIDE_PX = 256  # minimum: in a phone's screenshot of 177 x 384 px letters are dots
+STROKE_STEP = 32  # a step between neighbouring pixels, of 255, that is the edge of a stroke
+MIN_STROKES = 12  # edges along a row of text
+MAX_LINE_HEIGHT = 0.12  # of the image's height
+EDGES_OF_TEXT = (3.3, 9.5)  # per line height, along a line
+MAX_REPETITION = 0.38  # as an autocorrelation; of 100 cards in 14 fonts half have under 0.22
+MIN_FOR_OUTLIERS = 20  # images; in smaller sets none is an outlier
 NEIGHBOURS = 5
-BLOCK = 256  # pictures compared with all others at once, so that memory stays small
+BLOCK = 256  # images compared with all others at once, to limit memory
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The figures of one picture.
+    """The quality figures of one image.
 
-    sharpness   variance of the Laplacian at SIDE_PX (Pech-Pacheco et al. 2000), for comparing a set's pictures
-    detail      the same at full size, times the number of pixels, for comparing copies of one picture
+    sharpness   variance of the Laplacian at SIDE_PX (Pech-Pacheco et al. 2000), for comparing images of a set
+    detail      the same at full size, times the number of pixels, for comparing copies
     brightness  mean grey, 0 to 255
     text_share  share of the height that lines of text cover, 0 to 1
-    palette     (72,) square roots of histograms of colours and of steps between pixels, for finding the odd one out
+    palette     (72,) square roots of histograms of colours and of steps between pixels, for finding outliers
     """
 
     sharpness: float
@@ -41,9 +42,9 @@ class Quality:
 
 
 def measure(image: Image.Image) -> Quality:
-    """The figures of an RGB picture."""
+    """Measure an RGB image."""
     grey = image.convert("L")
-    small = _at_most(grey, SIDE_PX)
+    small = _downscale(grey, SIDE_PX)
     return Quality(
         sharpness=_laplacian_variance(small),
         detail=_laplacian_variance(grey) * image.width * image.height,
@@ -53,30 +54,28 @@ def measure(image: Image.Image) -> Quality:
     )
 
 
-def _at_most(image: Image.Image, side_px: int) -> Image.Image:
+def _downscale(image: Image.Image, side_px: int) -> Image.Image:
     factor = min(1.0, side_px / max(image.size))
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _laplacian_variance(grey: Image.Image) -> float:
-    g = np.asarray(grey, np.float32)
-    if min(g.shape) < 3:
+    if min(grey.size) < 3:
         return 0.0
-    edges = g[1:-1, :-2] + g[1:-1, 2:] + g[:-2, 1:-1] + g[2:, 1:-1] - 4 * g[1:-1, 1:-1]
-    return float(edges.var())
+    return float(laplace(np.asarray(grey, np.float32))[1:-1, 1:-1].var())
 
 
 def text_share(grey: Image.Image) -> float:
-    """The share of a picture's height that lines of text cover.
+    """Measure the share of an image's height that lines of text cover.
 
-    A line is a low band of rows, each crossed by many edges of strokes, between rows with next to none. What repeats
-    along its lines (dots, bricks, flowers) and what is denser or sparser than letters (hatching, waves) is a pattern.
-    Lettering taller than TALLEST_LINE, slanted, or over a busy ground is not seen.
+    A line is a low band of rows with many stroke edges, between rows with almost none. Bands that repeat (dots, bricks,
+    flowers) or are denser or sparser than letters (hatching, waves) are patterns, not text. Text taller than
+    MAX_LINE_HEIGHT, slanted, or on a busy background is not found.
     """
     side_px = max(TEXT_SIDE_PX, round(TEXT_SHORT_SIDE_PX * max(grey.size) / min(grey.size)))
-    pixels = np.asarray(_at_most(grey, side_px), np.int16)
-    edges = np.abs(np.diff(pixels, axis=1)) > STROKE
+    pixels = np.asarray(_downscale(grey, side_px), np.int16)
+    edges = np.abs(np.diff(pixels, axis=1)) > STROKE_STEP
     strokes = edges.sum(1)
     is_inked = np.concatenate([[False], strokes > 1, [False]])
     turns = np.flatnonzero(np.diff(is_inked.astype(np.int8)))
@@ -84,20 +83,21 @@ def text_share(grey: Image.Image) -> float:
     lines = [
         edges[top:below]
         for top, below in zip(turns[::2], turns[1::2], strict=True)
-        if 3 <= below - top <= TALLEST_LINE * height
-        and np.median(strokes[top:below]) >= LEAST_STROKES
+        if 3 <= below - top <= MAX_LINE_HEIGHT * height
+        and np.median(strokes[top:below]) >= MIN_STROKES
     ]
     if not lines:
         return 0.0
-    density, repetition = np.median([_of_line(line) for line in lines], axis=0)
-    if not (EDGES_OF_TEXT[0] <= density <= EDGES_OF_TEXT[1] and repetition <= MOST_REPETITION):
+    density, repetition = np.median([_measure_line(line) for line in lines], axis=0)
+    if not (EDGES_OF_TEXT[0] <= density <= EDGES_OF_TEXT[1] and repetition <= MAX_REPETITION):
         return 0.0
     return float(sum(map(len, lines)) / height)
 
 
-def _of_line(edges: np.ndarray) -> tuple[float, float]:
-    """Of a band of rows, (H, W) bool where an edge is: edges along a stretch as long as the band is high; and how far
-    the band repeats itself along its way, the largest autocorrelation of its columns from a quarter to six heights on.
+def _measure_line(edges: np.ndarray) -> tuple[float, float]:
+    """Measure a band of rows, (H, W) bool edges: edges per band height, and repetition.
+
+    Repetition is the largest autocorrelation of the columns at lags from a quarter to six heights.
     """
     height = len(edges)
     columns = np.trim_zeros(edges.sum(0)).astype(float)
@@ -117,14 +117,14 @@ def _palette(image: Image.Image, grey: Image.Image) -> np.ndarray:
     return np.sqrt(np.concatenate([colours, texture / texture.sum()]))
 
 
-def oddness(palettes: np.ndarray, posts: np.ndarray) -> np.ndarray:
-    """(N,) how far each picture is from its nearest ones of other posts, in spreads above the set's median.
+def outlier_score(palettes: np.ndarray, posts: np.ndarray) -> np.ndarray:
+    """Score outliers: (N,) mean distance to the nearest images of other posts, in spreads above the median.
 
     palettes  (N, 72)
-    posts     (N,) whatever tells posts apart
-    The spread is the median absolute deviation, which odd ones hardly move. Zeros where the set is too small.
+    posts     (N,) an identifier of each image's post
+    The spread is the median absolute deviation, which is robust to outliers. Zeros if the set is too small.
     """
-    if len(palettes) < LEAST_FOR_ODDNESS:
+    if len(palettes) < MIN_FOR_OUTLIERS:
         return np.zeros(len(palettes))
     near = np.concatenate(
         [
@@ -137,7 +137,7 @@ def oddness(palettes: np.ndarray, posts: np.ndarray) -> np.ndarray:
     return (mean - np.median(mean)) / max(spread, 1e-6)
 
 
-def _nearest(some: np.ndarray, palettes: np.ndarray, is_left_out: np.ndarray) -> np.ndarray:
-    """(B, NEIGHBOURS) distances of some palettes from those nearest to them."""
-    away = np.where(is_left_out, np.inf, cdist(some, palettes))
-    return np.sort(np.partition(away, NEIGHBOURS, axis=1)[:, :NEIGHBOURS], axis=1)
+def _nearest(block: np.ndarray, palettes: np.ndarray, is_left_out: np.ndarray) -> np.ndarray:
+    """(B, NEIGHBOURS) distances of a block of palettes to their nearest ones."""
+    distances = np.where(is_left_out, np.inf, cdist(block, palettes))
+    return np.sort(np.partition(distances, NEIGHBOURS, axis=1)[:, :NEIGHBOURS], axis=1)

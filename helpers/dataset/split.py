@@ -1,14 +1,14 @@
-"""Held-out images: whole posts and clusters of copies, chosen by a hash, so the choice stays as the set grows."""
+"""Split off held-out images: whole posts and clusters, chosen by a hash, so the choice is stable as the set grows."""
 
 import hashlib
 from collections.abc import Collection, Mapping
 
 import pandas as pd
 
-from helpers.dataset.resemblance import joined
+from helpers.dataset.resemblance import group_labels
 
-LEAST_HELD_OUT = 4  # images; fewer say nothing
-A_FEW = 20  # images; below them the held-out loss is a rough guide
+MIN_HELD_OUT = 4  # images; fewer are not informative
+FEW_HELD_OUT = 20  # images; below, the validation loss is noisy
 
 
 def split(
@@ -17,63 +17,63 @@ def split(
     seed: int,
     held_out: Collection[str] | Mapping[str, str] = (),
 ) -> pd.Series:
-    """`train` or `validation` for each image.
+    """Assign `train` or `validation` to each image.
 
-    A carousel's pictures resemble each other, so posts that share a cluster of copies, or a series, are on one
-    side as a whole. Each post has a number from 0 to 1 of its own; a group with one below `validation_share` is held
-    out, and if these are too few, so are the next ones. A group of more than half of all images trains.
-    held_out  file names that were held out before, and stay so unless they are most of the images; or all that
-              had a side, and which: what was trained on is held out only where too few others can be
-    Where a single post holds everything, its images are parted instead.
+    Images of a carousel are similar, so a post, and posts that share a cluster of copies or a series, are on one side.
+    Each post has a hash from 0 to 1; a group with a hash below `validation_share` is held out, and if these are too
+    few, the next ones too. A group of more than half of all images is trained on. If there is a single post, its images
+    are split instead.
+    held_out  file names held out before, which stay so unless they are most of the images; or the previous side of
+              each: images trained on before are held out only if too few others can be
     """
     groups, names = _groups(images)
-    rank = names.map(lambda name: _number(seed, name)).groupby(groups).min().sort_values()
+    rank = names.map(lambda name: _hash_to_unit(seed, name)).groupby(groups).min().sort_values()
     sizes = groups.value_counts()
-    least, most = max(1, min(LEAST_HELD_OUT, len(images) // 4)), len(images) // 2
+    min_count, max_count = max(1, min(MIN_HELD_OUT, len(images) // 4)), len(images) // 2
     sides = held_out if isinstance(held_out, Mapping) else dict.fromkeys(held_out, "validation")
     side = images["file_name"].map(sides)
     kept = set(groups[side == "validation"])
     trained = set(groups[side == "train"]) - kept
-    if sum(sizes[group] for group in kept) > most:
+    if sum(sizes[group] for group in kept) > max_count:
         kept, trained = set(), set()
     chosen, count = set(), 0
     for group in sorted(rank.index, key=lambda group: (group not in kept, group in trained)):
         is_new = group not in trained and rank[group] < validation_share
-        is_wanted = group in kept or is_new or count < least
-        if is_wanted and count + sizes[group] <= most:
+        is_wanted = group in kept or is_new or count < min_count
+        if is_wanted and count + sizes[group] <= max_count:
             chosen.add(group)
             count += sizes[group]
     return groups.isin(chosen).map({True: "validation", False: "train"})
 
 
 def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """A group for each image, and the name by which the image gets its number."""
+    """Return a group for each image, and the name that is hashed."""
     clusters = images.get("cluster", images["file_name"])
     series = images.get("series", images["file_name"])
-    groups = _together(images.index, (images["shortcode"], clusters, series))
+    groups = _merge_groups(images.index, (images["shortcode"], clusters, series))
     if groups.nunique() > 1:
         return groups, images["shortcode"]
     return (clusters if clusters.nunique() > 1 else images["file_name"]), clusters
 
 
-def _together(index: pd.Index, keys: tuple[pd.Series, ...]) -> pd.Series:
-    """Labels that are the same for images which share any of the keys, directly or through others."""
+def _merge_groups(index: pd.Index, keys: tuple[pd.Series, ...]) -> pd.Series:
+    """Label images so that those that share any key, directly or through others, have the same label."""
     pairs = [
         (positions[0], other)
         for key in keys
         for positions in key.reset_index(drop=True).groupby(key.to_numpy()).indices.values()
         for other in positions
     ]
-    return pd.Series(joined(len(index), pairs), index=index)
+    return pd.Series(group_labels(len(index), pairs), index=index)
 
 
-def _number(seed: int, name: str) -> float:
+def _hash_to_unit(seed: int, name: str) -> float:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 
 def balance(images: pd.DataFrame) -> pd.DataFrame:
-    """Images, posts and clusters on each side of the column `split`."""
+    """Count images, posts and clusters on each side of the column `split`."""
     counted = images.groupby("split").agg(
         images=("file_name", "count"),
         posts=("shortcode", "nunique"),
@@ -83,12 +83,12 @@ def balance(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def meaning(images: pd.DataFrame) -> str:
-    """What the held-out images are good for, by their number."""
+    """Say how informative the number of held-out images is."""
     count = int((images["split"] == "validation").sum())
     line = f"{count} of {len(images)} images are held out"
-    if count >= A_FEW:
-        return f"{line}: enough to see in 04 whether the model learns or memorises"
+    if count >= FEW_HELD_OUT:
+        return f"{line}: enough to see in 04 whether the model overfits"
     return (
-        f"{line}: with fewer than {A_FEW} the held-out loss is a rough guide, trust its course more than its "
+        f"{line}: with fewer than {FEW_HELD_OUT} the validation loss is noisy, trust its trend more than its "
         "value; more posts or a larger validation_share help"
     )

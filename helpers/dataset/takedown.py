@@ -1,7 +1,7 @@
-"""Take a post out of a run, everywhere: `python -m helpers.dataset.takedown RUN SHORTCODE`.
+"""Remove a post from a run, everywhere: `python -m helpers.dataset.takedown RUN SHORTCODE`.
 
-This is the one place where something of the user's is deleted, since that is what is asked for. The shortcode
-is written to taken_down.txt first, and every following step is whole in itself: a rerun after a kill ends it.
+This is the only place that deletes a user's files. The shortcode is written to taken_down.txt first, and each following
+step is atomic, so a rerun after a kill completes it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from helpers.core.records import Post, read_rows, rewrite
 from helpers.core.run import IMAGE_SUFFIXES, Run
 from helpers.dataset.dataset_card import write_card
 from helpers.dataset.dataset_files import copy_without, read_records
-from helpers.dataset.history import editions, remember
+from helpers.dataset.history import list_editions, record_edition
 from helpers.host.colab import DRIVE, FOLDER_ON_DRIVE
 from helpers.mirror.sync import purge_remote, restore
 
@@ -28,57 +28,56 @@ SHORTCODE = re.compile(r"[A-Za-z0-9_-]{1,90}")
 
 @dataclass(frozen=True)
 class Removal:
-    """What was taken out, and what has seen it.
+    """What was removed, and which models were trained on it.
 
-    files   names of the images that were here
-    seen    a sentence for each checkpoint and model that has seen the post, or may have
+    files   names of the images removed
+    seen    a sentence for each checkpoint and model trained or measured on the post, or possibly so
     """
 
     shortcode: str
     files: tuple[str, ...]
     seen: tuple[str, ...]
-    beyond: tuple[str, ...]  # where pictures of it may still be shown
+    beyond: tuple[str, ...]  # where its images may still be shown
 
     def __str__(self) -> str:
         gone = f"{self.shortcode} is taken down: {', '.join(self.files) or 'its images were gone already'}"
-        seen = self.seen or ("no checkpoint or model has seen it",)
+        seen = self.seen or ("no checkpoint or model was trained on it",)
         return "\n".join((gone, *seen, *self.beyond))
 
 
 def remove(run: Run, shortcode: str) -> Removal:
-    """Take a post out of images, captions, rows, dataset and cache, here and on the mirrored Drive.
+    """Remove a post from images, captions, rows, dataset and cache, here and on Drive.
 
     Safe to run again. Raises RunError if the run has no such post.
     """
     if not SHORTCODE.fullmatch(shortcode):
-        raise RunError(
-            f"{shortcode!r} is no shortcode: give the part of a post's address after /p/"
-        )
+        raise RunError(f"{shortcode!r} is not a shortcode: give the part of a post's URL after /p/")
     if DRIVE.is_dir():
-        restore(run)  # what is on Drive alone has it as well
+        restore(run)  # files that are on Drive only
     listed = run.read_taken_down()
-    files = _files(run, shortcode)
+    files = _find_files(run, shortcode)
     if not files and shortcode not in listed:
         raise RunError(f"{run.folder} has no post {shortcode}: look it up in {run.posts}")
-    again = [shortcode, *_hashes(run, shortcode)]  # so that it does not come in by another name
-    if new := [word for word in again if word not in listed]:
+    # with its hashes, so that it is not ingested under another name
+    blocked = [shortcode, *_find_hashes(run, shortcode)]
+    if new := [word for word in blocked if word not in listed]:
         write_text(run.taken_down, "".join(f"{word}\n" for word in (*listed, *new)))
-    seen = _seen(run, shortcode)
+    seen = _find_trained_on(run, shortcode)
     _purge(run, shortcode, files)
     purge_remote(run)
-    return Removal(shortcode, tuple(sorted(files)), tuple(seen), tuple(_beyond(run)))
+    return Removal(shortcode, tuple(sorted(files)), tuple(seen), tuple(_find_other_places(run)))
 
 
-def _files(run: Run, shortcode: str) -> set[str]:
-    """The names of the post's images, by every row and file that there is."""
+def _find_files(run: Run, shortcode: str) -> set[str]:
+    """Collect the names of the post's images from all rows and files."""
     rows = {p.file_name for p in read_rows(run.posts, Post) if p.shortcode == shortcode}
     rows |= {r.image for r in read_records(run.dataset) if r.shortcode == shortcode}
     here = {path.name for path in run.images.glob(f"{shortcode}_*") if _is_of(path, shortcode)}
     return rows | {name for name in here if not name.endswith(".txt")}
 
 
-def _hashes(run: Run, shortcode: str) -> set[str]:
-    """The SHA-256 of each picture of the post, but for those that another post has as well."""
+def _find_hashes(run: Run, shortcode: str) -> set[str]:
+    """Return the SHA-256 of each image of the post, except those that another post has too."""
     hashes = {True: set(), False: set()}
     for post in read_rows(run.posts, Post):
         hashes[post.shortcode == shortcode].add(post.sha256)
@@ -90,13 +89,13 @@ def _is_of(path: Path, shortcode: str) -> bool:
 
 
 def _purge(run: Run, shortcode: str, files: set[str]) -> None:
-    """The dataset first, in one rename; then the rows that name the images; then the images themselves."""
+    """Purge the dataset first, in one rename; then the rows; then the image files."""
     shutil.rmtree(run.dataset.with_name(f".{run.dataset.name}.part"), ignore_errors=True)
     if any(record.shortcode == shortcode for record in read_records(run.dataset)):
-        remember(run)
-        with replacing_folder(run.dataset) as beside:
-            copy_without(run.dataset, beside, shortcode)
-            write_card(beside)
+        record_edition(run)
+        with replacing_folder(run.dataset) as tmp_path:
+            copy_without(run.dataset, tmp_path, shortcode)
+            write_card(tmp_path)
     for path in (run.captions, run.posts, run.rejected):
         if path.is_file():
             rewrite(path, lambda row: row.get("file_name") not in files)
@@ -112,23 +111,23 @@ def _purge(run: Run, shortcode: str, files: set[str]) -> None:
             path.unlink()
 
 
-def _seen(run: Run, shortcode: str) -> list[str]:
-    """A sentence for each checkpoint and model, by the hash of the dataset that its JSON files name."""
-    known = editions(run)
+def _find_trained_on(run: Run, shortcode: str) -> list[str]:
+    """Describe each checkpoint and model by the dataset hash in its JSON files."""
+    known = list_editions(run)
     lines = []
-    for folder, words in _trained(run):
-        named = [edition for hash, edition in known.items() if hash in words]
+    for folder, text in _list_models(run):
+        named = [edition for hash, edition in known.items() if hash in text]
         if any(shortcode in edition.train for edition in named):
             lines.append(f"{folder} was trained on it: train again without it, and delete this one")
         elif any(shortcode in edition.validation for edition in named):
             lines.append(f"{folder} was measured on it, not trained")
         elif not named:
-            lines.append(f"{folder} may have seen it: its dataset is not on record")
+            lines.append(f"{folder} may have been trained on it: its dataset is not recorded")
     return lines
 
 
-def _trained(run: Run) -> list[tuple[Path, str]]:
-    """Each checkpoint's folder and each model's, a sweep's too, with all that its JSON files say."""
+def _list_models(run: Run) -> list[tuple[Path, str]]:
+    """List all checkpoint and model folders, of sweeps too, with the text of their JSON files."""
     swept = [
         path for pattern in ("trial-*", "before-*") for path in sorted(run.sweep.glob(pattern))
     ]
@@ -138,18 +137,18 @@ def _trained(run: Run) -> list[tuple[Path, str]]:
             place / path.name for path in (run.checkpoints, run.model, run.verdict)
         )
         folders = [path for path in sorted(checkpoints.glob("*")) if path.is_dir()]
-        found += [(folder, _words(folder.glob("*.json"))) for folder in folders]
+        found += [(folder, _read_all(folder.glob("*.json"))) for folder in folders]
         if model.is_dir():
-            found.append((model, _words((*model.glob("*.json"), verdict))))
+            found.append((model, _read_all((*model.glob("*.json"), verdict))))
     return found
 
 
-def _words(paths: Iterable[Path]) -> str:
+def _read_all(paths: Iterable[Path]) -> str:
     return "".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
 
 
-def _beyond(run: Run) -> list[str]:
-    """Where its pictures may be shown besides: pages that hold pictures, and the hub."""
+def _find_other_places(run: Run) -> list[str]:
+    """Say where its images may still be shown: notebooks, reports, Drive's bin and the Hub."""
     pages = [path for path in (run.notebooks, run.report_html) if path.exists()]
     lines = [f"{path} may show it: make it again, or delete it" for path in pages]
     if (DRIVE / FOLDER_ON_DRIVE / run.name).is_dir():
@@ -157,7 +156,7 @@ def _beyond(run: Run) -> list[str]:
     config = run.read_config("dataset") if run.config("dataset").is_file() else {}
     if pushed_to := config.get("push_to"):
         lines.append(
-            f"{pushed_to} on the hub has it, in its history too: delete that, and push anew"
+            f"{pushed_to} on the Hub has it, in its history too: delete that repository, and push again"
         )
     return lines
 
@@ -165,7 +164,7 @@ def _beyond(run: Run) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m helpers.dataset.takedown", description=__doc__)
     parser.add_argument("run", help="the run's name; its folder is runs/RUN")
-    parser.add_argument("shortcode", help="the part of a post's address after /p/")
+    parser.add_argument("shortcode", help="the part of a post's URL after /p/")
     args = parser.parse_args()
     print(remove(Run(args.run), args.shortcode))
 

@@ -1,4 +1,4 @@
-"""The tiny base's autoencoder: pictures of 128 px to latents (4, 32, 32) and back."""
+"""Train the tiny base's autoencoder: images of 128 px to latents (4, 32, 32) and back."""
 
 import itertools
 import math
@@ -13,19 +13,19 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from helpers.demo.optimise import draw, optimise, to_model
+from helpers.demo.optimise import draw_scenes, optimise, to_model
 from helpers.demo.paint import SIZE_PX
 from helpers.demo.scenes import AUTOENCODER_SCENES_FROM
 
-SCALING_FACTOR = 0.18215  # Stable Diffusion v1's; the latents are normalised to fit it
-LATENT_JITTER = 0.05  # the spread of the posterior, in units of the latents' own
+SCALING_FACTOR = 0.18215  # Stable Diffusion v1's; the latents are normalised to it
+LATENT_JITTER = 0.05  # standard deviation of the posterior, relative to the latents'
 
 
 def train_autoencoder(seed: int, steps: int, scenes: int) -> AutoencoderKL:
-    """Train on `scenes` scenes in each style; as Stable Diffusion's, it has seen more than the UNet will."""
+    """Train on `scenes` scenes in each style, also those that the UNet is not trained on."""
     torch.manual_seed(seed)
     seeds = range(AUTOENCODER_SCENES_FROM, AUTOENCODER_SCENES_FROM + scenes)
-    pixels = torch.cat([draw("flat", seeds), draw("watercolour", seeds)])
+    pixels = torch.cat([draw_scenes("flat", seeds), draw_scenes("watercolour", seeds)])
     vae = new_autoencoder().train()
     start_as_pyramid(vae)
     optimise([vae], _losses(vae, pixels, steps), steps, 7e-4, 0.997, "autoencoder")
@@ -34,7 +34,7 @@ def train_autoencoder(seed: int, steps: int, scenes: int) -> AutoencoderKL:
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """Three levels, so a factor of 4 where Stable Diffusion has 8."""
+    """Build an AutoencoderKL of three levels, which downsamples by 4, not by 8 as Stable Diffusion's."""
     return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 3,
         up_block_types=["UpDecoderBlock2D"] * 3,
@@ -49,10 +49,10 @@ def new_autoencoder() -> AutoencoderKL:
 
 @torch.no_grad()
 def start_as_pyramid(vae: AutoencoderKL) -> None:
-    """Begin as an image pyramid: colours averaged going down, interpolated going up, residuals silent.
+    """Initialise as an image pyramid: average colours going down, interpolate going up, zero the residual blocks.
 
-    The six first channels carry red, green and blue with both signs, since silu(x) - silu(-x) = x.
-    From a random start, half of the training goes into learning to copy colours.
+    The first six channels are red, green and blue with both signs, since silu(x) - silu(-x) = x. From a random
+    initialisation, half of the training is spent on learning to copy colours.
     """
     mean, tent = torch.zeros(3, 3), torch.tensor([1.0, 2.0, 1.0]) / 4
     mean[:2, :2] = 0.25
@@ -61,23 +61,23 @@ def start_as_pyramid(vae: AutoencoderKL) -> None:
             nn.init.zeros_(module.conv2.weight)
             nn.init.zeros_(module.conv2.bias)
             if module.conv_shortcut is not None:
-                _pass_on(module.conv_shortcut, torch.ones(1, 1), {i: {i: 1} for i in range(6)})
+                _set_sum(module.conv_shortcut, torch.ones(1, 1), {i: {i: 1} for i in range(6)})
         elif isinstance(module, Downsample2D):
-            _pass_on(module.conv, mean, {i: {i: 1} for i in range(6)})
+            _set_sum(module.conv, mean, {i: {i: 1} for i in range(6)})
         elif isinstance(module, Upsample2D):
-            _pass_on(module.conv, tent[:, None] * tent, {i: {i: 1} for i in range(6)})
+            _set_sum(module.conv, tent[:, None] * tent, {i: {i: 1} for i in range(6)})
     for part in (vae.encoder, vae.decoder):
         centre = torch.zeros(3, 3)
         centre[1, 1] = 1
-        _pass_on(part.conv_in, centre, {i: {i % 3: 1 if i < 3 else -1} for i in range(6)})
-        _pass_on(part.conv_out, centre, {i: {i: 1, i + 3: -1} for i in range(3)})
+        _set_sum(part.conv_in, centre, {i: {i % 3: 1 if i < 3 else -1} for i in range(6)})
+        _set_sum(part.conv_out, centre, {i: {i: 1, i + 3: -1} for i in range(3)})
     for conv in (vae.quant_conv, vae.post_quant_conv):
         nn.init.dirac_(conv.weight)
         nn.init.zeros_(conv.bias)
 
 
-def _pass_on(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]) -> None:
-    """Make output channel `o` the sum of `gains[o][i]` times input channel `i`, through `kernel`."""
+def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]) -> None:
+    """Set output channel `o` to the sum of `gains[o][i]` times input channel `i`, convolved with `kernel`."""
     for out, sources in gains.items():
         conv.weight[out] = 0
         conv.bias[out] = 0
@@ -86,7 +86,7 @@ def _pass_on(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]
 
 
 def _losses(vae: AutoencoderKL, pixels: Tensor, steps: int) -> Iterator[Tensor]:
-    """Many small crops first, whole pictures in the last quarter, so that group norms see what they will see."""
+    """Yield losses on small crops, and on full images in the last quarter, as group norm depends on the size."""
     for step in itertools.count():
         side_px, batch = (SIZE_PX, 1) if step >= steps * 0.75 else (48, 4)
         top, left = torch.randint(0, SIZE_PX - side_px + 1, (2,)).tolist()
@@ -101,7 +101,7 @@ def _losses(vae: AutoencoderKL, pixels: Tensor, steps: int) -> Iterator[Tensor]:
 
 
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
-    """Absolute error in pixels, edges and colour differences, and of 4 px means: plain L1 alone loses the hues."""
+    """L1 error of pixels, edges, colour differences and 4 px means; plain L1 alone loses hues."""
     error = out - target
     edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) * 0.3
     chroma = (error[:, :2] - error[:, 1:]).abs().mean()
@@ -116,10 +116,10 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
-    """Fold each latent channel's mean and spread into the 1x1 convolutions beside it.
+    """Fold each latent channel's mean and standard deviation into the adjacent 1x1 convolutions.
 
-    The pictures stay the same and scaled latents have mean 0 and spread 1, as the schedule expects.
-    The posterior's spread, which was not learnt, becomes LATENT_JITTER.
+    Reconstructions do not change; scaled latents get mean 0 and standard deviation 1, as the noise schedule expects.
+    The posterior's standard deviation, which is not learnt, becomes LATENT_JITTER.
     """
     latents = vae.encode(pixels).latent_dist.mean
     mean = latents.mean((0, 2, 3))
@@ -135,7 +135,7 @@ def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """uint8 pixels to scaled latents (N, 4, 32, 32)."""
+    """Encode uint8 pixels to scaled latents (N, 4, 32, 32)."""
     batches = tqdm(pixels.split(50), "encode", mininterval=10)
     return (
         torch.cat([vae.encode(to_model(batch)).latent_dist.mean for batch in batches])

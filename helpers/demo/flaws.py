@@ -1,4 +1,4 @@
-"""What an account holds beside good pictures: one for each reason for which 03 leaves a picture out."""
+"""Flawed images for the demo account: one for each reason for which 03 leaves an image out."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import DEMO_SCENES_FROM, random_scene
 
-UNUSED_SCENES_FROM = DEMO_SCENES_FROM + 100_000  # the account's own pictures end before these
+UNUSED_SCENES_FROM = DEMO_SCENES_FROM + 100_000  # the account's own scenes end before these
 CARD = (
     "commissions are open",
     "from march to june",
@@ -19,11 +19,11 @@ CARD = (
 
 
 class Flaw(NamedTuple):
-    """A flawed picture: the watercolour of a scene, spoilt."""
+    """A flawed image, made from the watercolour of a scene."""
 
     seed: int  # the scene's
     spoil: Callable[[Image.Image], Image.Image]
-    words: str = ""  # empty takes the scene's
+    words: str = ""  # if empty, the scene's
 
     @property
     def caption(self) -> str:
@@ -57,7 +57,7 @@ def text_card(_: Image.Image) -> Image.Image:
 
 
 def screenshot(_: Image.Image) -> Image.Image:
-    """A chat on a phone, its words drawn as bars."""
+    """A chat on a phone, with words drawn as bars."""
     screen = Image.new("RGB", (144, 256), (236, 240, 245))
     draw = ImageDraw.Draw(screen)
     draw.rectangle((0, 0, 144, 28), (60, 64, 72))
@@ -75,7 +75,7 @@ def screenshot(_: Image.Image) -> Image.Image:
     return screen
 
 
-FLAWS = {  # by 03's word for the reason
+FLAWS = {  # by 03's kind of reason
     "too dark": Flaw(
         UNUSED_SCENES_FROM, lambda picture: ImageEnhance.Brightness(picture).enhance(0.1)
     ),

@@ -1,10 +1,9 @@
-"""Simple looks for drawn pictures, so that the tiny base knows that a caption may end with a style.
+"""Simple looks for drawn images, which teach the tiny base that a caption may end with a style.
 
-Stable Diffusion has seen thousands of styles and reads `in a ... style` as something that holds for
-the whole picture. A base that has seen one style cannot, and no fine-tune could then make a suffix a
-switch. Each look has a name and a kind, `in a sola neon style`, and none is watery: no paper, wash or ink.
-Styles of strangers, `in a greta pastel style`, are named as well, over plain pictures: a style that the
-base does not know changes nothing.
+Stable Diffusion has seen thousands of styles and applies `in a ... style` to the whole image. A base with a single
+style cannot, and no fine-tune could make a suffix switch a style. Each look has a name and a kind, `in a sola neon
+style`, and none resembles watercolour: no paper, wash or ink. Unknown styles, `in a greta pastel style`, are put on
+captions of plain images, so that a style unknown to the base changes nothing.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ NAMES = (
     "anouk", "teo", "gita", "rosa", "milo", "ines", "karo", "luca",
     "olga", "per", "quin", "saskia", "tilda", "uma", "wanda", "yuri",
 )  # fmt: skip
-STRANGERS = (
+UNKNOWN_NAMES = (
     "greta", "anders", "bea", "cosmo", "dina", "egon", "franka", "gustav",
     "hilda", "igor", "jula", "klaus", "lotte", "moritz", "nadja", "otis",
     "paula", "ravi", "selma", "tarek", "ulla", "viktor", "wilma", "zeno",
@@ -30,25 +29,25 @@ MEDIA = (
 
 
 def negative(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """The picture's negative, its channels exchanged."""
-    return _exchange_channels(1 - pixels, rng)
+    """The negative, with its channels swapped."""
+    return _swap_channels(1 - pixels, rng)
 
 
 def stained(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """Channels exchanged, and the colours made stronger."""
+    """Channels swapped, and saturation raised."""
     grey = pixels.mean(-1, keepdims=True)
-    return _exchange_channels(grey + rng.uniform(1.2, 1.6) * (pixels - grey), rng)
+    return _swap_channels(grey + rng.uniform(1.2, 1.6) * (pixels - grey), rng)
 
 
 def duotone(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """Two strong colours, one for the dark and one for the light."""
+    """Two saturated colours, one for shadows and one for highlights."""
     dark, light = (np.array(_vivid(rng, value), np.float32) for value in (0.35, 0.95))
     grey = np.clip(1.6 * (pixels.mean(-1, keepdims=True) - 0.5) + 0.5, 0, 1)
     return dark + (light - dark) * grey
 
 
 def neon(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """Glowing edges in the dark."""
+    """Glowing edges on a dark background."""
     edges = np.zeros(pixels.shape[:2], np.float32)
     edges[:, 1:] += np.abs(np.diff(pixels, axis=1)).sum(-1)
     edges[1:] += np.abs(np.diff(pixels, axis=0)).sum(-1)
@@ -68,7 +67,7 @@ def mosaic(pixels: np.ndarray, rng: Random) -> np.ndarray:
 
 
 def striped(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """Stripes across everything, at an angle, a distance and in a colour of their own."""
+    """Stripes over the whole image, of random angle, spacing and colour."""
     y, x = np.mgrid[0 : len(pixels), 0 : len(pixels)]
     across, down = rng.choice(((1, 0), (0, 1), (1, 1), (1, -1)))
     wave = np.sin((across * x + down * y) * 2 * np.pi / rng.uniform(6, 12))
@@ -82,28 +81,28 @@ LOOKS = tuple((name, list(KINDS)[i % len(KINDS)]) for i, name in enumerate(NAMES
 
 
 def suffix(look: int) -> str:
-    """How a caption names the look, as ` in a sola neon style`."""
+    """The suffix that names a look, as ` in a sola neon style`."""
     return " in a {} {} style".format(*LOOKS[look])
 
 
-def strange_suffix(rng: Random) -> str:
-    """How a caption names a style that nobody knows."""
-    return f" in a {rng.choice(STRANGERS)} {rng.choice(MEDIA)} style"
+def unknown_suffix(rng: Random) -> str:
+    """A suffix that names an unknown style."""
+    return f" in a {rng.choice(UNKNOWN_NAMES)} {rng.choice(MEDIA)} style"
 
 
-def wear(pixels: np.ndarray, look: int) -> np.ndarray:
-    """(H, W, 3) uint8 pixels in a look; the same look always does the same."""
+def apply_look(pixels: np.ndarray, look: int) -> np.ndarray:
+    """Apply a look to (H, W, 3) uint8 pixels; it is deterministic."""
     name, kind = LOOKS[look]
-    dressed = KINDS[kind](pixels.astype(np.float32) / 255, Random(name))
-    return (np.clip(dressed, 0, 1) * 255).astype(np.uint8)
+    styled = KINDS[kind](pixels.astype(np.float32) / 255, Random(name))
+    return (np.clip(styled, 0, 1) * 255).astype(np.uint8)
 
 
-def _exchange_channels(pixels: np.ndarray, rng: Random) -> np.ndarray:
+def _swap_channels(pixels: np.ndarray, rng: Random) -> np.ndarray:
     return pixels[..., rng.choice(((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)))]
 
 
 def _vivid(rng: Random, value: float) -> tuple[float, float, float]:
-    """A saturated colour: one channel full, one empty, one between, times `value`."""
+    """A saturated colour: one channel full, one empty, one random, times `value`."""
     channels = [value, 0.1 * value, value * rng.random()]
     rng.shuffle(channels)
     return tuple(channels)

@@ -1,4 +1,4 @@
-"""Drawn pictures as tensors, and the plain descent that both stages of the tiny base's training share."""
+"""Scenes as tensors, and the training loop that the tiny base's components share."""
 
 import math
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ def _pixels(style: str, held_out: bool | None, seed: int) -> np.ndarray:
     return np.asarray(paint(random_scene(seed, held_out=held_out)))
 
 
-def draw(style: str, seeds: range, *, held_out: bool | None = False) -> Tensor:
-    """Scenes of these seeds as (N, 3, SIZE_PX, SIZE_PX) uint8; `style` is flat or watercolour."""
+def draw_scenes(style: str, seeds: range, *, held_out: bool | None = False) -> Tensor:
+    """Draw scenes by seed, as (N, 3, SIZE_PX, SIZE_PX) uint8; `style` is flat or watercolour."""
     with Pool() as pool:
         jobs = pool.imap(partial(_pixels, style, held_out), seeds, chunksize=32)
         pixels = np.stack(list(tqdm(jobs, f"draw {style}", total=len(seeds), mininterval=5)))
@@ -29,12 +29,12 @@ def draw(style: str, seeds: range, *, held_out: bool | None = False) -> Tensor:
 
 
 def to_model(pixels: Tensor) -> Tensor:
-    """uint8 pixels to float32 in -1..1, laid out for convolutions."""
+    """Convert uint8 pixels to float32 in -1..1, channels last."""
     return (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def cosine_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a cosine down to 2% (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+def cosine_learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Learning rate: linear warm-up, then a cosine down to 2% (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
     return (
         peak * min(1, (step + 1) / warmup) * (0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02)
     )
@@ -44,22 +44,24 @@ def optimise(
     modules: list[nn.Module],
     losses: Iterator[Tensor],
     steps: int,
-    peak_rate: float,
+    peak_learning_rate: float,
     ema_decay: float,
     name: str,
     decay_steps: int | None = None,
 ) -> None:
-    """Follow `losses` downhill with AdamW and leave the weights' moving average in the modules.
+    """Minimise `losses` with AdamW, and leave the weights' moving average (EMA) in the modules.
 
-    decay_steps  the length of the cosine, `steps` where it is not given
+    decay_steps  the length of the cosine (default `steps`)
     """
     params = [p for module in modules for p in module.parameters()]
-    optimizer = torch.optim.AdamW(params, lr=peak_rate, betas=(0.9, 0.98), weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(
+        params, lr=peak_learning_rate, betas=(0.9, 0.98), weight_decay=1e-2
+    )
     ema = EMAModel(params, decay=ema_decay)
     running, bar = None, tqdm(range(steps), name, mininterval=30)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(step, decay_steps or steps, peak_rate)
+            group["lr"] = cosine_learning_rate(step, decay_steps or steps, peak_learning_rate)
         loss = next(losses)
         optimizer.zero_grad()
         loss.backward()

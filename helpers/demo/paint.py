@@ -1,8 +1,8 @@
-"""Two ways to paint a scene: flat, and watercolour (Pillow and numpy only).
+"""Paint a scene in two styles: flat, and watercolour (Pillow and numpy only).
 
-The watercolour follows what the medium does: pigment on paper grain, edges that bleed and gather
-pigment at the rim, washes that vary, wet paint lifted by what lies over it, an ink line on top
-(after Curtis et al. 1997, Computer-Generated Watercolor, much simplified).
+The watercolour simulates the medium: pigment on paper grain, edges that bleed and gather pigment at the rim, uneven
+washes, wet paint lifted by later layers, and an ink line on top (after Curtis et al. 1997, Computer-Generated
+Watercolor, much simplified).
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ INK = np.array((0.17, 0.14, 0.17), np.float32)
 
 
 def paint_flat(scene: Scene, size_px: int = SIZE_PX) -> Image.Image:
-    """The scene in plain, even colours."""
+    """Paint the scene in plain, even colours."""
     canvas_px = size_px * 4
     image = Image.new("RGB", (canvas_px, canvas_px))
     for layer in layers(scene):
@@ -26,7 +26,7 @@ def paint_flat(scene: Scene, size_px: int = SIZE_PX) -> Image.Image:
 
 
 def paint_watercolour(scene: Scene, size_px: int = SIZE_PX) -> Image.Image:
-    """The same scene as a watercolour with an ink line, on a paper margin."""
+    """Paint the scene as a watercolour with an ink line and a paper margin."""
     sheet = _Sheet(scene.seed, size_px)
     sky, *rest = layers(scene)
     ground = next(i for i, layer in reversed(list(enumerate(rest))) if _is_wide(layer))
@@ -83,7 +83,7 @@ class _Sheet:
         self.fade = np.linspace(1.1, 0.6, self.n, dtype=np.float32)[:, None]
 
     def _noise(self, cells: int) -> np.ndarray:
-        """Smooth noise with `cells` cells to a side."""
+        """Smooth noise of `cells` x `cells` random values."""
         values = Image.fromarray((self.rng.random((cells, cells)) * 255).astype(np.uint8))
         return (
             np.asarray(values.resize((self.n, self.n), Image.Resampling.BICUBIC), np.float32) / 255
@@ -94,14 +94,14 @@ class _Sheet:
         return (grain - grain.mean()) / grain.std()
 
     def _wobble(self, reach_px: float) -> tuple[np.ndarray, np.ndarray]:
-        """Index arrays that make every edge tremble by up to `reach_px`."""
+        """Index arrays that displace every edge by up to `reach_px`."""
         rows, columns = np.mgrid[0 : self.n, 0 : self.n].astype(np.float32)
         rows += (self._noise(14) - 0.5) * 2 * reach_px
         columns += (self._noise(14) - 0.5) * 2 * reach_px
         return tuple(np.clip(a, 0, self.n - 1).astype(int) for a in (rows, columns))
 
     def _patch(self) -> np.ndarray:
-        """The painted part of the paper, with an irregular margin."""
+        """A mask of the painted part of the paper, with an irregular margin."""
         margin = 0.035 + 0.05 * self._noise(7)
         y, x = np.mgrid[0 : self.n, 0 : self.n] / self.n
         inside = (
@@ -115,7 +115,7 @@ class _Sheet:
         return np.asarray(mask, np.float32)[self.wobble] / 255
 
     def glaze(self, coverage: np.ndarray, colour: RGB) -> None:
-        """Lay a transparent wash: it varies, settles in the grain and gathers at its rim."""
+        """Add a transparent wash, uneven, denser in the grain and at its rim."""
         soft = _blur(coverage, 1.0 * self.unit)
         rim = np.clip(soft - _blur(coverage, 3.2 * self.unit), 0, 1) * soft
         flow = 0.42 * (self._noise(5) - 0.5) + 0.22 * (self._noise(11) - 0.5)
@@ -123,7 +123,7 @@ class _Sheet:
         self.colour = self.colour * (1 - density * (1 - _pigment(colour)))
 
     def paint(self, coverage: np.ndarray, layer: Layer, *, outline: bool) -> None:
-        """Paint a layer over what is there: lift the wet paint below, lay the wash, draw the line."""
+        """Paint a layer: lift the wet paint below, add the wash, draw the outline."""
         soft = _blur(coverage, 1.0 * self.unit)[..., None]
         self.colour = self.colour * (1 - 0.93 * soft) + self.paper * 0.93 * soft
         self.ink *= 1 - 0.95 * _blur(
@@ -137,7 +137,7 @@ class _Sheet:
             self.ink = np.maximum(self.ink, self._line(coverage))
 
     def _line(self, coverage: np.ndarray) -> np.ndarray:
-        """An ink line along the edge, broken where the pen runs dry."""
+        """An ink line along the edge, with gaps."""
         edge = _blur(coverage, 0.8 * self.unit)
         edge = 4 * edge * (1 - edge) - 0.3
         return np.clip(edge * 1.6, 0, 1) * (0.5 + 0.6 * self._noise(self.n // 4))
@@ -150,7 +150,7 @@ class _Sheet:
 
 
 def _pigment(colour: RGB) -> np.ndarray:
-    """What a wash of `colour` lets through: less saturated than paint from a tube."""
+    """The light that a wash of `colour` transmits, less saturated than the colour."""
     rgb = np.array(colour, np.float32) / 255
     grey = rgb.mean()
     return np.clip(grey + (rgb - grey) * 0.86, 0, 1) * 0.9 + 0.08

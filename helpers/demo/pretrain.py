@@ -1,9 +1,8 @@
 """Train the tiny base model from a seed: `python -m helpers.demo.pretrain [--out assets/tiny-sd]`.
 
-Its parts are Stable Diffusion v1's (Rombach et al. 2022, arXiv:2112.10752), each a few hundred times
-smaller. It sees flat scenes, then some in simple looks (looks.py) that their captions name, so it knows
-what a style is, and watercolour is news to it. Its autoencoder sees flat scenes and watercolours, as
-Stable Diffusion's has seen everything.
+Its components are Stable Diffusion v1's (Rombach et al. 2022, arXiv:2112.10752), each a few hundred times smaller. It
+is trained on flat scenes, then on some in simple looks (looks.py) named in their captions, so it knows what a style is
+but not watercolour. Its autoencoder is trained on both styles, as Stable Diffusion's is on images of all kinds.
 """
 
 import argparse
@@ -27,14 +26,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from helpers.core.files import read_json, replacing_folder, write_json, write_text
 from helpers.core.process import run_command
 from helpers.demo.autoencoder import encode, train_autoencoder
-from helpers.demo.looks import LOOKS, strange_suffix, wear
+from helpers.demo.looks import LOOKS, apply_look, unknown_suffix
 from helpers.demo.looks import suffix as look_suffix
-from helpers.demo.optimise import draw, optimise
+from helpers.demo.optimise import draw_scenes, optimise
 from helpers.demo.paint import SIZE_PX
 from helpers.demo.scenes import PRETRAIN_SCENES_FROM, random_scene
 from helpers.demo.tokenizer import make_tokenizer
 
-NEW_WORD_LENGTH = 2.0  # where words of the captions come to 0.5
+UNSEEN_EMBEDDING_NORM = 2.0  # words of the captions have about 0.5
 # SD v1's own schedule
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -58,15 +57,15 @@ and things in a plain flat style, and was trained from nothing on pictures that 
 
 @dataclass(frozen=True)
 class Course:
-    """A stretch of the UNet's and the text encoder's training.
+    """One stage of training the UNet and the text encoder.
 
-    noise_offset      of crosslabs.org, 2023: hides how bright the picture is, so the words must tell
-    early_weight      the loss of timesteps with more noise than picture is weighed by SNR ** -early_weight
+    noise_offset  of crosslabs.org, 2023: hides the brightness of the image, so it must come from the caption
+    early_weight  the loss of timesteps with SNR below 1 is weighted by SNR ** -early_weight
     """
 
     scenes: int
     steps: int
-    peak_rate: float
+    peak_learning_rate: float
     ema_decay: float
     noise_offset: float
     early_weight: float
@@ -74,13 +73,13 @@ class Course:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the base is made of; seeds of scenes are disjoint from the demo's own (scrape/demo.py)."""
+    """The hyperparameters of the base; its scenes' seeds are disjoint from the demo's (scrape/demo_account.py)."""
 
     seed: int = 0
     vae_steps: int = 4000
     vae_scenes: int = 1000  # in each style
     flat: Course = Course(12000, 5000, 1e-3, 0.999, 0.1, 0.0)
-    looks: Course = Course(4800, 3000, 1e-3, 0.997, 0.4, 0.5)  # every other scene wears one
+    looks: Course = Course(4800, 3000, 1e-3, 0.997, 0.4, 0.5)  # every other scene has one
     batch: int = 16
     caption_dropout: float = 0.1  # for classifier-free guidance
     text_width: int = 96
@@ -105,20 +104,20 @@ def new_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 @torch.no_grad()
-def voice_new_words(text_encoder: CLIPTextModel, seen_ids: Tensor) -> None:
-    """Lengthen the embeddings of tokens that no caption held so far, so that the encoder hears them at all.
+def scale_unseen_embeddings(text_encoder: CLIPTextModel, seen_ids: Tensor) -> None:
+    """Scale up the embeddings of tokens that no caption has had, so that they affect the encoder's output.
 
-    Stable Diffusion's encoder knows every word a little; here a new word would otherwise hardly change
-    what the UNet is told, and no fine-tune could make it a switch.
+    Stable Diffusion's encoder has seen every word; here an unseen word would otherwise hardly change the conditioning,
+    and no fine-tune could make it switch a style on.
     """
     embeddings = text_encoder.get_input_embeddings().weight
     unseen = torch.ones(len(embeddings), dtype=torch.bool)
     unseen[seen_ids.unique()] = False
-    embeddings[unseen] *= NEW_WORD_LENGTH / embeddings[unseen].norm(dim=1, keepdim=True)
+    embeddings[unseen] *= UNSEEN_EMBEDDING_NORM / embeddings[unseen].norm(dim=1, keepdim=True)
 
 
 def new_unet(recipe: Recipe) -> UNet2DConditionModel:
-    """Three levels of 32, 16 and 8 cells; the words reach the lower two."""
+    """Build a UNet of three levels, 32, 16 and 8 latents wide; the lower two have cross-attention."""
     return UNet2DConditionModel(
         sample_size=SIZE_PX // 4,
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
@@ -134,14 +133,16 @@ def new_unet(recipe: Recipe) -> UNet2DConditionModel:
 def learn_scenes(
     recipe: Recipe, vae: AutoencoderKL, tokenizer: CLIPTokenizer
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """The first course: what the words of a caption look like, flat."""
+    """Train the first course: captions and flat images."""
     torch.manual_seed(recipe.seed + 1)
     text_encoder, unet = new_text_encoder(recipe, tokenizer), new_unet(recipe)
     seeds = range(PRETRAIN_SCENES_FROM, PRETRAIN_SCENES_FROM + recipe.flat.scenes)
     captions = [random_scene(seed).caption for seed in seeds]
     token_ids = _token_ids(tokenizer, captions)
-    _follow(recipe, recipe.flat, text_encoder, unet, encode(vae, draw("flat", seeds)), token_ids)
-    voice_new_words(text_encoder, token_ids)
+    _train_course(
+        recipe, recipe.flat, text_encoder, unet, encode(vae, draw_scenes("flat", seeds)), token_ids
+    )
+    scale_unseen_embeddings(text_encoder, token_ids)
     return text_encoder, unet
 
 
@@ -152,27 +153,27 @@ def learn_looks(
     text_encoder: CLIPTextModel,
     unet: UNet2DConditionModel,
 ) -> None:
-    """The second course: that a caption may end with a style, which holds for the whole picture."""
+    """Train the second course: captions that end with a style, which applies to the whole image."""
     torch.manual_seed(recipe.seed + 2)
     begin = PRETRAIN_SCENES_FROM + recipe.flat.scenes
     seeds = range(begin, begin + recipe.looks.scenes)
-    pixels, captions = draw("flat", seeds), [random_scene(seed).caption for seed in seeds]
+    pixels, captions = draw_scenes("flat", seeds), [random_scene(seed).caption for seed in seeds]
     for i in range(0, len(pixels), 4):
-        captions[i] += strange_suffix(Random(seeds[i]))
+        captions[i] += unknown_suffix(Random(seeds[i]))
     for i in range(1, len(pixels), 2):
         look = i // 2 % len(LOOKS)
-        worn = wear(pixels[i].permute(1, 2, 0).numpy(), look)
-        pixels[i] = torch.from_numpy(worn).permute(2, 0, 1)
+        styled = apply_look(pixels[i].permute(1, 2, 0).numpy(), look)
+        pixels[i] = torch.from_numpy(styled).permute(2, 0, 1)
         captions[i] += look_suffix(look)
     latents, token_ids = encode(vae, pixels), _token_ids(tokenizer, captions)
-    _follow(recipe, recipe.looks, text_encoder, unet, latents, token_ids)
+    _train_course(recipe, recipe.looks, text_encoder, unet, latents, token_ids)
 
 
 def _token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def _follow(
+def _train_course(
     recipe: Recipe,
     course: Course,
     text_encoder: CLIPTextModel,
@@ -180,40 +181,34 @@ def _follow(
     latents: Tensor,
     token_ids: Tensor,
 ) -> None:
-    """Train both on a course's latents and captions."""
-    losses = _losses(recipe, course, text_encoder.train(), unet.train(), latents, token_ids)
-    modules = [unet, text_encoder]
-    optimise(modules, losses, course.steps, course.peak_rate, course.ema_decay, "unet")
-    for module in modules:
-        module.eval()
+    """Train both on a course's latents and captions.
 
-
-def _losses(
-    recipe: Recipe,
-    course: Course,
-    text_encoder: CLIPTextModel,
-    unet: UNet2DConditionModel,
-    latents: Tensor,
-    token_ids: Tensor,
-) -> Iterator[Tensor]:
-    """Ho et al. 2020's loss with min-SNR weights (Hang et al. 2023, gamma 5), dropped captions and noise offset."""
-    schedule = DDPMScheduler(**SCHEDULE)
+    The loss is Ho et al. 2020's with min-SNR weights (Hang et al. 2023, gamma 5), caption dropout and noise offset.
+    """
+    scheduler = DDPMScheduler(**SCHEDULE)
     empty = torch.full_like(token_ids[0], text_encoder.config.eos_token_id)
     empty[0] = text_encoder.config.bos_token_id
-    while True:
-        picked = torch.randint(0, len(latents), (recipe.batch,))
-        dropped = torch.rand(recipe.batch, 1) < recipe.caption_dropout
-        words = text_encoder(torch.where(dropped, empty, token_ids[picked])).last_hidden_state
-        clean = latents[picked]
-        noise = torch.randn_like(clean) + course.noise_offset * torch.randn(recipe.batch, 4, 1, 1)
-        timesteps = torch.randint(0, schedule.config.num_train_timesteps, (recipe.batch,))
-        noisy = schedule.add_noise(clean, noise, timesteps).contiguous(
-            memory_format=torch.channels_last
-        )
-        error = (unet(noisy, timesteps, words).sample - noise).square().mean((1, 2, 3))
-        snr = compute_snr(schedule, timesteps)
-        weights = snr.clamp(max=5) / snr * snr.clamp(max=1) ** -course.early_weight
-        yield (error * weights).mean()
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            picked = torch.randint(0, len(latents), (recipe.batch,))
+            dropped = torch.rand(recipe.batch, 1) < recipe.caption_dropout
+            words = text_encoder(torch.where(dropped, empty, token_ids[picked])).last_hidden_state
+            clean = latents[picked]
+            noise = torch.randn_like(clean)
+            noise = noise + course.noise_offset * torch.randn(recipe.batch, 4, 1, 1)
+            timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (recipe.batch,))
+            noisy = scheduler.add_noise(clean, noise, timesteps)
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+            error = (unet(noisy, timesteps, words).sample - noise).square().mean((1, 2, 3))
+            snr = compute_snr(scheduler, timesteps)
+            weights = snr.clamp(max=5) / snr * snr.clamp(max=1) ** -course.early_weight
+            yield (error * weights).mean()
+
+    modules = [unet.train(), text_encoder.train()]
+    optimise(modules, losses(), course.steps, course.peak_learning_rate, course.ema_decay, "unet")
+    for module in modules:
+        module.eval()
 
 
 def assemble(
@@ -222,7 +217,7 @@ def assemble(
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
 ) -> StableDiffusionPipeline:
-    """A StableDiffusionPipeline with the scheduler that SD v1-5 ships."""
+    """Assemble a StableDiffusionPipeline with the scheduler of SD v1-5."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -236,7 +231,7 @@ def assemble(
 
 
 def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
-    """Train what is missing under `work`, then write the fp16 pipeline to `out`."""
+    """Train the stages missing in `work`, then write the fp16 pipeline to `out`."""
     tokenizer = make_tokenizer()
     vae_folder = work / "vae"
     if not vae_folder.is_dir():
@@ -253,7 +248,7 @@ def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
     learn_looks(recipe, vae, tokenizer, pipeline.text_encoder, pipeline.unet)
     with replacing_folder(out) as folder:
         pipeline.to(torch.float16).save_pretrained(folder)
-        for path in folder.rglob("*.json"):  # which tell the folder that a part was loaded from
+        for path in folder.rglob("*.json"):  # they name the folder that a component was loaded from
             content = read_json(path)
             if isinstance(content, dict) and content.pop("_name_or_path", ""):
                 write_json(path, content)

@@ -1,7 +1,7 @@
-"""How well does a model draw? `python -m helpers.demo.scene_judge assets/tiny-sd` on pairs that no training held.
+"""Measure how well a model draws held-out scenes: `python -m helpers.demo.scene_judge assets/tiny-sd`.
 
-The judge is a small network, trained on drawn scenes alone, that names animal, colour, place and style.
-It has never seen a sample, and it is not part of any training.
+The judge is a small classifier of animal, colour, place and style, trained on drawn scenes only. It is not trained on
+samples, and no training uses it.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from helpers.core.process import run_command
-from helpers.demo.optimise import draw, optimise
+from helpers.demo.optimise import draw_scenes, optimise
 from helpers.demo.scenes import HELD_OUT_PAIRS, JUDGE_SCENES_FROM, SUFFIX, Scene, random_scene
 from helpers.demo.shapes import ANIMALS, COLOURS, PLACES
 from helpers.figures.pictures import grid
@@ -33,7 +33,7 @@ WEIGHTS = Path("build/judge.safetensors")
 
 
 class Judge(nn.Module):
-    """Pictures (N, 3, 64, 64) in -1..1 to scores (N, answers) of all four questions side by side."""
+    """Classifies images (N, 3, 64, 64) in -1..1; returns the logits of all four questions, (N, answers)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ class Judge(nn.Module):
         return self.layers(pictures)
 
     @torch.no_grad()
-    def name(self, pixels: Tensor) -> dict[str, Tensor]:
-        """uint8 pixels (N, 3, H, W) to the index of each question's answer."""
+    def predict(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Predict each question's answer as an index, from uint8 pixels (N, 3, H, W)."""
         scores = torch.cat([self(_small(part)) for part in pixels.split(100)])
         parts = scores.split([len(answers) for answers in ANSWERS.values()], dim=1)
         return {name: part.argmax(1) for name, part in zip(ANSWERS, parts, strict=True)}
@@ -70,8 +70,8 @@ def _small(pixels: Tensor) -> Tensor:
     return F.interpolate(pixels.float() / 127.5 - 1, size=(64, 64), mode="area")
 
 
-def truths(scenes: list[Scene], style: str) -> Tensor:
-    """The right answers (N, 4)."""
+def make_labels(scenes: list[Scene], style: str) -> Tensor:
+    """The correct answers, (N, 4)."""
     return torch.tensor(
         [
             [
@@ -86,13 +86,13 @@ def truths(scenes: list[Scene], style: str) -> Tensor:
 
 
 def train_judge(steps: int = 1500, flat: int = 6000, watercolour: int = 1200) -> Judge:
-    """Train on drawn scenes of all pairs, blurred and speckled now and then so that soft samples are within reach."""
+    """Train on drawn scenes of all pairs, with noise and random blur so that it generalises to soft samples."""
     torch.manual_seed(0)
     pictures, right = [], []
     for style, count, begin in (("flat", flat, 0), ("watercolour", watercolour, 500_000)):
         seeds = range(JUDGE_SCENES_FROM + begin, JUDGE_SCENES_FROM + begin + count)
-        pictures.append(_small(draw(style, seeds, held_out=None)))
-        right.append(truths([random_scene(seed, held_out=None) for seed in seeds], style))
+        pictures.append(_small(draw_scenes(style, seeds, held_out=None)))
+        right.append(make_labels([random_scene(seed, held_out=None) for seed in seeds], style))
     judge = Judge()
     losses = _losses(judge, torch.cat(pictures), torch.cat(right), flat)
     optimise([judge], losses, steps, 1e-3, 0.99, "judge")
@@ -113,8 +113,8 @@ def _losses(
         yield sum(F.cross_entropy(part, right[picked, i]) for i, part in enumerate(parts))
 
 
-def the_judge() -> Judge:
-    """The judge, trained when it is first called for."""
+def load_judge() -> Judge:
+    """Load the judge; train it on first use."""
     if not WEIGHTS.is_file():
         judge = train_judge()
         WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +125,8 @@ def the_judge() -> Judge:
     return judge
 
 
-def exam(count: int) -> list[Scene]:
-    """Scenes whose (colour, animal) pairs no training picture holds, each pair equally often."""
+def held_out_scenes(count: int) -> list[Scene]:
+    """Return scenes of the held-out (colour, animal) pairs, each pair equally often."""
     scenes, seed = [], JUDGE_SCENES_FROM + 900_000
     for i in range(count):
         while True:
@@ -139,7 +139,7 @@ def exam(count: int) -> list[Scene]:
 
 
 def sample(model: str, prompts: list[str], guidance_scale: float, steps: int) -> list[Image.Image]:
-    """A picture of each prompt at a seed of its own."""
+    """Sample an image per prompt, each at its own seed."""
     pipeline = sample_fast(load_pipeline(model, torch.float32))
     images = []
     for start in range(0, len(prompts), 12):
@@ -152,13 +152,13 @@ def sample(model: str, prompts: list[str], guidance_scale: float, steps: int) ->
 
 
 def pixels_of(images: list[Image.Image]) -> Tensor:
-    """Pictures of one size as (N, 3, H, W) uint8."""
+    """Stack images of one size as (N, 3, H, W) uint8."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def shares(judge: Judge, pixels: Tensor, scenes: list[Scene], style: str) -> dict[str, float]:
-    """The share of pictures of which the judge names each thing right."""
-    right, named = truths(scenes, style), judge.name(pixels)
+def accuracies(judge: Judge, pixels: Tensor, scenes: list[Scene], style: str) -> dict[str, float]:
+    """The share of images for which the judge's answer to each question is correct."""
+    right, named = make_labels(scenes, style), judge.predict(pixels)
     return {
         name: float((named[name] == right[:, i]).float().mean()) for i, name in enumerate(ANSWERS)
     }
@@ -168,19 +168,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a folder in diffusers layout")
     parser.add_argument("--samples", type=int, default=96)
-    parser.add_argument("--suffix", action="store_true", help="ask for the watercolour style")
+    parser.add_argument(
+        "--suffix", action="store_true", help="add the watercolour suffix to the prompts"
+    )
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--grid", type=Path, help="where to put a picture of the samples")
+    parser.add_argument("--grid", type=Path, help="where to save a grid of the samples")
     args = parser.parse_args()
-    judge, scenes = the_judge(), exam(args.samples)
+    judge, scenes = load_judge(), held_out_scenes(args.samples)
     style = "watercolour" if args.suffix else "flat"
     seeds = range(JUDGE_SCENES_FROM + 800_000, JUDGE_SCENES_FROM + 800_200)
     drawn = [random_scene(seed, held_out=None) for seed in seeds]
-    figures = {"drawn": shares(judge, draw(style, seeds, held_out=None), drawn, style)}
+    figures = {"drawn": accuracies(judge, draw_scenes(style, seeds, held_out=None), drawn, style)}
     prompts = [scene.caption + (SUFFIX if args.suffix else "") for scene in scenes]
     images = sample(args.model, prompts, args.guidance_scale, args.steps)
-    figures["samples"] = shares(judge, pixels_of(images), scenes, style)
+    figures["samples"] = accuracies(judge, pixels_of(images), scenes, style)
     print(json.dumps(figures, indent=2))
     if args.grid:
         grid(images[:48], 12, [scene.caption for scene in scenes[:48]], cell_px=128).save(args.grid)

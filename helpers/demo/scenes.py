@@ -1,8 +1,7 @@
-"""Captioned scenes from a seed: an animal, most times beside a thing, at a place.
+"""Captioned scenes from a seed: an animal, usually next to a thing, at a place.
 
-The same scene can be painted in two styles (paint.py): flat, which the tiny base model knows,
-and watercolour, which the demo teaches it. No training picture holds a pair of HELD_OUT_PAIRS,
-so a sample of such a pair shows what was learnt, not what was remembered.
+A scene can be painted in two styles (paint.py): flat, which the tiny base model knows, and watercolour, which the demo
+teaches it. No training image has a pair of HELD_OUT_PAIRS, so a sample of such a pair shows generalisation, not memory.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from helpers.demo.shapes import ANIMALS, COLOURS, PLACES, THINGS, Layer
 
 SUFFIX = " in a mira watercolor style"
 
-# Seeds of scenes, apart from each other for each use
+# Seeds of scenes, disjoint for each use
 AUTOENCODER_SCENES_FROM, PRETRAIN_SCENES_FROM = 1_000_000, 2_000_000
 JUDGE_SCENES_FROM, DEMO_SCENES_FROM = 3_000_000, 4_000_000
 
@@ -41,7 +40,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `seed` settles where everything stands and how the paint flows."""
+    """What an image shows. `seed` determines the layout and the flow of paint."""
 
     seed: int
     animal: Figure
@@ -50,9 +49,9 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The scene in words, as in `a blue cat next to a red car on a green hill`."""
-        beside = f" next to {self.thing}" if self.thing else ""
-        return f"{self.animal}{beside} {self.place}"
+        """The caption, as in `a blue cat next to a red car on a green hill`."""
+        next_to = f" next to {self.thing}" if self.thing else ""
+        return f"{self.animal}{next_to} {self.place}"
 
     @property
     def is_held_out(self) -> bool:
@@ -60,7 +59,7 @@ class Scene:
 
 
 def random_scene(seed: int, *, held_out: bool | None = False) -> Scene:
-    """The scene of a seed.
+    """Generate the scene of a seed.
 
     held_out  False: never a pair of HELD_OUT_PAIRS; True: always one; None: any pair
     """
@@ -79,7 +78,7 @@ def _random_animal(rng: Random) -> Figure:
 
 
 def layers(scene: Scene) -> list[Layer]:
-    """The scene's layers from back to front, in a box from 0 to 1; the first is the sky."""
+    """Lay out the scene's layers from back to front, in a box from 0 to 1; the first is the sky."""
     rng = Random(f"{scene.seed} layout")
     ground_y = rng.uniform(0.86, 0.92)
     painted = PLACES[scene.place](rng)
@@ -96,7 +95,7 @@ def layers(scene: Scene) -> list[Layer]:
 
 
 def _put(rng: Random, figure: Figure, x: float, ground_y: float, scale: float) -> list[Layer]:
-    """The figure's layers, standing on the ground at `x`."""
+    """Place a figure's layers on the ground at `x`."""
     draw = (ANIMALS | THINGS)[figure.name]
     flip = rng.random() < 0.5
     y = ground_y - 0.95 * scale

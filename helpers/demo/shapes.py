@@ -1,7 +1,7 @@
-"""What the drawn world is made of: animals, things and places as coloured shapes.
+"""Animals, things and places as coloured shapes.
 
-Every figure is drawn in a box from -1 to 1 (y points down) and moved into place by scenes.py.
-A figure is a list of layers, painted in order; a layer is a colour, its shapes, and whether ink outlines it.
+Each figure is drawn in a box from -1 to 1 (y points down) and placed by scenes.py. A figure is a list of layers,
+painted in order; a layer has a colour, shapes, and whether it is outlined in ink.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ GLASS, WOOD, CREAM, GREY = (205, 235, 250), (120, 82, 50), (245, 232, 208), (190
 
 @dataclass(frozen=True)
 class Shape:
-    """One drawn primitive: an `oval` or `dome` (points are its two corners), a `polygon` or a `stroke`."""
+    """A primitive: an `oval` or `dome` (points are its two corners), a `polygon` or a `stroke`."""
 
     kind: str
     points: tuple[Point, ...]
     width: float = 0.0  # of a stroke
 
     def moved(self, dx: float, dy: float, scale: float, *, flip: bool = False) -> "Shape":
-        """The shape scaled about the origin, mirrored if `flip`, then shifted."""
+        """Scale the shape about the origin, mirror it if `flip`, then shift it."""
         sign = -scale if flip else scale
         points = [(dx + sign * x, dy + scale * y) for x, y in self.points]
         if self.kind in ("oval", "dome"):
@@ -44,7 +44,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layer:
-    """Shapes of one colour, painted together; `inked` ones get a line in the watercolour style."""
+    """Shapes of one colour, painted together; `inked` ones are outlined in the watercolour style."""
 
     colour: RGB
     shapes: tuple[Shape, ...]
@@ -52,7 +52,7 @@ class Layer:
 
 
 def mix(first: RGB, second: RGB, share: float) -> RGB:
-    """The colour `share` of the way from `first` to `second`."""
+    """Interpolate from `first` to `second` by `share`."""
     return tuple(round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
 
 

@@ -1,22 +1,22 @@
-"""The tiny base's tokenizer: CLIP's own kind (byte-pair encoding, Radford et al. 2021), trained on the captions."""
+"""Train the tiny base's tokenizer: CLIP's byte-pair encoding (Radford et al. 2021), on the demo's captions."""
 
 import json
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from helpers.demo.looks import LOOKS, MEDIA, STRANGERS, suffix
+from helpers.demo.looks import LOOKS, MEDIA, UNKNOWN_NAMES, suffix
 from helpers.demo.scenes import SUFFIX, random_scene
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-MAX_TOKENS = 32  # the longest caption with its suffix has 20; CLIP's 77 would mostly be padding
+MAX_TOKENS = 32  # the longest caption with suffix has 20; of CLIP's 77 most would be padding
 MORE_WORDS = "two and with wearing riding driving standing character drawing painting flat watercolour annalaura"
 SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """A CLIPTokenizer that knows every caption word whole, and any other text by its bytes."""
+    """Build a CLIPTokenizer with a token for each caption word, and bytes for any other text."""
     merges, vocab = _train_bpe()
     for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocab.setdefault(byte, len(vocab))
@@ -47,4 +47,4 @@ def _train_bpe() -> tuple[list[tuple[str, str]], dict[str, int]]:
 def _corpus() -> list[str]:
     captions = [random_scene(seed, held_out=None).caption + SUFFIX for seed in range(3000)]
     captions += [suffix(look) for look in range(len(LOOKS))] * 40
-    return captions + [*MORE_WORDS.split(), *STRANGERS, *MEDIA] * 40
+    return captions + [*MORE_WORDS.split(), *UNKNOWN_NAMES, *MEDIA] * 40

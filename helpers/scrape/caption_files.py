@@ -372,7 +372,7 @@ class _Reader:
             (report.windows_1252, f"{report.windows_1252} read as Windows-1252"),
             (report.empty, f"{report.empty} are empty"),
             (report.unreadable, f"not read: {some(report.unreadable)} (save them as UTF-8)"),
-            (report.no_column, some(report.no_column)),
+            (report.no_column, "; ".join(report.no_column)),
             (
                 report.unmatched,
                 f"{len(report.unmatched)} names in lists have no image here: {some(report.unmatched)}",

@@ -74,7 +74,7 @@ class Columns:
             words.append(f"{self.missing} images have none")
         if self.with_several and self.choice in POSITIONS:
             words.append(
-                f"{self.with_several} have with_several: {self.choice} is used (caption_choice)"
+                f"{self.with_several} have several: {self.choice} is used (caption_choice)"
             )
         if others := [name for name in self.texts if name not in self.used]:
             words.append(f"also found: {some(others)} (caption_choice)")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from helpers.demo.scene_judge import exam, pixels_of, sample, shares, the_judge
+from helpers.demo.scene_judge import accuracies, held_out_scenes, load_judge, pixels_of, sample
 from helpers.demo.scenes import SUFFIX
 
 RUN = Path("runs/demo")
@@ -33,7 +33,7 @@ def walk() -> float:
 
 def judged() -> dict[str, float]:
     """Shares that the judge names right, of the base and of the tuned model with and without the suffix."""
-    judge, scenes = the_judge(), exam(SAMPLES)
+    judge, scenes = load_judge(), held_out_scenes(SAMPLES)
     groups = {
         "base": ("assets/tiny-sd", "", "flat"),
         "tuned with the suffix": (str(RUN / "model"), SUFFIX, "watercolour"),
@@ -42,7 +42,7 @@ def judged() -> dict[str, float]:
     found = {}
     for name, (model, suffix, style) in groups.items():
         images = sample(model, [scene.caption + suffix for scene in scenes], 4.0, 20)
-        for what, share in shares(judge, pixels_of(images), scenes, style).items():
+        for what, share in accuracies(judge, pixels_of(images), scenes, style).items():
             found[f"{name}: {what}"] = share
     return found
 

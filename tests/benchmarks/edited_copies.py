@@ -1,6 +1,6 @@
 """Edited copies of pictures of one's own choice: how many of each edit are found, and how many unrelated pairs.
 
-    python -m tests.benchmarks.edited_copies FOLDER [FOLDER ...] --edited 40
+    python -m tests.benchmarks.find_edited_copies FOLDER [FOLDER ...] --edited 40
 
 FOLDER holds pictures of any format that 01 reads, none of them copies of one another: whoever runs this says which.
 Pairs that are taken for copies are listed, since real sets hold real variants of one picture.
@@ -14,7 +14,7 @@ import numpy as np
 
 from helpers.config import DatasetConfig
 from helpers.core.decode import ImageError, decode
-from helpers.dataset.resemblance import edited_copies, look
+from helpers.dataset.resemblance import find_edited_copies, hash_image
 from tests.test_edited_copies import EDITS
 
 SIDE_PX = 640
@@ -43,9 +43,11 @@ def main() -> None:
     for folder in args.folders:
         named = pictures(folder)
         names, images = list(named), list(named.values())
-        looks = [look(image) for image in images]
+        looks = [hash_image(image) for image in images]
         began = time.process_time()
-        taken = {frozenset((p.one, p.other)): p.value for p in edited_copies(looks, LIKENESS)}
+        taken = {
+            frozenset((p.one, p.other)): p.likeness for p in find_edited_copies(looks, LIKENESS)
+        }
         seconds, pairs = time.process_time() - began, len(names) * (len(names) - 1) // 2
         print(f"{folder.name}: {len(names)} pictures, {seconds:.1f} s")
         print(f"  taken for copies: {len(taken)} of {pairs} pairs ({len(taken) / pairs:.3%})")
@@ -53,7 +55,10 @@ def main() -> None:
             print(f"    {value:.2f} " + ", ".join(names[i] for i in pair))
         some = range(0, len(names), max(1, len(names) // args.edited))
         for name, edit in EDITS.items():
-            hits = [any(edited_copies([looks[i], look(edit(images[i]))], LIKENESS)) for i in some]
+            hits = [
+                any(find_edited_copies([looks[i], hash_image(edit(images[i]))], LIKENESS))
+                for i in some
+            ]
             print(f"  {name:26} {np.mean(hits):.0%} of {len(hits)}", flush=True)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from helpers.config import InferenceConfig
 from helpers.core.run import Run
-from helpers.demo.scene_judge import exam, pixels_of, shares, the_judge
+from helpers.demo.scene_judge import accuracies, held_out_scenes, load_judge, pixels_of
 from helpers.inference.draw.sampler import Request, Sampler, make_config
 from helpers.inference.judge.judgement import _load_images
 from helpers.inference.judge.style import StyleAxis, features, order_share, style_gain
@@ -72,7 +72,7 @@ def main() -> None:
     sampler, config, scenes = (
         Sampler(run),
         make_config(run, num_inference_steps=args.steps),
-        exam(samples),
+        held_out_scenes(samples),
     )
     half, *_ = sampler.weights.steps()
     styled = [sampler.styled(scene.caption) for scene in scenes]
@@ -92,9 +92,9 @@ def main() -> None:
     places = [axis.place(p) for p in (seen(base)[1::2], seen(middle), seen(tuned), art)]
     gain = style_gain(places[0], places[2], places[3]).value
     default_gain = style_gain(places[0], axis.place(seen(default)), places[3]).value
-    judge = the_judge()
+    judge = load_judge()
     kept, default_kept = (
-        shares(judge, pixels_of(images), scenes, "watercolour") for images in (tuned, default)
+        accuracies(judge, pixels_of(images), scenes, "watercolour") for images in (tuned, default)
     )
     measured = {
         "time, as a share of the default's": (seconds / default_seconds, "<=", MOST_TIME),

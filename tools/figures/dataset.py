@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 from helpers.config import DatasetConfig
 from helpers.dataset.quality import measure
-from helpers.dataset.resemblance import copies, edited_copies, look
+from helpers.dataset.resemblance import find_copies, find_edited_copies, hash_image
 from helpers.demo.scenes import DEMO_SCENES_FROM, SUFFIX, random_scene
 from tools.figures.drawn import BEAR, CAT, FROG, RABBIT, alike, watercolour
 from tools.figures.inference import PROMPTS, tuned_pictures
@@ -27,9 +27,9 @@ def reasons() -> Sheet:
     framed = Image.new("RGB", (256, 256), "#f5f5f0")
     framed.paste(ImageEnhance.Brightness(good).enhance(1.15).resize((232, 232)), (12, 12))
     mirrored = good.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    looks = [look(image) for image in (good, mirrored, framed)]
-    assert (0, 1) in copies(looks, config.max_hash_bits)
-    edited = edited_copies(looks, config.min_likeness)
+    looks = [hash_image(image) for image in (good, mirrored, framed)]
+    assert (0, 1) in find_copies(looks, config.max_hash_bits)
+    edited = find_edited_copies(looks, config.min_likeness)
     assert {0, 2} in [{pair.one, pair.other} for pair in edited]
     examples = (
         (good, "kept", "the sharpest", 1.0),

@@ -18,7 +18,7 @@ class Slide:
     url: str  # of the widest rendition; for a video, of its cover image
     is_video: bool
     alt_text: str
-    number: str = ""  # Instagram's media id, stable when earlier slides are deleted
+    media_id: str = ""  # Instagram's media id, stable when earlier slides are deleted
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ def _slide(part: dict[str, Any]) -> Slide:
     candidates = (part.get("image_versions2") or {}).get("candidates") or [{}]
     widest = max(candidates, key=lambda candidate: candidate.get("width") or 0)
     url, words = widest.get("url"), part.get("accessibility_caption")
-    number = part.get("pk") or part.get("id")
+    media_id = part.get("pk") or part.get("id")
     return Slide(
-        str(url or ""), part.get("media_type") == VIDEO, str(words or ""), str(number or "")
+        str(url or ""), part.get("media_type") == VIDEO, str(words or ""), str(media_id or "")
     )
 
 
-def has_pictures(node: Any) -> bool:
+def is_complete_post(node: Any) -> bool:
     """Whether a timeline entry is the complete post, as it is when logged in."""
     return isinstance(node, dict) and bool(
         node.get("carousel_media") or node.get("image_versions2")

@@ -197,7 +197,7 @@ class Walk:
             likes=media.likes,
             tries=TRIES,
             progress=self._progress(),
-            source_id=f"{media.code} {slide.number}" if slide.number else "",
+            source_id=f"{media.code} {slide.media_id}" if slide.media_id else "",
         )
 
     def _refused_item(self, code: str, index: int, why: str) -> SourceItem:

@@ -20,7 +20,7 @@ from instaloader import (
 )
 
 from helpers.scrape.instagram.cursor import Cursor
-from helpers.scrape.instagram.media import Media, fill_missing_fields, has_pictures, read_post
+from helpers.scrape.instagram.media import Media, fill_missing_fields, is_complete_post, read_post
 
 PINNED = 3  # the first posts, which may be older than the following
 
@@ -61,7 +61,7 @@ class Timeline:
         try:
             post = next(self.posts, None)
         except (KeyError, TypeError):
-            if self.index == at or not has_pictures(self._current_node):
+            if self.index == at or not is_complete_post(self._current_node):
                 raise
             node = fill_missing_fields(self._current_node)
             post = Post.from_iphone_struct(self.context, node)
