@@ -274,7 +274,7 @@ BROKEN = {  # how, and words that name the file and what to do
     ),
     "an inpainting UNet": (
         lambda b: another_unet(b, in_channels=9),
-        ["unet/config.json has in_channels 9", "take a text-to-image model"],
+        ["unet/config.json has in_channels 9", "use a text-to-image model"],
     ),
     "a UNet of another width": (
         lambda b: another_unet(b, cross_attention_dim=24),

@@ -18,7 +18,7 @@ from helpers.config import TrainConfig, configure
 from helpers.core.errors import ElsewhereError, RunError
 from helpers.core.files import damage, folder_hash
 from helpers.core.run import Run
-from helpers.figures.trials import best_of, plot_trials, previews_of, read_trials, table
+from helpers.figures.trials import best_trial, plot_trials, read_trials, stack_previews, table
 from helpers.host import colab
 from helpers.mirror import sync
 from helpers.train import trainer
@@ -27,7 +27,7 @@ from helpers.train.limits import machine_errors
 from helpers.train.sweep import runner, study, trial
 from helpers.train.sweep.promote import promote
 from helpers.train.sweep.runner import describe, run_trials, sweep_if_asked
-from helpers.train.sweep.search import batch_of, plan_trials, trial_config
+from helpers.train.sweep.search import plan_trials, trial_config
 from helpers.train.sweep.study import SECRET, Database, open_place
 from helpers.train.trainer import train
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
@@ -109,7 +109,7 @@ def test_the_seeds_own_wish_can_be_swept():
     trials = plan_trials(settings(sweep={"gradient_accumulation_steps": [1, 4]}))
     configs = [trial_config(settings(max_steps=32), params) for params in trials]
     assert sorted(c.max_steps for c in configs) == [8, 32]
-    assert {batch_of(c) * c.max_steps for c in configs} == {64}
+    assert {c.effective_batch_size * c.max_steps for c in configs} == {64}
 
 
 def test_lists_are_tried_in_every_combination_or_some_of_them():
@@ -123,7 +123,7 @@ def test_lists_are_tried_in_every_combination_or_some_of_them():
 def test_every_trial_sees_as_many_images_and_is_measured_as_often(batch):
     config = settings(max_steps=96, train_batch_size=2, lr_warmup_steps=12, validate_every_steps=12)
     trial = trial_config(config, {"effective_batch": batch})
-    assert batch_of(trial) == batch and trial.train_batch_size <= 2
+    assert trial.effective_batch_size == batch and trial.train_batch_size <= 2
     assert trial.max_steps * batch == 96 * 2
     assert trial.lr_warmup_steps * batch == pytest.approx(12 * 2, abs=batch)
     assert trial.max_steps // trial.validate_every_steps == 8
@@ -182,13 +182,13 @@ def test_the_second_trial_computes_no_latent_again(swept_folder):
 
 def test_of_the_ended_trials_the_best_alone_keeps_its_model_and_state(swept):
     kept = [row.number for row in read_trials(swept) if swept.trial(row.number).model.exists()]
-    assert kept == [best_of(read_trials(swept)).number]
+    assert kept == [best_trial(read_trials(swept)).number]
     states = [folder.parent.name for folder in swept.sweep.glob("trial-*/checkpoints")]
     assert states == [f"trial-{kept[0]:03d}"]
 
 
 def test_a_best_model_that_was_lost_is_trained_again_to_the_same(swept, tiny_base):
-    best, before = swept.trial(best_of(read_trials(swept)).number), figures(swept)
+    best, before = swept.trial(best_trial(read_trials(swept)).number), figures(swept)
     was = folder_hash(best.model)
     shutil.rmtree(best.folder)
     assert "is trained again" in "".join(run_trials(settings(tiny_base), swept))
@@ -236,9 +236,9 @@ def test_a_fresh_machine_with_nothing_but_the_mirror_goes_on_in_the_middle_of_a_
     for row in read_trials(fresh):
         steps = [line["step"] for line in lines(fresh.trial(row.number).train_log)]
         assert steps == list(range(row.steps + 1))
-    assert previews_of(fresh, read_trials(fresh)).height > 3 * 160  # those of ended trials too
+    assert stack_previews(fresh, read_trials(fresh)).height > 3 * 160  # those of ended trials too
     on_drive = {path.parent.parent.name for path in colab.DRIVE.rglob("trial-*/*/manifest.json")}
-    assert on_drive == {f"trial-{best_of(read_trials(fresh)).number:03d}"}
+    assert on_drive == {f"trial-{best_trial(read_trials(fresh)).number:03d}"}
 
 
 def test_a_rerun_of_an_ended_sweep_trains_nothing(swept, tiny_base):
@@ -313,7 +313,7 @@ def ended(pid):
 
 
 def test_the_best_trial_becomes_the_runs_own_training(swept, tiny_base):
-    best = best_of(read_trials(swept))
+    best = best_trial(read_trials(swept))
     said = promote(swept)
     assert f"trial {best.number}: learning_rate 0.003" in said
     assert "is complete: held-out loss" in verify_model(swept)
@@ -337,7 +337,7 @@ def test_trials_are_seen_in_a_table_and_pictures(swept):
     rows = read_trials(swept)
     assert list(table(rows)["state"]) == ["complete", "complete", "pruned"]
     assert plot_trials(rows).width > 500
-    sheet = previews_of(swept, rows)
+    sheet = stack_previews(swept, rows)
     assert sheet.height > 3 * 160
 
 

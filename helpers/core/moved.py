@@ -28,6 +28,7 @@ MOVED = {
     "dataset.card": "dataset.dataset_card",
     "dataset.publish": "dataset.push_dataset",
     "train.loop": "train.trainer",
+    "train.plan": "train.resources",
     "train.promote": "train.sweep.promote",
     "inference.card": "inference.share.model_card",
     "inference.export": "inference.share.one_file",
@@ -39,6 +40,7 @@ RENAMED = {  # names that are not where their module has moved to
     "colab.keep": "mirror.sync.sync",
     "colab.restore": "mirror.sync.restore",
     "train.loop.verify_model": "train.finish.verify_model",
+    "train.plan.plan": "train.resources.estimate_resources",
 }
 TOLD = (
     "this notebook is a copy of an older version, and works on; today's is in notebooks/ of the repository, "

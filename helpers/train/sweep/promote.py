@@ -8,7 +8,7 @@ from typing import Any
 from helpers.core.errors import ElsewhereError, RunError
 from helpers.core.files import damage, folder_hash, read_json, write_json
 from helpers.core.run import Run
-from helpers.figures.trials import best_of, read_trials
+from helpers.figures.trials import best_trial, read_trials
 from helpers.mirror.sync import restore
 
 SUFFIX_OF_LARGE = (
@@ -22,7 +22,7 @@ def promote(run: Run) -> str:
     What the run had of its own training is moved beside, to sweep/before-N. Raises RunError if no trial came to
     its end, ElsewhereError if the best one's model is on another machine.
     """
-    best = best_of(read_trials(run))
+    best = best_trial(read_trials(run))
     if best is None:
         raise RunError(
             f"no trial of {run.sweep} came to its end: lower learning_rate's range and sweep again "

@@ -17,25 +17,25 @@ from helpers.config import TrainConfig, read_settings
 from helpers.core.errors import DatabaseError
 from helpers.core.files import damage, folder_hash, write_json
 from helpers.core.run import Run
-from helpers.figures.trials import best_of, read_trials
+from helpers.figures.trials import best_trial, read_trials
 from helpers.host.device import pick_device
 from helpers.mirror.sync import restore
-from helpers.train.plan import plan, refuse_too_large
 from helpers.train.prepare import training_signature
+from helpers.train.resources import estimate_resources, refuse_too_large
 from helpers.train.sweep.promote import promote
 from helpers.train.sweep.search import (
-    measures_of,
+    num_evaluations,
     parse_dimension,
     plan_trials,
     trial_config,
-    warnings_of,
+    unused_settings,
 )
 from helpers.train.sweep.study import (
     Journal,
     database_errors,
     open_place,
     open_study,
-    unended,
+    unfinished_trials,
 )
 from helpers.train.sweep.trial import Sweep, run_trial
 from helpers.train.trainer import train
@@ -49,7 +49,7 @@ def open_sweep(config: TrainConfig, run: Run) -> Sweep:
     run.require(run.split_metadata("train"), "dataset")
     planned = plan_trials(config)
     place = open_place(run, config.sweep_storage)
-    measures = measures_of(config)
+    measures = num_evaluations(config)
     pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=math.ceil(measures / 3))
     learnt = training_signature(config, processes=1) | {"max_steps": config.max_steps}
     belongs = learnt | {"sweep": config.sweep, "dataset": folder_hash(run.dataset)}
@@ -72,7 +72,7 @@ def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
     while True:
         try:
             with database_errors():
-                for line in chain(_run_left(sweep), _mend_best(sweep)):
+                for line in chain(_run_remaining(sweep), _retrain_lost_best(sweep)):
                     failures = 0
                     yield line
             return
@@ -84,11 +84,11 @@ def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
             time.sleep(PAUSES_S[failures])
 
 
-def _run_left(sweep: Sweep) -> Iterator[str]:
+def _run_remaining(sweep: Sweep) -> Iterator[str]:
     """Run the trials that nobody has ended or runs, one after another."""
     waiting = False
     sweep.write_table()
-    while left := unended(sweep.study):
+    while left := unfinished_trials(sweep.study):
         ran = False
         for trial in left:
             with sweep.place.claim(trial.number) as claim:
@@ -106,9 +106,9 @@ def _run_left(sweep: Sweep) -> Iterator[str]:
         sweep.write_table()
 
 
-def _mend_best(sweep: Sweep) -> Iterator[str]:
+def _retrain_lost_best(sweep: Sweep) -> Iterator[str]:
     """Train the best trial again where its model was lost, which gives the same; with a database it is elsewhere."""
-    best = best_of(read_trials(sweep.run))
+    best = best_trial(read_trials(sweep.run))
     if best and isinstance(sweep.place, Journal) and damage(sweep.run.trial(best.number).model):
         yield f"{best.name}: its model is not here any more, so it is trained again"
         for _ in train(trial_config(sweep.config, best.params), sweep.run.trial(best.number)):
@@ -125,12 +125,12 @@ def describe(config: TrainConfig, run: Run) -> str:
     device = pick_device(config.mixed_precision, config.attention, config.capture)
     for params in planned:
         refuse_too_large(trial_config(config, params), run, device)
-    hours = len(planned) * (plan(config, run, device).hours or 0.0)
+    hours = len(planned) * (estimate_resources(config, run, device).hours or 0.0)
     images = config.max_steps * config.effective_batch_size
     price = f", {hours * config.usd_per_hour:.2f} USD" if config.usd_per_hour else ""
     lines = [f"{number:5}  {params}" for number, params in enumerate(planned)]
     head = f"{len(planned)} trials of {images} images, {hours:.1f} hours at most{price}; hopeless ones end sooner:"
-    return "\n".join([head, *lines, *warnings_of(config)])
+    return "\n".join([head, *lines, *unused_settings(config)])
 
 
 def sweep_if_asked(config: TrainConfig, run: Run) -> TrainConfig:

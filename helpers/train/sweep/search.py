@@ -24,11 +24,11 @@ from helpers.config import TrainConfig, from_text
 from helpers.core.errors import RunError
 
 BATCH = "effective_batch"  # of train_batch_size and gradient_accumulation_steps, for a sweep alone
-ALIKE = {  # what would make two trials no longer comparable
+FIXED = {  # what would make two trials no longer comparable
     "base_model": "the held-out loss of another base is another measure",
     "seed": "it sets the order and the noise, which are the same in every trial",
     "resolution_px": "the held-out loss at another size is another measure",
-    "aspect_ratio_buckets": "the held-out loss at another framing is another measure",
+    "aspect_ratio_buckets": "the held-out loss at another crop is another measure",
     "mixed_precision": "a process has one",
     "validation_pairs": "the held-out loss of other pairs is another measure",
     "max_steps": "each trial sees as many images as the run's own settings do",
@@ -41,7 +41,7 @@ UNUSED = {  # what changes nothing unless another setting says so
     "text_encoder_lr": ("train_text_encoder", True),
     "ema_decay": ("use_ema", True),
 }
-LEAST_MEASURES = 4  # of a trial, so that a hopeless one ends before its half
+MIN_EVALUATIONS = 4  # of a trial, so that a hopeless one ends before its half
 
 
 def parse_dimension(name: str, asked: Any) -> BaseDistribution:
@@ -49,10 +49,10 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
 
     A range over a factor of ten or more is drawn by its logarithm.
     """
-    known = {f.name for f in fields(TrainConfig) if not f.metadata.get("resumable")} - set(ALIKE)
+    known = {f.name for f in fields(TrainConfig) if not f.metadata.get("resumable")} - set(FIXED)
     known |= {BATCH, *BATCH_PARTS}
     if name not in known:
-        why = ALIKE.get(name, f"a sweep can try {', '.join(sorted(known))}")
+        why = FIXED.get(name, f"a sweep can try {', '.join(sorted(known))}")
         raise RunError(f"sweep has {name!r}, which is not to be swept: {why}")
     if isinstance(asked, list | tuple) and asked:
         return CategoricalDistribution(_choices(name, asked))
@@ -85,7 +85,7 @@ def plan_trials(config: TrainConfig) -> list[dict[str, Any]]:
         random.Random(config.seed).shuffle(every)
         planned = every[: config.sweep_trials]
     else:
-        planned = _spread(dimensions, config)
+        planned = _sobol_points(dimensions, config)
     for params in planned:
         trial_config(config, params)
     return planned
@@ -100,7 +100,7 @@ def _choices(name: str, asked: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(asked))
 
 
-def warnings_of(config: TrainConfig) -> list[str]:
+def unused_settings(config: TrainConfig) -> list[str]:
     """A line for each setting that is swept and changes nothing."""
     return [
         f"mind: {name} changes nothing unless {needed} is {value!r}"
@@ -109,7 +109,9 @@ def warnings_of(config: TrainConfig) -> list[str]:
     ]
 
 
-def _spread(dimensions: dict[str, BaseDistribution], config: TrainConfig) -> list[dict[str, Any]]:
+def _sobol_points(
+    dimensions: dict[str, BaseDistribution], config: TrainConfig
+) -> list[dict[str, Any]]:
     """Trials evenly over all dimensions, each once."""
     sobol = qmc.Sobol(len(dimensions), seed=config.seed)
     found: list[dict[str, Any]] = []
@@ -155,7 +157,7 @@ def trial_config(config: TrainConfig, params: dict[str, Any]) -> TrainConfig:
     }
     if "lr_warmup_steps" not in params:
         every["lr_warmup_steps"] = round(config.lr_warmup_steps * scale)
-    every["validate_every_steps"] = max(1, steps // measures_of(config))
+    every["validate_every_steps"] = max(1, steps // num_evaluations(config))
     return replace(trial, max_steps=steps, **every)
 
 
@@ -165,9 +167,9 @@ def _split_batch(batch: int, most: int) -> dict[str, int]:
     return {"train_batch_size": size, "gradient_accumulation_steps": batch // size}
 
 
-def measures_of(config: TrainConfig) -> int:
+def num_evaluations(config: TrainConfig) -> int:
     """How often a trial's held-out loss is measured after step 0."""
-    return max(LEAST_MEASURES, config.max_steps // config.validate_every_steps)
+    return max(MIN_EVALUATIONS, config.max_steps // config.validate_every_steps)
 
 
 def is_dimension(name: str, text: str) -> bool:

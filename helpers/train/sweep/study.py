@@ -223,7 +223,7 @@ def open_study(
         study = optuna.create_study(
             storage=place.storage, study_name=run.name, load_if_exists=True, pruner=pruner
         )
-        _refuse_stranger(study, run, json.loads(json.dumps(belongs)))
+        _check_same_sweep(study, run, json.loads(json.dumps(belongs)))
         there = [trial.params for trial in study.get_trials(deepcopy=False)]
         for params in planned:
             if params not in there:
@@ -234,7 +234,7 @@ def open_study(
     return study
 
 
-def _refuse_stranger(study: optuna.Study, run: Run, belongs: dict[str, Any]) -> None:
+def _check_same_sweep(study: optuna.Study, run: Run, belongs: dict[str, Any]) -> None:
     theirs = study.user_attrs.get("belongs")
     if theirs is None:
         study.set_user_attr("belongs", belongs)
@@ -251,6 +251,6 @@ def _refuse_stranger(study: optuna.Study, run: Run, belongs: dict[str, Any]) -> 
         )
 
 
-def unended(study: optuna.Study) -> list[FrozenTrial]:
+def unfinished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that still have to be run or ended, by number."""
     return [t for t in study.get_trials(deepcopy=False) if not t.state.is_finished()]

@@ -16,10 +16,10 @@ from helpers.core.errors import DivergedError, OutOfMemoryError
 from helpers.core.files import locked, write_json
 from helpers.core.records import read_log
 from helpers.core.run import Run, TrialRun
-from helpers.figures.trials import TrialRow, best_of
+from helpers.figures.trials import TrialRow, best_trial
 from helpers.mirror.sync import delete_remote, restore, sync, sync_soon
 from helpers.train import checkpoint
-from helpers.train.sweep.search import measures_of, trial_config
+from helpers.train.sweep.search import num_evaluations, trial_config
 from helpers.train.sweep.study import Claim, Database, Journal
 from helpers.train.trainer import train
 
@@ -38,7 +38,10 @@ class Sweep:
     def row(self, trial: FrozenTrial) -> TrialRow:
         """What came of a trial so far."""
         config, ended = trial_config(self.config, trial.params), trial.user_attrs
-        images, measures = config.max_steps * config.effective_batch_size, measures_of(self.config)
+        images, measures = (
+            config.max_steps * config.effective_batch_size,
+            num_evaluations(self.config),
+        )
         curve = [(round(images * p / measures), v) for p, v in trial.intermediate_values.items()]
         seconds = ended.get("seconds", 0.0)
         return TrialRow(
@@ -64,7 +67,7 @@ class Sweep:
         with locked(self.run.sweep_lock):
             rows = [self.row(trial) for trial in self.study.get_trials(deepcopy=False)]
             write_json(self.run.sweep_table, [asdict(row) for row in rows])
-            best = best_of(rows)
+            best = best_trial(rows)
             for row in rows:
                 if row.state in ("complete", "pruned") and row is not best:
                     here = self.run.trial(row.number)
@@ -77,7 +80,7 @@ def run_trial(sweep: Sweep, trial: FrozenTrial, claim: Claim) -> Iterator[str]:
     """Train a trial to its end, from wherever any machine has brought it, and tell the study."""
     config, here = trial_config(sweep.config, trial.params), sweep.run.trial(trial.number)
     restore(here)
-    yield f"{sweep.row(trial).name}, {config.max_steps} steps{_came_to(here, trial)}"
+    yield f"{sweep.row(trial).name}, {config.max_steps} steps{_resume_note(here, trial)}"
     if trial.state == TrialState.WAITING:
         sweep.place.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
     sync_soon(sweep.run)
@@ -108,7 +111,7 @@ def _tell(sweep: Sweep, trial: FrozenTrial, here: TrialRun, reason: str | None) 
     return f"trial {trial.number} ended: held-out loss {value:.4f}"
 
 
-def _came_to(here: TrialRun, trial: FrozenTrial) -> str:
+def _resume_note(here: TrialRun, trial: FrozenTrial) -> str:
     if step := checkpoint.latest_step(here):
         return f": goes on from step {step}"
     was_begun = trial.state != TrialState.WAITING
@@ -120,7 +123,7 @@ def _train(
 ) -> str | None:
     """Train, reporting every measurement; why it was stopped, or None where it came to its end."""
     _report(sweep, config, here, live)  # what a kill kept from being told
-    if reason := _why_hopeless(sweep, here, live):
+    if reason := _pruning_reason(sweep, here, live):
         return reason
     steps = train(config, here)
     try:
@@ -132,7 +135,7 @@ def _train(
                 if not math.isfinite(step.held_out_loss):
                     return f"its held-out loss was no number at step {step.step}"
                 _report(sweep, config, here, live)
-                if reason := _why_hopeless(sweep, here, live):
+                if reason := _pruning_reason(sweep, here, live):
                     return reason
     except (DivergedError, OutOfMemoryError) as error:
         return str(error)
@@ -145,7 +148,7 @@ def _train(
 def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> None:
     """Tell the study each measurement that it does not know; their place is the share of the budget."""
     known = sweep.place.storage.get_trial(live._trial_id).intermediate_values
-    measures = measures_of(sweep.config)
+    measures = num_evaluations(sweep.config)
     for step, loss in _curve(here)[1:]:
         place = round(step * measures / config.max_steps)
         if place not in known:
@@ -153,10 +156,10 @@ def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> N
             known = known | {place: loss}
 
 
-def _why_hopeless(sweep: Sweep, here: TrialRun, live: Trial) -> str | None:
+def _pruning_reason(sweep: Sweep, here: TrialRun, live: Trial) -> str | None:
     """Why a trial is to be stopped by its last measurement, if it is."""
     known = sweep.place.storage.get_trial(live._trial_id).intermediate_values
-    place, measures = max(known, default=0), measures_of(sweep.config)
+    place, measures = max(known, default=0), num_evaluations(sweep.config)
     curve = _curve(here)
     if not 0 < place < measures or not curve:
         return None
