@@ -1,6 +1,6 @@
-"""Several trainings, compared: `python -m helpers.train.sweep RUN -p learning_rate 1e-5..1e-3 -p rank 4,8,16`.
+"""A hyperparameter sweep: `python -m helpers.train.sweep RUN -p learning_rate 1e-5..1e-3 -p rank 4,8,16`.
 
-Each trial is the ordinary training in a folder of its own inside the run's, and goes on from its checkpoints. Start the
+Each trial is the ordinary training in a folder of its own inside the run's, and resumes from its checkpoints. Start the
 command again after whatever stopped it; start it on another machine with the same database, and both share the work.
 """
 
@@ -11,7 +11,6 @@ from dataclasses import asdict
 from itertools import chain
 
 from optuna.pruners import MedianPruner
-from optuna.trial import FrozenTrial
 
 from helpers.config import TrainConfig, read_settings
 from helpers.core.errors import DatabaseError
@@ -41,30 +40,30 @@ from helpers.train.sweep.trial import Sweep, run_trial
 from helpers.train.trainer import train
 
 POLL_S = 2.0
-PAUSES_S = (0, 1, 5, 20, 60, 60, 60, 60)  # after failures of a database, one after another
+RETRY_S = (0, 1, 5, 20, 60, 60, 60, 60)  # before each retry after a database failure
 
 
 def open_sweep(config: TrainConfig, run: Run) -> Sweep:
-    """Make a sweep, or take up the one that is there. Raises RunError if that is another."""
+    """Create a sweep, or resume the one that is there. Raises RunError if that one has other settings or data."""
     run.require(run.split_metadata("train"), "dataset")
     planned = plan_trials(config)
     place = open_place(run, config.sweep_storage)
-    measures = num_evaluations(config)
-    pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=math.ceil(measures / 3))
-    learnt = training_signature(config, processes=1) | {"max_steps": config.max_steps}
-    belongs = learnt | {"sweep": config.sweep, "dataset": folder_hash(run.dataset)}
+    warmup = math.ceil(num_evaluations(config) / 3)
+    pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
+    signature = training_signature(config, processes=1) | {"max_steps": config.max_steps}
+    signature |= {"sweep": config.sweep, "dataset": folder_hash(run.dataset)}
     dimensions = {name: parse_dimension(name, asked) for name, asked in config.sweep.items()}
     with database_errors():
-        study = open_study(place, run, planned, dimensions, belongs, pruner)
+        study = open_study(place, run, planned, dimensions, signature, pruner)
     write_json(run.sweep_config, asdict(config))
     return Sweep(config, run, place, study)
 
 
 def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
-    """Run what is left of a sweep, yielding a line of news at a time, until every trial has ended, here or elsewhere.
+    """Run a sweep's remaining trials, yielding lines of progress, until all have ended here or on other machines.
 
-    A database that falls silent is waited for. Raises RunError where training would, but for a trial whose loss is
-    no number or that needs more memory than there is: that one is pruned.
+    A lost database connection is retried. A trial whose loss is NaN or that runs out of memory (OOM) is pruned; other
+    errors of training are raised as RunError.
     """
     sweep, failures = open_sweep(config, run), 0
     for trial in sweep.study.get_trials(deepcopy=False):
@@ -78,14 +77,14 @@ def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
             return
         except DatabaseError as error:
             failures += 1
-            if failures == len(PAUSES_S):
+            if failures == len(RETRY_S):
                 raise
-            yield f"{error}; tried again in {PAUSES_S[failures]:g} s"
-            time.sleep(PAUSES_S[failures])
+            yield f"{error}; tried again in {RETRY_S[failures]:g} s"
+            time.sleep(RETRY_S[failures])
 
 
 def _run_remaining(sweep: Sweep) -> Iterator[str]:
-    """Run the trials that nobody has ended or runs, one after another."""
+    """Run the trials that no other worker runs or has ended, one after another."""
     waiting = False
     sweep.write_table()
     while left := unfinished_trials(sweep.study):
@@ -99,7 +98,8 @@ def _run_remaining(sweep: Sweep) -> Iterator[str]:
                     break
         if not ran:
             if not waiting:
-                yield f"waiting for {_numbers(left)}, which other workers have"
+                numbers = ", ".join(str(trial.number) for trial in left)
+                yield f"waiting for trial {numbers}, which other workers run"
             waiting = True
             time.sleep(POLL_S)
     if waiting:
@@ -107,20 +107,22 @@ def _run_remaining(sweep: Sweep) -> Iterator[str]:
 
 
 def _retrain_lost_best(sweep: Sweep) -> Iterator[str]:
-    """Train the best trial again where its model was lost, which gives the same; with a database it is elsewhere."""
+    """Train the best trial again if its model is lost, which gives the same model.
+
+    With a database its model may be on another machine, so nothing is done.
+    """
     best = best_trial(read_trials(sweep.run))
     if best and isinstance(sweep.place, Journal) and damage(sweep.run.trial(best.number).model):
-        yield f"{best.name}: its model is not here any more, so it is trained again"
+        yield f"{best.name}: its model is missing or damaged, so it is trained again"
         for _ in train(trial_config(sweep.config, best.params), sweep.run.trial(best.number)):
             pass
 
 
-def _numbers(trials: list[FrozenTrial]) -> str:
-    return "trial " + ", ".join(str(trial.number) for trial in trials)
-
-
 def describe(config: TrainConfig, run: Run) -> str:
-    """What a sweep will try and take: its trials, and hours by a few steps on random weights of the same shapes."""
+    """Describe a sweep before it starts: its trials, and its hours and price from a few timed steps.
+
+    Raises RunError if a trial would not fit into memory or onto the disk.
+    """
     planned = plan_trials(config)
     device = pick_device(config.mixed_precision, config.attention, config.capture)
     for params in planned:
@@ -129,16 +131,15 @@ def describe(config: TrainConfig, run: Run) -> str:
     images = config.max_steps * config.effective_batch_size
     price = f", {hours * config.usd_per_hour:.2f} USD" if config.usd_per_hour else ""
     lines = [f"{number:5}  {params}" for number, params in enumerate(planned)]
-    head = f"{len(planned)} trials of {images} images, {hours:.1f} hours at most{price}; hopeless ones end sooner:"
+    head = f"{len(planned)} trials of {images} images, {hours:.1f} hours at most{price}; hopeless trials are pruned:"
     return "\n".join([head, *lines, *unused_settings(config)])
 
 
 def sweep_if_asked(config: TrainConfig, run: Run) -> TrainConfig:
-    """Run the sweep that the settings ask for, saying how it goes, and promote its best.
+    """Run the sweep that the settings ask for, print its progress, and promote its best trial.
 
-    Returns the settings of what is to be trained now: the best trial's, or those given where there is no sweep.
-    Raises RunError where training would, or no trial came to its end, and ElsewhereError where the best one's
-    model is on another machine.
+    Returns the best trial's settings, or the given ones if they ask for no sweep. Raises RunError if training does or
+    no trial is complete, ElsewhereError if the best one's model is on another machine.
     """
     if not config.sweep:
         return config

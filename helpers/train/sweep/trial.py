@@ -1,4 +1,4 @@
-"""One trial of a sweep: the ordinary training, measured, ended where it is hopeless, and told to the study."""
+"""One trial of a sweep: the ordinary training, whose held-out loss is reported to Optuna, pruned if hopeless."""
 
 import math
 import shutil
@@ -23,12 +23,12 @@ from helpers.train.sweep.search import num_evaluations, trial_config
 from helpers.train.sweep.study import Claim, Database, Journal
 from helpers.train.trainer import train
 
-HOPELESS = 1.05  # times the base model's held-out loss, from a quarter of the budget on
+MAX_LOSS_RATIO = 1.05  # to the base model's held-out loss; above it a trial is pruned after a quarter of its steps
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep under way: its settings, where its study lies, and the study."""
+    """A running sweep: its settings, its storage and its study."""
 
     config: TrainConfig
     run: Run
@@ -36,7 +36,7 @@ class Sweep:
     study: optuna.Study
 
     def row(self, trial: FrozenTrial) -> TrialRow:
-        """What came of a trial so far."""
+        """A trial's results so far, as a row of the table."""
         config, ended = trial_config(self.config, trial.params), trial.user_attrs
         images, measures = (
             config.max_steps * config.effective_batch_size,
@@ -58,12 +58,12 @@ class Sweep:
         )
 
     def is_best(self, value: float) -> bool:
-        """Whether no ended trial's held-out loss is lower."""
-        ended = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        return all(value <= trial.value for trial in ended)
+        """Whether no complete trial has a lower held-out loss."""
+        complete = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        return all(value <= trial.value for trial in complete)
 
     def write_table(self) -> None:
-        """Leave what is known of all trials; of the ended ones only the best keeps its model and checkpoints."""
+        """Write the table of trials, and delete models and checkpoints of ended trials other than the best."""
         with locked(self.run.sweep_lock):
             rows = [self.row(trial) for trial in self.study.get_trials(deepcopy=False)]
             write_json(self.run.sweep_table, [asdict(row) for row in rows])
@@ -77,7 +77,7 @@ class Sweep:
 
 
 def run_trial(sweep: Sweep, trial: FrozenTrial, claim: Claim) -> Iterator[str]:
-    """Train a trial to its end, from wherever any machine has brought it, and tell the study."""
+    """Train a trial, resuming it from any machine's checkpoint, and tell the study how it ended."""
     config, here = trial_config(sweep.config, trial.params), sweep.run.trial(trial.number)
     restore(here)
     yield f"{sweep.row(trial).name}, {config.max_steps} steps{_resume_note(here, trial)}"
@@ -99,14 +99,14 @@ def run_trial(sweep: Sweep, trial: FrozenTrial, claim: Claim) -> Iterator[str]:
 
 
 def _tell(sweep: Sweep, trial: FrozenTrial, here: TrialRun, reason: str | None) -> str:
-    """Tell the study that a trial has ended, or why it was stopped; return it in words."""
+    """Tell the study that a trial is complete, or pruned for `reason`; return that as a line of progress."""
     if reason:
         sweep.place.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
         sweep.study.tell(trial.number, state=TrialState.PRUNED)
         return f"trial {trial.number} pruned: {reason}"
-    value = _value(here)
+    value = _exported_loss(here)
     if sweep.is_best(value):
-        sync(here)  # on Drive before any machine hears that it has ended
+        sync(here)  # to Drive before any other machine sees it as complete
     sweep.study.tell(trial.number, value)
     return f"trial {trial.number} ended: held-out loss {value:.4f}"
 
@@ -115,25 +115,25 @@ def _resume_note(here: TrialRun, trial: FrozenTrial) -> str:
     if step := checkpoint.latest_step(here):
         return f": goes on from step {step}"
     was_begun = trial.state != TrialState.WAITING
-    return ": begins again, no checkpoint of it being here" if was_begun else ""
+    return ": starts again, since it has no checkpoint here" if was_begun else ""
 
 
 def _train(
     sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial, claim: Claim
 ) -> str | None:
-    """Train, reporting every measurement; why it was stopped, or None where it came to its end."""
-    _report(sweep, config, here, live)  # what a kill kept from being told
+    """Train, and report every evaluation. Returns why the trial is pruned, or None if it is complete."""
+    _report(sweep, config, here, live)  # evaluations before a kill
     if reason := _pruning_reason(sweep, here, live):
         return reason
     steps = train(config, here)
     try:
-        with locked(sweep.run.cache_lock):  # two processes would compute and write it at once
+        with locked(sweep.run.cache_lock):  # or two processes compute and write the cache at once
             first = next(steps, None)
         for step in chain([first] if first else [], steps):
             claim.check()
             if step.held_out_loss is not None:
                 if not math.isfinite(step.held_out_loss):
-                    return f"its held-out loss was no number at step {step.step}"
+                    return f"its held-out loss was NaN or inf at step {step.step}"
                 _report(sweep, config, here, live)
                 if reason := _pruning_reason(sweep, here, live):
                     return reason
@@ -146,37 +146,37 @@ def _train(
 
 
 def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> None:
-    """Tell the study each measurement that it does not know; their place is the share of the budget."""
+    """Report the evaluations that the study does not know, numbered 1 to num_evaluations over the trial's steps."""
     known = sweep.place.storage.get_trial(live._trial_id).intermediate_values
-    measures = num_evaluations(sweep.config)
+    total = num_evaluations(sweep.config)
     for step, loss in _curve(here)[1:]:
-        place = round(step * measures / config.max_steps)
-        if place not in known:
-            live.report(loss, place)
-            known = known | {place: loss}
+        number = round(step * total / config.max_steps)
+        if number not in known:
+            live.report(loss, number)
+            known = known | {number: loss}
 
 
 def _pruning_reason(sweep: Sweep, here: TrialRun, live: Trial) -> str | None:
-    """Why a trial is to be stopped by its last measurement, if it is."""
+    """Why the last evaluation prunes a trial, or None."""
     known = sweep.place.storage.get_trial(live._trial_id).intermediate_values
-    place, measures = max(known, default=0), num_evaluations(sweep.config)
+    number, total = max(known, default=0), num_evaluations(sweep.config)
     curve = _curve(here)
-    if not 0 < place < measures or not curve:
+    if not 0 < number < total or not curve:
         return None
-    if 4 * place >= measures and known[place] > HOPELESS * curve[0][1]:
-        return f"its held-out loss {known[place]:.4f} is above the base model's {curve[0][1]:.4f}"
+    if 4 * number >= total and known[number] > MAX_LOSS_RATIO * curve[0][1]:
+        return f"its held-out loss {known[number]:.4f} is above the base model's {curve[0][1]:.4f}"
     if live.should_prune():
-        return "its held-out loss is worse than half of the trials' at this point"
+        return "its held-out loss is above the median of the trials at this point"
     return None
 
 
 def _curve(here: TrialRun) -> list[tuple[int, float]]:
-    """(step, held-out loss) so far, from step 0 on."""
+    """The (step, held-out loss) points so far, from step 0 on."""
     rows = read_log(here.train_log)
     return [(int(r["step"]), r["held_out_loss"]) for r in rows if "held_out_loss" in r]
 
 
-def _value(here: TrialRun) -> float:
-    """The held-out loss of the model that a trial left."""
+def _exported_loss(here: TrialRun) -> float:
+    """The held-out loss of a trial's exported model."""
     verdict = here.read_verdict()
     return dict(_curve(here)).get(verdict["exported_step"], verdict["last"])
