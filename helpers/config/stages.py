@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from datetime import date
 from typing import Any, TypeVar
 
+from helpers.config.choices import CAPTIONERS, SOURCES
 from helpers.config.fields import Checked, choice, lines, list_names, number, plain, refuse_secrets
 from helpers.config.presets import PRESETS
 from helpers.core.errors import RunError
@@ -22,7 +23,7 @@ class ScrapeConfig(Checked):
     """01_scrape: where the images come from."""
 
     run: str = "demo"
-    source: str = choice("demo", "instagram", "folder", "export", "hub")
+    source: str = choice(*SOURCES)
     account: str = ""  # whose art it is; source=instagram walks it
     posts: str = ""  # of source=instagram: these alone; shortcodes or addresses, comma-separated
     # your images with .txt captions beside them; of source=export: Instagram's ZIP
@@ -47,9 +48,11 @@ class ScrapeConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name, what = _NEEDED.get(self.source, ("run", ""))
-        if not getattr(self, name) and not (self.source == "instagram" and self.posts):
-            raise RunError(f"source is {self.source!r} but {name} is empty: set {name} to {what}")
+        _, needs, advice = SOURCES[self.source]
+        if needs and not getattr(self, needs) and not (self.source == "instagram" and self.posts):
+            raise RunError(
+                f"source is {self.source!r} but {needs} is empty: set {needs} to {advice}"
+            )
         for name in ("since", "until"):
             _check_day(name, getattr(self, name))
         if self.since and self.until and self.since > self.until:
@@ -84,12 +87,6 @@ class ScrapeConfig(Checked):
         return not day or (self.since or day) <= day <= (self.until or day)
 
 
-_NEEDED = {
-    "instagram": ("account", "the account's name, or posts to their addresses"),
-    "folder": ("folder", "the path of your images"),
-    "export": ("folder", "the path of the ZIP that Instagram gave you"),
-    "hub": ("dataset_id", "a hub id such as name/dataset, or a folder"),
-}
 _ADDRESS = r"(?:https?://)?(?:www\.|m\.)?instagram\.com/"
 _ACCOUNT = re.compile(rf"(?:{_ADDRESS}|@)?([A-Za-z0-9._]{{1,30}})/?(?:\?.*)?", re.ASCII)
 _POST = re.compile(
@@ -111,7 +108,7 @@ class CaptionConfig(Checked):
     """02_caption: who says what each image shows."""
 
     run: str = "demo"
-    captioner: str = choice("sidecar", "claude", "blip")
+    captioner: str = choice(*CAPTIONERS)
     model: str = "claude-haiku-5-5"  # of captioner=claude
     mode: str = choice("now", "batch")  # a batch takes up to a day, mostly under an hour
     budget_usd: float = number(5.0, 0.0, 10_000.0)  # for all captions of the run, reruns included
