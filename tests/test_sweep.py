@@ -406,7 +406,7 @@ def test_two_workers_on_one_postgresql_share_and_take_over(
 
 def test_a_server_that_ends_every_connection_is_waited_for(fresh, tiny_base, monkeypatch):
     monkeypatch.setattr(study, "BEAT_S", 0.05)
-    monkeypatch.setattr(runner, "PAUSES_S", (0, 0.2, 0.2, 0.2))
+    monkeypatch.setattr(runner, "RETRY_S", (0, 0.2, 0.2, 0.2))
     with postgres() as address:
         monkeypatch.setenv(SECRET, address)
         config = settings(tiny_base, sweep_storage="postgresql")

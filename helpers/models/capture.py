@@ -9,24 +9,12 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
-
-
-class Recorder(Protocol):
-    """Records the kernels of a function whose tensors stay at their addresses; tests have one without a GPU."""
-
-    def warm_up(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run the function once, on the stream that will record it."""
-
-    def record(
-        self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
-    ) -> Callable[[], Tensor]:
-        """Record the function without running it; return what replays it and returns its result."""
 
 
 class CudaGraphs:
@@ -36,7 +24,7 @@ class CudaGraphs:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def warm_up(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run the function on the recording stream, so that autograd's own state belongs to that stream."""
+        """Run the function once on the recording stream, so that autograd's own state belongs to that stream."""
         torch.cuda.empty_cache()  # freed blocks belong to a stream, and this one cannot reuse the others'
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -47,7 +35,10 @@ class CudaGraphs:
     def record(
         self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     ) -> Callable[[], Tensor]:
-        """Record the function into a graph; other threads may use the GPU meanwhile."""
+        """Record the function without running it; return what replays it and returns its result.
+
+        Other threads may use the GPU meanwhile.
+        """
         graph = torch.cuda.CUDAGraph()
         mode = {"stream": self.stream, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(graph, pool=self.pool, **mode):
@@ -74,7 +65,7 @@ class Captured:
     """
 
     def __init__(
-        self, function: Callable[..., Tensor], name: str, recorder: Recorder | None = None
+        self, function: Callable[..., Tensor], name: str, recorder: CudaGraphs | None = None
     ) -> None:
         """`name` is for that warning, such as "the training step"."""
         self.function, self.name = function, name
@@ -118,7 +109,7 @@ class Captured:
 class CapturedForward:
     """A UNet's forward pass, captured for a pipeline that calls it at every sampling step."""
 
-    def __init__(self, unet: nn.Module, recorder: Recorder | None = None) -> None:
+    def __init__(self, unet: nn.Module, recorder: CudaGraphs | None = None) -> None:
         self.unet, self.recorder = unet, recorder
         self.addresses: list[int] = []
 

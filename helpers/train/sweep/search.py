@@ -125,9 +125,8 @@ def _sobol_points(
     with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
         study = optuna.create_study(sampler=QMCSampler(scramble=True, seed=config.seed))
     # without a trial to read the dimensions from, the sampler draws the first point at random
-    first = {n: getattr(d, "choices", None) or [d.low] for n, d in dimensions.items()}
-    params = {name: values[0] for name, values in first.items()}
-    study.add_trial(optuna.create_trial(params=params, distributions=dimensions, value=0.0))
+    first = {n: d.choices[0] if hasattr(d, "choices") else d.low for n, d in dimensions.items()}
+    study.add_trial(optuna.create_trial(params=first, distributions=dimensions, value=0.0))
     points: list[dict[str, Any]] = []
     for _ in range(64 * config.sweep_trials):  # a range of integers may give a point twice
         asked = study.ask(dimensions).params

@@ -122,8 +122,7 @@ def _train(
     sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial, claim: Claim
 ) -> str | None:
     """Train, and report every evaluation. Returns why the trial is pruned, or None if it is complete."""
-    _report(sweep, config, here, live)  # evaluations before a kill
-    if reason := _pruning_reason(sweep, here, live):
+    if reason := _report(sweep, config, here, live):  # evaluations before a kill
         return reason
     steps = train(config, here)
     try:
@@ -134,8 +133,7 @@ def _train(
             if step.held_out_loss is not None:
                 if not math.isfinite(step.held_out_loss):
                     return f"its held-out loss was NaN or inf at step {step.step}"
-                _report(sweep, config, here, live)
-                if reason := _pruning_reason(sweep, here, live):
+                if reason := _report(sweep, config, here, live):
                     return reason
     except (DivergedError, OutOfMemoryError) as error:
         return str(error)
@@ -145,26 +143,23 @@ def _train(
     return None
 
 
-def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> None:
-    """Report the evaluations that the study does not know, numbered 1 to num_evaluations over the trial's steps."""
-    known = sweep.place.storage.get_trial(live._trial_id).intermediate_values
-    total = num_evaluations(sweep.config)
-    for step, loss in _curve(here)[1:]:
+def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> str | None:
+    """Report evaluations that the study does not know; return why they prune the trial, or None.
+
+    They are numbered 1 to num_evaluations over the trial's steps.
+    """
+    known = dict(sweep.place.storage.get_trial(live._trial_id).intermediate_values)
+    curve, total = _curve(here), num_evaluations(sweep.config)
+    for step, loss in curve[1:]:
         number = round(step * total / config.max_steps)
         if number not in known:
             live.report(loss, number)
-            known = known | {number: loss}
-
-
-def _pruning_reason(sweep: Sweep, here: TrialRun, live: Trial) -> str | None:
-    """Why the last evaluation prunes a trial, or None."""
-    known = sweep.place.storage.get_trial(live._trial_id).intermediate_values
-    number, total = max(known, default=0), num_evaluations(sweep.config)
-    curve = _curve(here)
-    if not 0 < number < total or not curve:
+            known[number] = loss
+    last = max(known, default=0)
+    if not 0 < last < total or not curve:
         return None
-    if 4 * number >= total and known[number] > MAX_LOSS_RATIO * curve[0][1]:
-        return f"its held-out loss {known[number]:.4f} is above the base model's {curve[0][1]:.4f}"
+    if 4 * last >= total and known[last] > MAX_LOSS_RATIO * curve[0][1]:
+        return f"its held-out loss {known[last]:.4f} is above the base model's {curve[0][1]:.4f}"
     if live.should_prune():
         return "its held-out loss is above the median of the trials at this point"
     return None
