@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 from transformers import CLIPTokenizer
 
+from helpers.core.decode import ORIENTATION
 from helpers.core.errors import RunError
 from helpers.models.tokens import count_tokens, shorten
 from helpers.train.buckets import Crop
@@ -53,7 +54,7 @@ def _is_enlarged(path: Path, crop: Crop) -> bool:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientation: rotated by 90 degrees
+            if image.getexif().get(ORIENTATION, 1) >= 5:  # EXIF: rotated by 90 degrees
                 width, height = height, width
     except OSError:  # an error names it when it is encoded
         return False

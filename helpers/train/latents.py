@@ -154,7 +154,7 @@ def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tenso
     for shape in {images.shape for images in pixels}:
         same = [i for i, images in enumerate(pixels) if images.shape == shape]
         batch = torch.cat([pixels[i] for i in same]).to(components.vae.device, components.vae.dtype)
-        means = [components.vae.encode(some).latent_dist.mean for some in batch.split(ENCODE_BATCH)]
+        means = [components.vae.encode(part).latent_dist.mean for part in batch.split(ENCODE_BATCH)]
         scaled = torch.cat(means).float().cpu() * components.vae.config.scaling_factor
         latents |= dict(zip(same, scaled.split(shape[0]), strict=True))
     return [latents[i].clone() for i in range(len(pixels))]
@@ -189,10 +189,10 @@ def _sample_latents(
     latents = []
     starts = range(0, len(captions), batch)
     for start in tqdm(starts, "draw the base model's own style", leave=False):
-        some = list(captions[start : start + batch])
-        generators = [generator(config.seed, "prior", start + i) for i in range(len(some))]
-        latents.append(components.draw(config, some, generators, "latent").float().cpu())
-        for caption, latent in zip(some, latents[-1], strict=True):
+        part = list(captions[start : start + batch])
+        generators = [generator(config.seed, "prior", start + i) for i in range(len(part))]
+        latents.append(components.draw(config, part, generators, "latent").float().cpu())
+        for caption, latent in zip(part, latents[-1], strict=True):
             if not latent.isfinite().all():
                 raise RunError(
                     f"the base's sample of {caption!r} has NaN in its latents: set mixed_precision to 'no', "

@@ -113,7 +113,7 @@ class MovingAverage:
         """Take in the weights after optimizer step `step`, counted from 1."""
         decay = min(self.decay, step / (9 + step)) if step > 1 else 0.0
         averages = list(self.average.values())
-        weights = [self.weights[n].detach().to(kept.device) for n, kept in self.average.items()]
+        weights = [self.weights[n].detach().to(a.device) for n, a in self.average.items()]
         torch._foreach_lerp_(averages, weights, 1 - decay)  # all weights in a few kernels
 
     @contextmanager

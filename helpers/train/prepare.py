@@ -146,7 +146,7 @@ def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep memory that a step frees for the next one (mallopt(3)), which is some per cent faster."""
+    """Have glibc keep memory that a step frees for the next one (mallopt(3)), which is a few per cent faster."""
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with suppress(AttributeError, OSError):  # other systems have other allocators
         mallopt = ctypes.CDLL(None).mallopt
@@ -219,7 +219,9 @@ def _prior_captions(config: TrainConfig, captions: list[str], suffix: str) -> li
     """The captions that the base model draws for prior preservation."""
     count = round(config.prior_share * len(captions))
     if count and not suffix:
-        log.warning("no suffix, no prior: the base's own samples would say the same words")
+        log.warning(
+            "prior_share is ignored: without a suffix the base's samples would have the captions of the images"
+        )
         return []
     return [captions[i % len(captions)] for i in range(count)]
 
@@ -231,7 +233,7 @@ def _make_state(
     trained = make_trainable(components.unet, components.text_encoder, config, device.dtype)
     weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(weights, config)
-    # before accelerate wraps the optimizer, whose step it puts back as it found it
+    # before accelerate wraps the optimizer, whose step() it puts back as it found it
     lr_scheduler = get_scheduler(
         config.lr_scheduler,
         optimizer,

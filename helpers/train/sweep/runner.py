@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 
 from optuna.pruners import MedianPruner
@@ -29,13 +30,7 @@ from helpers.train.sweep.search import (
     trial_config,
     unused_settings,
 )
-from helpers.train.sweep.study import (
-    Journal,
-    database_errors,
-    open_place,
-    open_study,
-    unfinished_trials,
-)
+from helpers.train.sweep.study import Journal, database_errors, open_place, open_study
 from helpers.train.sweep.trial import Sweep, run_trial
 from helpers.train.trainer import train
 
@@ -87,11 +82,12 @@ def _run_remaining(sweep: Sweep) -> Iterator[str]:
     """Run the trials that no other worker runs or has ended, one after another."""
     waiting = False
     sweep.write_table()
-    while left := unfinished_trials(sweep.study):
+    trials = partial(sweep.study.get_trials, deepcopy=False)
+    while left := [trial for trial in trials() if not trial.state.is_finished()]:
         ran = False
         for trial in left:
             with sweep.place.claim(trial.number) as claim:
-                trial = sweep.study.get_trials(deepcopy=False)[trial.number]
+                trial = trials()[trial.number]
                 if claim and not trial.state.is_finished():
                     yield from run_trial(sweep, trial, claim)
                     ran, waiting = True, False

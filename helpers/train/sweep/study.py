@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -252,8 +252,3 @@ def _check_same_sweep(study: optuna.Study, run: Run, signature: dict[str, Any]) 
             f"{run.sweep} is another sweep ({'; '.join(changed)[:400]}): give this one a run name of "
             "its own, or move that folder away"
         )
-
-
-def unfinished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The waiting and running trials, by number."""
-    return [t for t in study.get_trials(deepcopy=False) if not t.state.is_finished()]
