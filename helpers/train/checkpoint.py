@@ -248,7 +248,7 @@ def _refuse_newer(folder: Path, saved: dict[str, Any]) -> None:
 
 
 def load_weights(folder: Path, weights: dict[str, nn.Parameter], use_ema: bool = False) -> None:
-    """Copy a checkpoint's weights into the model's, or their moving average where it has one."""
+    """Copy a checkpoint's weights into the model, or with `use_ema` their moving average if it has one."""
     name = AVERAGE if use_ema and AVERAGE in read_json(folder / MANIFEST) else WEIGHTS
     _copy_into({name: p.data for name, p in weights.items()}, load_file(folder / name))
 
@@ -269,7 +269,7 @@ def latest_step(run: Run) -> int:
 
 
 def _newest_first(run: Run) -> list[Path]:
-    """The folders named as checkpoints, which a copy such as `step-000250 (1)` is not."""
+    """Checkpoint folders, the newest first; a sync client's copy `step-000250 (1)` is not one."""
     named = [p for p in run.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
     folders = [p for p in named if p.is_dir() and p == run.checkpoint(step_of(p))]
     return sorted(folders, key=step_of, reverse=True)
@@ -287,7 +287,7 @@ def step_of(folder: Path) -> int:
 
 
 def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSignature) -> None:
-    """Raise RunError, with each difference, if a checkpoint is of another training."""
+    """Raise RunError, listing the differences, if a checkpoint belongs to another training."""
     defaults = {f.name: f.default for f in fields(TrainConfig)}  # of what was no setting yet
     theirs, ours = defaults | saved["config"], signature.config
     changed = [

@@ -39,7 +39,7 @@ ROUNDING = {"no": 1e-4, "bf16": 3e-2, "fp16": 3e-2}  # relative, of a loss, by p
 
 
 def is_finished(config: TrainConfig, run: Run) -> bool:
-    """Whether this very training has reached its last step and left its model."""
+    """Whether this training has already reached its last step and exported its model."""
     try:
         verdict, done = run.read_verdict(), read_settings(TrainConfig, run.read_config("train"))
     except RunError:  # missing or damaged; both are written anew

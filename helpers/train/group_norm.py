@@ -5,6 +5,7 @@ the other layout, which takes a sixth of a step. These kernels read and write ch
 
 A channels-last tensor (N, C, h, w) is read as (N, P, C) with P = h * w pixels. Three kernels each way: sums over
 chunks of pixels (S chunks of ROWS pixels), each channel's scale and shift from them, and y = x * scale + shift.
+Triton takes pointers and sizes one by one, hence the kernels' many parameters.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Several trainings of a run, compared."""
+"""A hyperparameter sweep: several trainings of a run, compared."""
 
 from typing import Any
 
