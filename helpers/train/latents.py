@@ -139,13 +139,15 @@ def encode_images(components: ModelComponents, paths: Sequence[Path], crop: Crop
             pixels = list(pool.map(crop.augmentations, paths[start : start + batch]))
             latents += _encode(components, pixels)
             bar.update(len(pixels))
-    for path, of_image in zip(paths, latents, strict=True):
-        if not of_image.isfinite().all():
-            raise RunError(
-                f"{path} has latents with NaN or inf: set mixed_precision to 'no', or remove the picture with "
-                "helpers.dataset.takedown"
-            )
+    names = [f"the latents of {path}" for path in paths]
+    _require_finite(latents, names, ", or remove the picture with helpers.dataset.takedown")
     return latents
+
+
+def _require_finite(tensors: Iterable[Tensor], names: Iterable[str], advice: str = "") -> None:
+    for name, tensor in zip(names, tensors, strict=True):
+        if not tensor.isfinite().all():
+            raise RunError(f"NaN or inf in {name}: set mixed_precision to 'no'{advice}")
 
 
 def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tensor]:
@@ -177,9 +179,7 @@ def encode_texts(components: ModelComponents, texts: Sequence[str], batch: int =
             for part in token_ids(components.tokenizer, texts).split(batch)
         ]
     embeddings = torch.cat(encoded)
-    for text, embedding in zip(texts, embeddings, strict=True):
-        if not embedding.isfinite().all():
-            raise RunError(f"the text encoder gives NaN for {text!r}: set mixed_precision to 'no'")
+    _require_finite(embeddings, [f"the embedding of {text!r}" for text in texts])
     return embeddings
 
 
@@ -192,10 +192,6 @@ def _sample_latents(
         part = list(captions[start : start + batch])
         generators = [generator(config.seed, "prior", start + i) for i in range(len(part))]
         latents.append(components.draw(config, part, generators, "latent").float().cpu())
-        for caption, latent in zip(part, latents[-1], strict=True):
-            if not latent.isfinite().all():
-                raise RunError(
-                    f"the base's sample of {caption!r} has NaN in its latents: set mixed_precision to 'no', "
-                    "or prior_share to 0"
-                )
+        names = [f"the base's sample of {caption!r}" for caption in part]
+        _require_finite(latents[-1], names, ", or prior_share to 0")
     return torch.cat(latents)
