@@ -359,7 +359,10 @@ BROKEN_FILES = {
         ["its unet is not of this shape", "is missing"],
     ),
     "inpainting": (nine_channels, ["9 channels", "inpainting"]),
-    "cut short": (cut_short, ["anime-v3.safetensors is not a complete safetensors file", "download"]),
+    "cut short": (
+        cut_short,
+        ["anime-v3.safetensors is not a complete safetensors file", "download"],
+    ),
     "no model at all": (lambda p: p.write_text("<html>"), ["is not a complete safetensors file"]),
     "quantised": (
         lambda p: save_file({k: t.to(torch.float8_e4m3fn) for k, t in load_file(p).items()}, p),

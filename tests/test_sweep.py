@@ -327,7 +327,7 @@ def test_the_best_trial_becomes_the_runs_own_training(swept, tiny_base):
     best = best_trial(read_trials(swept))
     said = promote(swept)
     assert f"trial {best.number}: learning_rate 0.003" in said
-    assert "is complete: held-out loss" in verify_model(swept)
+    assert "is complete: validation loss" in verify_model(swept)
     config = TrainConfig(**swept.read_config("train"))
     assert config.learning_rate == 3e-3 and list(train(config, swept)) == []
     assert [row["step"] for row in lines(swept.train_log)] == list(range(9))

@@ -52,7 +52,7 @@ def test_it_leaves_the_run_folder_and_a_model_that_draws(dataset, tiny_base, met
     assert {p.name for p in dataset.checkpoints.iterdir()} == {"step-000002", "step-000004"}
     assert list(dataset.tensorboard.glob("events*"))
     assert (dataset.model / "lora/pytorch_lora_weights.safetensors").is_file() == (method == "lora")
-    assert "is complete: held-out loss" in verify_model(dataset)
+    assert "is complete: validation loss" in verify_model(dataset)
     pipeline = DiffusionPipeline.from_pretrained(dataset.model)
     assert pipeline("a cat", num_inference_steps=2).images[0].size == (32, 32)
     base = load_file(tiny_base / "unet/diffusion_pytorch_model.safetensors")

@@ -75,7 +75,7 @@ def curves(count, seed, every=EVERY, held_out=85):
 def assert_judged_right(seed, every=EVERY, held_out=85):
     """At each length of the curves: an overfit is called where it is, and is not where there is none.
 
-    It is where the held-out loss was lowest, and the model is that step's. With 85 images that is within two
+    It is where the validation loss was lowest, and the model is that step's. With 85 images that is within two
     measurements of where a thousand's was; 20 may differ.
     """
     few, probe, truth = curves(8, seed, every, held_out)

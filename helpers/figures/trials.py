@@ -22,13 +22,13 @@ COLOURS = ("#d1495b", "#8b6fa8", "#c9c0d0")  # the best, other complete ones, pr
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial's settings and results. `value` is the held-out loss of its model."""
+    """A trial's settings and results. `value` is the validation loss of its model."""
 
     number: int
     state: str  # complete, pruned, running, waiting
     params: dict[str, Any]
     value: float | None
-    curve: list[tuple[int, float]]  # (images seen, held-out loss)
+    curve: list[tuple[int, float]]  # (images seen, validation loss)
     steps: int
     images: int  # seen so far
     seconds: float
@@ -67,7 +67,7 @@ def table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
     import pandas as pd
 
     records = [
-        {"trial": r.number, **r.params, "held-out loss": r.value, "state": r.state}
+        {"trial": r.number, **r.params, "validation loss": r.value, "state": r.state}
         | {"images": r.images, "minutes": round(r.seconds / 60, 1), "usd": round(r.cost_usd, 2)}
         | {"why": r.reason}
         for r in rows
@@ -76,7 +76,7 @@ def table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
 
 
 def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
-    """Plot parallel coordinates of settings and loss, and below them each trial's held-out loss over images seen."""
+    """Plot parallel coordinates of settings and loss, and below them each trial's validation loss over images seen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7.2), dpi=110, layout="constrained")
@@ -88,7 +88,7 @@ def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
         curves.plot(*zip(*row.curve, strict=True), "o-", markersize=3, **_style(row, best))
     complete = [loss for r in started if r.state == "complete" for _, loss in r.curve]
     top = max(complete, default=None)  # a diverged trial is cut off
-    curves.set(xlabel="images seen", ylabel="held-out loss", ylim=(None, top and 1.1 * top))
+    curves.set(xlabel="images seen", ylabel="validation loss", ylim=(None, top and 1.1 * top))
     curves.spines[["top", "right"]].set_visible(False)
     curves.grid(alpha=0.25)
     _number_curves(curves, started, best)
@@ -125,8 +125,8 @@ def _style(row: TrialRow, best: TrialRow | None) -> dict[str, Any]:
 
 def _draw_coordinates(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
     """Draw a line per trial over one vertical axis per setting, and one for the loss; lower is better."""
-    names = [*(rows[0].params if rows else ()), "held-out loss"]
-    columns = [[{**r.params, "held-out loss": r.value}[name] for r in rows] for name in names]
+    names = [*(rows[0].params if rows else ()), "validation loss"]
+    columns = [[{**r.params, "validation loss": r.value}[name] for r in rows] for name in names]
     places = [_places(column) for column in columns]
     for i, row in enumerate(rows):
         axes.plot(range(len(names)), [place[i] for place in places], **_style(row, best))

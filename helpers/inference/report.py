@@ -110,7 +110,7 @@ def _costs(studio: Studio) -> dict[str, Any]:
 def words(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
     """The verdict in a sentence or two; what could not be judged is said with its reason."""
     change = verdict["last"] / verdict["base"] - 1
-    loss = f"The held-out loss {'fell' if change <= 0 else 'rose'} by {abs(change):.0%}; {verdict['words']}"
+    loss = f"The validation loss {'fell' if change <= 0 else 'rose'} by {abs(change):.0%}; {verdict['words']}"
     if (step := verdict.get("exported_step", verdict["steps"])) != verdict["steps"]:
         loss += f", and the model is step {step}'s"
         if "exported_loss" in verdict:  # older versions did not tell

@@ -23,7 +23,7 @@ class Trained:
     settings  of 04
     suffix    that ended its captions
     images    that were trained on, by name without extension; empty where an older 04 did not tell
-    curve     held-out loss, [step, loss]; empty where an older 04 did not tell
+    curve     validation loss, [step, loss]; empty where an older 04 did not tell
     """
 
     run: Run

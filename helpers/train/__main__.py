@@ -34,7 +34,9 @@ def main() -> None:
     try:
         for step in train(config, run):
             if step.held_out_loss is not None:
-                say(f"step {step.step}/{config.max_steps}: held-out loss {step.held_out_loss:.4f}")
+                say(
+                    f"step {step.step}/{config.max_steps}: validation loss {step.held_out_loss:.4f}"
+                )
     except Stopped:
         if PartialState().is_main_process and (message := sync_before_end(run, STOP_S)):
             print(message, file=sys.stderr)

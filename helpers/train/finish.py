@@ -103,7 +103,7 @@ def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusi
     in_memory = training.val_loss(training.evaluated_model(), training.device)
     if not math.isfinite(in_memory):
         raise RunError(
-            f"the held-out loss of step {state.step} is NaN or inf, so no model is written: lower learning_rate, "
+            f"the validation loss of step {state.step} is NaN or inf, so no model is written: lower learning_rate, "
             f"and move {run.checkpoints} away to train anew"
         )
     _free_step_memory(training, state)
@@ -146,7 +146,7 @@ def _evaluate(
     loss = measure(TextAndUNet(pipeline.unet, pipeline.text_encoder), training.device)
     if not math.isclose(loss, in_memory, rel_tol=ROUNDING[training.device.precision]):
         raise RunError(
-            f"{path} has a held-out loss of {loss:.4f} where training measured {in_memory:.4f}, so nothing was "
+            f"{path} has a validation loss of {loss:.4f} where training measured {in_memory:.4f}, so nothing was "
             "replaced: run 04_train again, and report it if it stays"
         )
     return loss
@@ -174,7 +174,7 @@ def verify_model(run: Run) -> str:
         raise RunError(f"{what}: run 04_train again")
     change = verdict["last"] / verdict["base"] - 1
     return (
-        f"{run.model} is complete: held-out loss {verdict['base']:.4f} -> {verdict['last']:.4f} "
+        f"{run.model} is complete: validation loss {verdict['base']:.4f} -> {verdict['last']:.4f} "
         f"({change:+.0%}); {verdict['words']}{_remarks(run, verdict)}{_unfinished(run, verdict)}"
     )
 

@@ -16,7 +16,7 @@ Curve = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The held-out loss before training (`base`), at its lowest (`best`) and at the end (`last`)."""
+    """The validation loss before training (`base`), at its lowest (`best`) and at the end (`last`)."""
 
     base: float
     best: float
@@ -27,7 +27,7 @@ class Verdict:
 
 
 def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
-    """Judge a curve of (step, held-out loss) points in order; the first is step 0, the base model.
+    """Judge a curve of (step, validation loss) points in order; the first is step 0, the base model.
 
     overfitting     the smoothed loss has risen for two points, and so has its gap to `train_eval_curve`
     still learning  it fell during the last third
@@ -37,7 +37,7 @@ def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
     """
     if not curve:
         raise RunError(
-            "the held-out loss was always NaN or inf: lower learning_rate, and train again"
+            "the validation loss was always NaN or inf: lower learning_rate, and train again"
         )
     losses, train_losses = [loss for _, loss in curve], dict(train_eval_curve)
     base, last = losses[0], losses[-1]
@@ -74,7 +74,7 @@ def _rose(values: Sequence[float], losses: Sequence[float], min_rise: float) -> 
 
 
 def best_point(curve: Curve) -> tuple[int, float]:
-    """The (step, loss) of the lowest held-out loss after step 0, or step 0 if there is no other point."""
+    """The (step, loss) of the lowest validation loss after step 0, or step 0 if there is no other point."""
     return min(curve[1:] or curve or [(0, math.inf)], key=lambda point: point[1])
 
 

@@ -39,7 +39,7 @@ def promote(run: Run) -> str:
     if not _is_promoted(run, record):
         _replace_training(run, trial)
         write_json(run.promoted, record)
-    return f"{best.name}: held-out loss {best.value:.4f}, now the model of {run.folder}"
+    return f"{best.name}: validation loss {best.value:.4f}, now the model of {run.folder}"
 
 
 def _is_promoted(run: Run, record: dict[str, Any]) -> bool:

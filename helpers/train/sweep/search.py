@@ -1,7 +1,7 @@
 """The settings of each trial of a sweep: a list that is known before the first trial runs, and always the same.
 
-Trials differ in the swept settings alone. The order of images, the noise, the held-out loss's images and noise, and the
-number of images seen are the same in all.
+Trials differ in the swept settings alone. Images, their order, the noise, the number of images seen, and what the
+validation loss is measured on are the same in all.
 """
 
 import itertools
@@ -175,7 +175,7 @@ def _split_batch(batch: int, max_size: int) -> dict[str, int]:
 
 
 def num_evaluations(config: TrainConfig) -> int:
-    """How often a trial's held-out loss is measured after step 0."""
+    """How often a trial's validation loss is measured after step 0."""
     return max(MIN_EVALUATIONS, config.max_steps // config.validate_every_steps)
 
 

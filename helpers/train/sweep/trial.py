@@ -1,4 +1,4 @@
-"""One trial of a sweep: the ordinary training, whose held-out loss is reported to Optuna, pruned if hopeless."""
+"""One trial of a sweep: the ordinary training, whose validation loss is reported to Optuna, pruned if hopeless."""
 
 import math
 import shutil
@@ -23,7 +23,7 @@ from helpers.train.sweep.search import num_evaluations, trial_config
 from helpers.train.sweep.study import Claim, Database, Journal
 from helpers.train.trainer import train
 
-MAX_LOSS_RATIO = 1.05  # to the base model's held-out loss; above it a trial is pruned after a quarter of its steps
+MAX_LOSS_RATIO = 1.05  # to the base model's validation loss; above it a trial is pruned after a quarter of its steps
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Sweep:
         )
 
     def is_best(self, value: float) -> bool:
-        """Whether no complete trial has a lower held-out loss."""
+        """Whether no complete trial has a lower validation loss."""
         complete = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         return all(value <= trial.value for trial in complete)
 
@@ -108,7 +108,7 @@ def _tell(sweep: Sweep, trial: FrozenTrial, here: TrialRun, reason: str | None) 
     if sweep.is_best(value):
         sync(here)  # to Drive before any other machine sees it as complete
     sweep.study.tell(trial.number, value)
-    return f"trial {trial.number} ended: held-out loss {value:.4f}"
+    return f"trial {trial.number} ended: validation loss {value:.4f}"
 
 
 def _resume_note(here: TrialRun, trial: FrozenTrial) -> str:
@@ -132,7 +132,7 @@ def _train(
             claim.check()
             if step.held_out_loss is not None:
                 if not math.isfinite(step.held_out_loss):
-                    return f"its held-out loss was NaN or inf at step {step.step}"
+                    return f"its validation loss was NaN or inf at step {step.step}"
                 if reason := _report(sweep, config, here, live):
                     return reason
     except (DivergedError, OutOfMemoryError) as error:
@@ -159,19 +159,19 @@ def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> s
     if not 0 < last < total or not curve:
         return None
     if 4 * last >= total and known[last] > MAX_LOSS_RATIO * curve[0][1]:
-        return f"its held-out loss {known[last]:.4f} is above the base model's {curve[0][1]:.4f}"
+        return f"its validation loss {known[last]:.4f} is above the base model's {curve[0][1]:.4f}"
     if live.should_prune():
-        return "its held-out loss is above the median of the trials at this point"
+        return "its validation loss is above the median of the trials at this point"
     return None
 
 
 def _curve(here: TrialRun) -> list[tuple[int, float]]:
-    """The (step, held-out loss) points so far, from step 0 on."""
+    """The (step, validation loss) points so far, from step 0 on."""
     rows = read_log(here.train_log)
     return [(int(r["step"]), r["held_out_loss"]) for r in rows if "held_out_loss" in r]
 
 
 def _exported_loss(here: TrialRun) -> float:
-    """The held-out loss of a trial's exported model."""
+    """The validation loss of a trial's exported model."""
     verdict = here.read_verdict()
     return dict(_curve(here)).get(verdict["exported_step"], verdict["last"])
