@@ -10,6 +10,7 @@ from importlib import import_module
 
 from helpers.config import ScrapeConfig
 from helpers.config.choices import SOURCES
+from helpers.core import records
 from helpers.core.decode import TO_SRGB
 from helpers.core.errors import RunError
 from helpers.core.files import sha256, write_bytes, write_text
@@ -28,6 +29,7 @@ from helpers.core.run import Run
 from helpers.mirror.sync import sync_soon
 from helpers.scrape.identity import Known
 from helpers.scrape.instagram.cursor import Cursor
+from helpers.scrape.instagram.source import owners as owners_of
 from helpers.scrape.items import Final, Found, Listing, Source, Stopped
 from helpers.scrape.validate import Shape, load
 
@@ -134,7 +136,7 @@ class Intake:
         self.taken_down = set(run.read_taken_down())
         self.rejected = set(read_rows(run.rejected, Rejection))
         self.refused: set[Rejection] = set()  # by this walk
-        owners = source.owners(config, run) if config.source == "instagram" else ()
+        owners = owners_of(config, run) if config.source == "instagram" else ()
         self.permission = partial(permission_for, config.permission, owners)
 
     def correct_permission(self) -> str:
@@ -311,9 +313,7 @@ def verify_images(run: Run) -> str:
 
 def left_out(run: Run) -> list[Rejection]:
     """What 01 refused and has not taken since, with the last reason of each."""
-    taken = {name for row in read_rows(run.posts, Post) for name in (row.stem, row.source_name)}
-    rows = [row for row in read_rows(run.rejected, Rejection) if row.stage == "scrape"]
-    return [row for name, row in latest(rows).items() if name not in taken]
+    return [row for row in records.left_out(run.posts, run.rejected) if row.stage == "scrape"]
 
 
 def _nothing(run: Run, refused: list[Rejection], stopped: str) -> str:
