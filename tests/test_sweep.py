@@ -471,8 +471,8 @@ def test_a_worker_that_fell_silent_loses_its_trial_and_is_told(workplace, monkey
     ("storage", "words"),
     [
         ("postgresql://me:hush@host/db", "holds a password"),
-        ("mysql://host/db", "is no PostgreSQL address"),
-        ("nonsense", "is no PostgreSQL address"),
+        ("mysql://host/db", "is not a PostgreSQL address"),
+        ("nonsense", "is not a PostgreSQL address"),
         ("postgresql://me@host/db?password=hush", "holds a password"),
         ("postgresql://me:p@hush/w@host/db", "write them as %40 and %2F"),
         ("postgresql://me@/db?host=/nowhere", "database cannot be used"),

@@ -11,8 +11,6 @@ from helpers.core.errors import RunError
 from helpers.models.tokens import count_tokens, shorten
 from helpers.train.buckets import Crop
 
-Rows = Sequence[tuple[str, str]]  # file name and text
-
 
 def truncate_captions(texts: Iterable[str], suffix: str, tokenizer: CLIPTokenizer) -> list[str]:
     """Truncate captions to the text encoder's length (77 tokens for CLIP), keeping the suffix."""

@@ -1,9 +1,9 @@
 """SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM, handled between two steps so that a checkpoint is saved."""
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -31,13 +31,13 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         """Restore the handlers that were there, except where somebody has set another since."""
         for number, handler in self.before.items():
-            if signal.getsignal(number) == self._on_signal and _is_main_thread():
+            if signal.getsignal(number) == self._on_signal and current_thread() is main_thread():
                 signal.signal(number, handler)
 
     def _set_handlers(self) -> None:
         """Set the handlers, again if they are gone: a notebook's kernel sets its own for each cell."""
         for number in SIGNALS:
-            if signal.getsignal(number) != self._on_signal and _is_main_thread():
+            if signal.getsignal(number) != self._on_signal and current_thread() is main_thread():
                 self.before[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -59,7 +59,3 @@ class Interrupts:
             yield
         finally:
             self.is_busy = False
-
-
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

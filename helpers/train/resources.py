@@ -78,10 +78,8 @@ def _format_hours(hours: float) -> str:
 
 def _format_size(gb: float) -> str:
     """A size in GB, MB or kB, whichever gives a digit before the point."""
-    for unit, gb_each in (("GB", 1.0), ("MB", 1e-3)):
-        if gb >= gb_each:
-            return f"{gb / gb_each:.1f} {unit}"
-    return f"{gb * 1e6:.0f} kB"
+    large = f"{gb:.1f} GB" if gb >= 1 else f"{1e3 * gb:.1f} MB"
+    return large if gb >= 1e-3 else f"{1e6 * gb:.0f} kB"
 
 
 def estimate_resources(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:

@@ -3,7 +3,6 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from helpers.core.errors import ElsewhereError, RunError
 from helpers.core.files import damage, folder_hash, read_json, write_json
@@ -36,15 +35,11 @@ def promote(run: Run) -> str:
             f"its folder to {trial.folder}"
         )
     record = {"trial": best.number, "value": best.value, "model": folder_hash(trial.model)}
-    if not _is_promoted(run, record):
+    is_promoted = run.promoted.is_file() and read_json(run.promoted) == record
+    if not is_promoted or damage(run.model) or folder_hash(run.model) != record["model"]:
         _replace_training(run, trial)
         write_json(run.promoted, record)
     return f"{best.name}: validation loss {best.value:.4f}, now the model of {run.folder}"
-
-
-def _is_promoted(run: Run, record: dict[str, Any]) -> bool:
-    is_recorded = run.promoted.is_file() and read_json(run.promoted) == record
-    return is_recorded and damage(run.model) is None and folder_hash(run.model) == record["model"]
 
 
 def _outputs(run: Run) -> list[Path]:

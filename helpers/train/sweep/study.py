@@ -18,7 +18,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from helpers.core.errors import DatabaseError, RunError
@@ -84,7 +84,12 @@ class Database:
         """Connect. Raises RunError if the database cannot be reached."""
         self.space = zlib.crc32(run.name.encode()) >> 1
         with database_errors():
-            self.engine = _engine(address)
+            try:
+                self.engine = create_engine(address, **ENGINE)
+            except ModuleNotFoundError as error:
+                raise RunError(
+                    f"{error.name} is not installed: pip install psycopg2-binary, and start the sweep again"
+                ) from None
             with wait_for(self, CREATING):  # or two workers create the tables at once
                 self.storage: BaseStorage = RDBStorage(address, ENGINE)
 
@@ -102,15 +107,6 @@ class Database:
                 return
             with Heartbeat(session) as claim:
                 yield claim
-
-
-def _engine(address: str) -> Engine:
-    try:
-        return create_engine(address, **ENGINE)
-    except ModuleNotFoundError as error:
-        raise RunError(
-            f"{error.name} is not installed: pip install psycopg2-binary, and start the sweep again"
-        ) from None
 
 
 class Claim:
