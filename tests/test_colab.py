@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.core.errors import RunError
-from helpers.core.files import append_line, damage, replacing_folder
+from helpers.core.files import append_line, find_corruption, replacing_folder
 from helpers.core.run import Run
 from helpers.host import colab, repository, setup
 from helpers.mirror import sync
@@ -74,7 +74,7 @@ def test_a_run_comes_back_from_drive_on_a_new_machine(workplace, monkeypatch):
     sync.sync(run)
     shutil.rmtree(run.folder)  # the machine is lost
     assert "2 files brought back" in sync.restore(run)
-    assert damage(run.model) is None and not run.cache.exists()
+    assert find_corruption(run.model) is None and not run.cache.exists()
 
 
 def test_work_that_is_ahead_of_drive_is_never_replaced_by_it(workplace, monkeypatch):

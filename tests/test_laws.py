@@ -172,10 +172,10 @@ def test_requirements_leave_colabs_packages_alone():
 
 
 def test_the_base_model_is_small_and_what_its_hashes_say():
-    from helpers.core.files import damage
+    from helpers.core.files import find_corruption
 
     base = ROOT / "assets/tiny-sd"
-    assert damage(base) is None
+    assert find_corruption(base) is None
     assert sum(f.stat().st_size for f in base.rglob("*") if f.is_file()) <= 10e6
     assert not [f for f in base.rglob("*") if f.suffix in (".bin", ".pt", ".ckpt")]
     index = json.loads((base / "model_index.json").read_text())

@@ -20,7 +20,7 @@ from helpers import batch
 from helpers.config import CaptionConfig, ScrapeConfig, TrainConfig, configure
 from helpers.core.errors import RunError
 from helpers.core.records import Rejection, append_row
-from helpers.core.redact import hide, redact
+from helpers.core.redact import redact, register_secret
 from tests.conftest import ROOT, SMALL_TRAINING, typed
 from tests.loopback_claude import LoopbackClaude
 from tests.loopback_hub import TOKEN, loopback_hub
@@ -192,7 +192,7 @@ def test_the_password_of_a_proxy_is_a_secret(monkeypatch, name):
 
 def test_a_value_that_was_handed_out_is_hidden_from_then_on():
     assert "otherwise-fine" in redact("otherwise-fine")
-    hide("SOME_KEY", "otherwise-fine")
+    register_secret("SOME_KEY", "otherwise-fine")
     assert redact("x otherwise-fine") == "x [SOME_KEY]"
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine
 
 from helpers.config import TrainConfig, configure
 from helpers.core.errors import ElsewhereError, RunError
-from helpers.core.files import damage, folder_hash
+from helpers.core.files import find_corruption, folder_hash
 from helpers.core.run import Run
 from helpers.figures.trials import best_of, plot_trials, previews_of, read_trials, table
 from helpers.host import colab
@@ -322,7 +322,7 @@ def test_the_best_trial_becomes_the_runs_own_training(swept, tiny_base):
     assert swept.preview_files() and promote(swept) == said
     more = configure(TrainConfig, swept.read_config("train") | {"max_steps": 9})
     assert [step.step for step in train(more, swept)] == [9]  # and goes on as one
-    assert damage(swept.trial(best.number).model) is None
+    assert find_corruption(swept.trial(best.number).model) is None
 
 
 def test_a_training_that_was_there_is_moved_beside(swept):

@@ -286,7 +286,7 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, files)
 
 
-def damage(folder: Path) -> str | None:
+def find_corruption(folder: Path) -> str | None:
     """What keeps `folder` from being what its manifest says, or None if it verifies."""
     try:
         if not (folder / MANIFEST).is_file():

@@ -52,7 +52,7 @@ BREAK = r"(?:(?:\\+[nr]|[\n\r])[ \t]*)*"  # the end of a line, also as JSON has 
 _given: dict[str, str] = {}  # value to name
 
 
-def hide(name: str, value: str) -> str:
+def register_secret(name: str, value: str) -> str:
     """Take this value out of everything from now on; return it."""
     _given[value] = name
     return value

@@ -11,7 +11,7 @@ from PIL import Image
 from helpers.config import DatasetConfig
 from helpers.core.decode import ImageError, decode, pixels_only, read_picture_file
 from helpers.core.errors import RunError
-from helpers.core.files import damage, folder_hash, replacing_folder
+from helpers.core.files import find_corruption, folder_hash, replacing_folder
 from helpers.core.records import NO_BREAK_SPACE, read_metadata
 from helpers.core.run import Run
 from helpers.dataset.dataset_card import write_card
@@ -95,7 +95,7 @@ def verify_dataset(run: Run) -> str:
     Raises RunError if a file is missing or changed, or is not what the settings say.
     """
     run.require(run.dataset, "dataset")
-    if what := damage(run.dataset):
+    if what := find_corruption(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
     if not (run.dataset / ABOUT).is_file():
         raise RunError(f"{run.dataset} is of an older 03_dataset: run it again")

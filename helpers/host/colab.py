@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from helpers.core.errors import RunError
-from helpers.core.redact import hide
+from helpers.core.redact import register_secret
 
 log = logging.getLogger(__name__)
 MOUNT = Path("/content/drive")  # Google Drive is mounted here and nowhere else
@@ -134,7 +134,7 @@ def secret(name: str) -> str:
     """
     value = os.environ.get(name) or (_ask_for_secret(name) if is_attended() else None)
     if value:
-        return hide(name, value)
+        return register_secret(name, value)
     if on_colab() and not is_attended():
         raise RunError(
             f"{name} is not set, and Colab's Secrets cannot be read from here: in a cell of your own, before this, run "

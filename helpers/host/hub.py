@@ -8,13 +8,13 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 
 from helpers.core.errors import RunError
-from helpers.core.redact import hide
+from helpers.core.redact import register_secret
 from helpers.host.colab import secret
 
 
 def open_hub() -> HfApi:
     """The hub, by its own login's token, the environment's or Colab's Secrets'. Raises RunError without one."""
-    return HfApi(token=hide("HF_TOKEN", get_token() or secret("HF_TOKEN")))
+    return HfApi(token=register_secret("HF_TOKEN", get_token() or secret("HF_TOKEN")))
 
 
 def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | ModelInfo:
@@ -57,7 +57,7 @@ def release(api: HfApi, hub_id: str, repo_type: str, files: set[str], *, private
 
 
 @contextmanager
-def told(hub_id: str) -> Iterator[None]:
+def hub_errors(hub_id: str) -> Iterator[None]:
     """Whatever the hub or the way to it says, in one line."""
     try:
         yield

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from helpers.core.errors import RunError
-from helpers.core.files import MANIFEST, damage, locked, on_disk, replacing_file, sha256
+from helpers.core.files import MANIFEST, find_corruption, locked, on_disk, replacing_file, sha256
 from helpers.mirror.archives import unpack
 from helpers.mirror.drive import Drive
 from helpers.mirror.index import (
@@ -175,7 +175,7 @@ def _take_small(
     ]
     for folder in folders:
         names = [name for name in wanted if name.startswith(f"{folder}/")]
-        if damage(beside / folder) is None:
+        if find_corruption(beside / folder) is None:
             _swap(beside / folder, source / folder)
             done.count += len(names)
         else:
@@ -237,7 +237,7 @@ def _take_folder(
 
 
 def _is_wanted(path: Path, folder: Folder) -> bool:
-    if damage(path):
+    if find_corruption(path):
         return True
     manifest = path / MANIFEST
     return manifest.stat().st_mtime_ns < folder.mtime_ns and sha256(manifest) != folder.sha256

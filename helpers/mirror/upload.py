@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from helpers.core.files import MANIFEST, damage, read_json, sha256, write_text
+from helpers.core.files import MANIFEST, find_corruption, read_json, sha256, write_text
 from helpers.mirror.archives import Parts, above, list_small, unfit
 from helpers.mirror.drive import CHUNK, Drive, NotKept, Uploads, amount, explain
 from helpers.mirror.index import Folder, aside, is_hidden, is_of_series, newest_first
@@ -139,7 +139,9 @@ class Mirror:
                     size = sum(entry["size"] for entry in read_json(path).values())
                     here[name.as_posix()] = Folder(sha256(path), path.stat().st_mtime_ns, size)
                 except (AttributeError, KeyError, TypeError, ValueError):
-                    self.faults.append(NotKept(f"{damage(path.parent)}: move that folder away"))
+                    self.faults.append(
+                        NotKept(f"{find_corruption(path.parent)}: move that folder away")
+                    )
                     skipped.add(name)
         small = list_small(self.source, {*here, *(name.as_posix() for name in skipped)})
         small = {name: stat for name, stat in small.items() if not self._is_late(name, small)}
@@ -326,7 +328,7 @@ def _open_all(path: Path, folder: Folder, stack: ExitStack) -> dict[str, BinaryI
 
     Raises NotKept where it is not what its manifest says.
     """
-    what = damage(path)
+    what = find_corruption(path)
     try:
         manifest = (path / MANIFEST).read_bytes()
         if hashlib.sha256(manifest).hexdigest() != folder.sha256:

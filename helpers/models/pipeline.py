@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from helpers.models.untrusted import fit_tokenizer, reading, refuse_code
+from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 
 
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:
@@ -15,7 +15,7 @@ def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusi
     Raises RunError if it is not there, or not of safetensors and JSON alone.
     """
     advice = "give one in diffusers layout with safetensors weights"
-    with reading("the pipeline", model, advice) as folder, warnings.catch_warnings():
+    with open_model("the pipeline", model, advice) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         refuse_code(folder)
         pipeline = StableDiffusionPipeline.from_pretrained(
@@ -25,7 +25,7 @@ def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusi
         return pipeline
 
 
-def most_steps(asked: int, scheduler: Any) -> int:
+def clamp_steps(asked: int, scheduler: Any) -> int:
     """The sampling steps asked for, or as many as DPM-Solver++ can make of a noise schedule, where that is fewer.
 
     With one more it leaves the schedule's end: IndexError, or NaN.

@@ -40,7 +40,7 @@ PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
 
 
 @contextmanager
-def reading(setting: str, model: str, advice: str, *, weights: bool = True) -> Iterator[Path]:
+def open_model(setting: str, model: str, advice: str, *, weights: bool = True) -> Iterator[Path]:
     """The folder to load a model from inside, `model_folder`'s.
 
     Whatever the hub or the libraries raise becomes a RunError in one line.

@@ -20,7 +20,7 @@ from helpers.config import TrainConfig
 from helpers.core.errors import RunError
 from helpers.core.files import (
     MANIFEST,
-    damage,
+    find_corruption,
     on_disk,
     read_json,
     recover_folders,
@@ -81,7 +81,7 @@ def save(run: Run, step: int, state: State, belongs: Belongs, rows: list[dict[st
             _write_tensors(beside / AVERAGE, _on_cpu(state.average))
         write_text(beside / run.train_log.name, log_lines(rows))
         write_json(beside / STATE, kept)
-    if what := damage(folder):
+    if what := find_corruption(folder):
         raise RunError(
             f"{what}: the disk did not keep the checkpoint; free some space and run 04_train again"
         )
@@ -134,7 +134,7 @@ def flaw(run: Run, folder: Path) -> str | None:
     Its files verify, all that each has are listed, and its log holds each step up to it once. One of a newer
     version has no flaw, since who reads it is to refuse it.
     """
-    if what := damage(folder):
+    if what := find_corruption(folder):
         return what
     listed, log_name = read_json(folder / MANIFEST), run.train_log.name
     if STATE not in listed:

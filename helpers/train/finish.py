@@ -13,7 +13,7 @@ from torch import nn
 
 from helpers.config import TrainConfig, read_settings
 from helpers.core.errors import RunError
-from helpers.core.files import damage, folder_hash, replacing_folder, write_json
+from helpers.core.files import find_corruption, folder_hash, replacing_folder, write_json
 from helpers.core.run import Run
 from helpers.train import checkpoint
 from helpers.train.latents import token_ids
@@ -40,7 +40,7 @@ def is_finished(config: TrainConfig, run: Run) -> bool:
         verdict, done = run.read_verdict(), read_settings(TrainConfig, run.read_config("train"))
     except RunError:  # missing or damaged; both are written anew
         return False
-    if damage(run.model):
+    if find_corruption(run.model):
         return False
     same_settings = replace(done, **{name: getattr(config, name) for name in NOT_LEARNT}) == config
     same_settings &= _images_per_step(done) == _images_per_step(config)
@@ -82,7 +82,7 @@ def _pick_weights(training: Training, verdict: Verdict) -> int:
     run, best_step = training.run, best_of(training.log.held_out)[0]
     steps = [best_step] if verdict.rose else []
     for step in [*steps, training.step]:
-        if (what := damage(run.checkpoint(step))) is None:
+        if (what := find_corruption(run.checkpoint(step))) is None:
             checkpoint.load_weights(run.checkpoint(step), training.weights, average=True)
             return step
         log.warning("%s: its weights are not taken for the model", what)

@@ -21,7 +21,7 @@ from helpers.models.licence import licence_of, public_name
 from helpers.models.lora import LORA_FILE, load_lora, lora_of, write_lora
 from helpers.models.pipeline import load_pipeline
 from helpers.models.readback import effective_weights, place, require_equal, require_names
-from helpers.models.untrusted import reading
+from helpers.models.untrusted import open_model
 from helpers.train.model import Parts
 from helpers.train.portable import write_text_encoder_names, write_tokenizer
 
@@ -112,7 +112,7 @@ def save_pipeline(
 
 def _copy_safety_checker(base_model: str, folder: Path) -> None:
     """Copy the base's safety checker, where it has one in safetensors; it is not loaded."""
-    with reading("base_model", base_model, "put back the base model") as base:
+    with open_model("base_model", base_model, "put back the base model") as base:
         index = read_json(base / "model_index.json")
         if not (index.get("safety_checker") or [None])[0]:
             return

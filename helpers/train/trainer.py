@@ -18,7 +18,7 @@ from torch import Tensor
 
 from helpers.config import TrainConfig
 from helpers.core.errors import DivergedError, RunError, Stopped
-from helpers.core.files import MANIFEST, damage, folder_hash, locked_by_process
+from helpers.core.files import MANIFEST, find_corruption, folder_hash, locked_by_process
 from helpers.core.records import read_log
 from helpers.core.run import Run
 from helpers.host.device import Device, memory_gb, pick_device
@@ -117,7 +117,7 @@ def _alone(run: Run) -> Iterator[None]:
 
 def _check(config: TrainConfig, run: Run) -> Device:
     """Refuse what cannot be trained here before anything is loaded; the device to train on."""
-    if what := damage(run.dataset):
+    if what := find_corruption(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
     device = pick_device(config.mixed_precision, config.attention, config.capture)
     refuse_slow(config, device)
@@ -288,7 +288,7 @@ def verify_model(run: Run) -> str:
     Raises RunError if a file is missing or changed, or training has not ended.
     """
     verdict = run.read_verdict()
-    if what := damage(run.model):
+    if what := find_corruption(run.model):
         raise RunError(f"{what}: run 04_train again")
     change = verdict["last"] / verdict["base"] - 1
     return (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from helpers.core.errors import RunError
 from helpers.core.files import (
-    damage,
+    find_corruption,
     folder_hash,
     read_json,
     replacing_folder,
@@ -58,10 +58,10 @@ def export(run: Run) -> list[Path]:
     Raises RunError if model/ is damaged or was not trained yet, or a file that was read back is not model/'s.
     """
     run.require(run.verdict, "train")
-    if what := damage(run.model):
+    if what := find_corruption(run.model):
         raise RunError(f"{what}: run 04_train again")
     made_from = {"model": folder_hash(run.model), "format": FORMAT}
-    if damage(run.export) or read_json(run.export / MADE_FROM) != made_from:
+    if find_corruption(run.export) or read_json(run.export / MADE_FROM) != made_from:
         with replacing_folder(run.export) as folder:
             _write_model(run, folder / f"{run.name}.safetensors")
             if (run.model / "lora" / LORA_FILE).is_file():

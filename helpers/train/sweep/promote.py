@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ElsewhereError, RunError
-from helpers.core.files import damage, folder_hash, read_json, write_json
+from helpers.core.files import find_corruption, folder_hash, read_json, write_json
 from helpers.core.run import Run
 from helpers.figures.trials import best_of, read_trials
 from helpers.mirror.sync import restore
@@ -30,7 +30,7 @@ def promote(run: Run) -> str:
         )
     trial = run.trial(best.number)
     restore(trial, follow=False)  # another machine may have left it on the same Drive
-    if what := damage(trial.model):
+    if what := find_corruption(trial.model):
         raise ElsewhereError(
             f"{what}: trial {best.number} is the best and ran on another machine; promote it there, or copy "
             f"its folder to {trial.folder}"
@@ -44,7 +44,9 @@ def promote(run: Run) -> str:
 
 def _is_promoted(run: Run, mark: dict[str, Any]) -> bool:
     is_marked = run.promoted.is_file() and read_json(run.promoted) == mark
-    return is_marked and damage(run.model) is None and folder_hash(run.model) == mark["model"]
+    return (
+        is_marked and find_corruption(run.model) is None and folder_hash(run.model) == mark["model"]
+    )
 
 
 def _parts(run: Run) -> list[Path]:
