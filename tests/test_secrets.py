@@ -19,6 +19,7 @@ import pytest
 from helpers import batch
 from helpers.config import CaptionConfig, ScrapeConfig, TrainConfig, configure
 from helpers.core.errors import RunError
+from helpers.core.process import prepare_process
 from helpers.core.records import Rejection, append_row
 from helpers.core.redact import redact, register_secret
 from tests.conftest import ROOT, SMALL_TRAINING, typed
@@ -201,6 +202,7 @@ def test_a_value_that_was_handed_out_is_hidden_from_then_on():
 
 @pytest.fixture
 def logged(tmp_path):
+    prepare_process()
     handler = logging.FileHandler(tmp_path / "log")
     handler.setFormatter(logging.Formatter("%(message)s %(sent)s", defaults={"sent": ""}))
     logging.getLogger().addHandler(handler)
@@ -244,7 +246,8 @@ def test_no_log_record_holds_a_secret_in_message_arguments_or_traceback(secrets,
 )
 def test_no_uncaught_exception_or_warning_shows_a_secret(secrets, code, words):
     start = (
-        "import helpers, os, sys, threading, warnings\nkey = os.environ['ANTHROPIC_API_KEY']\n"
+        "import os, sys, threading, warnings\nfrom helpers.core.process import prepare_process\n"
+        "prepare_process()\nkey = os.environ['ANTHROPIC_API_KEY']\n"
         "def fail(): raise ValueError(key)\n"
     )
     done = subprocess.run(
@@ -257,7 +260,8 @@ def test_no_uncaught_exception_or_warning_shows_a_secret(secrets, code, words):
 def test_hooks_that_were_there_before_are_asked_where_there_is_nothing_to_hide():
     code = (
         "import sys, threading\nsys.excepthook = lambda *a: print('mine')\n"
-        "threading.excepthook = lambda a: print('mine too')\nimport helpers\n"
+        "threading.excepthook = lambda a: print('mine too')\n"
+        "from helpers.core.process import prepare_process\nprepare_process()\n"
         "def fail(): raise ValueError('x')\nt = threading.Thread(target=fail); t.start(); t.join()\nfail()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

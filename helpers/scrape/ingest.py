@@ -138,7 +138,7 @@ class Intake:
         self.taken_down = set(run.read_taken_down())
         self.rejected = set(read_rows(run.rejected, Rejection))
         self.refused: set[Rejection] = set()  # by this walk
-        owners = source.owners(config, run) if config.source == "instagram" else ()
+        owners = instagram.owners(config, run) if config.source == "instagram" else ()
         self.permission = partial(permission_for, config.permission, owners)
 
     def correct_permission(self) -> str:
