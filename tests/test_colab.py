@@ -73,7 +73,7 @@ def test_a_run_comes_back_from_drive_on_a_new_machine(workplace, monkeypatch):
     (run.cache / "latents").write_text("big")
     sync.sync(run)
     shutil.rmtree(run.folder)  # the machine is lost
-    assert "2 files brought back" in sync.restore(run)
+    assert "2 files restored" in sync.restore(run)
     assert find_corruption(run.model) is None and not run.cache.exists()
 
 
@@ -122,7 +122,7 @@ def test_a_place_that_cannot_be_made_is_told_in_a_line(workplace):
 
 def test_without_drive_the_run_stays_here(workplace):
     run = Run("art")
-    assert "kept on this machine" in sync.restore(run)
+    assert "saved on this machine only" in sync.restore(run)
     sync.sync(run)
 
 

@@ -328,7 +328,7 @@ def test_a_drive_that_hangs_is_not_waited_for_for_ever(run, there, monkeypatch):
     lead_to(monkeypatch, Silent)
     monkeypatch.setattr(upload, "HANG_S", 0.2)
     monkeypatch.setattr(upload, "POLL_S", 0.05)
-    assert "it has not answered for" in mirror_of(run).wait()
+    assert "it has not answered for" in mirror_of(run).flush()
     Silent.released.set()
 
 
@@ -497,7 +497,7 @@ def tree(folder):
 def in_background(run):
     """Have the mirror copy what is new without reading all back once more."""
     mirror = sync._mirror(run)
-    ticket = mirror.wake()
+    ticket = mirror.schedule()
     with mirror._turn:
         assert mirror._turn.wait_for(lambda: mirror._done >= ticket, 60)
 
@@ -737,7 +737,7 @@ def test_names_that_lead_out_of_the_run_are_left_where_they_are(name, machine, t
     digest = hashlib.sha256(content).hexdigest()
     hostile = index.Index(1)
     hostile.files[name] = index.File(4, hashlib.sha256(b"evil").hexdigest(), 1, "parts/x.tar")
-    hostile.parts["parts/x.tar"] = index.Part(len(content), digest, 4)
+    hostile.parts["parts/x.tar"] = index.Archive(len(content), digest, 4)
     hostile.folders["../../out"] = index.Folder("0" * 64, 1, 4)
     kept.write("parts/x.tar", [content])
     kept.write(hostile.slot(), [hostile.dump()])

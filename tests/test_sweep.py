@@ -228,7 +228,7 @@ def test_a_fresh_machine_with_nothing_but_the_mirror_goes_on_in_the_middle_of_a_
     at = iter(range(2))  # the second trial's second checkpoint
     assert in_child(act, die_when=lambda *e: is_second_checkpoint(*e) and next(at)) == "killed"
     shutil.rmtree(fresh.folder)
-    assert "files brought back" in sync.restore(fresh)
+    assert "files restored" in sync.restore(fresh)
     said = list(run_trials(config, fresh))
     assert [line for line in said if "steps" in line][0].endswith("goes on from step 2")
     assert figures(fresh) == figures(Run("undisturbed"))
