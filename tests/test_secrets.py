@@ -19,7 +19,6 @@ import pytest
 from helpers import batch
 from helpers.config import CaptionConfig, ScrapeConfig, TrainConfig, configure
 from helpers.core.errors import RunError
-from helpers.core.process import prepare_process
 from helpers.core.records import Rejection, append_row
 from helpers.core.redact import redact, register_secret
 from tests.conftest import ROOT, SMALL_TRAINING, typed
@@ -202,7 +201,6 @@ def test_a_value_that_was_handed_out_is_hidden_from_then_on():
 
 @pytest.fixture
 def logged(tmp_path):
-    prepare_process()
     handler = logging.FileHandler(tmp_path / "log")
     handler.setFormatter(logging.Formatter("%(message)s %(sent)s", defaults={"sent": ""}))
     logging.getLogger().addHandler(handler)

@@ -1,7 +1,6 @@
 """What the machine can do, each choice with its reason."""
 
 import importlib.util
-import logging
 import os
 import resource
 from contextlib import AbstractContextManager, nullcontext
@@ -10,21 +9,6 @@ from dataclasses import dataclass
 import torch
 
 GB = 1e9
-PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
-WALLS = (  # what libraries say at length of what is told in a line of our own, or is as it should be
-    (PIPELINE, "The following part of your input"),
-    ("transformers.tokenization_utils_base", "Token indices sequence length is longer"),
-    (PIPELINE, "You have disabled the safety checker"),  # to read a file back
-    (
-        "diffusers.loaders.lora_base",
-        "No LoRA keys associated to",
-    ),  # the text encoder was not trained
-    ("diffusers.models.modeling_utils", "should be kept in float32: []"),
-)
-for _name, _words in WALLS:
-    logging.getLogger(_name).addFilter(
-        lambda record, words=_words: words not in record.getMessage()
-    )
 
 
 @dataclass(frozen=True)
@@ -111,9 +95,6 @@ def _fault_of_xformers(device: torch.device) -> str:
     try:
         if importlib.util.find_spec("xformers") is None:
             return "is not installed"
-        logging.getLogger("xformers").setLevel(
-            logging.ERROR
-        )  # a build for another torch says so in seven lines
         import xformers.ops
 
         query = torch.zeros(1, 8, 1, 160, device=device, dtype=torch.float16, requires_grad=True)
