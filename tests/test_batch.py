@@ -64,7 +64,7 @@ def test_what_a_notebook_left_that_failed_is_mirrored(workplace, monkeypatch):
     (workplace / "runs/x/posts.jsonl").write_text("no post\n")
     done = batch("x", "--only", "02")
     kept, last = done.stderr.strip().splitlines()[-2:]
-    assert "runs/x is kept on" in kept and "posts.jsonl line 1 is no Post" in last
+    assert "runs/x is kept on" in kept and "posts.jsonl line 1 is not a Post" in last
 
 
 TAKES_A_PORT = """

@@ -423,7 +423,7 @@ def test_what_will_not_fit_is_told_with_its_size_and_training_goes_on(
     sync.sync_soon(run)
     words = "checkpoints/step-000001 needs 3.4 MB, Google Drive has 1.2 MB free: free space there"
     line = sync.sync(run)
-    assert words in line and claimed_step(line) is None and "step" not in line.split("certain")[1]
+    assert words in line and claimed_step(line) is None and "step" not in line.split("Verified there")[1]
     assert [r.message for r in caplog.records if words in r.message]  # told without being asked
     assert not (there / "checkpoints").exists() and find_corruption(run.checkpoint(1)) is None
 
@@ -439,7 +439,7 @@ def test_a_drive_that_is_gone_is_not_replaced_by_the_disk(run, tmp_path):
 
 def test_many_small_files_are_few_on_drive_and_only_what_is_new_travels(run, there, monkeypatch):
     monkeypatch.setattr(index, "SMALL", 10_000)
-    monkeypatch.setattr(archives, "LARGE", 50_000)
+    monkeypatch.setattr(archives, "ARCHIVE_BYTES", 50_000)
     for i in range(300):
         (run.images / f"many_{i}.jpg").write_bytes(random.Random(i).randbytes(1000))
     sync.sync(run)
@@ -588,7 +588,7 @@ def test_what_lies_elsewhere_by_a_link_is_not_called_kept(run, there, tmp_path):
     run.images.rename(tmp_path / "large disk")
     run.images.symlink_to(tmp_path / "large disk")
     line = sync.sync(run)
-    assert "NOT all" in line and "images is a link: put what it leads to in its place" in line
+    assert "NOT all" in line and "images is a link: replace it by what it links to" in line
 
 
 def test_what_a_link_on_drive_leads_to_is_nobodys_to_remove(tmp_path):

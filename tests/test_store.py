@@ -67,7 +67,7 @@ def test_the_last_line_of_a_name_counts(tmp_path):
 def test_a_line_that_is_no_row_is_named(tmp_path):
     path = tmp_path / "captions.jsonl"
     path.write_text('{"file_name": "a"}\n')
-    with pytest.raises(RunError, match="captions.jsonl line 1 is no Caption"):
+    with pytest.raises(RunError, match="captions.jsonl line 1 is not a Caption"):
         read_rows(path, Caption)
 
 
