@@ -148,7 +148,7 @@ def test_a_repository_that_is_public_already_gets_nothing(run, hub):
 
 def test_a_hub_that_does_not_keep_it_private_gets_nothing(run, hub):
     hub.deaf_to_privacy = True
-    assert "is not private though it was asked to be" in push(hub)
+    assert "is not private though that was requested" in push(hub)
     assert not hub.repos["mira/style"].files
 
 

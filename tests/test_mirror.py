@@ -423,7 +423,11 @@ def test_what_will_not_fit_is_told_with_its_size_and_training_goes_on(
     sync.sync_soon(run)
     words = "checkpoints/step-000001 needs 3.4 MB, Google Drive has 1.2 MB free: free space there"
     line = sync.sync(run)
-    assert words in line and claimed_step(line) is None and "step" not in line.split("Verified there")[1]
+    assert (
+        words in line
+        and claimed_step(line) is None
+        and "step" not in line.split("Verified there")[1]
+    )
     assert [r.message for r in caplog.records if words in r.message]  # told without being asked
     assert not (there / "checkpoints").exists() and find_corruption(run.checkpoint(1)) is None
 

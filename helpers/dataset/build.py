@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from helpers.config import DatasetConfig
-from helpers.core.decode import ImageError, decode, pixels_only, read_picture_file
+from helpers.core.decode import ImageError, decode, read_picture_file, strip_metadata
 from helpers.core.errors import RunError
 from helpers.core.files import find_corruption, folder_hash, replacing_folder
 from helpers.core.records import NO_BREAK_SPACE, read_metadata
@@ -70,7 +70,7 @@ def _put(run: Run, folder: Path, row: object, suffix: str) -> tuple[Record, tupl
     # a spreadsheet takes a name that begins with a hyphen for a formula
     name = f"_{source.name}" if source.name.startswith("-") else source.name
     target = folder / row.split / name
-    stored = pixels_only(content, picture.format) if picture.is_stored else None
+    stored = strip_metadata(content, picture.format) if picture.is_stored else None
     if stored and _has_pixels(stored, picture.image):
         target.write_bytes(stored)
     else:

@@ -1,4 +1,4 @@
-"""What the machine can do, each choice with its reason."""
+"""Device, precision, attention kernel and CUDA graphs for this machine, each with the reason for the choice."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """Where and how tensors are computed; printing one tells why."""
+    """Where and how tensors are computed; printing it shows the reasons."""
 
     device: torch.device
     precision: str  # no, fp16 or bf16, as accelerate names it
@@ -23,11 +23,11 @@ class Device:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of frozen weights and activations."""
+        """The dtype of frozen weights and activations."""
         return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
 
     def autocast(self) -> AbstractContextManager:
-        """Compute in half precision inside, where that was chosen; weights of either dtype will do."""
+        """A context that computes in half precision if that was chosen; weights may have either dtype."""
         if self.precision == "no":
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -39,7 +39,7 @@ class Device:
 def pick_device(
     mixed_precision: str = "auto", attention: str = "auto", capture: str = "auto"
 ) -> Device:
-    """Choose device, precision, attention kernel, and whether kernels are captured, for this machine."""
+    """Choose device, precision and attention kernel, and whether to capture CUDA graphs, for this machine."""
     device, why_device = _device()
     precision, why_precision = _precision(device, mixed_precision)
     kernel, why_kernel = _attention(device, attention)
@@ -91,7 +91,7 @@ def _capture(device: torch.device, wanted: str) -> tuple[bool, str]:
 
 
 def _fault_of_xformers(device: torch.device) -> str:
-    """What keeps xformers from a forward and a backward pass here, tried on the UNet's widest head; or nothing."""
+    """Why xformers cannot be used here, or "": tried by a forward and a backward pass at the UNet's widest head."""
     try:
         if importlib.util.find_spec("xformers") is None:
             return "is not installed"
@@ -107,7 +107,7 @@ def _fault_of_xformers(device: torch.device) -> str:
 
 
 def memory_gb() -> float:
-    """What this process holds of the GPU's memory; without a GPU the most that it has held of the machine's."""
+    """The GPU memory that this process has reserved, in GB; without a GPU, its peak of main memory."""
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved() / GB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB

@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline, loaded with care, and how it samples."""
+"""Load a Stable Diffusion pipeline safely, and set up its sampler."""
 
 import warnings
 from typing import Any
@@ -10,9 +10,9 @@ from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 
 
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline from whatever untrusted.model_folder takes, `parts` in place of its own; quietly.
+    """Load a Stable Diffusion pipeline from anything that untrusted.model_folder accepts; `parts` replace its own.
 
-    Raises RunError if it is not there, or not of safetensors and JSON alone.
+    Raises RunError if it is missing, or has other files than safetensors and JSON.
     """
     advice = "give one in diffusers layout with safetensors weights"
     with open_model("the pipeline", model, advice) as folder, warnings.catch_warnings():
@@ -26,15 +26,12 @@ def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusi
 
 
 def clamp_steps(asked: int, scheduler: Any) -> int:
-    """The sampling steps asked for, or as many as DPM-Solver++ can make of a noise schedule, where that is fewer.
-
-    With one more it leaves the schedule's end: IndexError, or NaN.
-    """
+    """Limit sampling steps to what DPM-Solver++ can take in this noise schedule; one more gives IndexError or NaN."""
     return min(asked, scheduler.config.num_train_timesteps - 2)
 
 
 def sample_fast(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
-    """Have a pipeline sample by DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), which needs few steps, quietly."""
+    """Set a pipeline's sampler to DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), which needs few steps."""
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

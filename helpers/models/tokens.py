@@ -1,4 +1,4 @@
-"""How many tokens a base model reads, and a text cut to that with its suffix kept."""
+"""Count tokens, find a base model's token limit, and shorten a text to it without losing its suffix."""
 
 from bisect import bisect_right
 from contextlib import suppress
@@ -12,16 +12,16 @@ from helpers.core.errors import RunError
 from helpers.core.files import read_json
 from helpers.core.run import Run
 
-CLIP_TOKENS = 77  # of Stable Diffusion, begin and end included; what comes after is cut
-LENGTHS = {  # where a pipeline tells it
-    "tokenizer_config.json": "model_max_length",  # of a tokenizer by itself
+CLIP_TOKENS = 77  # Stable Diffusion's limit, with begin and end tokens; further tokens are cut
+LENGTHS = {  # the files and keys of a model that give the limit
+    "tokenizer_config.json": "model_max_length",  # of a tokenizer alone
     "tokenizer/tokenizer_config.json": "model_max_length",
     "text_encoder/config.json": "max_position_embeddings",
 }
 
 
 def base_model_of(run: Run) -> str:
-    """The base model that 04 was last set to; before, that of the preset for 01's source, or Stable Diffusion's."""
+    """The base model of 04's last settings; before 04 ran, that of the preset for 01's source, or of preset t4."""
     with suppress(RunError):
         return run.read_config("train")["base_model"]
     with suppress(RunError, KeyError):
@@ -30,19 +30,19 @@ def base_model_of(run: Run) -> str:
 
 
 def token_limit(base_model: str) -> int:
-    """The tokens that a base model reads, or its tokenizer by itself; 77 where their files do not tell."""
-    told = [CLIP_TOKENS]
+    """The maximum number of tokens of a base model, or of a tokenizer alone; 77 if their files do not say."""
+    limits = [CLIP_TOKENS]
     for name, key in LENGTHS.items():
         with suppress(OSError, ValueError, AttributeError):
             value = read_json(_file(base_model, name)).get(key)
-            told += [value] if isinstance(value, int) else []  # some tokenizers say 1e30
-    return min(told)
+            limits += [value] if isinstance(value, int) else []  # some tokenizers say 1e30
+    return min(limits)
 
 
 def _file(base_model: str, name: str) -> Path:
-    """A file of a folder, or of a hub id's copy in the cache. Raises OSError or ValueError if it is not here."""
+    """A file in a model's folder, or in the Hub's cache. Raises OSError or ValueError if it is missing."""
     path = Path(base_model).expanduser()
-    if path.exists():  # beside a one-file model lies its tokenizer
+    if path.exists():  # a one-file model's tokenizer is beside it
         return (path if path.is_dir() else path.parent) / name
     found = try_to_load_from_cache(base_model, name)
     if not isinstance(found, str):
@@ -51,20 +51,20 @@ def _file(base_model: str, name: str) -> Path:
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
-    """The tokens of a text by a transformers tokenizer, begin and end included; nothing is cut or warned of."""
+    """Count a text's tokens by a transformers tokenizer, with begin and end, without truncation or warnings."""
     return len(tokenizer(text, truncation=False, verbose=False).input_ids)
 
 
-def shorten(tokenizer: Any, text: str, suffix: str, longest: int) -> str:
-    """A text, or as much of it as `longest` tokens hold, up to the end of a word; a suffix that it has stays.
+def shorten(tokenizer: Any, text: str, suffix: str, max_tokens: int) -> str:
+    """Shorten a text at the end of a word to at most `max_tokens` tokens, and keep its suffix.
 
-    A suffix that takes them all is what is left, whole.
+    If the suffix alone takes all of them, the suffix is returned in full.
     """
-    if count_tokens(tokenizer, text) <= longest:
+    if count_tokens(tokenizer, text) <= max_tokens:
         return text
     ending = suffix if text.endswith(suffix) else ""
     words = text.removesuffix(ending)
-    room = longest - count_tokens(tokenizer, ending) + 2  # begin and end are counted twice
+    room = max_tokens - count_tokens(tokenizer, ending) + 2  # begin and end are counted twice
     if room <= 2:
         return ending
     lengths = range(len(words) + 1)

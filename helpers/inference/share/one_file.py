@@ -35,7 +35,16 @@ from helpers.inference.share.original_names import (
     unet_to_original,
     vae_to_original,
 )
-from helpers.models.lora import DOWN, LORA_FILE, UP, Lora, load_lora, lora_of, read_lora, write_lora
+from helpers.models.lora import (
+    DOWN,
+    LORA_FILE,
+    UP,
+    Lora,
+    extract_lora,
+    load_lora,
+    read_lora,
+    write_lora,
+)
 from helpers.models.readback import effective_weights, require_equal, unreadable
 
 WEIGHTS = {
@@ -146,7 +155,7 @@ def _read_back(run: Run, folder: Path) -> None:
     for path, tensors in layouts.items():  # diffusers takes one alpha for all layers
         require_equal(path, tensors.items(), load_file(path).items())
         load_lora(pipeline, path)
-        require_equal(path, lora.scaled.items(), lora_of(parts).scaled.items(), rounded=True)
+        require_equal(path, lora.scaled.items(), extract_lora(parts).scaled.items(), rounded=True)
         pipeline.unload_lora_weights()
 
 
