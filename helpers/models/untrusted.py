@@ -154,7 +154,7 @@ def _is_known(library: str | None, kind: str | None) -> bool:
 
 
 def _refuse_linked_folders(folder: Path) -> None:
-    """Raise ValueError for a link to a folder, whose files would be loaded unchecked; the Hub's cache links only files."""
+    """Raise ValueError for a link to a folder, whose files would be unchecked; the Hub's cache links only files."""
     if linked := sorted(path for path in _files(folder) if path.is_symlink() and path.is_dir()):
         raise ValueError(
             f"it holds a link to a folder, {linked[0].relative_to(folder)}, which is not followed"
