@@ -16,7 +16,7 @@ MANY := -n 3 --dist worksteal --reruns 2 --only-rerun $(NOT_BEGUN)
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test bench browser gallery soak strip lab base
+.PHONY: demo test bench browser gallery figures soak strip lab base
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.txt tests/requirements.txt tests/constraints.txt
@@ -60,6 +60,10 @@ browser: .venv/installed
 gallery: .venv/installed
 	$(BIN)/python -m pip install -q -r tests/requirements-browser.txt
 	$(BIN)/python -m tools.gallery
+
+# the notebooks' explaining figures; three of them show runs/demo as make demo left it
+figures: .venv/installed
+	$(BIN)/python -m tools.figures
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak

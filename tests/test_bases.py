@@ -22,7 +22,7 @@ from helpers.models import stable_diffusion
 from helpers.models.pipeline import load_pipeline
 from helpers.models.untrusted import model_folder
 from helpers.train.check_base import load_model
-from helpers.train.model import fingerprint, load_parts
+from helpers.train.model import fingerprint, load_components
 from helpers.train.trainer import train
 from tests.loopback_hub import Repo, loopback_hub
 from tests.test_train import settings
@@ -66,7 +66,7 @@ def in_half(base: Path, folder: Path) -> Path:
 
 def test_one_file_holds_what_the_folder_does(tmp_path, tiny_base):
     path = one_file(tiny_base, tmp_path / "one")
-    folder, single = (load_parts(str(p), CPU) for p in (tiny_base, path))
+    folder, single = (load_components(str(p), CPU) for p in (tiny_base, path))
     assert fingerprint(single.unet) == fingerprint(folder.unet)
     kinds = single.fingerprints()
     kinds.pop("noise schedule"), folder.fingerprints()
@@ -306,7 +306,7 @@ def another_unet(base: Path, **shape) -> None:
 def refusal(base: Path) -> str:
     """The one line with which a base is refused."""
     with pytest.raises(RunError) as caught:
-        load_parts(str(base), CPU)
+        load_components(str(base), CPU)
     said = str(caught.value)
     assert "\n" not in said and said.startswith(f"base_model {str(base)!r} could not be loaded (")
     return said
@@ -411,14 +411,14 @@ def test_one_file_tells_that_it_predicts_v(tmp_path, tiny_base, told_by):
     path = one_file(tiny_base, tmp_path / "one", extra=extra, metadata=metadata)
     if yaml:
         path.with_suffix(".yaml").write_text(yaml)
-    parts = load_parts(str(path), CPU)
+    parts = load_components(str(path), CPU)
     assert parts.noise_scheduler.config.prediction_type == "v_prediction"
     assert parts.noise_scheduler.alphas_cumprod[-1] > 0
 
 
 def test_one_file_tells_of_zero_terminal_snr(tmp_path, tiny_base):
     extra = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
-    parts = load_parts(str(one_file(tiny_base, tmp_path / "one", extra=extra)), CPU)
+    parts = load_components(str(one_file(tiny_base, tmp_path / "one", extra=extra)), CPU)
     assert parts.noise_scheduler.alphas_cumprod[-1] == 0
 
 
@@ -454,7 +454,7 @@ def edit_tokenizer(base: Path, **values) -> None:
 def test_tokenizers_of_all_shapes_pad_and_cut(tiny_base, tmp_path, name):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     TOKENIZERS[name](base)
-    whole, bare = (load_parts(str(p), CPU).tokenizer for p in (tiny_base, base))
+    whole, bare = (load_components(str(p), CPU).tokenizer for p in (tiny_base, base))
     ids = [t("a red cat", padding="max_length", truncation=True).input_ids for t in (whole, bare)]
     assert ids[0] == ids[1] and len(ids[0]) == 32
     assert load_pipeline(str(base), torch.float32)("a cat " * 60, num_inference_steps=1).images
@@ -500,10 +500,10 @@ LOAD = """
 import sys
 from helpers.host.device import pick_device
 from helpers.core.errors import RunError
-from helpers.train.model import fingerprint, load_parts
+from helpers.train.model import fingerprint, load_components
 for name in sys.argv[1:]:
     try:
-        print(fingerprint(load_parts(name, pick_device()).unet))
+        print(fingerprint(load_components(name, pick_device()).unet))
     except RunError as error:
         print(error)
 """
@@ -526,7 +526,7 @@ def test_repositories_as_people_have_them_are_fetched(hub, tiny_base, tmp_path):
     names = ["some/alone", "some/both", "runwayml/stable-diffusion-v1-5", str(path)]
     names += ["some/file", "some/files"]
     done = subprocess.run([sys.executable, "-c", LOAD, *names], capture_output=True, text=True)
-    wanted = fingerprint(load_parts(str(tiny_base), CPU).unet)
+    wanted = fingerprint(load_components(str(tiny_base), CPU).unet)
     said = done.stdout.splitlines()
     assert said[:4] == [wanted] * 4, done.stderr
     fetched = [path for method, path in hub.requests if method == "GET" and "fp16" in path]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from helpers.core.files import read_json, write_manifest
 from helpers.core.run import Run
 from helpers.host.device import pick_device
 from helpers.inference.draw.sampler import Request, Studio
-from helpers.train.prepare import Training
+from helpers.train.prepare import prepare
 from tests.conftest import SMALL_TRAINING, make_trained
 
 LORA = {"method": "lora", "learning_rate": 0.05}
@@ -60,11 +61,12 @@ def test_each_checkpoint_shows_as_it_trained(trained, monkeypatch, tiny_base):
     base = shown("base")
     given = {"run": "pictures", "base_model": str(tiny_base), **SMALL_TRAINING, **given}
     for step in (4, 2):
-        training = Training(configure(TrainConfig, given), run, device)  # goes on from the newest
-        assert training.step == step
-        training.unet.eval()
-        with training.averaged():
-            wanted = seen_by(training.parts.unet, training.parts.text_encoder, "cpu")
+        training, state = prepare(configure(TrainConfig, given), run, device)  # from the newest
+        assert state.step == step
+        training.model.eval()
+        components = training.components
+        with state.ema.applied() if state.ema else nullcontext():
+            wanted = seen_by(components.unet, components.text_encoder, "cpu")
         training.log.close()
         assert (wanted - base).abs().max() > 1e-3  # it has learnt something to compare
         assert (shown(f"step-{step:06d}") - wanted).abs().max() < 1e-4
@@ -76,6 +78,7 @@ def test_each_checkpoint_shows_as_it_trained(trained, monkeypatch, tiny_base):
 
 PLAIN = """
 import sys
+from contextlib import nullcontext
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1])

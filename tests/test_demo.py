@@ -13,8 +13,8 @@ from helpers.demo.shapes import ANIMALS, COLOURS, PLACES, THINGS
 from helpers.demo.tokenizer import MAX_TOKENS, make_tokenizer
 from helpers.host.device import pick_device
 from helpers.models.pipeline import load_pipeline
-from helpers.train.latents import Examples
-from helpers.train.loss import FixedLoss
+from helpers.train.data import LatentDataset
+from helpers.train.validation_loss import ValidationLoss
 
 UNSEEN = range(9_000_000, 9_000_024)
 BASE = "assets/tiny-sd"
@@ -109,7 +109,9 @@ def test_the_base_knows_flat_scenes_and_not_watercolours(base):
             texts = base.text_encoder(ids).last_hidden_state
         assert 0.8 < float(latents.std()) < 1.2
         losses.append(
-            FixedLoss(Examples(latents, texts), schedule, 0, pairs=48)(base.unet, pick_device())
+            ValidationLoss(LatentDataset(latents, texts), schedule, 0, num_eval_samples=48)(
+                base.unet, pick_device()
+            )
         )
     assert losses[0] < 0.06 and losses[1] > 3 * losses[0]
 

@@ -19,8 +19,8 @@ from helpers.inference.share.one_file import export
 from helpers.models.pipeline import load_pipeline
 from helpers.train import checkpoint
 from helpers.train.finish import finish
-from helpers.train.model import load_parts, make_trainable
-from helpers.train.prepare import Training
+from helpers.train.model import load_components, make_trainable
+from helpers.train.prepare import prepare
 from helpers.train.trainer import train
 from tests.bases import make_base
 from tests.conftest import SMALL_TRAINING, make_dataset, photograph
@@ -98,7 +98,7 @@ def effect(text_encoder, unet):
 
 def trained_effect(config, run):
     """That of the last checkpoint's tensors, in the modules that were trained."""
-    parts = load_parts(config.base_model, pick_device(), config.train_text_encoder)
+    parts = load_components(config.base_model, pick_device(), config.train_text_encoder)
     trained = make_trainable(parts.unet, parts.text_encoder, config, torch.float32)
     weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     checkpoint.load_weights(run.checkpoint(config.max_steps), weights)
@@ -287,7 +287,7 @@ def training(place):
             "sd1, no attention at first", lora_alpha=1, train_text_encoder=True, max_steps=1
         )
         list(train(config, run))
-        yield Training(config, run, pick_device())
+        yield prepare(config, run, pick_device())
 
 
 @pytest.fixture
@@ -311,11 +311,11 @@ def plant(monkeypatch):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_end_of_04_catches_a_fault_in_what_it_wrote(training, plant, monkeypatch, place, fault):
     monkeypatch.chdir(place)
-    part, change = FAULTS[fault]
+    (training, state), (part, change) = training, FAULTS[fault]
     before = training.run.verdict.read_text()
     plant(FILES[part], change)
     with pytest.raises(RunError) as raised:
-        finish(training)
+        finish(training, state)
     said = str(raised.value)
     assert "\n" not in said and f"model/{part}" in said and "nothing was replaced" in said
     assert (
@@ -326,7 +326,7 @@ def test_the_end_of_04_catches_a_fault_in_what_it_wrote(training, plant, monkeyp
 @pytest.mark.parametrize("fault", EXPORT_FAULTS)
 def test_the_end_of_05_catches_a_fault_in_what_it_wrote(training, plant, monkeypatch, place, fault):
     monkeypatch.chdir(place)
-    name, change = EXPORT_FAULTS[fault]
+    (training, _), (name, change) = training, EXPORT_FAULTS[fault]
     shutil.rmtree(training.run.export, ignore_errors=True)
     plant(name, change)
     with pytest.raises(RunError) as raised:

@@ -17,7 +17,8 @@ from helpers.inference.draw.sampler import Request, Studio, captions_of, request
 from helpers.inference.report import report, verify_report
 from helpers.inference.share.model_card import write_card
 from helpers.inference.trained import read_trained
-from helpers.train.trainer import train, verify_model
+from helpers.train.finish import verify_model
+from helpers.train.trainer import train
 from tests.conftest import SMALL_TRAINING, train_until
 
 SUFFIX = " in a mira watercolor style"

@@ -32,7 +32,7 @@ from helpers.models.pipeline import load_pipeline
 from helpers.scrape.ingest import find, take
 from helpers.scrape.instagram import login
 from helpers.train.limits import refuse_slow
-from helpers.train.model import load_parts
+from helpers.train.model import load_components
 from helpers.train.plan import latent_side
 from helpers.train.trainer import train
 from tests.conftest import ROOT, SMALL_TRAINING, photograph
@@ -270,20 +270,22 @@ def base(workplace, tiny_base, monkeypatch):
 @pytest.mark.parametrize("plant", WEIGHTS.values(), ids=WEIGHTS)
 def test_a_base_model_of_anything_but_safetensors_is_refused(base, hostile, plant):
     plant(base, hostile)
-    refused(lambda: load_parts(str(base), pick_device()), "base_model", "could not be loaded")
+    refused(lambda: load_components(str(base), pick_device()), "base_model", "could not be loaded")
     refused(lambda: load_pipeline(str(base), torch.float32), "could not be loaded")
 
 
 @pytest.mark.parametrize("part", [UNET, VAE, TEXT])
 def test_a_base_model_that_has_only_pickles_is_told_so(base, hostile, part):
     only_bin(part, "bin")(base, hostile)
-    refused(lambda: load_parts(str(base), pick_device()), "only pickled weights", "safetensors")
+    refused(
+        lambda: load_components(str(base), pick_device()), "only pickled weights", "safetensors"
+    )
 
 
 @pytest.mark.parametrize("plant", CODE.values(), ids=CODE)
 def test_a_base_model_with_code_of_its_own_is_refused(base, hostile, plant):
     plant(base, hostile)
-    refused(lambda: load_parts(str(base), pick_device()), "base_model", "which is not run")
+    refused(lambda: load_components(str(base), pick_device()), "base_model", "which is not run")
     refused(lambda: load_pipeline(str(base), torch.float32), "which is not run")
     assert "hostile_package" not in sys.modules
 
@@ -302,16 +304,16 @@ def test_what_lies_beside_good_weights_is_never_opened(base, hostile):
          auto_map={"AutoTokenizer": ["tokenization_own.Evil", "tokenization_own.Evil"]})  # fmt: skip
     put(base / "text_encoder/modeling_own.py", hostile.code)
     edit(base / "text_encoder/config.json", auto_map={"AutoModel": "modeling_own.Evil"})
-    refused(lambda: load_parts(str(base), pick_device()), "which is not run")
+    refused(lambda: load_components(str(base), pick_device()), "which is not run")
     for module in base.rglob("*.py"):
         module.unlink()
-    load_parts(str(base), pick_device())
+    load_components(str(base), pick_device())
     assert load_pipeline(str(base), torch.float32)("a cat", num_inference_steps=1).images
 
 
 def test_an_adapter_of_pickles_beside_the_text_encoder_is_refused(base, hostile):
     adapter(base, hostile)
-    refused(lambda: load_parts(str(base), pick_device()), "could not be loaded")
+    refused(lambda: load_components(str(base), pick_device()), "could not be loaded")
     refused(lambda: load_pipeline(str(base), torch.float32), "could not be loaded")
 
 
@@ -338,7 +340,7 @@ LINKED = {
 @pytest.mark.parametrize("plant", LINKED.values(), ids=LINKED)
 def test_a_part_that_is_a_link_to_a_folder_is_refused(base, hostile, plant):
     plant(base, hostile)
-    refused(lambda: load_parts(str(base), pick_device()), "base_model", "a link to a folder")
+    refused(lambda: load_components(str(base), pick_device()), "base_model", "a link to a folder")
     refused(lambda: load_pipeline(str(base), torch.float32), "a link to a folder")
 
 
@@ -349,7 +351,7 @@ def test_a_base_model_whose_folder_or_files_are_links_is_loaded(base, workplace)
         file.rename(target)
         file.symlink_to(target)
     (workplace / "link").symlink_to(base)
-    load_parts(str(workplace / "link"), pick_device())
+    load_components(str(workplace / "link"), pick_device())
     assert load_pipeline(str(workplace / "link"), torch.float32)
 
 
@@ -363,7 +365,9 @@ BY_ID |= CODE | {"an adapter of pickles": adapter}
 def test_a_base_model_by_hub_id_is_kept_to_the_same(base, hostile, on_hub, plant):
     plant(base, hostile)
     name = on_hub(base)
-    refused(lambda: load_parts(name, pick_device()), f"base_model {name!r} could not be loaded")
+    refused(
+        lambda: load_components(name, pick_device()), f"base_model {name!r} could not be loaded"
+    )
     refused(lambda: load_pipeline(name, torch.float32), f"{name!r} could not be loaded")
     assert "hostile_package" not in sys.modules
 
@@ -373,7 +377,7 @@ def test_a_good_base_model_by_hub_id_is_loaded_from_the_cache(base, on_hub):
     config = configure(TrainConfig, base_model=name)
     refuse_slow(config, pick_device())
     assert latent_side(config) == 64
-    load_parts(name, pick_device())
+    load_components(name, pick_device())
     assert load_pipeline(name, torch.float32)("a cat", num_inference_steps=1).images
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 
@@ -35,9 +35,10 @@ from helpers.core.records import read_log
 from helpers.core.run import Run
 from helpers.host import colab
 from helpers.mirror import sync
-from helpers.train import checkpoint, trainer
-from helpers.train.checkpoint import Belongs, State, latest_step, resume, save
-from helpers.train.prepare import NOT_LEARNT, learnt_from
+from helpers.train import checkpoint, finish, trainer
+from helpers.train.checkpoint import TrainingSignature, latest_step, resume, save
+from helpers.train.optim import MovingAverage, TrainState
+from helpers.train.prepare import training_signature
 from helpers.train.trainer import train
 from tests import faults
 from tests.conftest import SMALL_TRAINING, lines, train_until, typed
@@ -119,17 +120,17 @@ def start_over(run: Run) -> None:
 @contextmanager
 def fed_to(path: Path):
     """Append a hash of each micro-batch that reaches the loss in this process, with its step's number."""
-    real, file = trainer._optimise_once, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    real, file = trainer.optimizer_step, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def spy(training, batch):
+    def spy(training, state, batch):
         digest = hashlib.sha256()
         for tensor in (t for micro in batch for t in micro):
             digest.update(tensor.numpy().tobytes())
-        os.write(file, f"{training.step} {digest.hexdigest()}\n".encode())
-        return real(training, batch)
+        os.write(file, f"{state.step} {digest.hexdigest()}\n".encode())
+        return real(training, state, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "_optimise_once", spy)
+        patch.setattr(trainer, "optimizer_step", spy)
         yield
 
 
@@ -209,36 +210,35 @@ def tiny_state():
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     named = dict(layer.named_parameters())
-    average = {name: p.detach().clone() for name, p in named.items()}
-    return State(named, optimizer, schedule, scaler, average)
+    return TrainState(named, optimizer, schedule, scaler, MovingAverage(named, 0.9, False))
 
 
-def advance(state: State, steps: int) -> None:
+def advance(state: TrainState, steps: int) -> None:
     for _ in range(steps):
         state.optimizer.zero_grad()
         state.scaler.scale(sum(p.square().sum() for p in state.weights.values())).backward()
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.schedule.step()
-        for name, p in state.weights.items():
-            state.average[name].lerp_(p.detach(), 0.1)
+        state.lr_scheduler.step()
+        state.step += 1
+        state.ema.update(state.step)
 
 
-def everything(state: State) -> list:
-    kept = [p.detach() for p in state.weights.values()] + list(state.average.values())
+def everything(state: TrainState) -> list:
+    kept = [p.detach() for p in state.weights.values()] + list(state.ema.average.values())
     moments = state.optimizer.state_dict()["state"].values()
     kept += [values[name] for values in moments for name in sorted(values)]
-    numbers = [state.scaler.state_dict(), state.schedule.state_dict()["last_epoch"]]
+    numbers = [state.scaler.state_dict(), state.lr_scheduler.state_dict()["last_epoch"]]
     return [t.tolist() for t in kept] + numbers
 
 
-BELONGS = Belongs({"seed": 0}, "base", "data")
+BELONGS = TrainingSignature({"seed": 0}, "base", "data")
 
 
 def save_at(run: Run, step: int) -> None:
     state = tiny_state()
     advance(state, step)
-    kept = save(run, step, state, BELONGS, rows_to(step))
+    kept = save(run, state, BELONGS, rows_to(step))
     checkpoint.prune(run, kept, keep=1, best_step=0)
 
 
@@ -249,10 +249,10 @@ def rows_to(step: int) -> list[dict]:
 def loaded(run: Run) -> int:
     """The step that is resumed from, whose state must be that step's to the bit."""
     state, expected = tiny_state(), tiny_state()
-    step = resume(run, state, BELONGS)
-    advance(expected, step)
+    resume(run, state, BELONGS)
+    advance(expected, state.step)
     assert everything(state) == everything(expected)
-    return step
+    return state.step
 
 
 @pytest.fixture
@@ -561,7 +561,7 @@ def save_two(run):
     for step in (2, 4):
         state = tiny_state()
         advance(state, step)
-        save(run, step, state, BELONGS, rows_to(step))
+        save(run, state, BELONGS, rows_to(step))
     shutil.copytree(run.checkpoint(4), run.checkpoints / "step-000005 (1)")
     (run.checkpoints / ".step-000006.part").mkdir()
     (run.checkpoints / "step-000007").write_text("a file")
@@ -638,7 +638,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(workplace):
     cut_weights(run.checkpoint(4))
     state = tiny_state()
     advance(state, 5)
-    kept = save(run, 5, state, BELONGS, rows_to(5))
+    kept = save(run, state, BELONGS, rows_to(5))
     checkpoint.prune(run, kept, keep=2, best_step=0)
     cut_weights(kept)
     assert loaded(run) == 2
@@ -671,10 +671,15 @@ def test_another_setting_is_refused_by_name_unless_it_changes_nothing_learnt(wor
     after = replace(before, **{name: other_value(name, getattr(before, name))})
     run, state = Run("tiny"), tiny_state()
     advance(state, 1)
-    save(run, 1, state, Belongs(learnt_from(before, 1), "base", "data"), rows_to(1))
-    belongs = Belongs(json.loads(json.dumps(learnt_from(after, 1))), "base", "data")
-    if name in (*NOT_LEARNT, "base_model") and name not in PRODUCT:
-        assert resume(run, tiny_state(), belongs) == 1
+    save(run, state, TrainingSignature(training_signature(before, 1), "base", "data"), rows_to(1))
+    belongs = TrainingSignature(
+        json.loads(json.dumps(training_signature(after, 1))), "base", "data"
+    )
+    resumable = [f.name for f in fields(TrainConfig) if f.metadata.get("resumable")]
+    if name in (*resumable, "base_model") and name not in PRODUCT:
+        state = tiny_state()
+        resume(run, state, belongs)
+        assert state.step == 1
         return
     told = "images_per_step" if name in PRODUCT else name
     was = "8" if name in PRODUCT else repr(getattr(before, name))
@@ -767,11 +772,13 @@ def test_a_lock_of_a_process_is_held_until_its_last_holder_lets_go(tmp_path):
 
 def test_half_the_batch_and_twice_the_accumulation_is_the_same_training():
     halved = TrainConfig(train_batch_size=4, gradient_accumulation_steps=2)
-    assert learnt_from(halved, 1) == learnt_from(TrainConfig(), 1)
-    assert learnt_from(replace(halved, gradient_accumulation_steps=1), 2) == learnt_from(halved, 1)
+    assert training_signature(halved, 1) == training_signature(TrainConfig(), 1)
+    assert training_signature(
+        replace(halved, gradient_accumulation_steps=1), 2
+    ) == training_signature(halved, 1)
     bucketed = [replace(c, aspect_ratio_buckets=True) for c in (halved, TrainConfig())]
-    assert learnt_from(bucketed[0], 1) != learnt_from(bucketed[1], 1)
-    assert learnt_from(bucketed[0], 2) != learnt_from(bucketed[1], 1)
+    assert training_signature(bucketed[0], 1) != training_signature(bucketed[1], 1)
+    assert training_signature(bucketed[0], 2) != training_signature(bucketed[1], 1)
 
 
 # --- a training's log, times and settings, resumed
@@ -825,13 +832,13 @@ def test_a_verdict_settings_and_times_that_are_garbage_are_told_and_made_anew(
 ):
     config = small(tiny_base, prior_share=0.0)
     list(train(config, dataset))
-    said, kept = trainer.verify_model(dataset), json.loads(dataset.config("train").read_text())
+    said, kept = finish.verify_model(dataset), json.loads(dataset.config("train").read_text())
     dataset.verdict.write_text(text)
     with pytest.raises(RunError, match=r"verdict.json is damaged: move it away and run 04_train"):
-        trainer.verify_model(dataset)
+        finish.verify_model(dataset)
     dataset.config("train").write_text(text)
     dataset.seconds.write_text(text)
-    assert list(train(config, dataset)) == [] and trainer.verify_model(dataset) == said
+    assert list(train(config, dataset)) == [] and finish.verify_model(dataset) == said
     assert json.loads(dataset.config("train").read_text()) == kept
     assert dataset.read_seconds()["train"] > 0
     dataset.config("dataset").write_text(text)
@@ -920,13 +927,14 @@ def long(dataset, tiny_base):
 
 
 def command_line(config, monkeypatch):
-    from helpers.train.__main__ import run_main
+    from helpers.core.process import run_command
+    from helpers.train.__main__ import main
 
     names = ("base_model", "max_steps", "save_every_steps", "validate_every_steps", "prior_share")
     names += ("preview_every_steps", "train_batch_size", "resolution_px", "num_inference_steps")
     given = {name: getattr(config, name) for name in names}
     monkeypatch.setattr("sys.argv", ["helpers.train", "pictures", *typed(given)])
-    return run_main
+    return lambda: run_command(main)
 
 
 @pytest.mark.parametrize(
@@ -988,16 +996,16 @@ def test_a_stop_between_two_steps_saves_at_once_and_handlers_are_put_back(datase
 
 
 def test_a_stop_in_the_middle_of_a_step_waits_for_its_end(dataset, long, monkeypatch):
-    real = trainer._optimise_once
+    real = trainer.optimizer_step
 
-    def interrupted(training, batch):
-        found = real(training, batch)
-        if training.step == 2:
+    def interrupted(training, state, batch):
+        found = real(training, state, batch)
+        if state.step == 2:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)  # and a second one changes nothing
         return found
 
-    monkeypatch.setattr(trainer, "_optimise_once", interrupted)
+    monkeypatch.setattr(trainer, "optimizer_step", interrupted)
     with pytest.raises(Stopped, match="stopped after step 2 of 300") as stopped:
         list(train(long, dataset))
     assert stopped.value.signal == signal.SIGINT and latest_step(dataset) == 2

@@ -20,6 +20,7 @@ from tools.check_files import faults
 ROOT = Path(__file__).parent.parent
 PAGES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "assets/README.md"),
+    "docs/colab-cli.md",
     ".github/ISSUE_TEMPLATE/bug.md",
     *(f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))),
 )

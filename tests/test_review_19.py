@@ -20,7 +20,8 @@ from helpers.inference.share.one_file import export
 from helpers.models.licence import licence_of
 from helpers.models.tokens import count_tokens, shorten, token_limit
 from helpers.models.untrusted import model_folder
-from helpers.train.trainer import train, verify_model
+from helpers.train.finish import verify_model
+from helpers.train.trainer import train
 from tests.conftest import SMALL_TRAINING, train_until
 from tests.test_bases import one_file
 from tests.test_its_own_training import build_again

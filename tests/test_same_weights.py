@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from helpers.core.errors import RunError
 from helpers.host.device import pick_device
-from helpers.train.latents import Examples, _digest
-from helpers.train.loss import FixedLoss, snr_weights
-from helpers.train.model import load_parts
+from helpers.train.data import LatentDataset
+from helpers.train.latents import _digest
+from helpers.train.loss import snr_weights
+from helpers.train.model import load_components
 from helpers.train.trainer import train
+from helpers.train.validation_loss import ValidationLoss
 from tests.conftest import lines, train_until
 from tests.test_train import same, settings, weights
 
@@ -135,13 +137,13 @@ def test_nan_in_an_older_cache_is_computed_again(dataset, tiny_base):
 # what is measured
 
 
-def few(count: int) -> Examples:
-    return Examples([torch.zeros(4, 4, 4)] * count, torch.zeros(count, 2, 3))
+def few(count: int) -> LatentDataset:
+    return LatentDataset([torch.zeros(4, 4, 4)] * count, torch.zeros(count, 2, 3))
 
 
 @pytest.mark.parametrize("count", [5, 256, 257, 300, 511, 1000, 4000])
 def test_the_measured_images_are_spread_over_all(count):
-    index = FixedLoss(few(count), DDPMScheduler(), 0, 256).index
+    index = ValidationLoss(few(count), DDPMScheduler(), 0, 256).images
     assert len(index) == 256 and len(index.unique()) == min(count, 256)
     gaps = index.unique().diff()
     assert index.min() == 0 and index.max() >= count - 1 - count / 256
@@ -198,7 +200,7 @@ def test_previews_are_drawn_at_any_number_of_steps(tiny_base, tmp_path, spacing,
     if kind is ZERO_SNR:
         few |= {"prediction_type": "v_prediction"}
     edit(base / "scheduler/scheduler_config.json", **few | kind)
-    parts = load_parts(str(base), pick_device())
+    parts = load_components(str(base), pick_device())
     for steps in (1, 2, 8, 9, 10, 12):
         config = settings(base, num_inference_steps=steps)
         generator = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ from helpers.dataset.split import split
 from helpers.host.device import pick_device
 from helpers.inference.draw.prompts import Prompts
 from helpers.scrape.ingest import find, take
-from helpers.train.prepare import Training
+from helpers.train.prepare import prepare
 from tests.conftest import SMALL_TRAINING, photograph
 
 SEEDS = " in an annalaura watercolor drawing style"
@@ -149,7 +149,7 @@ def test_prior_preservation_asks_the_base_without_the_suffix(workplace, tiny_bas
     table = run.split_metadata("train")
     table.write_text(table.read_text().replace(SEEDS, SEEDS + "," + SEEDS.title() + "."))
     given = {"run": "seed", "base_model": str(tiny_base), **SMALL_TRAINING, "prior_share": 1.0}
-    training = Training(configure(TrainConfig, given), run, pick_device())
-    names = [name for name in training.batches.examples.names if name.startswith("the base's")]
+    training, _ = prepare(configure(TrainConfig, given), run, pick_device())
+    names = [name for name in training.data.dataset.names if name.startswith("the base's")]
     assert len(names) == len(run.split_images("train"))
     assert not [name for name in names if "style" in name.lower()]

@@ -22,13 +22,14 @@ from helpers.figures.trials import best_of, plot_trials, previews_of, read_trial
 from helpers.host import colab
 from helpers.mirror import sync
 from helpers.train import trainer
+from helpers.train.finish import verify_model
 from helpers.train.limits import machine_errors
 from helpers.train.sweep import runner, study, trial
 from helpers.train.sweep.promote import promote
 from helpers.train.sweep.runner import describe, run_trials, sweep_if_asked
 from helpers.train.sweep.search import batch_of, plan_trials, trial_config
 from helpers.train.sweep.study import SECRET, Database, open_place
-from helpers.train.trainer import train, verify_model
+from helpers.train.trainer import train
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
 from tests.kills import forked, is_operation
 from tests.postgres import postgres

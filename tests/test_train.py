@@ -16,12 +16,14 @@ from helpers.core.errors import RunError
 from helpers.core.files import find_corruption
 from helpers.core.run import Run
 from helpers.host.device import Device, pick_device
-from helpers.train.latents import Examples, encode_texts
-from helpers.train.loss import FixedLoss, diffusion_loss, snr_weights
-from helpers.train.model import load_parts
-from helpers.train.order import draws_at, image_at
+from helpers.train.data import LatentDataset, image_at, sample_noise_and_timestep
+from helpers.train.finish import verify_model
+from helpers.train.latents import encode_texts
+from helpers.train.loss import diffusion_loss, snr_weights
+from helpers.train.model import load_components
 from helpers.train.preview import draw_previews
-from helpers.train.trainer import train, verify_model
+from helpers.train.trainer import train
+from helpers.train.validation_loss import ValidationLoss
 from helpers.train.verdict import judge
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, train_until, typed
 from tests.kills import forked
@@ -256,7 +258,7 @@ def test_min_snr_weights_are_the_papers():
 
 def test_the_fixed_loss_gives_the_same_bits_and_leaves_random_state_alone():
     unet, schedule, latents, texts, *_ = tiny_problem()
-    fixed = FixedLoss(Examples(latents, texts), schedule, seed=0, pairs=12)
+    fixed = ValidationLoss(LatentDataset(latents, texts), schedule, seed=0, num_eval_samples=12)
     state = torch.get_rng_state()
     device = pick_device()
     unet.to(device.device)
@@ -267,12 +269,12 @@ def test_the_fixed_loss_gives_the_same_bits_and_leaves_random_state_alone():
 def test_parts_in_half_precision_sample_and_measure_beside_trained_ones_in_full(tiny_base):
     """As on a GPU: the UNet in float32, all that is frozen in half, autocast in between."""
     half = Device(torch.device("cpu"), "bf16", "sdpa", ())
-    parts = load_parts(str(tiny_base), half)
+    parts = load_components(str(tiny_base), half)
     assert parts.vae.dtype == torch.bfloat16 and parts.unet.dtype == torch.float32
     (image,) = draw_previews(parts, settings(tiny_base), ["a cat"])
     assert image.size == (32, 32)
-    examples = Examples(torch.randn(2, 4, 16, 16), encode_texts(parts, ["a", "b"]))
-    measure = FixedLoss(examples, parts.noise_scheduler, seed=0, pairs=8)
+    examples = LatentDataset(torch.randn(2, 4, 16, 16), encode_texts(parts, ["a", "b"]))
+    measure = ValidationLoss(examples, parts.noise_scheduler, seed=0, num_eval_samples=8)
     in_full = measure(parts.unet, Device(torch.device("cpu"), "no", "sdpa", ()))
     assert abs(measure(parts.unet, half) - in_full) < 0.02 * in_full
 
@@ -284,11 +286,11 @@ def test_every_image_comes_once_an_epoch_in_another_order():
 
 
 def test_draws_depend_on_the_position_alone():
-    first = draws_at(17, torch.Size((4, 8, 8)), 1000, 0)
-    draws_at(18, torch.Size((4, 8, 8)), 1000, 0)
-    again = draws_at(17, torch.Size((4, 8, 8)), 1000, 0)
+    first = sample_noise_and_timestep(17, torch.Size((4, 8, 8)), 1000, 0)
+    sample_noise_and_timestep(18, torch.Size((4, 8, 8)), 1000, 0)
+    again = sample_noise_and_timestep(17, torch.Size((4, 8, 8)), 1000, 0)
     assert torch.equal(first[0], again[0]) and first[1:] == again[1:]
-    steps = [draws_at(p, torch.Size((1,)), 1000, 0)[1] for p in range(2000)]
+    steps = [sample_noise_and_timestep(p, torch.Size((1,)), 1000, 0)[1] for p in range(2000)]
     assert 450 < sum(steps) / 2000 < 550 and min(steps) < 10 and max(steps) > 990
 
 

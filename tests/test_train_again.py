@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.core.errors import RunError, Stopped
-from helpers.train.trainer import train, verify_model
+from helpers.train.finish import verify_model
+from helpers.train.trainer import train
 from tests.conftest import lines
 from tests.test_train import settings
 

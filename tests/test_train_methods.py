@@ -29,16 +29,16 @@ from helpers.host.device import Device, _attention
 from helpers.train import plan as plan_module
 from helpers.train import trainer
 from helpers.train.buckets import Framing, bucket_of
-from helpers.train.checkpoint import Belongs, State, resume, save
-from helpers.train.ema import MovingAverage
+from helpers.train.checkpoint import TrainingSignature, resume, save
+from helpers.train.data import BatchOrder, augmentation_at, image_at, sample_noise_and_timestep
+from helpers.train.finish import verify_model
 from helpers.train.footprint import random_inputs
 from helpers.train.latents import _digest
 from helpers.train.limits import machine_errors, what_to_change
 from helpers.train.model import LORA_TARGETS
-from helpers.train.optim import make_optimizer
-from helpers.train.order import Order, draws_at, image_at, variant_at
+from helpers.train.optim import MovingAverage, TrainState, make_optimizer
 from helpers.train.plan import _build, _passing, latent_side, plan, refuse_too_large
-from helpers.train.trainer import train, verify_model
+from helpers.train.trainer import train
 from helpers.train.verdict import best_of, worst_first
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph, train_until, typed
 from tests.test_train import same, settings, weights
@@ -194,7 +194,9 @@ def plain_losses(run, base, unet, schedule, positions):
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
         words = text_encoder(ids)[0]
-    draws = [draws_at(position, latents.shape[1:], 1000, 0) for position in positions]
+    draws = [
+        sample_noise_and_timestep(position, latents.shape[1:], 1000, 0) for position in positions
+    ]
     noise = torch.stack([draw[0] for draw in draws])
     timesteps = torch.tensor([draw[1] for draw in draws])
     predicted = unet(schedule.add_noise(latents, noise, timesteps), timesteps, words).sample
@@ -273,13 +275,13 @@ def test_the_average_is_what_is_measured_and_exported(dataset, tiny_base):
 def test_batches_are_of_one_bucket_and_every_image_comes_equally_often(sizes):
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     buckets = [list(range(s, s + n)) for s, n in zip(starts, sizes, strict=True)]
-    order, count = Order(buckets, 4, seed=3), sum(sizes)
+    order, count = BatchOrder(buckets, 4, seed=3), sum(sizes)
     batches = [order.batch(number) for number in range(5 * count)]  # 20 epochs
     for batch in batches:
         assert len(batch) == 4 and sum(set(batch) <= set(bucket) for bucket in buckets) == 1
     seen = torch.bincount(torch.tensor(batches).flatten(), minlength=count)
     assert seen.tolist() == [20] * count
-    again = Order(buckets, 4, seed=3)
+    again = BatchOrder(buckets, 4, seed=3)
     assert [again.batch(n) for n in (17, 3, 11)] == [batches[n] for n in (17, 3, 11)]
     if len(sizes) == 1:
         assert batches[6] == [image_at(p, 10, 3) for p in range(24, 28)]
@@ -301,8 +303,8 @@ def test_variants_are_crops_along_the_cut_side_and_their_mirrors(tmp_path):
     assert torch.equal(variants[0], Framing(32).variants(path)[0])
     whole = Framing(32, step_px=4).variants(path)
     assert whole.shape[-1] > 1.6 * whole.shape[-2]
-    picked = [variant_at(p, 6, 0) for p in range(200)]
-    assert set(picked) == set(range(6)) and picked == [variant_at(p, 6, 0) for p in range(200)]
+    picked = [augmentation_at(p, 6, 0) for p in range(200)]
+    assert set(picked) == set(range(6)) and picked == [augmentation_at(p, 6, 0) for p in range(200)]
 
 
 def test_a_text_encoders_weights_have_their_own_rate():
@@ -335,13 +337,15 @@ def test_the_scalers_state_is_kept(workplace):
     first, second = torch.amp.GradScaler("cpu"), torch.amp.GradScaler("cpu")
     first.scale(torch.ones(()))
     first.update(128.0)
-    belongs, named = Belongs({}, "base", "data"), dict(layer.named_parameters())
+    belongs, named = TrainingSignature({}, "base", "data"), dict(layer.named_parameters())
     rows = [{"step": step} for step in range(4)]
     for _ in rows[1:]:
         optimizer.step()
         schedule.step()
-    save(Run("x"), 3, State(named, optimizer, schedule, first), belongs, rows)
-    assert resume(Run("x"), State(named, optimizer, schedule, second), belongs) == 3
+    save(Run("x"), TrainState(named, optimizer, schedule, first, step=3), belongs, rows)
+    state = TrainState(named, optimizer, schedule, second)
+    resume(Run("x"), state, belongs)
+    assert state.step == 3
     assert second.get_scale() == 128.0
 
 

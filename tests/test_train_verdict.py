@@ -8,8 +8,9 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from helpers.host.device import Device
-from helpers.train.latents import Examples
-from helpers.train.loss import FixedLoss, diffusion_loss
+from helpers.train.data import LatentDataset
+from helpers.train.loss import diffusion_loss
+from helpers.train.validation_loss import ValidationLoss
 from helpers.train.verdict import judge
 
 CPU = Device(torch.device("cpu"), "no", "sdpa", ())
@@ -52,7 +53,7 @@ def curves(count, seed, every=EVERY, held_out=85):
     images, few, many = (scenes(n, source) for n in (count, held_out, 1024))
     measured = [(few, 256), (images[:1024], 128), (many, 4096)]
     measures = [
-        FixedLoss(Examples(some, texts[: len(some)]), schedule, seed, pairs)
+        ValidationLoss(LatentDataset(some, texts[: len(some)]), schedule, seed, pairs)
         for some, pairs in measured
     ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -1,12 +1,15 @@
 """captions.jsonl: appended an image at a time, the last line of a file name counts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
+from types import ModuleType
 
 from helpers.caption import sidecar
 from helpers.caption.check import problems_of
 from helpers.caption.stale import find_stale, model_name, standing_words
 from helpers.config import CaptionConfig
+from helpers.config.choices import CAPTIONERS
 from helpers.core.errors import RunError
 from helpers.core.records import (
     Caption,
@@ -20,22 +23,12 @@ from helpers.core.records import (
 from helpers.core.run import Run
 from helpers.mirror.sync import sync_soon
 
-Captioner = Callable[[CaptionConfig, Run, list[Post]], Iterator[Caption]]
 MIRROR_EVERY = 100  # captions; a lost Colab machine costs no more than these
 
 
-def captioner_of(config: CaptionConfig) -> Captioner:
-    """What captions images. Each of them keeps a row before it yields it; none is loaded before it is chosen."""
-    match config.captioner:
-        case "claude":
-            from helpers.caption.claude import captioner
-
-            return captioner.caption_images
-        case "blip":
-            from helpers.caption import blip
-
-            return blip.caption_images
-    return sidecar.caption_images
+def captioner_of(config: CaptionConfig) -> ModuleType:
+    """The module that captions images, loaded when it is chosen; it appends each row before it yields it."""
+    return import_module(CAPTIONERS[config.captioner].module)
 
 
 def pending(config: CaptionConfig, run: Run) -> list[Post]:
@@ -93,7 +86,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
     run.write_config("caption", config)
     before = latest(read_rows(run.captions, Caption))
     with run.timed("caption"):
-        for number, row in enumerate(captioner_of(config)(config, run, posts), 1):
+        for number, row in enumerate(captioner_of(config).caption_images(config, run, posts), 1):
             _keep_standing(run, before.get(row.file_name), row)
             yield row
             if number % MIRROR_EVERY == 0:
@@ -111,11 +104,9 @@ def _keep_standing(run: Run, before: Caption | None, row: Caption) -> None:
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
     """What captioning these images would cost, in a few lines, before anything is spent."""
     posts = _still_pending(config, run, posts)
-    if config.captioner != "claude" or not posts:
-        return f"{len(posts)} images by {config.captioner}: $0"
-    from helpers.caption.claude.estimate import estimate
-
-    return str(estimate(config, run, posts))
+    if posts and (ask := getattr(captioner_of(config), "price", None)):
+        return ask(config, run, posts)
+    return f"{len(posts)} images by {config.captioner}: $0"
 
 
 def dry_run(config: CaptionConfig, run: Run, posts: list[Post], most: int = 3) -> list[Caption]:
@@ -132,7 +123,7 @@ def ask_again(config: CaptionConfig, run: Run, post: Post) -> Caption:
     """Caption one image anew, whatever its row says; the new row counts from now on, unless it has no words."""
     run.check_settings(config)
     before = latest(read_rows(run.captions, Caption)).get(post.file_name)
-    *_, row = captioner_of(config)(replace(config, mode="now"), run, [post])
+    *_, row = captioner_of(config).caption_images(replace(config, mode="now"), run, [post])
     if not row.is_usable:
         _keep_standing(run, before, row)
     return row

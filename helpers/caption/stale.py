@@ -9,6 +9,7 @@ from typing import Any
 
 from helpers.caption.claude.prompt import STYLE_GUIDE, example_pairs, listed
 from helpers.config import CaptionConfig
+from helpers.config.choices import CAPTIONERS
 from helpers.core.errors import RunError
 from helpers.core.files import sha256
 from helpers.core.records import Caption, latest, read_rows
@@ -17,7 +18,8 @@ from helpers.core.run import Run
 
 def model_name(config: CaptionConfig) -> str:
     """The model that a captioner's rows bear; "" of one that has none."""
-    return {"claude": config.model, "blip": config.blip_model}.get(config.captioner, "")
+    setting = CAPTIONERS[config.captioner].model
+    return getattr(config, setting) if setting else ""
 
 
 def made_with(config: CaptionConfig, run: Run) -> dict[str, str]:

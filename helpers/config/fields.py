@@ -11,19 +11,24 @@ from helpers.core.redact import looks_secret
 from helpers.core.run import RUN_NAME
 
 
-def number(default: float | None, low: float, high: float) -> Any:
+def number(default: float | None, low: float, high: float, **metadata: Any) -> Any:
     """A field for a number from `low` to `high`; a whole number if the default is one."""
-    return field(default=default, metadata={"low": low, "high": high})
+    return field(default=default, metadata={"low": low, "high": high, **metadata})
 
 
-def choice(*options: str) -> Any:
+def choice(*options: str, **metadata: Any) -> Any:
     """A field for one of `options`; the first is the default."""
-    return field(default=options[0], metadata={"options": options})
+    return field(default=options[0], metadata={"options": options, **metadata})
 
 
-def lines(default: str | tuple[str, ...]) -> Any:
+def lines(default: str | tuple[str, ...], **metadata: Any) -> Any:
     """A field for several texts, given as lines or as a list, and stored in the type of `default`."""
-    return field(default=default, metadata={"lines": True})
+    return field(default=default, metadata={"lines": True, **metadata})
+
+
+def plain(default: Any, **metadata: Any) -> Any:
+    """A field for any value of the default's type."""
+    return field(default=default, metadata=metadata)
 
 
 class Unset:

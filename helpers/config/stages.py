@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from datetime import date
 from typing import Any, TypeVar
 
-from helpers.config.fields import Checked, choice, lines, list_names, number, refuse_secrets
+from helpers.config.choices import CAPTIONERS, SOURCES
+from helpers.config.fields import Checked, choice, lines, list_names, number, plain, refuse_secrets
 from helpers.config.presets import PRESETS
 from helpers.core.errors import RunError
 
@@ -22,7 +23,7 @@ class ScrapeConfig(Checked):
     """Settings of 01_scrape: where the images come from."""
 
     run: str = "demo"
-    source: str = choice("demo", "instagram", "folder", "export", "hub")
+    source: str = choice(*SOURCES)
     account: str = ""  # the artist's; source=instagram takes its posts
     posts: str = ""  # of source=instagram: only these; shortcodes or addresses, comma-separated
     # your images with .txt captions beside them; of source=export: Instagram's ZIP
@@ -47,9 +48,11 @@ class ScrapeConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name, what = _NEEDED.get(self.source, ("run", ""))
-        if not getattr(self, name) and not (self.source == "instagram" and self.posts):
-            raise RunError(f"source is {self.source!r} but {name} is empty: set {name} to {what}")
+        _, needs, advice = SOURCES[self.source]
+        if needs and not getattr(self, needs) and not (self.source == "instagram" and self.posts):
+            raise RunError(
+                f"source is {self.source!r} but {needs} is empty: set {needs} to {advice}"
+            )
         for name in ("since", "until"):
             _check_day(name, getattr(self, name))
         if self.since and self.until and self.since > self.until:
@@ -84,12 +87,6 @@ class ScrapeConfig(Checked):
         return not day or (self.since or day) <= day <= (self.until or day)
 
 
-_NEEDED = {
-    "instagram": ("account", "the account's name, or posts to their addresses"),
-    "folder": ("folder", "the path of your images"),
-    "export": ("folder", "the path of the ZIP that Instagram gave you"),
-    "hub": ("dataset_id", "a hub id such as name/dataset, or a folder"),
-}
 _ADDRESS = r"(?:https?://)?(?:www\.|m\.)?instagram\.com/"
 _ACCOUNT = re.compile(rf"(?:{_ADDRESS}|@)?([A-Za-z0-9._]{{1,30}})/?(?:\?.*)?", re.ASCII)
 _POST = re.compile(
@@ -111,7 +108,7 @@ class CaptionConfig(Checked):
     """Settings of 02_caption: who describes the images, and how."""
 
     run: str = "demo"
-    captioner: str = choice("sidecar", "claude", "blip")
+    captioner: str = choice(*CAPTIONERS)
     model: str = "claude-haiku-5-5"  # of captioner=claude
     mode: str = choice("now", "batch")  # a batch takes up to a day, usually less than an hour
     budget_usd: float = number(5.0, 0.0, 10_000.0)  # for all captions of the run, reruns included
@@ -179,16 +176,20 @@ class DatasetConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
-    """Settings of 04_train, the fine-tune. The preset's values replace the defaults of its fields."""
+    """Settings of 04_train, the fine-tune. The preset's values replace the defaults of its fields.
 
-    run: str = "demo"
-    preset: str = choice("demo", "t4", "t4-full", "l4", "a100", "seed")
+    A `resumable` field may differ when a training is resumed: it changes how long or how closely it is watched, or
+    takes memory or time and gives the same result. Every other field changes what a step learns.
+    """
+
+    run: str = plain("demo", resumable=True)
+    preset: str = choice("demo", "t4", "t4-full", "l4", "a100", "seed", resumable=True)
     base_model: str = "assets/tiny-sd"  # a hub id, a folder in diffusers layout, one .safetensors
     method: str = choice("full", "lora")
-    max_steps: int = number(300, 1, 1_000_000)  # optimizer steps
+    max_steps: int = number(300, 1, 1_000_000, resumable=True)  # optimizer steps
     learning_rate: float = number(1e-3, 1e-8, 1.0)
-    train_batch_size: int = number(8, 1, 512)
-    gradient_accumulation_steps: int = number(1, 1, 512)
+    train_batch_size: int = number(8, 1, 512, resumable=True)
+    gradient_accumulation_steps: int = number(1, 1, 512, resumable=True)
     resolution_px: int = number(128, 32, 2048)
     rank: int = number(16, 1, 512)  # of a LoRA
     lora_alpha: int = number(0, 0, 1024)  # 0 takes the rank, so that the learning rate still fits
@@ -216,37 +217,44 @@ class TrainConfig(Checked):
     aspect_ratio_buckets: bool = False
     use_ema: bool = False  # validate, sample and export the weights' moving average
     ema_decay: float = number(0.9999, 0.0, 0.999999)
-    offload_ema: bool = False  # keep it in the CPU's memory
-    gradient_checkpointing: bool = False
+    offload_ema: bool = plain(False, resumable=True)  # keep it in the CPU's memory
+    gradient_checkpointing: bool = plain(False, resumable=True)
     # compiles the attention blocks: a minute at the first step, no gain on a CPU
-    torch_compile: bool = False
-    attention: str = choice("auto", "sdpa", "xformers")
+    torch_compile: bool = plain(False, resumable=True)
+    attention: str = choice("auto", "sdpa", "xformers", resumable=True)
     # CUDA graphs: a step's kernels are recorded once and replayed, several times as fast with the same losses
-    capture: str = choice("auto", "off")
-    save_every_steps: int = number(100, 1, 1_000_000)
+    capture: str = choice("auto", "off", resumable=True)
+    save_every_steps: int = number(100, 1, 1_000_000, resumable=True)
     # saves between these steps as well; 0: never
-    save_every_minutes: float = number(15.0, 0.0, 10_000.0)
-    validate_every_steps: int = number(50, 1, 1_000_000)
+    save_every_minutes: float = number(15.0, 0.0, 10_000.0, resumable=True)
+    validate_every_steps: int = number(50, 1, 1_000_000, resumable=True)
     # (image, timestep) pairs of a validation loss, and half as many of training images; fewer are too noisy
     validation_pairs: int = number(256, 2, 65_536)
-    preview_every_steps: int = number(100, 1, 1_000_000)
-    keep_checkpoints: int = number(2, 1, 1000)  # and the best one beside them
-    early_stopping_patience: int = number(0, 0, 1000)  # validations without a new best; 0: never
+    preview_every_steps: int = number(100, 1, 1_000_000, resumable=True)
+    keep_checkpoints: int = number(2, 1, 1000, resumable=True)  # and the best one beside them
+    # validations without a new best; 0: never
+    early_stopping_patience: int = number(0, 0, 1000, resumable=True)
     # beside train_log.jsonl, which is always written; the names are accelerate's
-    tracker: str = choice("tensorboard", "none", *TRACKERS)
+    tracker: str = choice("tensorboard", "none", *TRACKERS, resumable=True)
     # of the previews, without the suffix; empty takes held-out captions
-    prompts: tuple[str, ...] = lines(())
-    preview_seed: int = number(1000, 0, 2**31)
+    prompts: tuple[str, ...] = lines((), resumable=True)
+    preview_seed: int = number(1000, 0, 2**31, resumable=True)
     guidance_scale: float = number(4.0, 1.0, 30.0)
     num_inference_steps: int = number(16, 1, 1000)
-    allow_slow: bool = False  # train a full-size model without a GPU
+    allow_slow: bool = plain(False, resumable=True)  # train a full-size model without a GPU
     # values to try: {"learning_rate": "1e-5..1e-3"}
-    sweep: dict = field(default_factory=dict, hash=False)
-    sweep_trials: int = number(8, 1, 1000)  # or all combinations of its lists, if they are fewer
+    sweep: dict = field(default_factory=dict, hash=False, metadata={"resumable": True})
+    # or all combinations of its lists, if they are fewer
+    sweep_trials: int = number(8, 1, 1000, resumable=True)
     # empty: the run folder; `postgresql`, or its address, for several machines
-    sweep_storage: str = ""
+    sweep_storage: str = plain("", resumable=True)
     # this machine's price, so that a sweep reports its cost
-    usd_per_hour: float = number(0.0, 0.0, 1000.0)
+    usd_per_hour: float = number(0.0, 0.0, 1000.0, resumable=True)
+
+    @property
+    def effective_batch_size(self) -> int:
+        """The images of an optimizer step in one process: train_batch_size x gradient_accumulation_steps."""
+        return self.train_batch_size * self.gradient_accumulation_steps
 
     def __post_init__(self) -> None:
         super().__post_init__()

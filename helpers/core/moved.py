@@ -38,6 +38,7 @@ MOVED = {
 RENAMED = {  # names that are not where their module has moved to
     "colab.keep": "mirror.sync.sync",
     "colab.restore": "mirror.sync.restore",
+    "train.loop.verify_model": "train.finish.verify_model",
 }
 TOLD = (
     "this notebook is a copy of an older version, and works on; today's is in notebooks/ of the repository, "

@@ -98,6 +98,11 @@ class Captured:
             own.copy_(given, non_blocking=True)
         return replay().clone()
 
+    def release(self) -> None:
+        """Free the graphs and their memory; a later call begins anew."""
+        self.recorded.clear()
+        self.warm.clear()
+
     def _record(self, shape: tuple, inputs: tuple[Tensor, ...]) -> bool:
         static = tuple(tensor.clone() for tensor in inputs)
         try:

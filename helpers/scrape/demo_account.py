@@ -8,6 +8,7 @@ from functools import partial
 from random import Random
 
 from helpers.config import ScrapeConfig
+from helpers.core.run import Run
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import DEMO_SCENES_FROM, random_scene
 from helpers.scrape.items import Found, Listing
@@ -15,7 +16,7 @@ from helpers.scrape.items import Found, Listing
 FIRST_DAY = datetime(2025, 1, 1, 9, tzinfo=UTC)
 
 
-def find(config: ScrapeConfig) -> Listing:
+def find(config: ScrapeConfig, _run: Run) -> Listing:
     """The painter's posts: single pictures and carousels of two or three."""
     rng = Random(0)
     found: list[Found] = []

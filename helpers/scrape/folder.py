@@ -13,6 +13,7 @@ from stat import S_ISREG
 from helpers.config import ScrapeConfig
 from helpers.core.decode import read_picture_file
 from helpers.core.errors import RunError
+from helpers.core.run import Run
 from helpers.host.colab import why_not_there
 from helpers.scrape.caption_files import read_captions
 from helpers.scrape.identity import INSTAGRAM_NAME
@@ -25,7 +26,7 @@ COMPANIONS = (*VIDEOS, ".aae", ".xmp", ".thm", ".ini", ".db", ".lnk", ".url")
 OF_TAKEOUT = re.compile(r".+\.[a-z0-9]{3,4}(\.[a-z-]+)?(\(\d+\))?\.json", re.IGNORECASE)
 
 
-def find(config: ScrapeConfig) -> Listing:
+def find(config: ScrapeConfig, _run: Run) -> Listing:
     """Every picture below the folder, in order of path, with the captions that its texts tell; no hidden file.
 
     Raises RunError if the folder is not there or holds no picture.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from helpers.config import ScrapeConfig
 from helpers.core.decode import read_picture_file
 from helpers.core.errors import RunError
+from helpers.core.run import Run
 from helpers.scrape.columns import Columns
 from helpers.scrape.folder import Names, file_id, shown
 from helpers.scrape.items import Final, Found, Listing
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def find(config: ScrapeConfig) -> Listing:
+def find(config: ScrapeConfig, _run: Run) -> Listing:
     """Every image of every split; a text column becomes the captions beside the images.
 
     Raises RunError if the dataset is not to be had, or has no images.

@@ -2,12 +2,14 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
+from importlib import import_module
 
 from helpers.config import ScrapeConfig
+from helpers.config.choices import SOURCES
 from helpers.core.errors import RunError
 from helpers.core.files import sha256, write_bytes, write_text
 from helpers.core.permission import permission_for
@@ -23,19 +25,12 @@ from helpers.core.records import (
 )
 from helpers.core.run import Run
 from helpers.mirror.sync import sync_soon
-from helpers.scrape import demo_account, folder, hub_dataset, instagram_export
 from helpers.scrape.identity import Known
-from helpers.scrape.instagram import source as instagram
 from helpers.scrape.instagram.cursor import Cursor
+from helpers.scrape.instagram.source import owners as owners_of
 from helpers.scrape.items import Final, Found, Listing, Source, Stopped
 from helpers.scrape.validate import Shape, load
 
-LISTED: dict[str, Callable[[ScrapeConfig], Listing]] = {
-    "demo": demo_account.find,
-    "folder": folder.find,
-    "export": instagram_export.find,
-    "hub": hub_dataset.find,
-}
 KEEP_EVERY_S = 300.0  # copied to Drive, where it is mounted: a machine may be lost in between
 
 
@@ -58,11 +53,12 @@ def find(config: ScrapeConfig, run: Run) -> Source:
     Raises RunError where the source has nothing, or the run holds another source's images.
     """
     run.check_settings(config)
-    if config.source == "instagram":
-        _refuse_another_source(config, run, Listing([]))
-        return replace(instagram.find(config, run), config=config)
-    listing = LISTED[config.source](config)
-    _refuse_another_source(config, run, listing)
+    _refuse_another_source(config, run, ("source",))
+    listing = import_module(SOURCES[config.source].module).find(config, run)
+    if isinstance(listing, Source):  # walked as it goes, not listed before
+        return replace(listing, config=config)
+    names = ("dataset_id",) if config.source == "export" else ("folder", "dataset_id")
+    _refuse_another_source(config, run, names, listing)
     items = [item for item in listing.items if config.covers(item.taken_at)]
     codes = list(dict.fromkeys(item.shortcode for item in items))
     if config.max_posts:
@@ -73,19 +69,16 @@ def find(config: ScrapeConfig, run: Run) -> Source:
     return Source(words, items, len(items), config=config, listing=listing)
 
 
-def _refuse_another_source(config: ScrapeConfig, run: Run, listing: Listing) -> None:
-    """A folder may have moved: it is known by the sizes of its files."""
+def _refuse_another_source(
+    config: ScrapeConfig, run: Run, names: tuple[str, ...], listing: Listing | None = None
+) -> None:
+    """Refuse to mix sources in a run, told by the settings `names`; a moved folder is known by its files' sizes."""
     if not run.posts.exists():
         return
     before = run.read_config("scrape")
-    names = (
-        ("source", "dataset_id")
-        if config.source == "export"
-        else ("source", "folder", "dataset_id")
-    )
     for name in names:
         if before.get(name, "") != getattr(config, name) and not (
-            name == "folder" and _has_moved_to(listing, run)
+            name == "folder" and listing and _has_moved_to(listing, run)
         ):
             raise RunError(
                 f"{run.folder} holds images of {name}={before.get(name)!r}, not {getattr(config, name)!r}: "
@@ -138,7 +131,7 @@ class Intake:
         self.taken_down = set(run.read_taken_down())
         self.rejected = set(read_rows(run.rejected, Rejection))
         self.refused: set[Rejection] = set()  # by this walk
-        owners = instagram.owners(config, run) if config.source == "instagram" else ()
+        owners = owners_of(config, run) if config.source == "instagram" else ()
         self.permission = partial(permission_for, config.permission, owners)
 
     def correct_permission(self) -> str:

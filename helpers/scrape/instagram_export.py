@@ -20,6 +20,7 @@ from typing import Any
 
 from helpers.config import ScrapeConfig
 from helpers.core.errors import RunError
+from helpers.core.run import Run
 from helpers.host.colab import why_not_there
 from helpers.scrape.folder import VIDEOS, file_id, is_inside, walk
 from helpers.scrape.items import Final, Found, Listing
@@ -50,7 +51,7 @@ class Entry:
         return file_id("", self.info)
 
 
-def find(config: ScrapeConfig) -> Listing:
+def find(config: ScrapeConfig, _run: Run) -> Listing:
     """Every picture of every post, newest first as Instagram lists them.
 
     Raises RunError if there is no such ZIP or folder, or it lists no posts.

@@ -17,7 +17,8 @@ from helpers.mirror.sync import STOP_S, sync, sync_before_end
 
 
 def main() -> None:
-    from helpers.train.trainer import train, verify_model  # diffusers, once it is told to be quiet
+    from helpers.train.finish import verify_model
+    from helpers.train.trainer import train  # diffusers, once it is told to be quiet
 
     parser = argparse.ArgumentParser(prog="python -m helpers.train", description=__doc__)
     parser.add_argument("run")

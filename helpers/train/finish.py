@@ -1,25 +1,28 @@
-"""What is left after the last step: the model, the verdict, and the training images that fit worst.
+"""After the last step: the model exported, read back and judged, and the training images that fit worst.
 
-The verdict is that of model/ as it lies on the disk: it is read back, compared with what was trained, and measured.
+The verdict is that of model/ as it lies on the disk: it is read back, compared with what was trained, and evaluated.
 """
 
 import logging
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import nn
 
 from helpers.config import TrainConfig, read_settings
 from helpers.core.errors import RunError
-from helpers.core.files import find_corruption, folder_hash, replacing_folder, write_json
+from helpers.core.files import MANIFEST, find_corruption, folder_hash, replacing_folder, write_json
+from helpers.core.records import read_log
 from helpers.core.run import Run
+from helpers.models.capture import Captured
 from helpers.train import checkpoint
 from helpers.train.latents import token_ids
-from helpers.train.loss import FixedLoss
 from helpers.train.model import TextAndUNet
-from helpers.train.prepare import NOT_LEARNT, Training
+from helpers.train.optim import TrainState
+from helpers.train.prepare import Training
 from helpers.train.save_model import (
     fine_tuned,
     lora_on_its_base,
@@ -28,110 +31,119 @@ from helpers.train.save_model import (
     save_pipeline,
     write_card,
 )
+from helpers.train.validation_loss import ValidationLoss
 from helpers.train.verdict import Verdict, best_of, judge, worst_first
 
 log = logging.getLogger(__name__)
-ROUNDING = {"no": 1e-4, "bf16": 3e-2, "fp16": 3e-2}  # of a loss, by precision
+ROUNDING = {"no": 1e-4, "bf16": 3e-2, "fp16": 3e-2}  # relative, of a loss, by precision
 
 
 def is_finished(config: TrainConfig, run: Run) -> bool:
-    """Whether this very training has come as far as asked, and left its model."""
+    """Whether this very training has reached its last step and left its model."""
     try:
         verdict, done = run.read_verdict(), read_settings(TrainConfig, run.read_config("train"))
     except RunError:  # missing or damaged; both are written anew
         return False
     if find_corruption(run.model):
         return False
-    same_settings = replace(done, **{name: getattr(config, name) for name in NOT_LEARNT}) == config
-    same_settings &= _images_per_step(done) == _images_per_step(config)
+    resumable = [f.name for f in fields(TrainConfig) if f.metadata.get("resumable")]
+    same_settings = replace(done, **{name: getattr(config, name) for name in resumable}) == config
+    same_settings &= done.effective_batch_size == config.effective_batch_size
     same_data = verdict["dataset"] == folder_hash(run.dataset)
     stopped = verdict.get("stopped_early", False) and config.early_stopping_patience > 0
     return same_settings and same_data and (stopped or verdict["steps"] >= config.max_steps)
 
 
-def _images_per_step(config: TrainConfig) -> int:
-    return config.train_batch_size * config.gradient_accumulation_steps
+def finish(training: Training, state: TrainState) -> None:
+    """Export the model and its verdict: the best checkpoint's if the validation loss rose, else the last one's.
 
-
-def finish(training: Training) -> None:
-    """Leave the model and its verdict: the best checkpoint's where the held-out loss rose, else the last.
-
-    Raises RunError where what lies on the disk is not what was trained; then nothing is replaced.
+    Raises RunError if what lies on the disk is not what was trained; then nothing is replaced.
     """
-    run = training.run
+    run, log = training.run, training.log
     if training.accelerator.is_main_process:
-        verdict = judge(training.log.held_out, training.log.probe)
-        exported = _pick_weights(training, verdict)
-        loss, pipeline = _export(training)
-        _compare_images(training, pipeline)
-        measured = {"last": loss} if exported == training.step else {}
-        measured |= {"best": loss} if exported == verdict.best_step else {}
-        came = {"steps": training.step, "stopped_early": training.stopped_early}
-        came |= {"exported_step": exported, "exported_loss": loss, "skipped": training.log.skipped}
-        belongs = training.belongs
-        origin = {"dataset": belongs.dataset, "base_model": belongs.base_model}
-        settings, curve = asdict(training.config), training.log.held_out
-        origin["trained_with"] = {"suffix": training.suffix, "settings": settings, "curve": curve}
-        write_json(run.verdict, vars(verdict) | measured | came | origin)
-        training.count_seconds()
+        verdict = judge(log.val_curve, log.train_eval_curve)
+        exported_step = _load_weights_to_export(training, state, verdict)
+        loss, pipeline = _export(training, state)
+        _rank_training_images(training, pipeline)
+        measured = {"last": loss} if exported_step == state.step else {}
+        measured |= {"best": loss} if exported_step == verdict.best_step else {}
+        outcome = {
+            "steps": state.step,
+            "stopped_early": state.stopped_early,
+            "exported_step": exported_step,
+            "exported_loss": loss,
+            "skipped": log.skipped,
+            "dataset": training.signature.dataset,
+            "base_model": training.signature.base_model,
+            "trained_with": {
+                "suffix": training.datasets.suffix,
+                "settings": asdict(training.config),
+                "curve": log.val_curve,
+            },
+        }
+        write_json(run.verdict, vars(verdict) | measured | outcome)
+        log.count_seconds()
     training.accelerator.wait_for_everyone()
 
 
-def _pick_weights(training: Training, verdict: Verdict) -> int:
-    """Put the weights to be exported into the model; the step that they are of."""
-    run, best_step = training.run, best_of(training.log.held_out)[0]
-    steps = [best_step] if verdict.rose else []
-    for step in [*steps, training.step]:
+def _load_weights_to_export(training: Training, state: TrainState, verdict: Verdict) -> int:
+    """Load the weights to export into the model, and return their step."""
+    run, best_step = training.run, best_of(training.log.val_curve)[0]
+    for step in [best_step, state.step] if verdict.rose else [state.step]:
         if (what := find_corruption(run.checkpoint(step))) is None:
-            checkpoint.load_weights(run.checkpoint(step), training.weights, average=True)
+            checkpoint.load_weights(run.checkpoint(step), state.weights, use_ema=True)
             return step
         log.warning("%s: its weights are not taken for the model", what)
-    return training.step
+    return state.step
 
 
-def _export(training: Training) -> tuple[float, StableDiffusionPipeline]:
-    """Write model/, a LoRA's file first, each read back and measured: the held-out loss, and what was read back."""
-    config, parts, run = training.config, training.parts, training.run
-    in_memory = training.held_out(training.accelerator.unwrap_model(training.unet), training.device)
+def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusionPipeline]:
+    """Write model/, a LoRA's file first; return the validation loss of what was read back, and its pipeline."""
+    config, components, run = training.config, training.components, training.run
+    in_memory = training.val_loss(training.evaluated_model(), training.device)
     if not math.isfinite(in_memory):
         raise RunError(
-            f"the held-out loss of step {training.step} is NaN or inf, so no model is written: lower learning_rate, "
+            f"the held-out loss of step {state.step} is NaN or inf, so no model is written: lower learning_rate, "
             f"and move {run.checkpoints} away to train anew"
         )
-    training.release_steps()
-    for module in (parts.unet, parts.text_encoder):
-        module.to("cpu")  # its place is for what is read back
+    _free_step_memory(training, state)
     with replacing_folder(run.model) as folder:
         if config.method == "lora":
-            pipeline = lora_on_its_base(config, parts, folder / "lora")
-            _measure(training, pipeline, in_memory, run.model / "lora")
+            pipeline = lora_on_its_base(config, components, folder / "lora")
+            _evaluate(training, pipeline, in_memory, run.model / "lora")
             merge_lora(pipeline)
         else:
-            pipeline = fine_tuned(config, parts)
-        save_pipeline(config, parts, pipeline, folder)
-        loaded = read_back(config, parts, folder)
-        loss = _measure(training, loaded, in_memory, run.model)
-        write_card(run, config, parts, folder)
+            pipeline = fine_tuned(config, components)
+        save_pipeline(config, components, pipeline, folder)
+        loaded = read_back(config, components, folder)
+        loss = _evaluate(training, loaded, in_memory, run.model)
+        write_card(run, config, components, folder)
     return loss, loaded
 
 
-def _measure(
+def _free_step_memory(training: Training, state: TrainState) -> None:
+    """Free what only steps need: gradients, the CUDA graphs that write them, and the model's place on the GPU."""
+    state.optimizer.optimizer.zero_grad(set_to_none=True)
+    if isinstance(training.forward_backward, Captured):
+        training.forward_backward.release()
+    for module in (training.components.unet, training.components.text_encoder):
+        module.to("cpu")
+
+
+def _evaluate(
     training: Training, pipeline: StableDiffusionPipeline, in_memory: float, path: Path
 ) -> float:
-    """The held-out loss of a pipeline that was read back, from the captions' words on.
+    """The validation loss of a pipeline that was read back, starting from the captions' words.
 
-    Raises RunError where it is not the loss that training's own modules have.
+    Raises RunError if it is not the loss of the modules that were trained.
     """
-    config = training.config
-    texts = dict(training.rows["validation"])
-    ids = token_ids(
-        replace(training.parts, tokenizer=pipeline.tokenizer),
-        [texts[name] for name in training.held_out.examples.names],
-    )
-    examples = replace(training.held_out.examples, texts=ids)
-    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-    held_out = FixedLoss(examples, schedule, config.seed, len(training.held_out.index))
-    loss = held_out(TextAndUNet(pipeline.unet, pipeline.text_encoder), training.device)
+    config, val_loss = training.config, training.val_loss
+    texts = [training.datasets.captions[name] for name in val_loss.dataset.names]
+    ids = token_ids(pipeline.tokenizer, texts)
+    dataset = replace(val_loss.dataset, texts=ids)
+    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    measure = ValidationLoss(dataset, noise_scheduler, config.seed, len(val_loss.images))
+    loss = measure(TextAndUNet(pipeline.unet, pipeline.text_encoder), training.device)
     if not math.isclose(loss, in_memory, rel_tol=ROUNDING[training.device.precision]):
         raise RunError(
             f"{path} has a held-out loss of {loss:.4f} where training measured {in_memory:.4f}, so nothing was "
@@ -140,15 +152,61 @@ def _measure(
     return loss
 
 
-def _compare_images(training: Training, pipeline: StableDiffusionPipeline) -> None:
-    """Keep the loss of each training image, the worst-fitting first."""
-    some = training.images
-    schedule, seed = training.parts.noise_scheduler, training.config.seed
-    measure = FixedLoss(some, schedule, seed, 4 * len(some), True)
+def _rank_training_images(training: Training, pipeline: StableDiffusionPipeline) -> None:
+    """Write the loss of each training image to image_losses.json, the worst-fitting first."""
+    dataset, seed = training.datasets.train, training.config.seed
+    noise_scheduler, samples = training.components.noise_scheduler, 4 * len(dataset)
+    measure = ValidationLoss(dataset, noise_scheduler, seed, samples, same_timesteps=True)
     trained: nn.Module = pipeline.unet
     if training.config.train_text_encoder:
         trained = TextAndUNet(pipeline.unet, pipeline.text_encoder)
-    write_json(
-        training.run.image_losses,
-        worst_first(some.names, measure.of_images(trained, training.device)),
+    losses = measure.per_image(trained, training.device)
+    write_json(training.run.image_losses, worst_first(dataset.names, losses))
+
+
+def verify_model(run: Run) -> str:
+    """Verify model/ against its manifest and say what training came to.
+
+    Raises RunError if a file is missing or changed, or training has not ended.
+    """
+    verdict = run.read_verdict()
+    if what := find_corruption(run.model):
+        raise RunError(f"{what}: run 04_train again")
+    change = verdict["last"] / verdict["base"] - 1
+    return (
+        f"{run.model} is complete: held-out loss {verdict['base']:.4f} -> {verdict['last']:.4f} "
+        f"({change:+.0%}); {verdict['words']}{_remarks(run, verdict)}{_unfinished(run, verdict)}"
     )
+
+
+def _unfinished(run: Run, verdict: dict[str, Any]) -> str:
+    """How far an unfinished training has come, if model/ is an earlier one's."""
+    step = max((int(row["step"]) for row in read_log(run.train_log)), default=verdict["steps"])
+    asked = run.read_config("train")["max_steps"]
+    has_ended = asked <= verdict["steps"] or verdict.get("stopped_early", False)
+    if step == verdict["steps"] and has_ended:
+        return ""
+    saved = checkpoint.latest_step(run)
+    kept = "which is kept" if saved == step else f"kept up to step {saved}"
+    return (
+        f"; but this is the model of a training that ended at step {verdict['steps']}, and the one under way, of "
+        f"{asked} steps, is at step {step}, {kept if saved else 'with no checkpoint yet'}: "
+        "run the cell under Train again, and it goes on"
+    )
+
+
+def _remarks(run: Run, verdict: dict[str, Any]) -> str:
+    remarks = ""
+    if not (run.dataset / MANIFEST).is_file():
+        remarks += "; dataset/ is gone since, and 03_dataset makes it again"
+    elif folder_hash(run.dataset) != verdict["dataset"]:
+        remarks += "; dataset/ has changed since, and 04_train trains on it when it is run again"
+    if verdict.get("exported_step", verdict["steps"]) != verdict["steps"]:
+        loss = verdict.get("exported_loss")  # older versions have none
+        at = f", with {loss:.4f}" if loss is not None else ""
+        remarks += f"; the model is step {verdict['exported_step']}'s{at}"
+    if verdict.get("skipped"):
+        remarks += (
+            f"; {verdict['skipped']} steps were skipped, their loss or gradient being NaN or inf"
+        )
+    return remarks

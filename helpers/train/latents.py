@@ -1,10 +1,10 @@
-"""Latents and text embeddings, computed once and kept under a hash of all they depend on."""
+"""Latents and text embeddings, computed once and cached under a hash of all that they depend on."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import CLIPTokenizer
 
 from helpers.config import TrainConfig
 from helpers.core.errors import RunError
@@ -19,56 +20,16 @@ from helpers.core.files import replacing_file, sha256
 from helpers.core.run import Run
 from helpers.models.readback import as_bytes
 from helpers.train.buckets import Framing
-from helpers.train.model import Parts, settings_of
-from helpers.train.order import generator
+from helpers.train.data import LatentDataset, generator
+from helpers.train.model import ModelComponents, settings_of
 
 AT_ONCE = 4  # pictures that are encoded together
 
 
-@dataclass(frozen=True)
-class Examples:
-    """What is trained on.
-
-    latents  of each image (4, h, w), or (V, 4, h, w) where V variants of it are cached; scaled by the
-             autoencoder's scaling_factor; a bucket's images share h and w
-    texts    (N, T, D), the text encoder's last hidden state; (N, T) token ids where that encoder is trained
-    names    of each image, for messages
-    """
-
-    latents: Sequence[Tensor]
-    texts: Tensor
-    names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def __add__(self, other: "Examples") -> "Examples":
-        return Examples(
-            [*self.latents, *other.latents],
-            torch.cat([self.texts, other.texts]),
-            self.names + other.names,
-        )
-
-    def shape(self, index: int) -> torch.Size:
-        """(4, h, w) of an image."""
-        return self.latents[index].shape[-3:]
-
-    def variants(self, index: int) -> Tensor:
-        """An image's latents as (V, 4, h, w)."""
-        return self.latents[index].reshape(-1, *self.shape(index))
-
-    def buckets(self) -> list[list[int]]:
-        """The images' indices, those of one shape together."""
-        together: dict[torch.Size, list[int]] = {}
-        for index in range(len(self)):
-            together.setdefault(self.shape(index), []).append(index)
-        return list(together.values())
-
-
-def _kept(
+def cached(
     run: Run, name: str, key: object, compute: Callable[[], Iterable[Tensor]]
 ) -> list[Tensor]:
-    """Tensors from this run's cache, or another run's, or computed and put there."""
+    """Tensors from this run's cache or another run's, else computed and cached."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = run.cache / f"{name}-{digest}.safetensors"
     others = run.folder.parent.glob(f"*/{run.cache.name}/{path.name}")
@@ -83,7 +44,7 @@ def _kept(
 
 
 def _read(path: Path) -> list[Tensor]:
-    """The tensors of a cache file, or none if it is not there, damaged, or has NaN: a cache may be lost at any time."""
+    """The tensors of a cache file; none if it is missing, damaged or holds NaN, for a cache may be lost at any time."""
     try:
         with safe_open(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in sorted(file.keys())]
@@ -102,66 +63,79 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def image_examples(
-    run: Run, parts: Parts, config: TrainConfig, split: str, rows: Sequence[tuple[str, str]]
-) -> Examples:
-    """Encode the images and texts of a split, given as (file_name, text)."""
+def image_dataset(
+    run: Run,
+    components: ModelComponents,
+    config: TrainConfig,
+    split: str,
+    rows: Sequence[tuple[str, str]],
+) -> LatentDataset:
+    """A split's images as latents and its captions as embeddings; `rows` are (file_name, caption)."""
     names, texts = zip(*rows, strict=True)
     paths = [run.split(split) / name for name in names]
-    framing = Framing.of(config, parts.step_px, augmented=split == "train")
-    encoder = [parts.hashes["vae"], settings_of(parts.vae)]
+    framing = Framing.of(config, components.step_px, augmented=split == "train")
+    encoder = [components.hashes["vae"], settings_of(components.vae)]
     key = [asdict(framing), *encoder, [sha256(path) for path in paths]]
-    latents = _kept(run, f"{split}-images", key, lambda: encode_images(parts, paths, framing))
-    return Examples(latents, text_examples(run, parts, config, split, texts), names)
+    latents = cached(run, f"{split}-images", key, lambda: encode_images(components, paths, framing))
+    return LatentDataset(latents, text_embeddings(run, components, config, split, texts), names)
 
 
-def text_examples(
-    run: Run, parts: Parts, config: TrainConfig, name: str, texts: Sequence[str]
+def text_embeddings(
+    run: Run, components: ModelComponents, config: TrainConfig, name: str, texts: Sequence[str]
 ) -> Tensor:
-    """Texts as their embeddings, or as token ids where the text encoder is to be trained."""
-    ids = token_ids(parts, texts)
+    """Captions as the text encoder's embeddings, or as token ids if the text encoder is trained."""
+    ids = token_ids(components.tokenizer, texts)
     if config.train_text_encoder:
         return ids
-    key = [parts.hashes["text_encoder"], settings_of(parts.text_encoder), ids.tolist()]
-    return torch.stack(_kept(run, f"{name}-texts", key, lambda: encode_texts(parts, texts)))
+    key = [components.hashes["text_encoder"], settings_of(components.text_encoder), ids.tolist()]
+    return torch.stack(cached(run, f"{name}-texts", key, lambda: encode_texts(components, texts)))
 
 
-def prior_examples(
-    run: Run, parts: Parts, config: TrainConfig, captions: Sequence[str]
-) -> Examples:
-    """The base model's own samples of captions without the suffix, to be kept in the training mix.
+def prior_dataset(
+    run: Run, components: ModelComponents, config: TrainConfig, captions: Sequence[str]
+) -> LatentDataset:
+    """The base model's own samples of captions without the suffix, mixed into the training images.
 
-    Prior preservation (Ruiz et al. 2023, arXiv:2208.12242): what is not said to be in the style stays as it
-    was, so the suffix becomes a switch.
+    Prior preservation (Ruiz et al. 2023, arXiv:2208.12242): captions without the suffix keep giving what the base
+    model draws, so the suffix becomes a switch.
     """
     key = [
         config.resolution_px,
-        *(parts.hashes[name] for name in ("unet", "text_encoder")),
-        *(settings_of(part) for part in (parts.unet, parts.text_encoder, parts.noise_scheduler)),
-        parts.device.precision,
-        token_ids(parts, [*captions, ""]).tolist(),
+        *(components.hashes[name] for name in ("unet", "text_encoder")),
+        *(
+            settings_of(part)
+            for part in (components.unet, components.text_encoder, components.noise_scheduler)
+        ),
+        components.device.precision,
+        token_ids(components.tokenizer, [*captions, ""]).tolist(),
         config.num_inference_steps,
         config.guidance_scale,
         config.seed,
     ]
-    latents = _kept(run, "prior-images", key, lambda: _sample_latents(parts, config, captions))
+    latents = cached(
+        run, "prior-images", key, lambda: _sample_latents(components, config, captions)
+    )
     names = tuple(f"the base's sample of {caption!r}" for caption in captions)
-    return Examples(latents, text_examples(run, parts, config, "prior", captions), names)
+    return LatentDataset(
+        latents, text_embeddings(run, components, config, "prior", captions), names
+    )
 
 
 @torch.no_grad()
-def encode_images(parts: Parts, paths: Sequence[Path], framing: Framing) -> list[Tensor]:
-    """Image files to scaled latents, each (V, 4, height / f, width / f), float32 on the CPU."""
-    together = AT_ONCE if parts.device.device.type == "cuda" else 1  # a CPU gains nothing
+def encode_images(
+    components: ModelComponents, paths: Sequence[Path], framing: Framing
+) -> list[Tensor]:
+    """Encode image files to scaled latents, each (V, 4, height / f, width / f), float32 on the CPU."""
+    together = AT_ONCE if components.device.device.type == "cuda" else 1  # a CPU gains nothing
     latents: list[Tensor] = []
     with (
-        parts.awake(),
+        components.on_device(),
         ThreadPoolExecutor(2) as pool,
         tqdm(total=len(paths), desc="encode images", leave=False) as bar,
     ):
         for start in range(0, len(paths), together):
             pixels = list(pool.map(framing.variants, paths[start : start + together]))
-            latents += _encode(parts, pixels)
+            latents += _encode(components, pixels)
             bar.update(len(pixels))
     for path, of_image in zip(paths, latents, strict=True):
         if not of_image.isfinite().all():
@@ -172,33 +146,33 @@ def encode_images(parts: Parts, paths: Sequence[Path], framing: Framing) -> list
     return latents
 
 
-def _encode(parts: Parts, pixels: Sequence[Tensor]) -> list[Tensor]:
-    """Images' variants, each (V, 3, height, width), to scaled latents; those of one shape go together."""
+def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tensor]:
+    """Encode augmented images, each (V, 3, height, width), to scaled latents; one batch per shape."""
     latents: dict[int, Tensor] = {}
     for shape in {images.shape for images in pixels}:
         same = [i for i, images in enumerate(pixels) if images.shape == shape]
-        batch = torch.cat([pixels[i] for i in same]).to(parts.vae.device, parts.vae.dtype)
-        means = [parts.vae.encode(some).latent_dist.mean for some in batch.split(AT_ONCE)]
-        scaled = torch.cat(means).float().cpu() * parts.vae.config.scaling_factor
+        batch = torch.cat([pixels[i] for i in same]).to(components.vae.device, components.vae.dtype)
+        means = [components.vae.encode(some).latent_dist.mean for some in batch.split(AT_ONCE)]
+        scaled = torch.cat(means).float().cpu() * components.vae.config.scaling_factor
         latents |= dict(zip(same, scaled.split(shape[0]), strict=True))
     return [latents[i].clone() for i in range(len(pixels))]
 
 
-def token_ids(parts: Parts, texts: Sequence[str]) -> Tensor:
-    """Texts to token ids (N, T), padded and cut to the text encoder's length."""
-    return parts.tokenizer(
+def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    """Captions as token ids (N, T), padded and cut to the text encoder's length."""
+    return tokenizer(
         list(texts), padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
 
 
 @torch.no_grad()
-def encode_texts(parts: Parts, texts: Sequence[str], batch: int = 32) -> Tensor:
-    """Texts to the text encoder's last hidden state (N, T, D), float32 on the CPU."""
-    encoder = parts.text_encoder
-    with parts.awake():
+def encode_texts(components: ModelComponents, texts: Sequence[str], batch: int = 32) -> Tensor:
+    """Captions as the text encoder's last hidden state (N, T, D), float32 on the CPU."""
+    encoder = components.text_encoder
+    with components.on_device():
         encoded = [
             encoder(part.to(encoder.device)).last_hidden_state.float().cpu()
-            for part in token_ids(parts, texts).split(batch)
+            for part in token_ids(components.tokenizer, texts).split(batch)
         ]
     embeddings = torch.cat(encoded)
     for text, embedding in zip(texts, embeddings, strict=True):
@@ -208,14 +182,14 @@ def encode_texts(parts: Parts, texts: Sequence[str], batch: int = 32) -> Tensor:
 
 
 def _sample_latents(
-    parts: Parts, config: TrainConfig, captions: Sequence[str], batch: int = 8
+    components: ModelComponents, config: TrainConfig, captions: Sequence[str], batch: int = 8
 ) -> Tensor:
     latents = []
     starts = range(0, len(captions), batch)
     for start in tqdm(starts, "draw the base model's own style", leave=False):
         some = list(captions[start : start + batch])
         generators = [generator(config.seed, "prior", start + i) for i in range(len(some))]
-        latents.append(parts.draw(config, some, generators, "latent").float().cpu())
+        latents.append(components.draw(config, some, generators, "latent").float().cpu())
         for caption, latent in zip(some, latents[-1], strict=True):
             if not latent.isfinite().all():
                 raise RunError(

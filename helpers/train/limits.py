@@ -78,7 +78,7 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
     parameters = sum(p.numel() for p in unet.parameters())
     if parameters < LARGE:
         return
-    images = config.train_batch_size * config.gradient_accumulation_steps
+    images = config.effective_batch_size
     seconds = 3 * images * forward_flops(unet, config.resolution_px // 8) / _flops_per_s()
     raise RunError(
         f"{config.base_model} has {parameters / 1e6:.0f} M parameters and there is no GPU here: "

@@ -1,8 +1,9 @@
-"""What a training leaves to be watched: train_log.jsonl always, and TensorBoard or W&B by accelerate's trackers."""
+"""The training log: train_log.jsonl always, and TensorBoard, W&B or another of accelerate's trackers."""
 
 import json
 import logging
 import math
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -22,27 +23,29 @@ from helpers.figures.pictures import open_rgb
 log = logging.getLogger(__name__)
 
 
-class Log:
-    """The rows of a training, each step once however often it was resumed; the main process writes them.
+class TrainLog:
+    """One row per optimizer step, however often training was resumed; the main process writes them.
 
-    A checkpoint holds the rows up to its step, so that the two are of one moment whatever a kill, or a
-    copy made of the run folder meanwhile, left of train_log.jsonl; that is mended whenever one is saved.
+    A checkpoint holds the rows up to its step, so the two agree whatever a kill, or a copy of the run folder made
+    meanwhile, left of train_log.jsonl. The file is repaired whenever a checkpoint is saved.
     """
 
-    def __init__(self, run: Run, step: int, accelerator: Accelerator, config: TrainConfig) -> None:
-        """`step` is the one to go on from, whose checkpoint has the rows up to it."""
-        self.run, self.accelerator = run, accelerator
+    def __init__(
+        self, run: Run, step: int, accelerator: Accelerator, config: TrainConfig, began: float
+    ) -> None:
+        """`step` is the one to resume from, whose checkpoint holds the rows up to it; `began` by perf_counter."""
+        self.run, self.accelerator, self.counted_until = run, accelerator, began
         self.rows = kept = read_log(run.checkpoint(step) / run.train_log.name) if step else []
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_text(run.train_log, log_lines(kept))
-        self.held_out = [(r["step"], r["held_out_loss"]) for r in kept if "held_out_loss" in r]
-        self.probe = [(r["step"], r["probe_loss"]) for r in kept if "probe_loss" in r]
+        self.val_curve = [(r["step"], r["held_out_loss"]) for r in kept if "held_out_loss" in r]
+        self.train_eval_curve = [(r["step"], r["probe_loss"]) for r in kept if "probe_loss" in r]
         self.skipped = int(max((row.get("skipped", 0) for row in kept), default=0))
         self._start_trackers(kept, config)
 
     def _start_trackers(self, kept: list[dict[str, Any]], config: TrainConfig) -> None:
-        """Open the tracker; TensorBoard's events, of which a kill may lose the last minutes, are written anew."""
+        """Start the tracker; TensorBoard's events are rewritten, since a kill may lose the last minutes of them."""
         run, accelerator = self.run, self.accelerator
         with on_disk("write", run.tensorboard):
             if config.tracker == "tensorboard":
@@ -67,11 +70,15 @@ class Log:
             if int(path.stem.removeprefix("step-")) in steps:
                 try:
                     self.show(path)
-                except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of no picture
+                except (
+                    OSError,
+                    SyntaxError,
+                    ValueError,
+                ) as error:  # Pillow's, for what is no image
                     log.warning("%s cannot be read, and is not shown (%s)", path, error)
 
     def _id(self, goes_on: bool) -> str:
-        """What names this training to W&B, however often it is resumed, on whatever machine."""
+        """This training's W&B id, the same on every machine and after every resume."""
         path = self.run.tracker
         if self.accelerator.is_main_process and not (goes_on and _kept_id(path)):
             write_json(path, {"id": uuid.uuid4().hex})
@@ -79,7 +86,7 @@ class Log:
         return _kept_id(path)
 
     def show(self, path: Path) -> None:
-        """Give the preview of a step to trackers that take pictures."""
+        """Log the preview of a step to trackers that take images."""
         step = int(path.stem.removeprefix("step-"))
         pixels = np.asarray(open_rgb(path))[None]
         for tracker in self.accelerator.trackers:
@@ -89,13 +96,13 @@ class Log:
                 tracker.log_images({"previews": pixels}, step=step)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a step; values that are None or no number stay out. Raises RunError if a disk refuses it."""
+        """Log a step, leaving out values that are None or NaN. Raises RunError if the disk refuses it."""
         row = {k: v for k, v in row.items() if v is not None and not math.isnan(v)}
         self.rows.append(row)
         if "held_out_loss" in row:
-            self.held_out.append((row["step"], row["held_out_loss"]))
+            self.val_curve.append((row["step"], row["held_out_loss"]))
         if "probe_loss" in row:
-            self.probe.append((row["step"], row["probe_loss"]))
+            self.train_eval_curve.append((row["step"], row["probe_loss"]))
         if self.accelerator.is_main_process:
             # checkpoints hold it, synced
             append_line(self.run.train_log, json.dumps(row), sync=False)
@@ -103,11 +110,17 @@ class Log:
             for tracker in self.accelerator.trackers:
                 _track(tracker, row)
 
-    def mend(self) -> None:
-        """Have train_log.jsonl hold what it should, whatever became of it meanwhile."""
-        path, whole = self.run.train_log, log_lines(self.rows)
-        if not path.is_file() or path.read_bytes() != whole.encode():
-            write_text(path, whole)
+    def repair(self) -> None:
+        """Rewrite train_log.jsonl if it is not what this training logged."""
+        path, expected = self.run.train_log, log_lines(self.rows)
+        if not path.is_file() or path.read_bytes() != expected.encode():
+            write_text(path, expected)
+
+    def count_seconds(self) -> None:
+        """Add the time since the last count to the run's seconds.json."""
+        now = time.perf_counter()
+        self.run.add_seconds("train", now - self.counted_until)
+        self.counted_until = now
 
     def close(self) -> None:
         with on_disk("write", self.run.tensorboard):

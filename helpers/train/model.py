@@ -1,13 +1,13 @@
-"""A Stable Diffusion v1 model in its parts, and what it takes to train it here."""
+"""The components of a Stable Diffusion model, and what is trained of them: the UNet or a LoRA."""
 
 import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ from diffusers import (
 )
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -35,6 +33,7 @@ from helpers.models.pipeline import clamp_steps, load_pipeline
 from helpers.models.readback import fingerprint
 from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 from helpers.train.check_base import check_files, check_parts, load_model
+from helpers.train.half_precision import keep_half_precision
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +52,8 @@ TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as diffusers' own L
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The parts of a base model. The UNet, or its LoRA, is trained, the text encoder if asked, the VAE never."""
+class ModelComponents:
+    """The components of a base model. The UNet or its LoRA is trained, the text encoder if asked, the VAE never."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -65,7 +64,7 @@ class Parts:
     hashes: dict[str, str]  # fingerprints of unet, vae and text_encoder, as they were loaded
 
     def fingerprints(self) -> dict[str, str]:
-        """Of all but the UNet: what makes latents and embeddings, each in its precision, and the noise schedule."""
+        """Hashes of what makes latents and embeddings, each in its precision, and of the noise schedule."""
         schedule = self.noise_scheduler
         kind = f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
         words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
@@ -79,13 +78,13 @@ class Parts:
 
     @property
     def step_px(self) -> int:
-        """What an image's sides must be multiples of for the UNet to halve them at every level: 64 for v1."""
+        """The multiple that an image's sides must be, so that the UNet can halve them at every level: 64 for v1."""
         levels = len(self.unet.config.block_out_channels) - 1
         return 2 ** (len(self.vae.config.block_out_channels) - 1 + levels)
 
     @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Have the frozen encoders on the GPU inside, and out of its memory after."""
+    def on_device(self) -> Iterator[None]:
+        """Move the frozen encoders to the GPU inside, and back to the CPU after."""
         frozen = [self.vae]
         if not any(p.requires_grad for p in self.text_encoder.parameters()):
             frozen.append(self.text_encoder)
@@ -108,14 +107,14 @@ class Parts:
         generators: list[torch.Generator],
         output_type: str = "pil",
     ) -> Any:
-        """Sample prompts with the weights as they are now: pictures, or with `latent` a (N, 4, h, w) tensor.
+        """Sample prompts with the current weights: images, or with `latent` a (N, 4, h, w) tensor.
 
-        Each picture has a generator of its own, so training's random state is left alone.
+        Each image has its own generator, so the random state of training is left alone.
         """
         was_training = self.unet.training
         self.unet.eval()
         captured = self._forward.installed() if self.device.captures else nullcontext()
-        with self.awake(), self.device.autocast(), captured:
+        with self.on_device(), self.device.autocast(), captured:
             images = self._pipeline()(
                 prompts,
                 height=config.resolution_px,
@@ -140,22 +139,22 @@ class Parts:
             requires_safety_checker=False,
         )
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.vae.enable_slicing()  # a picture at a time: four at 512 px would take 2.7 GB
+        pipeline.vae.enable_slicing()  # one image at a time: four at 512 px would take 2.7 GB
         return pipeline
 
 
-def load_parts(
+def load_components(
     base_model: str,
     device: Device,
     train_text_encoder: bool = False,
     train_unet: bool = True,
     known_hashes: Path | None = None,
-) -> Parts:
-    """Load a base model, checked for all that training and its end need.
+) -> ModelComponents:
+    """Load a base model and check everything that training and its export need.
 
-    What is trained as a whole is in float32, the rest in the device's dtype. `known_hashes` is where fingerprints are
-    kept, so that weights are hashed once. Raises RunError where it is not there, not of safetensors and JSON alone, not
-    whole, or its parts do not fit one another.
+    What is fully trained is in float32, the rest in the device's dtype. `known_hashes` caches fingerprints, so weights
+    are hashed once. Raises RunError if the model is missing, incomplete, not of safetensors and JSON alone, or its
+    components do not fit one another.
     """
     text_dtype = torch.float32 if train_text_encoder else device.dtype
     with open_model("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
@@ -181,11 +180,11 @@ def load_parts(
     if not train_unet:  # a LoRA's base: never whole on the GPU
         nn.Module.to(unet, device.dtype)  # a model's own to() warns, of nothing
     unet.to(device.device)
-    return Parts(tokenizer, text_encoder, vae, unet, noise_scheduler, device, hashes)
+    return ModelComponents(tokenizer, text_encoder, vae, unet, noise_scheduler, device, hashes)
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
-    """Each model's fingerprint, from `known` where its files have the sizes and times that they had then."""
+    """Each model's fingerprint, from the cache in `known` while its files keep their sizes and times."""
     kept: dict[str, str] = {}
     if known:
         with suppress(OSError, ValueError):
@@ -240,61 +239,9 @@ def make_trainable(
         if config.train_text_encoder:
             text_encoder.gradient_checkpointing_enable(RECOMPUTE)
     if dtype != torch.float32:
-        _keep_half(unet)
+        keep_half_precision(unet)
     unet.to(memory_format=torch.channels_last)
     return TextAndUNet(unet, text_encoder) if config.train_text_encoder else unet
-
-
-class _GroupNorm(nn.GroupNorm):
-    def forward(self, inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, enabled=False):
-            is_last = inputs.is_cuda and inputs.is_contiguous(memory_format=torch.channels_last)
-            if is_last and (channels_last_norm := _channels_last_norm()):
-                return channels_last_norm(inputs, self.num_groups, self.weight, self.bias, self.eps)
-            return _plain_norm(inputs, self.num_groups, self.weight, self.bias, self.eps)
-
-
-class _LayerNorm(nn.LayerNorm):
-    def forward(self, inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, enabled=False):
-            weight, bias = self.weight.to(inputs.dtype), self.bias.to(inputs.dtype)
-            return F.layer_norm(inputs, self.normalized_shape, weight, bias, self.eps)
-
-
-@lru_cache(maxsize=1)
-def _channels_last_norm() -> Callable[..., Tensor] | None:
-    """Group normalisation that leaves channels last, where Triton (a part of PyTorch for CUDA) runs on this GPU."""
-    try:
-        from helpers.train.group_norm import group_norm
-
-        inputs = torch.randn(1, 32, 4, 4, device="cuda", dtype=torch.float16)
-        weight, bias = torch.ones(2, 32, device="cuda")
-        found, wanted = (norm(inputs, 8, weight, bias, 1e-5) for norm in (group_norm, _plain_norm))
-        if (found - wanted).abs().max() > 0.01:
-            raise ValueError("its result is wrong")
-    except Exception as error:  # of an old GPU, a missing compiler
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        log.warning("Triton does not run here (%s): norms take somewhat longer", reason)
-        return None
-    return group_norm
-
-
-def _plain_norm(inputs: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.group_norm(inputs, groups, weight.to(inputs.dtype), bias.to(inputs.dtype), eps)
-
-
-def _keep_half(unet: UNet2DConditionModel) -> None:
-    """Leave activations in half precision where autocast and peft would widen them, to narrow them right after.
-
-    Norms sum up in float32 inside their kernel all the same, as in a pipeline that draws in half precision.
-    """
-    for module in unet.modules():
-        if type(module) is nn.GroupNorm:
-            module.__class__ = _GroupNorm
-        elif type(module) is nn.LayerNorm:
-            module.__class__ = _LayerNorm
-        elif isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
 
 
 def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
@@ -307,7 +254,7 @@ def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
 
 
 def settings_of(part: Any) -> dict[str, Any]:
-    """A part's config.json, but for what says where it came from and with which libraries."""
+    """A component's config.json without its origin and library versions."""
     config = part.config if isinstance(part.config, dict) else part.config.to_dict()
     written_by = ("transformers_version", "dtype", "torch_dtype")
     return {k: v for k, v in config.items() if not k.startswith("_") and k not in written_by}

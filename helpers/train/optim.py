@@ -1,8 +1,13 @@
-"""What turns gradients into steps: AdamW, whole or in 8 bits, which passes over gradients that are no numbers."""
+"""The optimizer step: AdamW in 32 or 8 bits, clipping, skipped NaN gradients, the weights' moving average.
+
+`TrainState` is all that a step changes.
+"""
 
 import importlib.util
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,10 +19,26 @@ from helpers.config import TrainConfig
 from helpers.core.errors import RunError
 
 
-def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); the text encoder's weights have their own rate.
+@dataclass
+class TrainState:
+    """All that an optimizer step changes; a checkpoint holds it."""
 
-    Raises RunError where 8-bit Adam (Dettmers et al. 2022, arXiv:2110.02861) is asked for and cannot run.
+    weights: dict[str, nn.Parameter]  # the trained ones, by name
+    optimizer: Any  # accelerate's
+    lr_scheduler: Any
+    scaler: Any = None  # of fp16's gradients
+    ema: "MovingAverage | None" = None
+    step: int = 0  # optimizer steps taken
+    nonfinite_steps: list[set[str]] = field(default_factory=list)  # the last ones in a row; images
+    saved_step: int = 0
+    saved_at: float = 0.0  # time.monotonic()
+    stopped_early: bool = False
+
+
+def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); the text encoder has its own learning rate.
+
+    Raises RunError if 8-bit Adam (Dettmers et al. 2022, arXiv:2110.02861) is asked for and not installed.
     """
     text = [p for name, p in weights.items() if name.startswith("text_encoder.")]
     unet = [p for name, p in weights.items() if not name.startswith("text_encoder.")]
@@ -25,7 +46,7 @@ def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> tor
     if text:
         groups.append({"params": text, "lr": config.text_encoder_lr})
     if config.optimizer == "adamw8bit":
-        # bitsandbytes does so at its first step; done before it, a resumed run rounds alike
+        # bitsandbytes does this in its first step; done before it, a resumed run rounds the same way
         for p in weights.values():
             p.data = p.data.contiguous()
         return _bitsandbytes().optim.AdamW8bit(groups, weight_decay=config.weight_decay)
@@ -43,22 +64,22 @@ def _bitsandbytes() -> Any:
     return bitsandbytes
 
 
-def step_if_finite(
-    accelerator: Accelerator, optimizer: Any, weights: Iterable[Tensor], most: float
+def clip_and_step(
+    accelerator: Accelerator, optimizer: Any, weights: Iterable[Tensor], max_grad_norm: float
 ) -> Tensor:
-    """Clip the gradients' norm to `most` (0: not at all) and step, unless it is no number; return what it was.
+    """Clip the gradient norm to `max_grad_norm` (0: no clipping) and step unless it is NaN or inf; return the norm.
 
-    A fused optimizer does both in one pass without waiting for the GPU to know, told by the attributes that GradScaler
-    sets on it. `optimizer` is accelerate's; where it scales for fp16, it looks by itself.
+    Fused AdamW clips and skips inside its kernel, without a GPU sync, by the attributes that GradScaler sets on it.
+    `optimizer` is accelerate's; with fp16's scaler it checks for NaN and inf itself.
     """
-    inner, most = optimizer.optimizer, most or math.inf
+    inner, max_grad_norm = optimizer.optimizer, max_grad_norm or math.inf
     if optimizer.scaler is not None or not inner.defaults.get("fused"):
-        norm = accelerator.clip_grad_norm_(weights, most)
+        norm = accelerator.clip_grad_norm_(weights, max_grad_norm)
         if optimizer.scaler is not None or norm.isfinite():
             optimizer.step()
         return norm
     norm = get_total_norm([p.grad for p in weights if p.grad is not None])
-    inner.grad_scale = (norm / most).clamp(min=1)  # gradients are divided by it
+    inner.grad_scale = (norm / max_grad_norm).clamp(min=1)  # gradients are divided by it
     inner.found_inf = (~norm.isfinite()).float()
     optimizer.step()
     del inner.grad_scale, inner.found_inf
@@ -66,8 +87,43 @@ def step_if_finite(
 
 
 def restore_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give loaded moments their weight's memory layout (channels-last), which fused kernels take for granted."""
+    """Give loaded optimizer state the memory layout of its weight (channels-last), as fused kernels expect."""
     for weight, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+class MovingAverage:
+    """Exponential moving average (EMA) of the weights with a warm-up, equal to diffusers' EMAModel step for step.
+
+    Ours because EMAModel either launches kernels weight by weight or needs another copy of all weights for each
+    step, and averages on the weights' device alone; with `offload` this one is kept on the CPU.
+    """
+
+    def __init__(self, weights: dict[str, nn.Parameter], decay: float, offload: bool) -> None:
+        self.weights, self.decay = weights, decay
+        self.average = {
+            name: p.detach().to("cpu" if offload else p.device, copy=True)
+            for name, p in weights.items()
+        }
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimizer step `step`, counted from 1."""
+        decay = min(self.decay, step / (9 + step)) if step > 1 else 0.0
+        averages = list(self.average.values())
+        weights = [self.weights[n].detach().to(kept.device) for n, kept in self.average.items()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # all weights in a few kernels
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average in the weights' place inside, and the same weights back, to the bit, after."""
+        own = {n: p.detach().to(self.average[n].device, copy=True) for n, p in self.weights.items()}
+        self._copy(self.average)
+        yield
+        self._copy(own)
+
+    def _copy(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.weights[name].data.copy_(tensor)

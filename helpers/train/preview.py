@@ -10,22 +10,24 @@ from helpers.config import TrainConfig
 from helpers.core.files import on_disk, replacing_file
 from helpers.core.run import Run
 from helpers.figures.pictures import grid
-from helpers.train.model import Parts
+from helpers.train.model import ModelComponents
 
 log = logging.getLogger(__name__)
 
 
-def draw_previews(parts: Parts, config: TrainConfig, prompts: list[str]) -> list[Image.Image]:
+def draw_previews(
+    components: ModelComponents, config: TrainConfig, prompts: list[str]
+) -> list[Image.Image]:
     """One picture of each prompt, at a seed of its own."""
     seeds = range(config.preview_seed, config.preview_seed + len(prompts))
-    return parts.draw(config, prompts, [torch.Generator().manual_seed(seed) for seed in seeds])
+    return components.draw(config, prompts, [torch.Generator().manual_seed(seed) for seed in seeds])
 
 
 def write_preview(
-    run: Run, step: int, parts: Parts, config: TrainConfig, prompts: list[str]
+    run: Run, step: int, components: ModelComponents, config: TrainConfig, prompts: list[str]
 ) -> Path:
     """Draw the previews of a step into previews/step-NNNNNN.png."""
-    images = draw_previews(parts, config, prompts)
+    images = draw_previews(components, config, prompts)
     cell_px = max(160, min(config.resolution_px, 256))
     with replacing_file(run.preview(step)) as beside:
         grid(

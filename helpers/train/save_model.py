@@ -22,7 +22,7 @@ from helpers.models.lora import LORA_FILE, extract_lora, load_lora, write_lora
 from helpers.models.pipeline import load_pipeline
 from helpers.models.readback import effective_weights, final_path, require_equal, require_names
 from helpers.models.untrusted import open_model
-from helpers.train.model import Parts
+from helpers.train.model import ModelComponents
 from helpers.train.portable import write_text_encoder_names, write_tokenizer
 
 log = logging.getLogger(__name__)
@@ -56,38 +56,48 @@ Made for study on one artist's work. Do not pass its pictures off as theirs. Lic
 """
 
 
-def trained_modules(config: TrainConfig, parts: Parts) -> dict[str, nn.Module]:
+def trained_modules(config: TrainConfig, components: ModelComponents) -> dict[str, nn.Module]:
     """What was trained, by its name in a pipeline."""
-    trained: dict[str, nn.Module] = {"unet": parts.unet}
+    trained: dict[str, nn.Module] = {"unet": components.unet}
     if config.train_text_encoder:
-        trained["text_encoder"] = parts.text_encoder
+        trained["text_encoder"] = components.text_encoder
     return trained
 
 
-def fine_tuned(config: TrainConfig, parts: Parts) -> StableDiffusionPipeline:
+def fine_tuned(config: TrainConfig, components: ModelComponents) -> StableDiffusionPipeline:
     """The base's pipeline with the modules that were trained, or whose frozen copies are at hand, in place."""
-    at_hand = {"unet": parts.unet, "text_encoder": parts.text_encoder, "vae": parts.vae}
+    at_hand = {
+        "unet": components.unet,
+        "text_encoder": components.text_encoder,
+        "vae": components.vae,
+    }
     return load_pipeline(
-        config.base_model, parts.device.dtype, tokenizer=parts.tokenizer, **at_hand, **UNCHECKED
+        config.base_model,
+        components.device.dtype,
+        tokenizer=components.tokenizer,
+        **at_hand,
+        **UNCHECKED,
     )
 
 
-def lora_on_its_base(config: TrainConfig, parts: Parts, folder: Path) -> StableDiffusionPipeline:
+def lora_on_its_base(
+    config: TrainConfig, components: ModelComponents, folder: Path
+) -> StableDiffusionPipeline:
     """Write the LoRA's file into `folder`, and load it onto the base as a user would: a pipeline in float32.
 
     Raises RunError that names the layers in which it differs from what was trained.
     """
-    path, modules = folder / LORA_FILE, trained_modules(config, parts)
+    path, modules = folder / LORA_FILE, trained_modules(config, components)
     trained = extract_lora(modules)
     write_lora(path, trained, {})
     require_names(path, trained.tensors.items())
     pipeline = load_pipeline(
-        config.base_model, torch.float32, tokenizer=parts.tokenizer, **UNCHECKED
+        config.base_model, torch.float32, tokenizer=components.tokenizer, **UNCHECKED
     )
     load_lora(pipeline, path)
     loaded = extract_lora({name: getattr(pipeline, name) for name in modules})
     require_equal(path, trained.scaled.items(), loaded.scaled.items(), rounded=True)
-    return pipeline.to(parts.device.device)
+    return pipeline.to(components.device.device)
 
 
 def merge_lora(pipeline: StableDiffusionPipeline) -> None:
@@ -97,13 +107,16 @@ def merge_lora(pipeline: StableDiffusionPipeline) -> None:
 
 
 def save_pipeline(
-    config: TrainConfig, parts: Parts, pipeline: StableDiffusionPipeline, folder: Path
+    config: TrainConfig,
+    components: ModelComponents,
+    pipeline: StableDiffusionPipeline,
+    folder: Path,
 ) -> None:
     """Write a pipeline in the device's dtype, so that the newest loaders and those of 2024 read it alike."""
     for name in WEIGHTS:  # a model's own to() warns, of nothing
-        nn.Module.to(getattr(pipeline, name), parts.device.dtype)
+        nn.Module.to(getattr(pipeline, name), components.device.dtype)
     pipeline.save_pretrained(folder)
-    write_tokenizer(parts.tokenizer, folder / "tokenizer")
+    write_tokenizer(components.tokenizer, folder / "tokenizer")
     write_text_encoder_names(folder / "text_encoder" / WEIGHTS["text_encoder"])
     _copy_safety_checker(config.base_model, folder)
     for path in (*folder.glob("*/*config.json"), folder / "model_index.json"):
@@ -147,29 +160,35 @@ def _clean(path: Path) -> None:
         write_json(path, cleaned)
 
 
-def read_back(config: TrainConfig, parts: Parts, folder: Path) -> StableDiffusionPipeline:
+def read_back(
+    config: TrainConfig, components: ModelComponents, folder: Path
+) -> StableDiffusionPipeline:
     """Load a written model/ as a user would, and compare each weight with the one that training holds.
 
     Raises RunError that names the layers which differ.
     """
-    modules = {"unet": parts.unet, "text_encoder": parts.text_encoder, "vae": parts.vae}
+    modules = {
+        "unet": components.unet,
+        "text_encoder": components.text_encoder,
+        "vae": components.vae,
+    }
     for name, file in WEIGHTS.items():
         require_names(folder / name / file, effective_weights(modules[name]))
-    pipeline = load_pipeline(str(folder), parts.device.dtype, **UNCHECKED)
+    pipeline = load_pipeline(str(folder), components.device.dtype, **UNCHECKED)
     for name, file in WEIGHTS.items():
         loaded = effective_weights(getattr(pipeline, name))
-        merged = config.method == "lora" and name in trained_modules(config, parts)
+        merged = config.method == "lora" and name in trained_modules(config, components)
         require_equal(folder / name / file, effective_weights(modules[name]), loaded, merged)
-    if pipeline.tokenizer.get_vocab() != parts.tokenizer.get_vocab():
+    if pipeline.tokenizer.get_vocab() != components.tokenizer.get_vocab():
         raise RunError(
             f"{final_path(folder / 'tokenizer')} does not hold the base's words: run 04 again"
         )
-    return pipeline.to(parts.device.device)
+    return pipeline.to(components.device.device)
 
 
-def write_card(run: Run, config: TrainConfig, parts: Parts, folder: Path) -> None:
+def write_card(run: Run, config: TrainConfig, components: ModelComponents, folder: Path) -> None:
     """A card for a pipeline that leaves without the report; 05 writes the whole one."""
-    is_v2 = bool(parts.unet.config.use_linear_projection)
+    is_v2 = bool(components.unet.config.use_linear_projection)
     licence = licence_of(config.base_model, is_v2)
     header = ModelCardData(
         **licence.fields(), pipeline_tag="text-to-image", library_name="diffusers"
@@ -180,7 +199,7 @@ def write_card(run: Run, config: TrainConfig, parts: Parts, folder: Path) -> Non
         "licence": licence.name,
         "run": run.name,
         "base": public_name(config.base_model),
-        "batch": config.train_batch_size * config.gradient_accumulation_steps,
+        "batch": config.effective_batch_size,
         "suffix": suffix,
         "style": f"End a prompt with `{suffix}` for the style."
         if suffix

@@ -1,57 +1,58 @@
-"""The training loop. `train` is a generator: it computes and keeps, and whoever reads it watches.
+"""The training loop: `train` yields each optimizer step, so a notebook watches while this computes and saves.
 
-prepare.py makes what it works with; finish.py leaves the model and the verdict.
+One step is read here, in data.py (the batch), loss.py (forward and backward) and optim.py (clip and step). prepare.py
+builds what it works with, finish.py exports the model and judges the training.
 """
 
 import math
 import os
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from helpers.config import TrainConfig
 from helpers.core.errors import DivergedError, RunError, Stopped
-from helpers.core.files import MANIFEST, find_corruption, folder_hash, locked_by_process
-from helpers.core.records import read_log
+from helpers.core.files import find_corruption, locked_by_process
 from helpers.core.run import Run
 from helpers.host.device import Device, memory_gb, pick_device
 from helpers.mirror.sync import sync_soon
 from helpers.train import checkpoint
+from helpers.train.data import Batch
 from helpers.train.finish import finish, is_finished
 from helpers.train.interrupt import Interrupts
 from helpers.train.limits import machine_errors, refuse_slow
-from helpers.train.optim import step_if_finite
+from helpers.train.optim import TrainState, clip_and_step
 from helpers.train.plan import refuse_too_large
-from helpers.train.prepare import Training
+from helpers.train.prepare import Training, prepare
 from helpers.train.preview import write_preview
-from helpers.train.verdict import best_of
+from helpers.train.verdict import best_of, has_stopped_improving
 
-MOST_BAD_STEPS = 5
-Batch = list[tuple[Tensor, ...]]  # the micro-batches of a step
+MAX_NONFINITE_STEPS = 5  # in a row
+Sync = Callable[[Run], None]  # schedules a copy of what is new in a run
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did. Losses at fixed noise are there on the steps that measured them."""
+    """One optimizer step, as train_log.jsonl has it. Steps that evaluated have the two evaluation losses."""
 
     step: int
     loss: float
     learning_rate: float
     images_per_s: float
-    skipped: int = 0  # steps so far whose loss or gradient was no number
-    held_out_loss: float | None = None
+    skipped: int = 0  # steps so far whose loss or gradient was NaN or inf
+    held_out_loss: float | None = None  # the validation loss
     probe_loss: float | None = None  # the same measure on training images
 
     @property
     def progress(self) -> str:
-        """What stands beside a progress bar."""
+        """The words beside a progress bar."""
         return (
             f"loss {self.loss:.4f}, rate {self.learning_rate:.2g}, {self.images_per_s:.1f} images/s, "
             f"{memory_gb():.1f} GB"
@@ -59,10 +60,10 @@ class Step:
 
 
 class Steps(Iterator[Step]):
-    """The steps of a training: iterated again after a stop or an error, as by a cell that is run again, it goes on."""
+    """The steps of a training. Iterating again after a stop or an error, as by rerunning a cell, resumes it."""
 
-    def __init__(self, config: TrainConfig, run: Run) -> None:
-        self._begin = partial(_train, config, run)
+    def __init__(self, config: TrainConfig, run: Run, sync: Sync) -> None:
+        self._begin = partial(_train, config, run, sync)
         self._steps = self._begin()
 
     def __iter__(self) -> "Steps":
@@ -74,39 +75,38 @@ class Steps(Iterator[Step]):
         return next(self._steps)
 
     def close(self) -> None:
-        """End it as it is; what was saved is kept."""
+        """End it where it is; saved checkpoints stay."""
         self._steps.close()
 
 
-def train(config: TrainConfig, run: Run) -> Steps:
-    """Fine-tune, yielding each optimizer step; a rerun goes on from the newest checkpoint, or does nothing.
+def train(config: TrainConfig, run: Run, sync: Sync = sync_soon) -> Steps:
+    """Fine-tune, yielding each optimizer step; a rerun resumes from the newest checkpoint, or does nothing.
 
-    Step 0 is the base model, measured. At the end model/ holds a pipeline and verdict.json the outcome.
-    Raises RunError where the dataset or the base model is missing or damaged, a checkpoint belongs to another
-    training, another process trains this run, it will not fit, a full-size model would train without a GPU, a disk
-    refuses what is to be kept, or the loss stops being a number; Stopped after SIGINT or SIGTERM, with the last
-    step kept.
+    Step 0 is the base model, evaluated. At the end model/ holds a pipeline and verdict.json the outcome. `sync` is
+    called after every checkpoint.
+    Raises RunError if the dataset or the base model is missing or damaged, a checkpoint belongs to another training,
+    another process trains this run, memory or disk will not suffice, a full-size model would train without a GPU,
+    the disk refuses a checkpoint, or the loss stays NaN; Stopped after SIGINT or SIGTERM, once the last step is saved.
     """
-    return Steps(config, run)
+    return Steps(config, run, sync)
 
 
-def _train(config: TrainConfig, run: Run) -> Generator[Step]:
+def _train(config: TrainConfig, run: Run, sync: Sync) -> Generator[Step]:
     run.require(run.split_metadata("train"), "dataset")
     if is_finished(config, run):
         return
-    with machine_errors(config), Interrupts(_stop_before) as interrupts, _alone(run):
-        device = _check(config, run)
-        training = Training(config, run, device)
-        interrupts.stop = partial(_stop, training)
+    with machine_errors(config), Interrupts(_stop_before) as interrupts, _only_process(run):
+        training, state = prepare(config, run, _check(config, run))
+        interrupts.stop = partial(_stop, training, state, sync)
         interrupts.is_one_of_many = training.accelerator.num_processes > 1
         with closing(training.log):
-            yield from _steps(training, interrupts)
-            finish(training)
+            yield from _steps(training, state, sync, interrupts)
+            finish(training, state)
 
 
 @contextmanager
-def _alone(run: Run) -> Iterator[None]:
-    """Train a run in one process, or one group of them, at a time. Raises RunError where another one does."""
+def _only_process(run: Run) -> Iterator[None]:
+    """Let one process, or one group of them, train a run at a time. Raises RunError if another one does."""
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
     lock = locked_by_process(run.train_lock) if is_first else nullcontext(True)
     with lock as is_mine:
@@ -116,7 +116,7 @@ def _alone(run: Run) -> Iterator[None]:
 
 
 def _check(config: TrainConfig, run: Run) -> Device:
-    """Refuse what cannot be trained here before anything is loaded; the device to train on."""
+    """Return the device to train on; refuse what cannot be trained there before anything is loaded."""
     if what := find_corruption(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
     device = pick_device(config.mixed_precision, config.attention, config.capture)
@@ -125,208 +125,164 @@ def _check(config: TrainConfig, run: Run) -> Device:
     return device
 
 
-def _steps(training: Training, interrupts: Interrupts) -> Iterator[Step]:
-    """Step 0, measured, and then every optimizer step: logged, and kept where it is time to, before it is yielded."""
-    training.unet.train()
-    if training.step == 0:
+def _steps(
+    training: Training, state: TrainState, sync: Sync, interrupts: Interrupts
+) -> Iterator[Step]:
+    """Evaluate step 0, then take every optimizer step; each is logged, and saved where due, before it is yielded."""
+    training.model.train()
+    if state.step == 0:
         with interrupts.busy():
-            measured = _look(training, Step(0, math.nan, 0.0, 0.0))
-        _stop_if_asked(training, interrupts)
-        yield measured
-    batch = training.batches.of_step(training.step)
-    while training.step < training.config.max_steps and not training.stopped_early:
+            step = evaluate_and_log(training, state, Step(0, math.nan, 0.0, 0.0))
+        _stop_if_asked(training, state, sync, interrupts)
+        yield step
+    batch = training.data.get_batch(state.step)
+    while state.step < training.config.max_steps and not state.stopped_early:
         with interrupts.busy():
-            step, batch = _take_step(training, batch)
-            if _is_time_to_save(training):
-                _save(training)
-        _stop_if_asked(training, interrupts)
+            step, batch = train_step(training, state, batch)
+            if _is_time_to_save(training, state):
+                _save(training, state, sync)
+        _stop_if_asked(training, state, sync, interrupts)
         yield step
 
 
-def _take_step(training: Training, batch: Batch) -> tuple[Step, Batch]:
-    """One optimizer step, measured and logged, and the batch of the next one.
+def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Step, Batch]:
+    """Take one optimizer step, evaluate where due, and log it; return it with the next step's batch.
 
-    Raises DivergedError if the loss was no number for several steps in a row.
+    Raises DivergedError if the loss was NaN or inf for MAX_NONFINITE_STEPS steps in a row.
     """
     began = time.perf_counter()
-    losses, gradient_norm = _optimise_once(training, batch)
-    batch = training.batches.of_step(training.step)  # made while the GPU works
-    loss, norm = torch.stack([losses.mean(), gradient_norm]).tolist()  # waits for it
-    rate = training.batches.images_per_step / (time.perf_counter() - began)
-    was_skipped = _was_skipped(training, loss, norm)
-    training.bad_steps = [*training.bad_steps, _bad_images(training, losses)] if was_skipped else []
-    if len(training.bad_steps) == MOST_BAD_STEPS:
-        raise DivergedError(_no_number(training))
-    learning_rate = training.schedule.get_last_lr()[0]
-    step = Step(training.step, loss, learning_rate, rate, training.log.skipped)
-    return _look(training, step), batch
+    losses, grad_norm = optimizer_step(training, state, batch)
+    batch = training.data.get_batch(state.step)  # made while the GPU works
+    loss, norm = torch.stack([losses.mean(), grad_norm]).tolist()  # the one GPU sync of a step
+    images_per_s = training.data.images_per_step / (time.perf_counter() - began)
+    training.log.skipped += not (math.isfinite(loss) and math.isfinite(norm))
+    # with fp16 an infinite gradient is no fault: GradScaler lowers its scale by it
+    if math.isfinite(loss if state.scaler else loss + norm):
+        state.nonfinite_steps.clear()
+    else:
+        state.nonfinite_steps.append(_nonfinite_images(training, state, losses))
+    if len(state.nonfinite_steps) == MAX_NONFINITE_STEPS:
+        raise DivergedError(_divergence(training, state))
+    learning_rate = state.lr_scheduler.get_last_lr()[0]
+    step = Step(state.step, loss, learning_rate, images_per_s, training.log.skipped)
+    return evaluate_and_log(training, state, step), batch
 
 
-def _optimise_once(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
-    """One optimizer step over the effective batch.
+def optimizer_step(training: Training, state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Forward and backward for every micro-batch, then one optimizer step.
 
-    Returns the unweighted loss of each image (micro-batch, image), over all processes, and the
-    gradient's norm; reading either waits for the device.
+    Returns the unweighted loss of each image (micro-batch, image), over all processes, and the gradient norm. Both
+    are on the device: reading one waits for it.
     """
-    accelerator, max_grad_norm, losses = training.accelerator, training.config.max_grad_norm, []
+    accelerator, losses = training.accelerator, []
     for micro_batch in batch:
-        with accelerator.accumulate(training.unet):
+        with accelerator.accumulate(training.model):
             losses.append(training.forward_backward(*micro_batch))
             if accelerator.sync_gradients:
-                weights = training.weights.values()
-                norm = step_if_finite(accelerator, training.optimizer, weights, max_grad_norm)
-            training.optimizer.zero_grad(set_to_none=not training.device.captures)
-    training.schedule.step()
-    training.step += 1
-    if training.average:
-        training.average.update(training.step)
-    return accelerator.gather(torch.stack(losses, dim=1)).T, norm
+                weights = state.weights.values()
+                max_norm = training.config.max_grad_norm
+                grad_norm = clip_and_step(accelerator, state.optimizer, weights, max_norm)
+            # a captured step adds to the same gradient buffers every time
+            state.optimizer.zero_grad(set_to_none=not training.device.captures)
+    state.lr_scheduler.step()
+    state.step += 1
+    if state.ema:
+        state.ema.update(state.step)
+    return accelerator.gather(torch.stack(losses, dim=1)).T, grad_norm
 
 
-def _was_skipped(training: Training, loss: float, gradient_norm: float) -> bool:
-    """Count a step that was passed over. A gradient too large for fp16 alone is no fault: its scale is found so."""
-    training.log.skipped += not (math.isfinite(loss) and math.isfinite(gradient_norm))
-    return not math.isfinite(loss if training.accelerator.scaler else loss + gradient_norm)
+def _nonfinite_images(training: Training, state: TrainState, losses: Tensor) -> set[str]:
+    """Images with a NaN or inf loss in the last step; empty if only the gradient is non-finite."""
+    is_bad = (~losses.isfinite()).tolist()
+    micro_batches = zip(training.data.names(state.step - 1), is_bad, strict=True)
+    return {n for names, flags in micro_batches for n, bad in zip(names, flags, strict=True) if bad}
 
 
-def _bad_images(training: Training, losses: Tensor) -> set[str]:
-    """The images of the last step whose loss is no number; none where the gradient alone is none."""
-    bad = (~losses.isfinite()).cpu()
-    named = zip(training.batches.names(training.step - 1), bad.tolist(), strict=True)
-    return {n for names, flags in named for n, is_bad in zip(names, flags, strict=True) if is_bad}
-
-
-def _no_number(training: Training) -> str:
-    """The message of a training whose loss stays no number."""
-    names = sorted(set().union(*training.bad_steps))
-    which = f" (with {', '.join(names[:8])})" if names else ""
+def _divergence(training: Training, state: TrainState) -> str:
+    names = sorted(set().union(*state.nonfinite_steps))
+    images = f", with {', '.join(names[:8])}" if names else ""
     return (
-        f"the loss was no number {MOST_BAD_STEPS} times up to step {training.step}{which}: lower learning_rate, "
-        "or leave those images out; "
+        f"loss was NaN or inf for {MAX_NONFINITE_STEPS} consecutive steps (last: step {state.step}{images}): lower "
+        "learning_rate, or leave those images out; "
         f"the last good checkpoint is step {checkpoint.latest_step(training.run)}"
     )
 
 
-def _look(training: Training, step: Step) -> Step:
-    """Measure and draw where it is time to, and log the step."""
-    config, last = training.config, training.step == training.config.max_steps
-    measures = training.step % config.validate_every_steps == 0 or last
-    draws = training.step % config.preview_every_steps == 0 or last
-    if measures or draws:
-        with training.averaged():
-            if measures:
-                unet = training.accelerator.unwrap_model(training.unet)
-                held_out = training.held_out(unet, training.device)
-                probe = training.probe(unet, training.device)
-                step = replace(step, held_out_loss=held_out, probe_loss=probe)
+def evaluate_and_log(training: Training, state: TrainState, step: Step) -> Step:
+    """Measure the validation loss and draw previews where due, and log the step."""
+    config, is_last = training.config, state.step == training.config.max_steps
+    evaluates = state.step % config.validate_every_steps == 0 or is_last
+    draws = state.step % config.preview_every_steps == 0 or is_last
+    if evaluates or draws:
+        with state.ema.applied() if state.ema else nullcontext():
+            if evaluates:
+                model, device = training.evaluated_model(), training.device
+                step = replace(
+                    step,
+                    held_out_loss=training.val_loss(model, device),
+                    probe_loss=training.train_eval_loss(model, device),
+                )
             if draws and training.accelerator.is_main_process:
+                prompts = training.datasets.prompts
                 training.log.show(
-                    write_preview(
-                        training.run, training.step, training.parts, config, training.prompts
-                    )
+                    write_preview(training.run, state.step, training.components, config, prompts)
                 )
     training.log.add(asdict(step))
-    training.stopped_early = step.held_out_loss is not None and training.has_learnt_all()
+    if evaluates:
+        state.stopped_early = has_stopped_improving(training.log.val_curve, config)
     return step
 
 
-def _is_time_to_save(training: Training) -> bool:
-    last = training.step == training.config.max_steps or training.stopped_early
-    is_best = best_of(training.log.held_out)[0] == training.step
-    minutes = (time.monotonic() - training.saved_at) / 60
-    is_late = 0 < training.config.save_every_minutes <= minutes
-    is_due = training.step % training.config.save_every_steps == 0
-    return is_due or is_late or last or is_best
+def _is_time_to_save(training: Training, state: TrainState) -> bool:
+    config = training.config
+    minutes = (time.monotonic() - state.saved_at) / 60
+    return (
+        state.step % config.save_every_steps == 0
+        or 0 < config.save_every_minutes <= minutes
+        or state.step == config.max_steps
+        or state.stopped_early
+        or best_of(training.log.val_curve)[0] == state.step
+    )
 
 
-def _save(training: Training) -> None:
-    """Keep a checkpoint. Processes need not agree on it: the others wait for the main one in the next step."""
-    run, config = training.run, training.config
+def _save(training: Training, state: TrainState, sync: Sync) -> None:
+    """Save a checkpoint in the main process; other processes wait for it in their next step."""
+    run, config, log = training.run, training.config, training.log
     if training.accelerator.is_main_process:
-        training.log.mend()
-        rows = training.log.rows
-        kept = checkpoint.save(run, training.step, training.state, training.belongs, rows)
-        best_step = best_of(training.log.held_out)[0]
-        checkpoint.prune(run, kept, config.keep_checkpoints, best_step)
-        training.count_seconds()
-        sync_soon(run)
-    training.saved_step, training.saved_at = training.step, time.monotonic()
+        log.repair()
+        folder = checkpoint.save(run, state, training.signature, log.rows)
+        checkpoint.prune(run, folder, config.keep_checkpoints, best_of(log.val_curve)[0])
+        log.count_seconds()
+        sync(run)
+    state.saved_step, state.saved_at = state.step, time.monotonic()
 
 
 def _stop_before(number: int) -> NoReturn:
     raise Stopped("stopped before the first step: run 04_train again", number)
 
 
-def _stop_if_asked(training: Training, interrupts: Interrupts) -> None:
-    """Stop where a signal came during the step, in all processes if it came to one of them."""
+def _stop_if_asked(
+    training: Training, state: TrainState, sync: Sync, interrupts: Interrupts
+) -> None:
+    """Stop if a signal came during the step; in all processes if it came to one of them."""
     asked = bool(interrupts.asked)
     if interrupts.is_one_of_many:
         if asked:
             training.accelerator.set_trigger()
         asked = training.accelerator.check_trigger()
     if asked:
-        _stop(training, interrupts.asked or signal.SIGTERM)
+        _stop(training, state, sync, interrupts.asked or signal.SIGTERM)
 
 
-def _stop(training: Training, number: int) -> NoReturn:
-    """Save once, if that is not done, and say how to go on."""
-    if training.step == 0:
+def _stop(training: Training, state: TrainState, sync: Sync, number: int) -> NoReturn:
+    """Save if this step is not saved yet, and say how to resume."""
+    if state.step == 0:
         _stop_before(number)
-    if training.step > training.saved_step:
-        _save(training)
+    if state.step > state.saved_step:
+        _save(training, state, sync)
     training.accelerator.wait_for_everyone()
     raise Stopped(
-        f"stopped after step {training.step} of {training.config.max_steps}, which is kept: "
+        f"stopped after step {state.step} of {training.config.max_steps}, which is kept: "
         "run 04_train again to go on",
         number,
     )
-
-
-def verify_model(run: Run) -> str:
-    """Check model/ against its manifest and say what training came to.
-
-    Raises RunError if a file is missing or changed, or training has not ended.
-    """
-    verdict = run.read_verdict()
-    if what := find_corruption(run.model):
-        raise RunError(f"{what}: run 04_train again")
-    change = verdict["last"] / verdict["base"] - 1
-    return (
-        f"{run.model} is complete: held-out loss {verdict['base']:.4f} -> {verdict['last']:.4f} "
-        f"({change:+.0%}); {verdict['words']}{_remarks(run, verdict)}{_unfinished(run, verdict)}"
-    )
-
-
-def _unfinished(run: Run, verdict: dict[str, Any]) -> str:
-    """What is kept of a training that has not ended, where model/ is an earlier one's."""
-    step = max((int(row["step"]) for row in read_log(run.train_log)), default=verdict["steps"])
-    asked = run.read_config("train")["max_steps"]
-    has_ended = asked <= verdict["steps"] or verdict.get("stopped_early", False)
-    if step == verdict["steps"] and has_ended:
-        return ""
-    return (
-        f"; but this is the model of a training that ended at step {verdict['steps']}, and the one under way, of "
-        f"{asked} steps, is at step {step}, {_kept_of(run, step)}: run the cell under Train again, and it goes on"
-    )
-
-
-def _kept_of(run: Run, step: int) -> str:
-    kept = checkpoint.latest_step(run)
-    if kept == 0:
-        return "with no checkpoint yet"
-    return "which is kept" if kept == step else f"kept up to step {kept}"
-
-
-def _remarks(run: Run, verdict: dict[str, Any]) -> str:
-    remarks = ""
-    if not (run.dataset / MANIFEST).is_file():
-        remarks += "; dataset/ is gone since, and 03_dataset makes it again"
-    elif folder_hash(run.dataset) != verdict["dataset"]:
-        remarks += "; dataset/ has changed since, and 04_train trains on it when it is run again"
-    if verdict.get("exported_step", verdict["steps"]) != verdict["steps"]:
-        loss = verdict.get("exported_loss")  # older versions did not tell
-        at = f", with {loss:.4f}" if loss is not None else ""
-        remarks += f"; the model is step {verdict['exported_step']}'s{at}"
-    if verdict.get("skipped"):
-        remarks += f"; {verdict['skipped']} steps were passed over, their loss being no number"
-    return remarks

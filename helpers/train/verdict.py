@@ -1,10 +1,11 @@
-"""Did it learn, and is it still learning? Read off the held-out loss."""
+"""The verdict on a training, read off its validation loss: still learning, converged or overfitting."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from helpers.config import TrainConfig
 from helpers.core.errors import RunError
 
 NOTICEABLE = 0.01  # of the base's loss; smaller changes are called flat
@@ -73,6 +74,12 @@ def _rose(values: Sequence[float], losses: Sequence[float], much: float) -> bool
 def best_of(curve: Curve) -> tuple[int, float]:
     """The (step, loss) of the lowest held-out loss after step 0, or of step 0 while there is no other."""
     return min(curve[1:] or curve or [(0, math.inf)], key=lambda point: point[1])
+
+
+def has_stopped_improving(curve: Curve, config: TrainConfig) -> bool:
+    """Whether the validation loss has had no new minimum for `early_stopping_patience` measurements."""
+    patience = config.early_stopping_patience
+    return 0 < patience < len(curve) and len(curve) - 1 - curve.index(best_of(curve)) >= patience
 
 
 def worst_first(names: Sequence[str], losses: Sequence[float]) -> list[dict[str, Any]]:

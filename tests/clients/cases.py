@@ -14,7 +14,7 @@ from helpers.core.run import Run
 from helpers.host.device import pick_device
 from helpers.inference.share.one_file import export, original
 from helpers.train import checkpoint
-from helpers.train.model import Parts, load_parts, make_trainable
+from helpers.train.model import ModelComponents, load_components, make_trainable
 from helpers.train.portable import write_text_encoder_names, write_tokenizer
 from helpers.train.trainer import train
 from tests.bases import make_base
@@ -106,14 +106,14 @@ def make_case(case: Case, folder: Path, tokenizer: CLIPTokenizer) -> Path:
 @torch.no_grad()
 def _truth(config: TrainConfig, run: Run) -> dict[str, torch.Tensor]:
     """Inputs, and the outputs of the trained modules: the last checkpoint's tensors in the base."""
-    parts = load_parts(config.base_model, pick_device(), config.train_text_encoder)
+    parts = load_components(config.base_model, pick_device(), config.train_text_encoder)
     trained = make_trainable(parts.unet, parts.text_encoder, config, torch.float32)
     weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     checkpoint.load_weights(run.checkpoint(config.max_steps), weights)
     return effects(parts)
 
 
-def effects(parts: Parts) -> dict[str, torch.Tensor]:
+def effects(parts: ModelComponents) -> dict[str, torch.Tensor]:
     """ids (2, 77), latents (2, 4, 8, 8) and timesteps (2,), and from them words, noise and pixels."""
     source = torch.Generator().manual_seed(5)
     ids = parts.tokenizer([PROMPT, ""], padding="max_length", return_tensors="pt").input_ids

@@ -12,6 +12,7 @@ import anthropic
 
 from helpers.caption.claude import message_batches
 from helpers.caption.claude.client import UNREADABLE, Session, was_sent, why
+from helpers.caption.claude.estimate import estimate
 from helpers.config import CaptionConfig
 from helpers.core.errors import RunError
 from helpers.core.records import Caption, Post
@@ -44,6 +45,11 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
             yield row
     answered = {name for name, row in done.items() if not _is_worth_another(row)}
     yield from caption_now(session, [post for post in posts if post.file_name not in answered])
+
+
+def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
+    """What captioning these images would cost, in a few lines; asks only for token counts, which are free."""
+    return str(estimate(config, run, posts))
 
 
 def _is_worth_another(row: Caption) -> bool:

@@ -21,10 +21,9 @@ from helpers.figures.trials import best_of, read_trials
 from helpers.host.device import pick_device
 from helpers.mirror.sync import restore
 from helpers.train.plan import plan, refuse_too_large
-from helpers.train.prepare import learnt_from
+from helpers.train.prepare import training_signature
 from helpers.train.sweep.promote import promote
 from helpers.train.sweep.search import (
-    batch_of,
     measures_of,
     parse_dimension,
     plan_trials,
@@ -52,7 +51,7 @@ def open_sweep(config: TrainConfig, run: Run) -> Sweep:
     place = open_place(run, config.sweep_storage)
     measures = measures_of(config)
     pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=math.ceil(measures / 3))
-    learnt = learnt_from(config, processes=1) | {"max_steps": config.max_steps}
+    learnt = training_signature(config, processes=1) | {"max_steps": config.max_steps}
     belongs = learnt | {"sweep": config.sweep, "dataset": folder_hash(run.dataset)}
     dimensions = {name: parse_dimension(name, asked) for name, asked in config.sweep.items()}
     with database_errors():
@@ -131,7 +130,7 @@ def describe(config: TrainConfig, run: Run) -> str:
     for params in planned:
         refuse_too_large(trial_config(config, params), run, device)
     hours = len(planned) * (plan(config, run, device).hours or 0.0)
-    images = config.max_steps * batch_of(config)
+    images = config.max_steps * config.effective_batch_size
     price = f", {hours * config.usd_per_hour:.2f} USD" if config.usd_per_hour else ""
     lines = [f"{number:5}  {params}" for number, params in enumerate(planned)]
     head = f"{len(planned)} trials of {images} images, {hours:.1f} hours at most{price}; hopeless ones end sooner:"

@@ -22,7 +22,6 @@ from scipy.stats import qmc
 
 from helpers.config import TrainConfig, from_text
 from helpers.core.errors import RunError
-from helpers.train.prepare import NOT_LEARNT
 
 BATCH = "effective_batch"  # of train_batch_size and gradient_accumulation_steps, for a sweep alone
 ALIKE = {  # what would make two trials no longer comparable
@@ -50,7 +49,7 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
 
     A range over a factor of ten or more is drawn by its logarithm.
     """
-    known = {f.name for f in fields(TrainConfig)} - set(NOT_LEARNT) - set(ALIKE)
+    known = {f.name for f in fields(TrainConfig) if not f.metadata.get("resumable")} - set(ALIKE)
     known |= {BATCH, *BATCH_PARTS}
     if name not in known:
         why = ALIKE.get(name, f"a sweep can try {', '.join(sorted(known))}")
@@ -148,7 +147,7 @@ def trial_config(config: TrainConfig, params: dict[str, Any]) -> TrainConfig:
     if BATCH in values:
         values |= _split_batch(values.pop(BATCH), config.train_batch_size)
     trial = replace(config, sweep={}, sweep_storage="", keep_checkpoints=1, **values)
-    scale = batch_of(config) / batch_of(trial)
+    scale = config.effective_batch_size / trial.effective_batch_size
     steps = max(1, round(config.max_steps * scale))
     every = {
         name: max(1, round(getattr(config, name) * scale))
@@ -164,11 +163,6 @@ def _split_batch(batch: int, most: int) -> dict[str, int]:
     """An effective batch as the largest micro-batch of at most `most`, and how often it is accumulated."""
     size = max(size for size in range(1, min(batch, most) + 1) if batch % size == 0)
     return {"train_batch_size": size, "gradient_accumulation_steps": batch // size}
-
-
-def batch_of(config: TrainConfig) -> int:
-    """The effective batch of one process."""
-    return config.train_batch_size * config.gradient_accumulation_steps
 
 
 def measures_of(config: TrainConfig) -> int:

@@ -19,7 +19,7 @@ from helpers.core.run import Run, TrialRun
 from helpers.figures.trials import TrialRow, best_of
 from helpers.mirror.sync import delete_remote, restore, sync, sync_soon
 from helpers.train import checkpoint
-from helpers.train.sweep.search import batch_of, measures_of, trial_config
+from helpers.train.sweep.search import measures_of, trial_config
 from helpers.train.sweep.study import Claim, Database, Journal
 from helpers.train.trainer import train
 
@@ -38,7 +38,7 @@ class Sweep:
     def row(self, trial: FrozenTrial) -> TrialRow:
         """What came of a trial so far."""
         config, ended = trial_config(self.config, trial.params), trial.user_attrs
-        images, measures = config.max_steps * batch_of(config), measures_of(self.config)
+        images, measures = config.max_steps * config.effective_batch_size, measures_of(self.config)
         curve = [(round(images * p / measures), v) for p, v in trial.intermediate_values.items()]
         seconds = ended.get("seconds", 0.0)
         return TrialRow(
@@ -48,7 +48,7 @@ class Sweep:
             None if trial.value is None or not math.isfinite(trial.value) else trial.value,
             sorted((seen, loss) for seen, loss in curve if math.isfinite(loss)),
             ended.get("steps", 0),
-            ended.get("steps", 0) * batch_of(config),
+            ended.get("steps", 0) * config.effective_batch_size,
             seconds,
             ended.get("cost_usd", 0.0),
             ended.get("reason", ""),

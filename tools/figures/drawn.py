@@ -1,0 +1,32 @@
+"""Pictures that the project draws itself, for the figures to show."""
+
+import io
+
+from PIL import Image
+
+from helpers.demo.paint import paint_flat, paint_watercolour
+from helpers.demo.scenes import Figure, Scene
+
+CAT = Scene(14, Figure("cat", "blue"), Figure("car", "red"), "on a green hill")
+BEAR = Scene(21, Figure("bear", "red"), Figure("umbrella", "yellow"), "on a sandy beach")
+RABBIT = Scene(33, Figure("rabbit", "purple"), Figure("tree", "green"), "in the snow")
+FROG = Scene(45, Figure("frog", "yellow"), Figure("mushroom", "purple"), "at night")
+
+
+def watercolour(scene: Scene, size_px: int = 256) -> Image.Image:
+    return paint_watercolour(scene, size_px)
+
+
+def flat(scene: Scene, size_px: int = 256) -> Image.Image:
+    return paint_flat(scene, size_px)
+
+
+def alike(scene: Scene, count: int) -> list[Scene]:
+    """Scenes that show the same, as the pictures of one post often do."""
+    return [Scene(scene.seed + i, scene.animal, scene.thing, scene.place) for i in range(count)]
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90, **options)
+    return buffer.getvalue()
