@@ -174,13 +174,8 @@ def _redact_copy(target: Path) -> None:
 def outcome(run: Run, stage: str) -> str:
     """The last text that a notebook printed: the line of its last cell."""
     cells = nbformat.read(run.notebook(stage), as_version=4).cells
-    printed = [
-        o.text
-        for c in cells
-        if c.cell_type == "code"
-        for o in c.outputs
-        if o.output_type == "stream" and o.name == "stdout"
-    ]
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = [o.text for o in outputs if o.output_type == "stream" and o.name == "stdout"]
     return printed[-1].strip() if printed else ""
 
 

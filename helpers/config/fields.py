@@ -70,7 +70,9 @@ def from_text(kind: type, name: str, text: str) -> Any:
     """Parse a value from a command line in the type of the field `name`. Raises RunError if it is not one."""
     known = {f.name: f for f in fields(kind)}
     if name not in known:
-        raise RunError(f"{kind.__name__} does not know {name!r}: it knows {list_names(set(known))}")
+        raise RunError(
+            f"{kind.__name__} does not know {name!r}: it knows {', '.join(sorted(known))}"
+        )
     wanted = _default_type(known[name])
     if known[name].metadata.get("lines"):
         with suppress(ValueError, TypeError, SyntaxError):  # a text that is not a list stays a text
@@ -83,11 +85,6 @@ def from_text(kind: type, name: str, text: str) -> Any:
     except (ValueError, SyntaxError):
         raise RunError(f"{name} is {text!r}: give {_KINDS[wanted]}") from None
     return value
-
-
-def list_names(names: set[str]) -> str:
-    """Names in alphabetical order, for a message."""
-    return ", ".join(sorted(names))
 
 
 def check(config: Any) -> None:

@@ -16,18 +16,9 @@ DEMO_PROMPTS = (  # (colour, animal) pairs that no training image of the demo sh
 )
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _COLUMNS = (
-    "base_model",
-    "method",
-    "max_steps",
-    "learning_rate",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "resolution_px",
-    "lr_scheduler",
-    "gradient_checkpointing",
-    "save_every_steps",
-    "prompts",
-)
+    "base_model method max_steps learning_rate train_batch_size gradient_accumulation_steps resolution_px lr_scheduler "
+    "gradient_checkpointing save_every_steps prompts"
+).split()
 # fmt: off
 _ROWS = {
     #           base              method  steps  rate  batch accum px   schedule    ckpt   save  prompts

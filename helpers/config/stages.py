@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any, TypeVar
 
 from helpers.config.choices import CAPTIONERS, SOURCES
-from helpers.config.fields import Checked, choice, lines, list_names, number, plain, refuse_secrets
+from helpers.config.fields import Checked, choice, lines, number, plain, refuse_secrets
 from helpers.config.presets import PRESETS
 from helpers.core.errors import RunError
 
@@ -135,10 +135,8 @@ class CaptionConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            self.price_usd
-            and [type(price) in (int, float) for price in self.price_usd] != [True] * 2
-        ):
+        are_numbers = [type(price) in (int, float) for price in self.price_usd]
+        if self.price_usd and are_numbers != [True, True]:
             raise RunError(
                 f"price_usd is {self.price_usd}: give (input, output) in USD per million tokens"
             )
@@ -314,7 +312,7 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
     for name in more or {}:
         if name not in known:
             raise RunError(
-                f"more has {name!r}, which {kind.__name__} does not know: it knows {list_names(known)}"
+                f"more has {name!r}, which {kind.__name__} does not know: it knows {', '.join(sorted(known))}"
             )
     given = {name: value for name, value in (values | (more or {})).items() if value is not None}
     if kind is TrainConfig:

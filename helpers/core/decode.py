@@ -86,18 +86,14 @@ def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
     """Read an image file. Raises ImageError, before reading it into memory, if it is no image or too large."""
     with path.open("rb") as file:
         head = file.read(32)
-    if not _looks_like_picture(head):
+    Image.init()
+    accepts = (Image.OPEN[name][1] for name in FORMATS)
+    if not any(accept is None or accept(head) for accept in accepts):
         raise ImageError(NO_PICTURE)
     size = path.stat().st_size
     if size > BYTES_A_PIXEL * max_mpx * 10**6:
         raise TooLarge(f"is {size / 1e9:.1f} GB, more than {max_mpx} megapixels can take")
     return path.read_bytes()
-
-
-def _looks_like_picture(head: bytes) -> bool:
-    Image.init()
-    accepts = (Image.OPEN[name][1] for name in FORMATS)
-    return any(accept is None or accept(head) for accept in accepts)
 
 
 def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
@@ -194,8 +190,8 @@ def to_srgb(
     notes: tuple[str, ...] = ()
     if image.mode == "LAB":
         return ImageCms.applyTransform(image, _lab_to_srgb()), alpha, notes
-    if image.mode.startswith("I;16"):
-        image = _eight_bits(image)
+    if image.mode.startswith("I;16"):  # Pillow's convert() would clip 16-bit greyscale to white
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if profile:
         transform = _transform(profile, image.mode)
         if transform is None:
@@ -208,11 +204,6 @@ def to_srgb(
     elif image.mode == "CMYK":
         notes += (NO_CMYK_PROFILE,)
     return image.convert("RGB"), alpha, notes
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit greyscale to mode L; Pillow's convert() would clip it to white."""
-    return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
 
 
 @dataclass(frozen=True)

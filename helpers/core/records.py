@@ -166,16 +166,13 @@ def read_metadata(path: Path) -> list[tuple[str, str]]:
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """Read the rows of train_log.jsonl; lines that a kill cut off, or that are damaged, are left out."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [row for row in map(_log_row, lines) if row is not None]
-
-
-def _log_row(line: bytes) -> dict[str, float] | None:
-    with suppress(ValueError, RecursionError):
-        row = json.loads(line)
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            return row
-    return None
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                rows.append(row)
+    return rows
 
 
 def log_lines(rows: Sequence[dict[str, float]]) -> str:

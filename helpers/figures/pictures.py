@@ -53,17 +53,14 @@ def grid(
     for row, title in enumerate(row_titles):
         draw.text((GAP_PX, row * row_px + 4), title, INK, font)
     for i, image in enumerate(images):
-        x, y = (
-            GAP_PX + i % columns * (cell_px + GAP_PX),
-            i // columns * row_px + title_px + GAP_PX // 2,
-        )
+        x = GAP_PX + i % columns * (cell_px + GAP_PX)
+        y = i // columns * row_px + title_px + GAP_PX // 2
         tile = _fit(image, cell_px)
         sheet.paste(tile, (x + (cell_px - tile.width) // 2, y + (cell_px - tile.height) // 2))
         number = i - (rows - 1) * columns if below_last else i
         if 0 <= number < len(labels):
-            draw.multiline_text(
-                (x, y + cell_px + 2), _wrap(labels[number], font, cell_px), INK, font
-            )
+            text = _wrap(labels[number], font, cell_px)
+            draw.multiline_text((x, y + cell_px + 2), text, INK, font)
     return sheet
 
 
@@ -71,9 +68,8 @@ def _fit(image: Image.Image, side_px: int) -> Image.Image:
     """Scale an image to fit a square."""
     factor = side_px / max(image.size)
     method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC
-    return image.resize(
-        (max(1, round(image.width * factor)), max(1, round(image.height * factor))), method
-    )
+    size = tuple(max(1, round(side * factor)) for side in image.size)
+    return image.resize(size, method)
 
 
 def _label_height(labels: Sequence[str], font: ImageFont.FreeTypeFont, width_px: int) -> int:

@@ -32,7 +32,11 @@ def about(run: Run | None = None) -> str:
         ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         _machine(),
     ]
-    return redact("\n".join(lines + (_stages(run) if run else [])))
+    if run and run.folder.is_dir():
+        lines += [_settings(run, stage) for stage in STAGES]
+    elif run:
+        lines.append("no run of that name is here")
+    return redact("\n".join(lines))
 
 
 def _own_version() -> str:
@@ -55,12 +59,6 @@ def _machine() -> str:
     except Exception as error:  # if torch does not load, that is what the report is about
         words = " ".join(f"{type(error).__name__}: {error}".split())
         return f"no device: {PATH.sub('', words)}"
-
-
-def _stages(run: Run) -> list[str]:
-    if not run.folder.is_dir():
-        return ["no run of that name is here"]
-    return [_settings(run, stage) for stage in STAGES]
 
 
 def _settings(run: Run, stage: str) -> str:

@@ -69,10 +69,8 @@ def _precision(device: torch.device, wanted: str) -> tuple[str, str]:
 
 def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
     if wanted == "sdpa" or device.type == "cpu":
-        return (
-            "sdpa",
-            f"sdpa: PyTorch's own attention ({'asked for' if wanted == 'sdpa' else 'no GPU'})",
-        )
+        why = "asked for" if wanted == "sdpa" else "no GPU"
+        return "sdpa", f"sdpa: PyTorch's own attention ({why})"
     if what := _fault_of_xformers(device):
         return "sdpa", f"sdpa: xformers {what}"
     if wanted == "auto":

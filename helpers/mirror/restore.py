@@ -144,7 +144,7 @@ def _wanted(source: Path, index: Index) -> dict[str, File]:
     return found
 
 
-def _is_older(path: Path, file: File) -> bool:
+def _is_older(path: Path, file: File | Folder) -> bool:
     if not path.is_file():
         return True
     return path.stat().st_mtime_ns < file.mtime_ns and sha256(path) != file.sha256
@@ -237,30 +237,22 @@ def _restore_folder(
     done: Restored,
 ) -> None:
     """Restore a checkpoint or a model, or its backup on Drive, if it verifies."""
-    if not _is_inside(name) or not _is_wanted(source / name, folder):
+    path = source / name
+    if not _is_inside(name) or not (find_corruption(path) or _is_older(path / MANIFEST, folder)):
         return
     begun = False
     for place in (*copies(name), backup_name(name)):
         for manifest in copies(f"{place}/{MANIFEST}"):
             text = _text(drive, manifest)
-            content = (
-                f"{text.rstrip()}\n".encode()
-            )  # only its last byte was cut off: still complete
+            content = f"{text.rstrip()}\n".encode()  # a lost last line end is no damage
             begun |= bool(text)
             if (name, hashlib.sha256(content).hexdigest()) not in known:
                 continue
-            if count := _fetch_folder(drive, place, content, folder.mtime_ns, source / name):
+            if count := _fetch_folder(drive, place, content, folder.mtime_ns, path):
                 done.count += count
                 return
     if begun or not is_of_series(name):  # a checkpoint that was never begun there is no loss
         done.missing.append(name)
-
-
-def _is_wanted(path: Path, folder: Folder) -> bool:
-    if find_corruption(path):
-        return True
-    manifest = path / MANIFEST
-    return manifest.stat().st_mtime_ns < folder.mtime_ns and sha256(manifest) != folder.sha256
 
 
 def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path: Path) -> int:

@@ -200,15 +200,6 @@ class Mirror:
             if size > self.drive.free_bytes() and not (self.source / old).exists():
                 self._delete([old])
 
-    def _verified_series(self) -> list[str]:
-        """The checkpoints that are verified on Drive, the newest first."""
-        verified = {
-            name: folder
-            for name, folder in self._on_drive().items()
-            if is_of_series(name) and (name, folder.sha256) in self.uploads.verified
-        }
-        return newest_first(verified, self._here(verified))
-
     def _here(self, names: Iterable[str]) -> set[str]:
         return {name for name in names if (self.source / name).is_dir()}
 
@@ -307,11 +298,13 @@ class Mirror:
         """What is verified on Drive: up to which step, and how much."""
         if self.archives is None:
             return format_bytes(0)
-        known, verified = self.archives.index, {name for name, _ in self.uploads.verified}
-        size = sum(x.size for n, x in (known.parts | known.folders).items() if n in verified)
-        series = self._verified_series()
-        step = f"up to step {int(series[0].rsplit('-', 1)[-1])}, " if series else ""
-        return f"{step}{format_bytes(size)}"
+        index, verified = self.archives.index, self.uploads.verified
+        known = index.parts | index.folders
+        known = {n: entry for n, entry in known.items() if (n, entry.sha256) in verified}
+        series = {n: entry for n, entry in known.items() if is_of_series(n)}
+        newest = newest_first(series, self._here(series))[:1]
+        step = "".join(f"up to step {int(name.rsplit('-', 1)[-1])}, " for name in newest)
+        return f"{step}{format_bytes(sum(entry.size for entry in known.values()))}"
 
     def purge(self) -> None:
         """Delete from Drive every file that is no longer here. Raises NotMirrored or OSError if that fails."""

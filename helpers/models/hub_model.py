@@ -52,8 +52,10 @@ def fetch_model(hub_id: str, weights: bool) -> Path:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=VARIANTS))
         if not any(folder.glob("*.json")) and not any(folder.glob("*.safetensors")):
             return _fetch_single_file(hub_id)
-        bare = [f"{part.name}/*.safetensors" for part in _bare_parts(folder)] if weights else []
-        return Path(snapshot_download(hub_id, allow_patterns=bare)) if bare else folder
+        parts = [path.parent for path in sorted(folder.glob("*/config.json"))] if weights else []
+        bare = [part for part in parts if not any(part.glob("*.safetensors"))]
+        patterns = [f"{part.name}/*.safetensors" for part in bare]
+        return Path(snapshot_download(hub_id, allow_patterns=patterns)) if bare else folder
     except RepositoryNotFoundError as error:  # or one with terms to accept
         raise OSError(
             "the hub shows no such model: if it is private, or has terms to accept on its page, set HF_TOKEN"
@@ -74,12 +76,6 @@ def _fetch_single_file(hub_id: str) -> Path:
     return Path(snapshot_download(hub_id, allow_patterns=names))
 
 
-def _bare_parts(folder: Path) -> list[Path]:
-    """The parts of a pipeline that have a config.json but no weights."""
-    parts = [path.parent for path in sorted(folder.glob("*/config.json"))]
-    return [part for part in parts if not any(part.glob("*.safetensors"))]
-
-
 def rename_variants(folder: Path) -> Path:
     """A folder in which all weights have their usual names: itself, or one with links to its files, made once."""
     files = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
@@ -93,8 +89,9 @@ def rename_variants(folder: Path) -> Path:
     if not plain:
         return folder
     links = {name.as_posix(): path.resolve() for name, path in (files | plain).items()}
-    stats = {name: (str(path), *_stat(path)) for name, path in links.items()}
-    digest = hashlib.sha256(json.dumps(stats, sort_keys=True).encode()).hexdigest()[:32]
+    stats = {name: (path, path.stat()) for name, path in links.items()}
+    key = {name: (str(p), stat.st_size, stat.st_mtime_ns) for name, (p, stat) in stats.items()}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     linked = Path(constants.HF_HOME) / "variants" / digest
     with locked(linked.with_name(f".{digest}.lock")):
         if not (linked / MANIFEST).is_file():
@@ -103,7 +100,3 @@ def rename_variants(folder: Path) -> Path:
                     (made / name).parent.mkdir(parents=True, exist_ok=True)
                     (made / name).symlink_to(path)
     return linked
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns

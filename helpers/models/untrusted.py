@@ -67,7 +67,13 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
     """
     path = Path(model).expanduser()
     if path.is_file():
-        return _convert(path)
+        if path.suffix in PICKLED:
+            raise ValueError(
+                f"{path.name} is a pickle, which could run any code and is not read: take the .safetensors file"
+            )
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path.name} is no .safetensors file")
+        return convert(path)
     if not path.is_dir():
         _refuse_missing_path(model)
         path = fetch_model(successor(model), weights)
@@ -79,16 +85,6 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
     return plain
 
 
-def _convert(path: Path) -> Path:
-    if path.suffix in PICKLED:
-        raise ValueError(
-            f"{path.name} is a pickle, which could run any code and is not read: take the .safetensors file"
-        )
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path.name} is no .safetensors file")
-    return convert(path)
-
-
 def _refuse_missing_path(model: str) -> None:
     """Raise OSError for a path that does not exist, instead of asking the Hub, whose error would be about ids."""
     is_id = HUB_ID.fullmatch(model)
@@ -98,15 +94,27 @@ def _refuse_missing_path(model: str) -> None:
 
 
 def _refuse_unsafe(folder: Path) -> None:
-    _refuse_linked_folders(folder)
-    _refuse_pickled_shards(folder)
-    _refuse_adapters(folder)
+    """Raise ValueError for a folder from which a loader could read anything but safetensors and JSON inside it."""
+    files = sorted(folder.rglob("*"))
+    # files in a linked folder are loaded, but would not be checked; the Hub's cache links only files
+    if linked := [path for path in files if path.is_symlink() and path.is_dir()]:
+        raise ValueError(
+            f"it holds a link to a folder, {linked[0].relative_to(folder)}, which is not followed"
+        )
+    # transformers opens any file that an index of shards names
+    for index in folder.rglob("[!.]*.safetensors.index.json"):  # loaders ignore hidden ones
+        for name in read_json(index)["weight_map"].values():
+            if not name.endswith(".safetensors"):
+                raise ValueError(f"{index.relative_to(folder)} names {name}, which is not read")
+    # some versions of transformers load an adapter with the weights, even if it is pickled
+    if found := [path for path in files if path.name == "adapter_config.json"]:
+        raise ValueError(f"it holds an adapter, {found[0].relative_to(folder)}, which is not read")
 
 
 def _unloadable(setting: str, model: str, folder: Path, error: Exception, advice: str) -> RunError:
     """The RunError for a model that cannot be loaded: what is wrong with it, and what to do next."""
     what = str(error).strip().split("\n")[0] or type(error).__name__
-    pickled = sorted(path for path in _files(folder) if path.suffix in PICKLED)
+    pickled = sorted(path for path in folder.rglob("*") if path.suffix in PICKLED)
     if pickled and isinstance(error, OSError):
         name = pickled[0].relative_to(folder)
         what = f"it has only pickled weights, such as {name}, which could run any code and are not read: {what}"
@@ -151,32 +159,6 @@ def _is_known(library: str | None, kind: str | None) -> bool:
     if library == "diffusers" and str(kind).endswith("Scheduler") and str(kind).isidentifier():
         return True
     return (library, kind) == (None, None) or PARTS.get(kind) == library is not None
-
-
-def _refuse_linked_folders(folder: Path) -> None:
-    """Raise ValueError for a link to a folder, whose files would be unchecked; the Hub's cache links only files."""
-    if linked := sorted(path for path in _files(folder) if path.is_symlink() and path.is_dir()):
-        raise ValueError(
-            f"it holds a link to a folder, {linked[0].relative_to(folder)}, which is not followed"
-        )
-
-
-def _refuse_pickled_shards(folder: Path) -> None:
-    """Raise ValueError if an index of safetensors names other files, which transformers would open."""
-    for index in folder.rglob("[!.]*.safetensors.index.json"):  # loaders ignore hidden ones
-        for name in read_json(index)["weight_map"].values():
-            if not name.endswith(".safetensors"):
-                raise ValueError(f"{index.relative_to(folder)} names {name}, which is not read")
-
-
-def _refuse_adapters(folder: Path) -> None:
-    """Raise ValueError for an adapter, which some versions of transformers load with the weights, even if pickled."""
-    if found := sorted(path for path in _files(folder) if path.name == "adapter_config.json"):
-        raise ValueError(f"it holds an adapter, {found[0].relative_to(folder)}, which is not read")
-
-
-def _files(folder: Path) -> list[Path]:
-    return list(folder.rglob("*"))
 
 
 def load_file(path: Path) -> dict[str, Tensor]:
