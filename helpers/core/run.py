@@ -49,9 +49,7 @@ class Run:
     # 03
     dataset = _RunPath("dataset")
     datasets_before = _RunPath("datasets_before.jsonl")  # a line for each replaced dataset
-    taken_back = _RunPath(
-        "taken_back.txt"
-    )  # images that a person wants in, in spite of their flaws
+    taken_back = _RunPath("taken_back.txt")  # images that a person wants in despite flaws
     taken_down = _RunPath("taken_down.txt")  # what must not be here: shortcodes, SHA-256 of images
     # 04
     cache = _RunPath("cache")  # may be deleted at any time

@@ -248,12 +248,12 @@ class ArchiveSet:
                 self.seen.pop(name, None)  # to be looked at again
             raise
 
-    def publish(self, folders: dict[str, Folder], anew: bool = False) -> None:
+    def publish(self, folders: dict[str, Folder], force: bool = False) -> None:
         """Write the index into the older slot if it has changed, then delete archives that no slot lists."""
         self.index.folders = dict(folders)
         used = {file.part for file in self.index.files.values()}
         self.index.parts = {n: archive for n, archive in self.index.parts.items() if n in used}
-        if not anew and self.published and self.index == self.published[-1]:
+        if not force and self.published and self.index == self.published[-1]:
             self.uploads.put_bytes(self.index.slot(), self.index.dump())
             return
         self.index.generation += 1
@@ -275,5 +275,5 @@ class ArchiveSet:
             raise problem
         self._add(set(), found, min_used=1.0)
         for slot in SLOTS:
-            self.publish(folders, anew=True)
+            self.publish(folders, force=True)
             self.drive.remove([*copies(slot)][1])

@@ -111,10 +111,12 @@ def _mirror(run: Run) -> Mirror | None:
 
 def _new_mirror(run: Run) -> Mirror:
     """A run's mirror without the trials of its sweep: each has its own, since another machine may continue it."""
-    whole = frozenset(path.name for path in (run.checkpoints, run.model, run.export, run.sweep))
+    folder_roots = frozenset(
+        path.name for path in (run.checkpoints, run.model, run.export, run.sweep)
+    )
     trials = run.trial_folders.relative_to(run.folder).as_posix()
     drive = Drive(colab.DRIVE, f"{FOLDER_ON_DRIVE}/{run.name}")
-    return Mirror(run.folder, drive, whole, frozenset({run.cache.name, trials}))
+    return Mirror(run.folder, drive, folder_roots, frozenset({run.cache.name, trials}))
 
 
 def remote_room_bytes(run: Run) -> float:

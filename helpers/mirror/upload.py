@@ -1,4 +1,4 @@
-"""A run's mirror on Google Drive, written by a background thread while work goes on on the local disk.
+"""A run's mirror on Google Drive, written by a background thread while work continues on the local disk.
 
 Small files go into archives under one index (archives.py); a checkpoint or a model is copied as a folder, its manifest
 last. A file counts as mirrored once every byte was read back from Drive and its upload has ended, and an old version
@@ -34,10 +34,10 @@ class Mirror:
     """A run's folder and its mirror. `schedule` returns at once; `flush` waits and returns the problem, if any."""
 
     def __init__(
-        self, source: Path, drive: Drive, whole: frozenset[str], skip: frozenset[str]
+        self, source: Path, drive: Drive, folder_roots: frozenset[str], skip: frozenset[str]
     ) -> None:
-        """`whole`: top folders whose folders with a manifest are copied as folders; `skip`: what is not mirrored."""
-        self.source, self.drive, self.whole, self.skip = source, drive, whole, skip
+        """`folder_roots`: top folders in which folders with a manifest are copied as such; `skip`: what is not mirrored."""
+        self.source, self.drive, self.folder_roots, self.skip = source, drive, folder_roots, skip
         self.uploads = Uploads(drive)
         self.archives: ArchiveSet | None = None  # read from Drive by the first round
         self.is_outdated = False  # another machine may have changed what is on Drive
@@ -129,7 +129,9 @@ class Mirror:
         self.faults = []
         here: dict[str, Folder] = {}
         skipped = {p.relative_to(self.source) for word in self.skip for p in self.source.glob(word)}
-        for path in sorted(p for top in self.whole for p in (self.source / top).rglob(MANIFEST)):
+        for path in sorted(
+            p for top in self.folder_roots for p in (self.source / top).rglob(MANIFEST)
+        ):
             name = path.parent.relative_to(self.source)
             if is_hidden(name) or not skipped.isdisjoint(name.parents):
                 continue
@@ -151,7 +153,7 @@ class Mirror:
 
     def _is_late(self, name: str, small: dict) -> bool:
         """Whether a file's folder appeared while small files were listed; the next round copies it as a folder."""
-        is_top = name.split("/")[0] in self.whole
+        is_top = name.split("/")[0] in self.folder_roots
         return is_top and any(f"{folder}/{MANIFEST}" in small for folder in parents_of(name))
 
     def _on_drive(self) -> dict[str, Folder]:

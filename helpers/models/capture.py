@@ -99,7 +99,7 @@ class Captured:
         return replay().clone()
 
     def release(self) -> None:
-        """Free the graphs and their memory; a later call begins anew."""
+        """Free the graphs and their memory; a later call records again."""
         self.recorded.clear()
         self.warm.clear()
 
@@ -124,7 +124,7 @@ class CapturedForward:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """A context in which the UNet uses it. Weights may change in between; if one's address has, it records anew."""
+        """A context in which the UNet uses it. Weights may change in between; if one has moved, it records again."""
         addresses = [tensor.data_ptr() for tensor in self.unet.state_dict().values()]
         if addresses != self.addresses:
             self.addresses = addresses
