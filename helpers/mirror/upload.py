@@ -36,7 +36,7 @@ class Mirror:
     def __init__(
         self, source: Path, drive: Drive, folder_roots: frozenset[str], skip: frozenset[str]
     ) -> None:
-        """`folder_roots`: top folders in which folders with a manifest are copied as such; `skip`: what is not mirrored."""
+        """`folder_roots`: top folders whose folders with a manifest are copied as such; `skip`: not mirrored."""
         self.source, self.drive, self.folder_roots, self.skip = source, drive, folder_roots, skip
         self.uploads = Uploads(drive)
         self.archives: ArchiveSet | None = None  # read from Drive by the first round
