@@ -6,7 +6,7 @@ import pytest
 
 from helpers.core.files import write_json
 from helpers.figures.trials import (
-    MOST_LABELS,
+    MAX_LABELS,
     TrialRow,
     plot_trials,
     previews_of,
@@ -37,7 +37,7 @@ def rows_of(count, params=5):
     ]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8, MOST_LABELS, 40])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, MAX_LABELS, 40])
 def test_labels_stand_apart_in_order_and_near_their_place(count):
     source = random.Random(count)
     for heights in (
