@@ -55,7 +55,7 @@ def test_a_missing_or_empty_text_is_a_row_that_says_so(run, pictures):
     run.sidecar("Holiday-02_1.jpg").write_text("  ")
     caption(run)
     statuses = {row["file_name"]: row["status"] for row in lines(run.captions)}
-    assert statuses["Holiday-01_1.jpg"] == "failed: no .txt beside Holiday-01_1.jpg"
+    assert statuses["Holiday-01_1.jpg"] == "failed: no caption came with it"
     assert statuses["Holiday-02_1.jpg"] == "failed: Holiday-02_1.txt is empty"
     assert "10 captions" in verify_captions(run) and "2 images without one" in verify_captions(run)
 
