@@ -10,10 +10,8 @@ from PIL import Image
 
 from helpers.core.errors import RunError
 from helpers.core.suffix import append_suffix, common_ending, has_suffix, strip_suffix
-from helpers.models.tokens import CLIP_TOKENS
+from helpers.models.tokens import CLIP, token_counter, token_limit
 
-# CLIP's own cut into pieces (Radford et al. 2021, simple_tokenizer.py), in the terms of Python's re
-PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
 PLACE = re.compile(
     r"\b(?:in|on|at|under|through|inside|near|by|down|over|above|below|across|among) "
     r"([^,.;]+?)(?= (?:with|and|while|in|on|at|next)\b|[,.;]|$)"
@@ -24,11 +22,6 @@ END_OF_SUBJECT = re.compile(
 NO_PLACES = {"it", "them", "him", "her", "top", "front", "back", "side"}
 NO_NAMES = {"character", "characters", "a", "an", "the", "of"}
 COLOURS = ("#8b6fa8", "#d1a54b")
-
-
-def least_tokens(text: str) -> int:
-    """How many tokens CLIP makes of a text at least: a common word is one, a rare one several."""
-    return len(PIECE.findall(text.lower())) + 2
 
 
 def subject(caption: str) -> str:
@@ -75,15 +68,15 @@ def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
     sides = {name: part["caption"] for name, part in bare.groupby("split")}
     counts.barh(list(sides), [len(part) for part in sides.values()], color=COLOURS[: len(sides)])
     counts.set_title("images")
+    base_model = images.attrs.get("base_model", CLIP)
+    (count, note), limit = token_counter(base_model), token_limit(base_model)
     tokens = [
-        [least_tokens(append_suffix(caption, suffix)) for caption in part]
-        for part in sides.values()
+        [count(append_suffix(caption, suffix)) for caption in part] for part in sides.values()
     ]
-    limit = images.attrs.get("token_limit", CLIP_TOKENS)
     bins = range(0, max(limit, *map(max, tokens)) + 4, 3)
     lengths.hist(tokens, bins, stacked=True, color=COLOURS[: len(sides)], label=list(sides))
     lengths.axvline(limit, color="#d1495b", linewidth=1)
-    lengths.set(title=f"tokens of a text, at least; CLIP reads {limit}", ylabel="images")
+    lengths.set(title=f"tokens of a text{note}; the model reads {limit}", ylabel="images")
     _bars(characters, "characters, share of each side", _shares(sides, subject))
     _bars(settings, "settings, share of each side", _shares(sides, setting))
     figure.legend(*lengths.get_legend_handles_labels(), loc="outside lower center", ncols=2)

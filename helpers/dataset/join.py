@@ -11,7 +11,7 @@ from helpers.core.errors import RunError
 from helpers.core.records import Caption, Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.core.suffix import strip_suffix
-from helpers.models.tokens import base_model_of, token_limit
+from helpers.models.tokens import base_model_of
 
 FORMULA = "=+-@＝＋－＠"  # with which a spreadsheet takes a cell for a formula
 
@@ -45,7 +45,7 @@ def candidates(config: DatasetConfig, run: Run) -> pd.DataFrame:
     run.check_settings(config)
     images = table(run)
     images.attrs["chosen_with"] = _choosing(config)
-    images.attrs["token_limit"] = token_limit(base_model_of(run))
+    images.attrs["base_model"] = base_model_of(run)  # whose tokens are counted
     return images
 
 
