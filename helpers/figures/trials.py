@@ -9,7 +9,7 @@ from PIL import Image
 
 from helpers.core.files import read_json
 from helpers.core.run import Run
-from helpers.figures.pictures import drawn, evenly, open_rgb, stacked
+from helpers.figures.pictures import evenly, open_rgb, stack, to_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,7 @@ def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
     curves.spines[["top", "right"]].set_visible(False)
     curves.grid(alpha=0.25)
     _number_curves(curves, started, best)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
@@ -101,12 +101,12 @@ def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None
     for step in {row.curve[-1][0] for row in rows}:
         here = sorted((r for r in rows if r.curve[-1][0] == step), key=lambda r: r.curve[-1][1])
         heights = [min((r.curve[-1][1] - low) / (high - low), 1) for r in here]
-        for row, height in zip(here, spread(heights), strict=True):
+        for row, height in zip(here, spread_labels(heights), strict=True):
             place, colour = (step, low + height * (high - low)), _style(row, best)["color"]
             axes.annotate(f" {row.number}", place, color=colour, fontsize=8, va="center")
 
 
-def spread(heights: Sequence[float], gap: float = 0.06) -> list[float]:
+def spread_labels(heights: Sequence[float], gap: float = 0.06) -> list[float]:
     """Move labels at rising heights (0 to 1) at least `gap` apart, or evenly if there is no room; each stays near."""
     gap = min(gap, 1 / max(len(heights) - 1, 1))
     placed: list[float] = []
@@ -136,7 +136,7 @@ def _draw_coordinates(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | N
             dict(zip(map(_label, column), heights, strict=True)).items(), key=lambda label: label[1]
         )
         labels = evenly(labels, MAX_LABELS)
-        for (value, _), height in zip(labels, spread([h for _, h in labels]), strict=True):
+        for (value, _), height in zip(labels, spread_labels([h for _, h in labels]), strict=True):
             axes.annotate(f" {value}", (x, height), fontsize=8, va="center")
     words = [name.replace("_", "_\n") if len(name) > 14 else name for name in names]
     axes.set(xticks=range(len(names)), xticklabels=words, yticks=[], xlim=(-0.1, len(names) - 0.7))
@@ -165,7 +165,7 @@ def stack_previews(run: Run, rows: Sequence[TrialRow], max_trials: int = 12) -> 
     titles = [
         f"{r.name} ({r.state}{'' if r.value is None else f', {r.value:.4f}'})" for r, _ in shown
     ]
-    return stacked([open_rgb(path) for _, path in shown], titles) if shown else None
+    return stack([open_rgb(path) for _, path in shown], titles) if shown else None
 
 
 def views(run: Run) -> "list[Styler | Image.Image]":

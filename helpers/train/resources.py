@@ -20,7 +20,7 @@ from helpers.host.colab import SESSION_HOURS, on_colab
 from helpers.host.device import GB, Device
 from helpers.mirror.sync import remote_room_bytes
 from helpers.models.capture import Captured
-from helpers.models.untrusted import reading
+from helpers.models.untrusted import open_model
 from helpers.train.check_base import check_part_settings
 from helpers.train.footprint import peak_activation_bytes, random_inputs
 from helpers.train.limits import machine_errors, memory_advice, refuse_slow
@@ -168,7 +168,7 @@ def _meta_model(config: TrainConfig, device: Device) -> torch.nn.Module:
 
 def build_model(config: TrainConfig, device: Device) -> torch.nn.Module:
     """The module that would be trained, of the base model's shapes with random weights."""
-    with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
+    with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
         check_part_settings(folder / "unet", "UNet2DConditionModel")
         check_part_settings(folder / "text_encoder", "CLIPTextModel")
         unet = UNet2DConditionModel.from_config(
@@ -180,7 +180,7 @@ def build_model(config: TrainConfig, device: Device) -> torch.nn.Module:
 
 def latent_side(config: TrainConfig) -> int:
     """The side of a square image's latents: resolution_px / 8 for Stable Diffusion."""
-    with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
+    with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
         check_part_settings(folder / "vae", "AutoencoderKL")
         vae = AutoencoderKL.load_config(folder, subfolder="vae")
     return config.resolution_px // 2 ** (len(vae["block_out_channels"]) - 1)

@@ -5,7 +5,14 @@ import shutil
 from pathlib import Path
 
 from helpers.core.errors import ElsewhereError, RunError
-from helpers.core.files import damage, folder_hash, read_json, write_json
+from helpers.core.files import (
+    find_corruption,
+    folder_hash,
+    read_json,
+    replacing_file,
+    replacing_folder,
+    write_json,
+)
 from helpers.core.run import Run
 from helpers.figures.trials import best_trial, read_trials
 from helpers.mirror.sync import restore
@@ -29,14 +36,14 @@ def promote(run: Run) -> str:
         )
     trial = run.trial(best.number)
     restore(trial, follow=False)  # another machine may have left it on the same Drive
-    if what := damage(trial.model):
+    if what := find_corruption(trial.model):
         raise ElsewhereError(
             f"{what}: trial {best.number} is the best and ran on another machine; run the sweep again there, or copy "
             f"its folder to {trial.folder}"
         )
     record = {"trial": best.number, "value": best.value, "model": folder_hash(trial.model)}
     is_promoted = run.promoted.is_file() and read_json(run.promoted) == record
-    if not is_promoted or damage(run.model) or folder_hash(run.model) != record["model"]:
+    if not is_promoted or find_corruption(run.model) or folder_hash(run.model) != record["model"]:
         _replace_training(run, trial)
         write_json(run.promoted, record)
     return f"{best.name}: validation loss {best.value:.4f}, now the model of {run.folder}"
@@ -69,15 +76,13 @@ def _replace_training(run: Run, trial: Run) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or folder under a temporary name, and rename it."""
-    tmp_path = target.with_name(f".{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Copy a file or folder, so that the copy appears complete or not at all."""
     if source.is_dir():
-        shutil.rmtree(tmp_path, ignore_errors=True)
-        shutil.copytree(source, tmp_path, copy_function=_link_or_copy)
+        with replacing_folder(target, manifest=False) as tmp_path:
+            shutil.copytree(source, tmp_path, copy_function=_link_or_copy, dirs_exist_ok=True)
     else:
-        shutil.copy2(source, tmp_path)
-    tmp_path.rename(target)
+        with replacing_file(target) as tmp_path:
+            shutil.copy2(source, tmp_path)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -15,7 +15,7 @@ from optuna.pruners import MedianPruner
 
 from helpers.config import TrainConfig, read_settings
 from helpers.core.errors import DatabaseError
-from helpers.core.files import damage, folder_hash, write_json
+from helpers.core.files import find_corruption, folder_hash, write_json
 from helpers.core.run import Run
 from helpers.figures.trials import best_trial, read_trials
 from helpers.host.device import pick_device
@@ -108,7 +108,11 @@ def _retrain_lost_best(sweep: Sweep) -> Iterator[str]:
     With a database its model may be on another machine, so nothing is done.
     """
     best = best_trial(read_trials(sweep.run))
-    if best and isinstance(sweep.place, Journal) and damage(sweep.run.trial(best.number).model):
+    if (
+        best
+        and isinstance(sweep.place, Journal)
+        and find_corruption(sweep.run.trial(best.number).model)
+    ):
         yield f"{best.name}: its model is missing or damaged, so it is trained again"
         for _ in train(trial_config(sweep.config, best.params), sweep.run.trial(best.number)):
             pass
