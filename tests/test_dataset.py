@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers.config import DatasetConfig
 from helpers.core.errors import RunError
-from helpers.core.files import damage, folder_hash
+from helpers.core.files import find_corruption, folder_hash
 from helpers.core.records import (
     Caption,
     Post,
@@ -117,7 +117,9 @@ def test_the_words_say_what_a_small_held_out_set_means():
         images.loc[: posts // 5 - 1, "split"] = "validation"
         return meaning(images)
 
-    assert words(20).startswith("4 of 20 images are held out: with fewer than 20 the held-out loss")
+    assert words(20).startswith(
+        "4 of 20 images are held out: with fewer than 20 the validation loss"
+    )
     assert words(100) == (
         "20 of 100 images are held out: enough to see in 04 whether the model learns or memorises"
     )
@@ -312,7 +314,7 @@ def test_a_kill_at_each_file_operation_leaves_the_old_dataset_or_the_new(dataset
 
     for number in kills_at_every_operation(dataset.folder, act, step):
         here = Run("pictures")  # which puts back what a kill left aside
-        assert damage(here.dataset) is None
+        assert find_corruption(here.dataset) is None
         hashes.add(folder_hash(here.dataset))
         kills += 1
         if number:

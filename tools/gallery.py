@@ -64,7 +64,7 @@ def _three_ways() -> list[tuple[str, list[float], list[float]]]:
     ]
     return [
         ("still learning: train on", falling, [loss - 0.03 for loss in falling]),
-        ("flat: it has what it can", level, [loss - 0.04 for loss in level]),
+        ("converged: more brings little", level, [loss - 0.04 for loss in level]),
         (
             "overfitting: learning by heart",
             turning,

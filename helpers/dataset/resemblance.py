@@ -208,7 +208,7 @@ def _have_same_colours(
 ) -> bool:
     """Whether one colour map of the whole image turns one image's colours into the other's.
 
-    It may scale and shift each channel and mix it with grey, as filters do; a change of colour in one part is no filter.
+    It may scale and shift each channel and mix it with grey, as a filter does; recolouring one part is no filter.
     """
     square = Image.fromarray(one.pixels)
     first = (

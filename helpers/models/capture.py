@@ -1,7 +1,7 @@
-"""Kernels recorded once into a CUDA graph and replayed, so that the GPU never waits for Python.
+"""CUDA graphs: kernels are captured once and replayed, so that the GPU never waits for Python.
 
-A micro-step of Stable Diffusion v1's UNet launches thousands of kernels, and to launch one takes Python longer than
-the GPU needs for most of them. A CUDA graph launches all of them at once (PyTorch's notes on CUDA semantics, "CUDA
+A micro-step of Stable Diffusion v1's UNet launches thousands of kernels, and Python takes longer to launch most of
+them than the GPU takes to run them. A CUDA graph launches all of them at once (PyTorch's notes on CUDA semantics, "CUDA
 Graphs", https://docs.pytorch.org/docs/stable/notes/cuda.html).
 """
 
@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +17,15 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 
-class Recorder(Protocol):
-    """Records what a function does on tensors that stay at their addresses."""
-
-    def warm_up(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run it once, as it will be recorded."""
-
-    def record(
-        self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
-    ) -> Callable[[], Tensor]:
-        """Record it without running it; what replays it, and returns its result."""
-
-
 class CudaGraphs:
-    """Records into CUDA graphs that share one memory pool: no two of them run at a time."""
+    """Records into CUDA graphs that share one memory pool, so only one of them may run at a time."""
 
     def __init__(self) -> None:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def warm_up(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run it on the stream that records, so that autograd's own state belongs to that stream."""
-        torch.cuda.empty_cache()  # blocks belong to a stream: this one could not take the others'
+        """Run the function once on the recording stream, so that autograd's own state belongs to that stream."""
+        torch.cuda.empty_cache()  # freed blocks belong to a stream, and this one cannot reuse the others'
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             result = function(*inputs)
@@ -47,7 +35,10 @@ class CudaGraphs:
     def record(
         self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     ) -> Callable[[], Tensor]:
-        """Record it into a graph; other threads may use the GPU meanwhile."""
+        """Record the function without running it; return what replays it and returns its result.
+
+        Other threads may use the GPU meanwhile.
+        """
         graph = torch.cuda.CUDAGraph()
         mode = {"stream": self.stream, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(graph, pool=self.pool, **mode):
@@ -62,29 +53,29 @@ class CudaGraphs:
 
 @lru_cache(maxsize=1)
 def _shared_graphs() -> CudaGraphs:
-    """One memory pool for all graphs of a process: what one holds while it runs, the next one takes."""
+    """One memory pool for all graphs of a process: each reuses the memory of the others."""
     return CudaGraphs()
 
 
 class Captured:
-    """A function of tensors that runs as it is at its first call with a shape, and is recorded and replayed after.
+    """A function of tensors that is captured as a CUDA graph: the first call with a shape runs it, later ones replay.
 
-    It returns a tensor, reads no value of one in Python, and what it writes beside its result has the same
-    address at each call. Where it cannot be recorded it runs as it is, and a line says why.
+    The function must return a tensor, read no tensor's value in Python, and write anything else to the same address
+    at each call. If it cannot be captured, it runs uncaptured and a warning says why.
     """
 
     def __init__(
-        self, function: Callable[..., Tensor], what: str, recorder: Recorder | None = None
+        self, function: Callable[..., Tensor], name: str, recorder: CudaGraphs | None = None
     ) -> None:
-        """`what` names it in that line, as in "the training step"."""
-        self.function, self.what = function, what
+        """`name` is for that warning, such as "the training step"."""
+        self.function, self.name = function, name
         self.recorder = recorder or _shared_graphs()
         self.recorded: dict[tuple, tuple[tuple[Tensor, ...], Callable[[], Tensor]]] = {}
         self.warm: set[tuple] = set()
         self.failed = False
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The function's result for `inputs`, in a tensor of its own."""
+        """Return the function's result for `inputs`, in a new tensor."""
         shape = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if self.failed:
             return self.function(*inputs)
@@ -94,12 +85,12 @@ class Captured:
         if shape not in self.recorded and not self._record(shape, inputs):
             return self.function(*inputs)
         static, replay = self.recorded[shape]
-        for own, given in zip(static, inputs, strict=True):
-            own.copy_(given, non_blocking=True)
+        for buffer, tensor in zip(static, inputs, strict=True):
+            buffer.copy_(tensor, non_blocking=True)
         return replay().clone()
 
     def release(self) -> None:
-        """Free the graphs and their memory; a later call begins anew."""
+        """Free the graphs and their memory; a later call captures again."""
         self.recorded.clear()
         self.warm.clear()
 
@@ -107,41 +98,41 @@ class Captured:
         static = tuple(tensor.clone() for tensor in inputs)
         try:
             self.recorded[shape] = static, self.recorder.record(self.function, static)
-        except RuntimeError as error:  # a kernel that refuses, or memory
+        except RuntimeError as error:  # a kernel that cannot be captured, or out of memory
             self.failed = True
             self.recorded.clear()
             reason = str(error).strip().split("\n")[0]
-            log.warning("%s is not captured (%s): it goes on more slowly", self.what, reason)
+            log.warning("%s is not captured (%s): it goes on more slowly", self.name, reason)
         return not self.failed
 
 
 class CapturedForward:
-    """A diffusers UNet's forward pass, captured, for pipelines that call it many times."""
+    """A UNet's forward pass, captured for a pipeline that calls it at every sampling step."""
 
-    def __init__(self, unet: nn.Module, recorder: Recorder | None = None) -> None:
+    def __init__(self, unet: nn.Module, recorder: CudaGraphs | None = None) -> None:
         self.unet, self.recorder = unet, recorder
         self.addresses: list[int] = []
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Have it in the UNet inside. Weights may change in between; where one has moved, all is recorded anew."""
+        """Replace the UNet's forward inside. Weights may change in between; if one has moved, it is captured again."""
         addresses = [tensor.data_ptr() for tensor in self.unet.state_dict().values()]
         if addresses != self.addresses:
             self.addresses = addresses
             self.captured = Captured(self._forward, "drawing", self.recorder)
-        own = vars(self.unet).get("forward")  # accelerate gives a model one, for autocast
+        patched = vars(self.unet).get("forward")  # accelerate sets one, for autocast
         self.eager, self.unet.forward = self.unet.forward, self._call
         try:
             yield
         finally:
             del self.unet.forward
-            if own is not None:
-                self.unet.forward = own
+            if patched is not None:
+                self.unet.forward = patched
 
     def _call(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
     ) -> tuple[Tensor]:
-        """As a pipeline calls a UNet; what it may give beside the three is None for Stable Diffusion v1."""
+        """Called as a pipeline calls a UNet; for Stable Diffusion v1 all other arguments are None."""
         given = {name: value for name, value in others.items() if value is not None}
         if set(given) - {"return_dict"}:
             return self.eager(sample, timestep, encoder_hidden_states, **others)
@@ -151,5 +142,5 @@ class CapturedForward:
         kind = sample.device.type
         with torch.autocast(
             kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False
-        ):  # which would keep halved weights for as long as the graph
+        ):  # its cache would keep half-precision weights as long as the graph
             return self.eager(sample, timestep, encoder_hidden_states=texts, return_dict=False)[0]
