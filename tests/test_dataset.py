@@ -121,7 +121,7 @@ def test_the_words_say_what_a_small_held_out_set_means():
         "4 of 20 images are held out: with fewer than 20 the validation loss"
     )
     assert words(100) == (
-        "20 of 100 images are held out: enough to see in 04 whether the model learns or memorises"
+        "20 of 100 images are held out: enough to see in 04 whether the model overfits"
     )
     images = carousels(10, 2).assign(cluster=range(20), split=["train"] * 16 + ["validation"] * 4)
     assert balance(images).loc["validation"].to_list() == [4, 2, 4, 0.2]

@@ -142,7 +142,7 @@ def test_a_series_told_by_its_names_is_held_out_as_one_post(workplace, tmp_path)
         cats = kept["file_name"].str.startswith("cats")
         assert sides[cats].nunique() == 1 and cats.sum() == 7
         assert set(sides) == {"train", "validation"}
-    with pytest.raises(RunError, match=r"series has 'dogs\*', which no image's name fits"):
+    with pytest.raises(RunError, match=r"series has 'dogs\*', which matches no image's name"):
         curate(DatasetConfig(run="art", series=("dogs*",)), run)
 
 

@@ -184,7 +184,7 @@ def test_names_that_are_not_ours_are_never_written(dataset, hub):
     ]
     said = ask(hub, *calls)
     assert all("images in runs/beside" in words for words in said[:5])  # the rest is whole
-    assert all("which 03 would not" in words for words in said[5:])
+    assert all("which 03 never writes" in words for words in said[5:])
     assert not list(dataset.folder.parent.parent.rglob("*evil*"))
 
 
@@ -217,14 +217,14 @@ def test_another_dataset_in_the_run_is_not_replaced(workplace, pictures, hub):
     ask(hub, push("me/first", "first"))
     before = folder_hash(second.dataset)
     (said,) = ask(hub, ("fetch", "second", "me/first"))
-    assert "is there already and is another" in said and folder_hash(second.dataset) == before
+    assert "is another dataset already" in said and folder_hash(second.dataset) == before
     assert first.dataset.is_dir()
 
 
 def test_a_repository_that_is_not_of_03_says_where_to_go(workplace, hub):
     hub.repos["me/images"] = Repo(private=True, files={"data/train.parquet": b"x"})
     said = ask(hub, ("fetch", "fresh", "me/images"), ("fetch", "fresh", "me/nothing"))
-    assert "is no dataset that 03 pushed: bring its images in by 01_scrape" in said[0]
+    assert "was not pushed by 03: use 01_scrape with source='hub'" in said[0]
     assert said[1].startswith("RunError: the hub and me/nothing:") and "\n" not in said[1]
 
 

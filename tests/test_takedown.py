@@ -63,7 +63,7 @@ def test_a_post_is_gone_from_everywhere(run):
     assert traces(run) == set() and not run.cache.exists()
     assert run.taken_back.read_text() == "other-0_1.jpg\n"
     assert removal.files == (f"{GONE}_1.jpg", f"{GONE}_2.jpg") and removal.seen == ()
-    assert "no checkpoint or model has seen it" in str(removal)
+    assert "no checkpoint or model was trained on it" in str(removal)
     assert "6 images of 6 posts" in verify_images(run) and "6 captions" in verify_captions(run)
     assert (
         len(read_records(run.dataset)) == 6
@@ -86,7 +86,7 @@ def test_it_says_what_has_seen_the_post(run):
     said = str(remove(run, GONE))
     verb = "was trained on it" if GONE in in_train else "was measured on it, not trained"
     assert f"{run.checkpoint(100)} {verb}" in said and f"{run.model} {verb}" in said
-    assert f"{run.checkpoint(200)} may have seen it" in said
+    assert f"{run.checkpoint(200)} may have been trained on it" in said
     assert remove(run, GONE).seen  # asked again, it still knows
 
 
@@ -183,7 +183,7 @@ def test_a_dataset_left_with_nothing_sends_to_03(workplace, tmp_path):
 @pytest.mark.parametrize("shortcode", ["nothere", "other", "../x", "", "a/b", "*"])
 def test_what_is_no_post_of_the_run_touches_nothing(run, shortcode):
     before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
-    with pytest.raises(RunError, match="has no post|is no shortcode"):
+    with pytest.raises(RunError, match="has no post|is not a shortcode"):
         remove(run, shortcode)
     assert before == {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
 

@@ -61,29 +61,17 @@ def find_stale(config: CaptionConfig, run: Run) -> dict[str, list[str]]:
     }
     stale = {}
     for name, row in latest(rows).items():
-        changed = _changed(row, config.captioner, model, settings)
-        if (
-            row.status == "ok"
-            and changed
-            and name not in refused
-            and _can_be_made(config, run, row)
-        ):
+        if row.captioner != config.captioner:
+            changed = ["captioner"]
+        else:
+            changed = ["model"] if row.model != model else []
+            changed += [k for k, v in row.made_with.items() if settings.get(k, v) != v]
+        text = run.sidecar(name)
+        has_text = text.is_file() and text.stat().st_size > 0
+        is_possible = config.captioner != "sidecar" or has_text
+        if changed and row.status == "ok" and name not in refused and is_possible:
             stale[name] = changed
     return stale
-
-
-def _changed(row: Caption, captioner: str, model: str, settings: dict[str, str]) -> list[str]:
-    if row.captioner != captioner:
-        return ["captioner"]
-    changed = ["model"] if row.model != model else []
-    return changed + [k for k, v in row.made_with.items() if settings.get(k, v) != v]
-
-
-def _can_be_made(config: CaptionConfig, run: Run, row: Caption) -> bool:
-    if config.captioner != "sidecar":
-        return True
-    text = run.sidecar(row.file_name)
-    return text.is_file() and text.stat().st_size > 0
 
 
 def stale_note(config: CaptionConfig, run: Run) -> str:

@@ -90,12 +90,8 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
     is_there = images["file_name"].map(lambda name: run.image(name).is_file())
     _mark(images, ~is_there, "no image", f"is not in {run.images}: run 01_scrape again")
     is_gone = (images["gone"] != "") & ~images["file_name"].isin(_read_lines(run.taken_back))
-    _mark(
-        images,
-        is_gone,
-        "gone",
-        "is no longer in the source: 01 found it missing on " + images["gone"],
-    )
+    reason = "is no longer in the source: 01 found it missing on " + images["gone"]
+    _mark(images, is_gone, "gone", reason)
 
 
 def _measure_images(
@@ -139,12 +135,8 @@ def judge(
     images["outlier_score"] = pd.Series(scores, rest.index)
     reason = "it is " + _format(images["outlier_score"]) + " spreads from the other posts' pictures"
     reason += f", above max_oddness {config.max_oddness:g}"
-    _mark(
-        images,
-        (images["outlier_score"] > config.max_oddness) & can_exclude,
-        "odd one out",
-        reason,
-    )
+    is_outlier = images["outlier_score"] > config.max_oddness
+    _mark(images, is_outlier & can_exclude, "odd one out", reason)
 
 
 def _flaws(
@@ -209,13 +201,10 @@ def _find_clusters(
     likenesses: dict[str, tuple[float, str]] = {}
     for pair in edited:
         for one, other in ((pair.one, pair.other), (pair.other, pair.one)):
-            likenesses[names[one]] = max(
-                likenesses.get(names[one], (0.0, "")), (pair.likeness, names[other])
-            )
-    pairs = [
-        *find_copies(ordered, config.max_hash_bits),
-        *((pair.one, pair.other) for pair in edited),
-    ]
+            found = (pair.likeness, names[other])
+            likenesses[names[one]] = max(likenesses.get(names[one], (0.0, "")), found)
+    pairs = list(find_copies(ordered, config.max_hash_bits))
+    pairs += [(pair.one, pair.other) for pair in edited]
     first = {sha256: i for i, sha256 in reversed(list(enumerate(images["sha256"])))}
     pairs += [(i, first[sha256]) for i, sha256 in enumerate(images["sha256"])]
     members = pd.Series(names).groupby(group_labels(len(names), pairs)).agg(list)

@@ -73,7 +73,12 @@ def fetch(run: Run, hub_id: str) -> str:
         folder = _download(hub_id, Path(temporary))
         if what := find_corruption(folder):
             raise RunError(f"{hub_id}: {what}: push it again")
-        _refuse_to_replace(run, folder)
+        present = run.dataset / MANIFEST
+        is_same = present.is_file() and read_json(present) == read_json(folder / MANIFEST)
+        if run.dataset.exists() and not is_same:
+            raise RunError(
+                f"{run.dataset} is another dataset already: fetch into a run of another name"
+            )
         settings = {k: v for k, v in read_about(folder)["settings"].items() if k not in NOT_IN_IT}
         config = configure(DatasetConfig, settings, run=run.name)
         record_edition(run)
@@ -101,16 +106,6 @@ def _download(hub_id: str, folder: Path) -> Path:
                 f"{hub_id}: {MANIFEST} names {name!r}, which 03 never writes: push it again"
             )
     return folder
-
-
-def _refuse_to_replace(run: Run, folder: Path) -> None:
-    same = (run.dataset / MANIFEST).is_file() and read_json(run.dataset / MANIFEST) == read_json(
-        folder / MANIFEST
-    )
-    if run.dataset.exists() and not same:
-        raise RunError(
-            f"{run.dataset} is another dataset already: fetch into a run of another name"
-        )
 
 
 def main() -> None:

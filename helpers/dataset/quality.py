@@ -126,18 +126,12 @@ def outlier_score(palettes: np.ndarray, posts: np.ndarray) -> np.ndarray:
     """
     if len(palettes) < MIN_FOR_OUTLIERS:
         return np.zeros(len(palettes))
-    near = np.concatenate(
-        [
-            _nearest(palettes[i : i + BLOCK], palettes, posts[i : i + BLOCK, None] == posts)
-            for i in range(0, len(palettes), BLOCK)
-        ]
-    )
-    mean = np.ma.masked_invalid(near).mean(1).filled(0.0)
+    nearest = np.empty((len(palettes), NEIGHBOURS))
+    for i in range(0, len(palettes), BLOCK):
+        block = slice(i, i + BLOCK)
+        is_same_post = posts[block, None] == posts
+        distances = np.where(is_same_post, np.inf, cdist(palettes[block], palettes))
+        nearest[block] = np.sort(np.partition(distances, NEIGHBOURS)[:, :NEIGHBOURS])
+    mean = np.ma.masked_invalid(nearest).mean(1).filled(0.0)
     spread = 1.4826 * np.median(np.abs(mean - np.median(mean)))
     return (mean - np.median(mean)) / max(spread, 1e-6)
-
-
-def _nearest(block: np.ndarray, palettes: np.ndarray, is_left_out: np.ndarray) -> np.ndarray:
-    """(B, NEIGHBOURS) distances of a block of palettes to their nearest ones."""
-    distances = np.where(is_left_out, np.inf, cdist(block, palettes))
-    return np.sort(np.partition(distances, NEIGHBOURS, axis=1)[:, :NEIGHBOURS], axis=1)

@@ -50,10 +50,8 @@ def hash_image(image: Image.Image) -> ImageHash:
     """Hash an RGB image in all eight orientations."""
     square = image.resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     grey = square.convert("L")
-    hashes = [
-        imagehash.phash(_transposed(grey, transpose), HASH_SIDE).hash.ravel()
-        for transpose in TRANSPOSES
-    ]
+    views = [_transposed(grey, transpose) for transpose in TRANSPOSES]
+    hashes = [imagehash.phash(view, HASH_SIDE).hash.ravel() for view in views]
     return ImageHash(np.stack(hashes), np.asarray(square))
 
 
@@ -171,11 +169,8 @@ class Views:
         """(V, D) edge directions of all views of an image (64, 64)."""
         rows = self.weights @ grey  # (S, px, 64)
         crops = np.tensordot(rows, self.weights, (2, 2)).transpose(0, 2, 1, 3)  # (S, S, px, px)
-        small = self._small(grey)
-        transposed = [
-            np.asarray(_transposed(Image.fromarray(small), transpose))
-            for transpose in TRANSPOSES[1:]
-        ]
+        image = Image.fromarray(self._small(grey))
+        transposed = [np.asarray(image.transpose(transpose)) for transpose in TRANSPOSES[1:]]
         return _edges(np.concatenate([crops.reshape(-1, self.px, self.px), np.stack(transposed)]))
 
     def _small(self, grey: np.ndarray) -> np.ndarray:

@@ -68,13 +68,10 @@ def random_scene(seed: int, *, held_out: bool | None = False) -> Scene:
     thing = Figure(rng.choice(list(THINGS)), rng.choice(list(COLOURS)))
     alone = rng.random() < 0.2
     while True:
-        scene = Scene(seed, _random_animal(rng), None if alone else thing, place)
+        animal = Figure(rng.choice(list(ANIMALS)), rng.choice(list(COLOURS)))
+        scene = Scene(seed, animal, None if alone else thing, place)
         if held_out is None or scene.is_held_out == held_out:
             return scene
-
-
-def _random_animal(rng: Random) -> Figure:
-    return Figure(rng.choice(list(ANIMALS)), rng.choice(list(COLOURS)))
 
 
 def layers(scene: Scene) -> list[Layer]:

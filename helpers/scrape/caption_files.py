@@ -177,9 +177,8 @@ class _Reader:
         lists = self._read_text_files()
         for path in sorted(lists):
             self._read_list(path)
-        check_caption_choice(
-            choice, (name for image in self.images for name in self.sources[image])
-        )
+        names = (name for image in self.images for name in self.sources[image])
+        check_caption_choice(choice, names)
         captions, used = {}, Counter()
         for image in self.images:
             caption = choose_caption(self.sources[image], choice)
@@ -191,12 +190,8 @@ class _Reader:
                 source = self._default_sources(image)[0] if choice in POSITIONS else choice
                 used[self.labels[image, source]] += 1
                 self.report.with_several += len(self.sources[image][source]) > 1
-        return CaptionFiles(
-            captions,
-            {*self.texts, *self.non_art},
-            self.posts,
-            self._summary(used, choice),
-        )
+        non_images = {*self.texts, *self.non_art}
+        return CaptionFiles(captions, non_images, self.posts, self._summary(used, choice))
 
     def _default_sources(self, image: Path) -> list[str]:
         """Return the sources with a caption of an image that are used by default, in order."""
@@ -207,17 +202,15 @@ class _Reader:
         matched: dict[Path, list[Path]] = {}
         others = []
         for path in self.texts:
-            if path.suffix.lower() in (*CAPTION_SUFFIXES, ".json") and (
-                images := self._match_images(path)
-            ):
+            is_caption = path.suffix.lower() in (*CAPTION_SUFFIXES, ".json")
+            if is_caption and (images := self._match_images(path)):
                 matched[path] = images
             else:
                 others.append(path)
         matched |= self._match_text_folders(others)
         others = [path for path in others if path not in matched]
-        self.report.unused += [
-            self._name(p) for p in others if p.suffix.lower() not in LIST_SUFFIXES
-        ]
+        lists = [path for path in others if path.suffix.lower() in LIST_SUFFIXES]
+        self.report.unused += [self._name(path) for path in others if path not in lists]
         order = {suffix: i for i, suffix in enumerate((*CAPTION_SUFFIXES, ".json"))}
         # x.jpg.txt before x.txt, and .txt before .caption
         paths = sorted(matched, key=lambda p: (order[p.suffix.lower()], -len(p.name), p))
@@ -227,7 +220,7 @@ class _Reader:
                 continue
             for image in matched[path]:
                 self._add_record(image, parse_object(text), ".json")
-        return [path for path in others if path.suffix.lower() in LIST_SUFFIXES]
+        return lists
 
     def _match_text_folders(self, texts: Iterable[Path]) -> dict[Path, list[Path]]:
         """Match text files of a folder without images to images elsewhere, if most match: `captions/a.txt`."""

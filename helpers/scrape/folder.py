@@ -40,29 +40,37 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
         raise RunError(_explain_missing(root))
     files, unreadable = walk(root)
     companions = {path for path in files if path.suffix.lower() in COMPANIONS}
-    caption_files = read_captions(
+    texts = read_captions(
         root, [path for path in files if path not in companions], config.caption_choice
     )
-    others = companions | caption_files.non_images
+    others = companions | texts.non_images
     images = [path for path in files if path not in others]
     if not images:
         raise RunError(
             f"folder {root} holds no image: put JPEG, PNG, WEBP, HEIC or TIFF files into it"
         )
-    names = UniqueNames()
-    items = [
-        _make_item(
-            path, files[path], root, caption_files.captions.get(path), names, config.max_image_mpx
+    names, items = UniqueNames(), []
+    for path in images:
+        shortcode, index = names.assign(path.relative_to(root))
+        name = printable_path(path.relative_to(root))
+        items.append(
+            SourceItem(
+                name=name,
+                shortcode=shortcode,
+                index=index,
+                load=partial(_read, path, root, config.max_image_mpx),
+                caption=texts.captions.get(path),
+                source_id=file_id(name, files[path]),
+                size_bytes=files[path].st_size,
+            )
         )
-        for path in images
-    ]
     companions |= {path for path in files if OF_TAKEOUT.fullmatch(path.name)}
-    notes = [caption_files.line] + [f"beside them {count_suffixes(companions)}"] * bool(companions)
+    notes = [texts.line] + [f"beside them {count_suffixes(companions)}"] * bool(companions)
     if unreadable:
         notes.append(
             f"{len(unreadable)} paths cannot be read, such as {printable_path(unreadable[0])}"
         )
-    items = assign_posts(items, [caption_files.posts.get(path) for path in images])
+    items = assign_posts(items, [texts.posts.get(path) for path in images])
     return Listing(items, notes, not unreadable)
 
 
@@ -105,38 +113,17 @@ def count_suffixes(paths: Iterable[Path]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
 
 
-def assign_posts(found: list[SourceItem], posts: list[tuple[str, int] | None]) -> list[SourceItem]:
+def assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -> list[SourceItem]:
     """Give images the (shortcode, index) that a list states, unless two would then share a name."""
     renamed = [
         replace(item, shortcode=post[0], index=post[1]) if post else item
-        for item, post in zip(found, posts, strict=True)
+        for item, post in zip(items, posts, strict=True)
     ]
     count = Counter(item.stem.lower() for item in renamed)
     return [
         new if count[new.stem.lower()] == 1 else old
-        for old, new in zip(found, renamed, strict=True)
+        for old, new in zip(items, renamed, strict=True)
     ]
-
-
-def _make_item(
-    path: Path,
-    stat: os.stat_result,
-    root: Path,
-    caption: str | None,
-    names: "UniqueNames",
-    max_mpx: int,
-) -> SourceItem:
-    shortcode, index = names.assign(path.relative_to(root))
-    name = printable_path(path.relative_to(root))
-    return SourceItem(
-        name=name,
-        shortcode=shortcode,
-        index=index,
-        load=partial(_read, path, root, max_mpx),
-        caption=caption,
-        source_id=file_id(name, stat),
-        size_bytes=stat.st_size,
-    )
 
 
 def file_id(name: str, stat: os.stat_result) -> str:

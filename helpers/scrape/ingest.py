@@ -27,6 +27,7 @@ from helpers.core.records import (
 )
 from helpers.core.run import Run
 from helpers.mirror.sync import sync_soon
+from helpers.scrape.caption_files import some
 from helpers.scrape.identity import KnownImages
 from helpers.scrape.instagram.cursor import Cursor
 from helpers.scrape.instagram.source import account_names
@@ -231,7 +232,8 @@ class Ingestion:
         """Mark images that are gone from the source, after a full pass; say what is new, changed and gone."""
         source = self.source
         if source.listing:
-            excluded = self._find_excluded(source.listing)
+            included = {id(item) for item in source.items}
+            excluded = [item for item in source.listing.items if id(item) not in included]
             self._drop_old_rejections({item.name for item in excluded})
             source.gone |= self._mark_gone(source.listing, excluded)
         unseen = self.known.unseen()
@@ -240,21 +242,16 @@ class Ingestion:
         before = sum(not post.gone for post in self.known.posts.values()) - len(source.new)
         parts = [f"{len(source.new) - len(changed)} new", f"{before} as before"]
         if changed:
-            parts.append(f"{len(changed)} changed ({_first(changed)})")
+            parts.append(f"{len(changed)} changed ({some(changed)})")
         if source.gone:
-            names = _first([post.source_name or post.file_name for post in source.gone.values()])
+            names = some([post.source_name or post.file_name for post in source.gone.values()])
             parts.append(
                 f"{len(source.gone)} no longer in the source ({names}): 03 leaves them out until they return"
             )
         notes = [
-            f"{note}: {_first(names)}" for note, names in source.notes.items() if note != TO_SRGB
+            f"{note}: {some(names)}" for note, names in source.notes.items() if note != TO_SRGB
         ]
         return "; ".join(filter(None, [", ".join(parts), *notes, source.corrected]))
-
-    def _find_excluded(self, listing: Listing) -> list[SourceItem]:
-        """Return the items of the listing that the settings leave out."""
-        included = {id(item) for item in self.source.items}
-        return [item for item in listing.items if id(item) not in included]
 
     def _drop_old_rejections(self, excluded: set[str]) -> None:
         """Delete rows of rejected.jsonl for files that are now valid or gone."""
@@ -280,10 +277,6 @@ class Ingestion:
         marked = {post.file_name: post for post in gone}
         self.known.posts |= marked
         return marked
-
-
-def _first(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def verify_images(run: Run) -> str:

@@ -42,17 +42,14 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
         ):
             done[row.file_name] = row
             yield row
-    answered = {name for name, row in done.items() if not _is_worth_retrying(row)}
+    final = ("ok", "refused", *RETRIED_LATER)
+    answered = {name for name, row in done.items() if row.status.startswith(final)}
     yield from caption_now(session, [post for post in posts if post.file_name not in answered])
 
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
     """Estimate the cost of captioning these images; sends only token counting requests, which are free."""
     return str(estimate(config, run, posts))
-
-
-def _is_worth_retrying(row: Caption) -> bool:
-    return row.status.startswith("failed") and not row.status.startswith(RETRIED_LATER)
 
 
 def _is_api_failure(row: Caption) -> bool:
@@ -67,12 +64,12 @@ def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
     with ThreadPoolExecutor(session.config.concurrency) as pool:
         while waiting or in_flight:
             while waiting and len(in_flight) < session.limiter.allowed:
-                if not (future := _submit(session, waiting[0], pool)):
+                cost = session.max_cost_usd(waiting[0])
+                if not session.budget.reserve(cost):
                     break
-                in_flight.add(future)
-                waiting.popleft()
+                in_flight.add(pool.submit(_caption, session, waiting.popleft(), cost))
             if not in_flight:
-                raise session.over_budget_error(len(waiting))
+                raise session.over_budget(len(waiting))
             completed, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
             for future in completed:
                 row = future.result()
@@ -83,14 +80,6 @@ def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
                     f"{failures} images in a row failed, the last with: {row.status}. "
                     "Fix that and run this again; answers so far are saved"
                 )
-
-
-def _submit(session: Session, post: Post, pool: ThreadPoolExecutor) -> Future[Caption] | None:
-    """Send an image's first request, if the budget allows it."""
-    max_cost = session.max_cost_usd(post)
-    return (
-        pool.submit(_caption, session, post, max_cost) if session.budget.reserve(max_cost) else None
-    )
 
 
 def _caption(session: Session, post: Post, reserved_usd: float) -> Caption:
@@ -117,7 +106,7 @@ def _ask(session: Session, post: Post, reserved_usd: float) -> Caption:
         return session.failed(post, f"cannot be read ({error})")
     send = session.client.messages.with_raw_response.create
     try:
-        response = session.call_with_retries(lambda: send(**request), paid=True)
+        response = session.retry(lambda: send(**request), paid=True)
         body = response.http_response.json()
     except (anthropic.APIError, ValueError) as error:
         if may_be_billed(error):

@@ -80,7 +80,7 @@ class Session:
         """Tokens that all requests share: those of a request with a blank image, by the counting endpoint."""
         if self._shared_tokens is None:
             params = self.prompt.image_request(blank_patch())
-            counted = self.call_with_retries(lambda: self.client.messages.count_tokens(**params))
+            counted = self.retry(lambda: self.client.messages.count_tokens(**params))
             self._shared_tokens = max(0, counted.input_tokens - 1)
         return self._shared_tokens
 
@@ -137,7 +137,7 @@ class Session:
             made_with=self.made_with,
         )
 
-    def over_budget_error(self, count: int) -> RunError:
+    def over_budget(self, count: int) -> RunError:
         """Build the error for when the next request could exceed the budget."""
         return RunError(
             f"Stopping: the next request could exceed budget_usd=${self.budget.budget_usd:.2f} "
@@ -145,7 +145,7 @@ class Session:
             "answers so far are saved"
         )
 
-    def call_with_retries(self, call: Callable[[], Result], *, paid: bool = False) -> Result:
+    def retry(self, call: Callable[[], Result], *, paid: bool = False) -> Result:
         """Make a call, with retries while the server is overloaded or fails.
 
         A paid call that was sent and not answered is not retried; the caller counts its cost. Raises RunError if a
@@ -214,18 +214,14 @@ def error_line(error: Exception) -> str:
 
 def retry_after_s(error: BaseException | None) -> float | None:
     """Return the `retry-after` of an error's response in seconds, or None."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    try:
-        seconds = float(headers["retry-after"])
-    except KeyError:
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
+    if asked is None:
         return None
-    except ValueError:
-        seconds = _seconds_until(headers["retry-after"])
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _seconds_until(http_date: str) -> float:
     try:
-        return (parsedate_to_datetime(http_date) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
-        return math.inf
+        seconds = float(asked)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

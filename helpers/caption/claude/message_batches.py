@@ -102,7 +102,7 @@ def caption(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
             _write(session.run, batch)
             _send(session, batch, requests)
         if not reserved:
-            raise session.over_budget_error(len(waiting))
+            raise session.over_budget(len(waiting))
         yield from finish(session)
         session.budget.settle(reserved, 0.0)
 
@@ -111,7 +111,7 @@ def _plan(
     session: Session, waiting: deque[Post]
 ) -> tuple[Batch, list[dict[str, Any]], float] | None:
     """Plan a batch from `waiting`: the batch, its requests and its maximum cost; None if the budget is too small."""
-    newest = session.call_with_retries(lambda: session.client.messages.batches.list(limit=1)).data
+    newest = session.retry(lambda: session.client.messages.batches.list(limit=1)).data
     now = datetime.now(UTC).isoformat(timespec="seconds")
     batch = Batch(secrets.token_hex(8), [], newest[0].id if newest else "", now)
     batch.model, batch.made_with = session.config.model, session.made_with
@@ -156,7 +156,7 @@ def _send(
         return session.client.messages.batches.create(requests=requests).id
 
     try:
-        batch.id = session.call_with_retries(send) if requests else ""
+        batch.id = session.retry(send) if requests else ""
         batch.done = not requests
     except RunError as error:
         batch.done = tries == 1 and not may_exist and _is_refusal(error.__cause__)
@@ -180,9 +180,7 @@ def _find(session: Session, batch: Batch, count: int) -> str:
         return candidate.id != batch.after and candidate.created_at > oldest
 
     batches = session.client.messages.batches
-    for candidate in session.call_with_retries(
-        lambda: [*takewhile(is_newer, batches.list(limit=100))]
-    ):
+    for candidate in session.retry(lambda: [*takewhile(is_newer, batches.list(limit=100))]):
         total = sum(candidate.request_counts.to_dict().values())
         if candidate.id in known or total != count:
             continue
@@ -196,12 +194,9 @@ def _results(session: Session, batch_id: str) -> list[dict[str, Any]]:
     """Wait for a batch to end and return its results; none if the server no longer has it."""
     batches = session.client.messages.batches
     try:
-        while (
-            session.call_with_retries(lambda: batches.retrieve(batch_id)).processing_status
-            != "ended"
-        ):
+        while session.retry(lambda: batches.retrieve(batch_id)).processing_status != "ended":
             time.sleep(session.config.poll_s)
-        return session.call_with_retries(lambda: _read_lines(batches, batch_id))
+        return session.retry(lambda: _read_lines(batches, batch_id))
     except RunError as error:
         if not isinstance(error.__cause__, anthropic.NotFoundError):
             raise

@@ -21,7 +21,11 @@ def load_profile(name: str, session: Session, cursor: Cursor, run: Run) -> Profi
     else:
         profile = session.request(partial(Profile.from_username, session.context, name))
         user_id = str(session.request(lambda: profile.userid))
-        _check_person(cursor, name, user_id, run)
+        if cursor.user_id not in ("", user_id):
+            raise RunError(
+                f"{run.folder} holds posts of @{cursor.account}, not of @{name}: "
+                "give this account a run name of its own"
+            )
         cursor.names += [old for old in (cursor.account,) if old not in ("", *cursor.names)]
         cursor.account, cursor.user_id = name, user_id
         cursor.profile = get_json_structure(profile)
@@ -31,14 +35,6 @@ def load_profile(name: str, session: Session, cursor: Cursor, run: Run) -> Profi
             profile.username
         )  # the user's own posts are visible though private
     return profile
-
-
-def _check_person(cursor: Cursor, name: str, user_id: str, run: Run) -> None:
-    if cursor.user_id not in ("", user_id):
-        raise RunError(
-            f"{run.folder} holds posts of @{cursor.account}, not of @{name}: "
-            "give this account a run name of its own"
-        )
 
 
 def open_timeline(profile: Profile, session: Session, cursor: Cursor) -> NodeIterator[Post]:
@@ -54,7 +50,12 @@ def open_timeline(profile: Profile, session: Session, cursor: Cursor) -> NodeIte
     _check_name(profile.username, cursor)
     timeline_id = str(posts.freeze().query_variables.get("id") or cursor.timeline_id)
     if cursor.timeline_id not in ("", timeline_id):
-        _check_still_same(session, cursor)
+        current = session.request(partial(Profile.from_username, session.context, cursor.account))
+        if str(current.userid) != cursor.user_id:
+            raise SourceStopped(
+                f"@{cursor.account} now belongs to another person: "
+                "find out the artist's new name, set account to it and run 01_scrape again"
+            )
     cursor.timeline_id = timeline_id
     return posts
 
@@ -74,12 +75,3 @@ def _check_name(name: str, cursor: Cursor) -> None:
         raise SourceStopped(
             f"@{cursor.account} is called @{name} now: set account to {name!r} and run 01_scrape again"
         ) from None
-
-
-def _check_still_same(session: Session, cursor: Cursor) -> None:
-    profile = session.request(partial(Profile.from_username, session.context, cursor.account))
-    if str(profile.userid) != cursor.user_id:
-        raise SourceStopped(
-            f"@{cursor.account} now belongs to another person: "
-            "find out the artist's new name, set account to it and run 01_scrape again"
-        )

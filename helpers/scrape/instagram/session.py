@@ -131,14 +131,12 @@ class Session:
             why = explain_post(error) if is_post_fault() else None
             if why is None:
                 raise SourceStopped(explain(error, self.account, self.is_logged_in)) from None
-            return self._count_failure(why)
+            self.failures += 1
+            if self.failures >= MAX_FAILED_POSTS:
+                raise SourceStopped(
+                    f"{self.failures} posts in a row failed (the last {why}): {UPGRADE}, "
+                    "then run 01_scrape again"
+                ) from None
+            return why
         self.failures = 0
         return answer
-
-    def _count_failure(self, why: str) -> str:
-        self.failures += 1
-        if self.failures >= MAX_FAILED_POSTS:
-            raise SourceStopped(
-                f"{self.failures} posts in a row failed (the last {why}): {UPGRADE}, then run 01_scrape again"
-            )
-        return why

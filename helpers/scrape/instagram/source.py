@@ -216,16 +216,13 @@ class Walk:
             except UrlExpired:
                 if media.code in self.refetched:
                     raise
-                self.refetched = {media.code: self._refetch_post(media.code)}
-                content = self._fetch(self.refetched[media.code], index)
+                refetched = self._fetch_post(media.code)
+                if isinstance(refetched, str):
+                    raise ValueError(refetched) from None
+                self.refetched = {media.code: refetched}
+                content = self._fetch(refetched, index)
             self.failures = 0
             return content
-
-    def _refetch_post(self, code: str) -> Media:
-        media = self._fetch_post(code)
-        if isinstance(media, str):
-            raise ValueError(media)
-        return media
 
     def _fetch(self, media: Media, index: int) -> bytes:
         if index > len(media.slides):
