@@ -254,6 +254,9 @@ class TrainConfig(Checked):
     # of this machine, so that a sweep says its price
     usd_per_hour: float = number(0.0, 0.0, 1000.0, resumable=True)
 
+    def defaults(self) -> dict[str, Any]:
+        return super().defaults() | PRESETS[self.preset]
+
     @property
     def effective_batch_size(self) -> int:
         """The images of an optimizer step in one process: train_batch_size x gradient_accumulation_steps."""
