@@ -81,7 +81,7 @@ def _label_height(labels: Sequence[str], font: ImageFont.FreeTypeFont, width_px:
     return lines * (font.size + 5) + 4 if lines else 0
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: int = 4) -> str:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: int = 6) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
