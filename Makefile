@@ -55,6 +55,7 @@ browser: .venv/installed
 	$(BIN)/python -m tests.browser.walk
 	$(BIN)/python -m tests.browser.review
 	$(BIN)/python -m tests.browser.box
+	$(BIN)/python -m tests.browser.folders
 
 # the README's pictures, from runs/demo as make demo left it
 gallery: .venv/installed

@@ -55,7 +55,7 @@ def test_a_missing_or_empty_text_is_a_row_that_says_so(run, pictures):
     run.sidecar("Holiday-02_1.jpg").write_text("  ")
     caption(run)
     statuses = {row["file_name"]: row["status"] for row in lines(run.captions)}
-    assert statuses["Holiday-01_1.jpg"] == "failed: no .txt beside Holiday-01_1.jpg"
+    assert statuses["Holiday-01_1.jpg"] == "failed: no caption came with it"
     assert statuses["Holiday-02_1.jpg"] == "failed: Holiday-02_1.txt is empty"
     assert "10 captions" in verify_captions(run) and "2 images without one" in verify_captions(run)
 
@@ -134,14 +134,14 @@ def test_too_many_tokens_are_counted_with_the_suffix(run):
 def test_tokens_are_counted_faithfully_where_the_tokenizer_is_to_be_had(workplace):
     from transformers import CLIPTokenizer
 
-    from helpers.caption.check import estimated_tokens, token_counter
+    from helpers.models.tokens import estimate_tokens, token_counter
 
     folder = "assets/tiny-sd/tokenizer"
     count, note = token_counter(folder)
     text = "a red cat next to a blue house, in the snow"
     assert note == "" and count(text) == len(CLIPTokenizer.from_pretrained(folder)(text).input_ids)
-    assert token_counter("nobody/nothing")[0] is estimated_tokens
-    assert estimated_tokens("a red cat in the snow") == 8  # as CLIP counts it
+    assert token_counter("nobody/nothing")[0] is estimate_tokens
+    assert estimate_tokens("a red cat in the snow") == 8  # as CLIP counts it
 
 
 def test_captions_by_claude_are_not_thrown_away_when_sidecar_is_chosen(run):

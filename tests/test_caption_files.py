@@ -84,7 +84,7 @@ LAYOUTS = {
     "TXT": (lambda f: beside(f, ".TXT"), "captions from 4 .txt"),
     "a folder of their own": (
         lambda f: [write(f / f"captions/{n[:-4]}.txt", w) for n, w in [*PAIRS, ("more.jpg", "x")]],
-        "captions from 4 .txt; left: captions/more.txt",
+        "captions from 4 .txt\n  not used: captions/more.txt",
     ),
     "caption": (lambda f: beside(f, ".caption"), "captions from 4 .caption"),
     "jpg.txt": (lambda f: beside(f, ".txt", True), "captions from 4 .txt"),
@@ -170,7 +170,7 @@ LAYOUTS = {
             "meta_cap.json",
             {f"/home/me/train/{n[:-4]}": {"caption": w, "tags": "1girl, hat"} for n, w in PAIRS},
         ),
-        "captions from 4 meta_cap.json (caption); also there: tags (caption_choice)",
+        "captions from 4 meta_cap.json (caption)\n  also there: tags (caption_choice)",
     ),
     "COCO": (
         lambda f: as_json(
@@ -223,7 +223,7 @@ def test_each_layout_is_taken_whole_and_named(workplace, tmp_path, capsys, layou
     make(folder)
     run = scrape(folder)
     _, _, after = capsys.readouterr().out.partition(line)
-    assert after[:1] in ("", "\n") or after.startswith("; beside them"), after
+    assert after[:1] in ("", "\n"), after
     assert captions(run, folder) == dict(PAIRS) and not read_rows(run.rejected, Post)
 
 
@@ -282,7 +282,8 @@ def test_lists_below_count_for_their_folder_and_a_name_that_is_there_twice_for_n
         "train/x.jpg": "of train", "test/test.jpg": "of test", "train/train.jpg": "alone",
     }  # fmt: skip
     assert (
-        "1 images have none; 1 names in lists are no images here: x.jpg" in capsys.readouterr().out
+        "1 images have none\n  1 names in lists are no images here: x.jpg"
+        in capsys.readouterr().out
     )
 
 
@@ -304,7 +305,7 @@ def test_stray_texts_stop_nothing_and_are_named(workplace, tmp_path, capsys):
     run = scrape(folder)
     assert captions(run, folder) == dict(PAIRS[:3]) and not run.rejected.exists()
     line = capsys.readouterr().out
-    assert "captions from 3 .txt; 1 images have none; left: " in line
+    assert "captions from 3 .txt\n  1 images have none\n  not used: " in line
     assert "and 3 more" in line
 
 
@@ -367,13 +368,47 @@ def test_kohyas_folders_come_in_without_what_the_base_drew(workplace, tmp_path, 
     }
 
 
+def test_kohyas_masks_samples_and_caches_are_no_pictures(workplace, tmp_path, capsys):
+    folder = tmp_path / "project"
+    for i in range(3):
+        photograph(folder / f"img/10_mira style/{i}.png", i)
+        photograph(folder / f"mask/10_mira style/{i}.png", i + 10)
+        (folder / f"img/10_mira style/{i}_0512x0512_sd.npz").write_bytes(b"PK")
+        photograph(folder / f"model/sample/mira_e00000{i}_00_20260101120000_42.png", i + 20)
+    photograph(folder / "masks/0.png", 30)  # of Venice, beside faces
+    photograph(folder / "faces/0.png", 33)
+    photograph(folder / "model/sample/my own.png", 31)
+    (folder / "model/mira.safetensors").write_bytes(b"weights")
+    run = scrape(folder)
+    own = {f"img/10_mira style/{i}.png" for i in range(3)}
+    own |= {"masks/0.png", "faces/0.png", "model/sample/my own.png"}
+    assert {post.source_name for post in read_rows(run.posts, Post)} == own
+    assert not run.rejected.exists()
+    line = capsys.readouterr().out
+    assert "3 masks are no pictures\n  3 samples that a training drew left out" in line
+    assert "beside them 3 .npz, 1 .safetensors" in line
+
+
+def test_a_pdf_is_told_apart_from_texts_that_are_not_used(workplace, tmp_path, capsys):
+    photograph(tmp_path / "art/a.png", 0)
+    (tmp_path / "art/Portfolio.PDF").write_bytes(b"%PDF-1.7")
+    write(tmp_path / "art/notes.md", "# notes")
+    scrape(tmp_path / "art")
+    line = capsys.readouterr().out
+    assert (
+        "PDFs are not read, save their pages as images: Portfolio.PDF\n  not used: notes.md" in line
+    )
+
+
 def test_several_rows_and_lists_of_captions_are_alternatives(workplace, tmp_path, capsys):
     folder = tmp_path / "art"
     photograph(folder / "a.jpg", 1)
     photograph(folder / "b.jpg", 2)
     write(folder / "results.csv", "image|comment\na.jpg|one\na.jpg|a second\nb.jpg|only\n")
     assert captions(scrape(folder), folder) == {"a.jpg": "one", "b.jpg": "only"}
-    line = "captions from 2 results.csv (comment); 1 have several: first is taken (caption_choice)"
+    line = (
+        "captions from 2 results.csv (comment)\n  1 have several: first is taken (caption_choice)"
+    )
     assert line in capsys.readouterr().out
     assert captions(scrape(folder, "l", caption_choice="longest"), folder)["a.jpg"] == "a second"
     (folder / "results.csv").unlink()
@@ -526,7 +561,7 @@ def test_names_and_words_that_are_no_unicode_stop_nothing(workplace, tmp_path, c
     Path(os.fsdecode(os.fsencode(folder) + b"/stray \xe9\n.txt")).write_text("x")
     assert captions(scrape(folder), folder) == {"a.jpg": "a cat ?"}
     line = capsys.readouterr().out.strip()
-    assert line.count("\n") <= 1 and "stray \\xe9 .txt" in line
+    assert line.count("\n") == 3 and "stray \\xe9 .txt" in line
 
 
 # datasets of the hub
@@ -573,7 +608,7 @@ def test_a_datasets_lists_of_captions_are_alternatives(tmp_path, bytes_of, capsy
     place = dataset(tmp_path / "lists", features, rows)
     _, words = from_hub("a", place)
     assert sorted(words.values()) == ["a cat 0", "a cat 1"]
-    line = "captions from 2 captions; 1 images have none; 1 have several: first is taken (caption_choice)"
+    line = "captions from 2 captions\n  1 images have none\n  1 have several: first is taken (caption_choice)"
     assert line in capsys.readouterr().out
     _, words = from_hub("b", place, caption_choice="longest")
     assert sorted(words.values()) == ["a cat 1", "a longer cat 0"]

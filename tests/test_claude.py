@@ -7,9 +7,11 @@ import sys
 from collections import Counter
 
 import pytest
+from PIL import Image
 
 from helpers.caption.claude.budget import Pace
 from helpers.caption.claude.estimate import estimate
+from helpers.caption.claude.prompt import example_pairs
 from helpers.caption.ledger import (
     ask_again,
     caption_images,
@@ -119,6 +121,17 @@ def test_examples_guide_words_and_vocabulary_are_one_cached_prefix(claude, tmp_p
         assert body["system"] == first["system"] and body["messages"][:-1] == first["messages"][:-1]
     usages = [charge.usage for charge in claude.bill]
     assert [bool(usage["cache_creation_input_tokens"]) for usage in usages] == [True] + [False] * 4
+
+
+def test_examples_are_of_every_kind_that_a_run_holds(workplace, tmp_path):
+    for suffix in ("tif", "tiff", "gif", "avif"):
+        path = tmp_path / f"pairs/{suffix}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 48), "red").save(path)
+        path.with_suffix(".txt").write_text(f"a fox {suffix}")
+    config = config_of(examples=(str(tmp_path / "pairs"),))
+    found = example_pairs(config, make_run(1))
+    assert [words for _, words in found] == ["a fox avif", "a fox gif", "a fox tif", "a fox tiff"]
 
 
 def test_an_example_that_is_not_there_is_named(claude):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -195,8 +196,48 @@ def test_companions_of_photographs_are_counted_by_kind_and_no_failed_pictures(wo
         (folder / name).write_bytes(b"no picture")
     run, offered = scrape(folder)
     assert offered.words.startswith("5 files in 5 posts")
-    assert "; beside them 5 .aae, 5 .json, 5 .mov, 1 .db, 1 .ini" in offered.words
+    assert "\nbeside them 5 .aae, 5 .json, 5 .mov, 1 .db, 1 .ini" in offered.words
     assert len(present(run.posts)) == 5 and not read_rows(run.rejected, Rejection)
+
+
+def test_what_was_done_to_a_picture_is_told_as_it_comes_in(workplace, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    page = Image.new("RGB", (90, 120), "red")
+    page.save(folder / "A sketchbook.tif", save_all=True, append_images=[page.copy()])
+    for name in ("b", "c"):
+        Image.new("RGBA", (90, 120), (0, 0, len(name), 9)).save(folder / f"{name}.png")
+    photograph(folder / "d.jpg", 1)
+    config = ScrapeConfig(run="mine", source="folder", folder=str(folder))
+    run = Run("mine")
+    offered = find(config, run)
+    first = next(take(config, run, offered))  # as 01's cell of one image does
+    assert str(first) == "A sketchbook.tif, 90 x 120 px, is A-sketchbook_1.tif in this run"
+    list(take(config, run, offered))
+    assert offered.news == (
+        "4 new, 0 as before; only the first of several pages or frames: A sketchbook.tif; "
+        "transparent parts put on white: b.png, c.png"
+    )
+    assert scrape(folder)[1].news == "0 new, 4 as before"
+
+
+def test_a_picture_that_is_too_large_says_what_to_set(workplace, tmp_path):
+    photograph(tmp_path / "art/a.png", 0)
+    Image.new("L", (1500, 1000)).save(tmp_path / "art/b.png")
+    run, _ = scrape(tmp_path / "art", max_image_mpx=1)
+    (row,) = read_rows(run.rejected, Rejection)
+    assert row.reason == (
+        "1500 x 1000 px is more than 1 megapixels: set max_image_mpx higher in more, or save it smaller"
+    )
+
+
+def test_letters_with_accents_stay_in_a_name(workplace, tmp_path):
+    for number, form in enumerate(("NFC", "NFD")):
+        name = unicodedata.normalize(form, "Été à la mer 🐚.jpg")
+        photograph(tmp_path / f"art/{number}" / name, number)
+    run, _ = scrape(tmp_path / "art")
+    names = sorted(post.file_name for post in present(run.posts))
+    assert names == ["0-Ete-a-la-mer_1.jpg", "1-Ete-a-la-mer_1.jpg"]
 
 
 def test_a_name_that_is_no_text_comes_in_and_is_told_apart(workplace, tmp_path):

@@ -111,8 +111,8 @@ def test_names_that_lead_elsewhere_are_told_and_never_opened(workplace, tmp_path
     [
         ([("p.jpg", "x")], ("file_name", "words"), "has the columns file_name, words: say which"),
         ([("p.jpg", "x")], ("a", "b"), "has the columns a, b: say which"),
-        ([("q.jpg", "x")], ("file_name", "text"), "left: metadata.csv"),
-        ([], (), "left: metadata.csv"),
+        ([("q.jpg", "x")], ("file_name", "text"), "not used: metadata.csv"),
+        ([], (), "not used: metadata.csv"),
     ],
 )
 def test_a_list_that_says_nothing_of_the_images_is_told_and_stops_nothing(

@@ -51,6 +51,22 @@ def test_it_opens_on_what_wants_a_look_and_shows_all_on_request(run):
     assert len(table.table.children) == 4 and table.forth.disabled
 
 
+def test_next_shows_what_follows_though_the_page_before_was_mended(run):
+    for number in range(20):
+        append_row(run.captions, Caption(name_of(number), "", "failed: no words", "sidecar"))
+    table = ReviewTable(CONFIG, run)
+    seen = []
+    for page in range(3):
+        for row in range(len(table.table.children)):
+            seen.append(row_of(table, row)[0].value)
+            row_of(table, row)[1].value = f"a cat with {len(seen)} small hats"
+        assert table.forth.disabled == (page == 2)
+        table.forth.click()
+    assert len(set(seen)) == 20 and table.where.value == "0 captions, page 3 of 3"
+    table.back.click()
+    assert row_of(table, 0)[1].value == "a cat with 9 small hats"
+
+
 def test_an_edit_is_a_row_beside_the_models_words_and_survives_a_rerun(run):
     table = ReviewTable(CONFIG, run)
     row_of(table, 1)[1].value = "  a cat with   one hat "

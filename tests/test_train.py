@@ -209,7 +209,9 @@ def broken_base(tiny_base, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(dataset, broken_base):
-    with pytest.raises(RunError, match="the loss was no number 5 times .*lower learning_rate"):
+    with pytest.raises(
+        RunError, match="loss was NaN or inf for 5 consecutive steps .*lower learning_rate"
+    ):
         list(train(settings(broken_base, max_steps=9, prior_share=0.0), dataset))
 
 

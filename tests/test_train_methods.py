@@ -367,7 +367,7 @@ def test_an_image_without_a_number_is_skipped_and_counted(dataset, tiny_base):
     seen = list(train(config, dataset))
     assert seen[-1].skipped == expected > 0 and math.isfinite(seen[-1].held_out_loss)
     assert all(p.isfinite().all() for p in weights(dataset).values())
-    assert f"{expected} steps were passed over" in verify_model(dataset)
+    assert f"{expected} steps were skipped" in verify_model(dataset)
     assert read_json(dataset.image_losses)[0]["file_name"] == rows[0][0]
 
 

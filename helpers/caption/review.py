@@ -75,7 +75,7 @@ class ReviewTable:
         self.filter = widgets.Dropdown(
             options=self._choices(), description="Show", layout=widgets.Layout(width="380px")
         )
-        self._on_filter = lambda _change: self._turn_to(0)
+        self._on_filter = lambda _change: self._list()
         self.filter.observe(self._on_filter, "value")
         self.back.on_click(lambda _: self._turn_to(self.page - 1))
         self.forth.on_click(lambda _: self._turn_to(self.page + 1))
@@ -86,7 +86,7 @@ class ReviewTable:
                 self.table,
             ]
         )
-        self._turn_to(0)
+        self._list()
 
     def names(self, shown: str) -> list[str]:
         """The file names behind a choice of the filter; what a person has passed or mended wants no further look."""
@@ -111,20 +111,24 @@ class ReviewTable:
             for what, rows in problems(self.config, self.run).items()
         }
 
+    def _list(self) -> None:
+        """Show what the filter holds now; what is mended from here on keeps its place, so that no page is skipped."""
+        self.listed = self.names(self.filter.value)
+        self._turn_to(0)
+
     def _turn_to(self, page: int) -> None:
-        self.page = max(0, page)
-        names = self._count()
-        shown = names[self.page * PAGE : (self.page + 1) * PAGE]
+        last = max(0, (len(self.listed) - 1) // PAGE)
+        self.page = min(max(0, page), last)
+        self.back.disabled, self.forth.disabled = self.page == 0, self.page == last
+        self._count()
+        shown = self.listed[self.page * PAGE : (self.page + 1) * PAGE]
         self.table.children = tuple(self._row(self.rows[name]) for name in shown)
 
-    def _count(self) -> list[str]:
-        """Say how many captions the filter holds; their names."""
-        names = self.names(self.filter.value)
-        last = max(0, (len(names) - 1) // PAGE)
-        self.page = min(self.page, last)
-        self.back.disabled, self.forth.disabled = self.page == 0, self.page == last
-        self.where.value = f"{len(names)} captions, page {self.page + 1} of {last + 1}"
-        return names
+    def _count(self) -> None:
+        """Say how many captions the filter still holds, and which page is shown."""
+        pages = max(1, -(-len(self.listed) // PAGE))
+        count = len(self.names(self.filter.value))
+        self.where.value = f"{count} captions, page {self.page + 1} of {pages}"
 
     def _row(self, row: Caption) -> widgets.HBox:
         words = widgets.Text(

@@ -21,7 +21,7 @@ def caption_image(run: Run, post: Post) -> Caption:
     """The text of the image's .txt, or a row that says there is none."""
     path = run.sidecar(post.file_name)
     if not path.is_file():
-        return Caption(post.file_name, "", f"failed: no .txt beside {post.file_name}", "sidecar")
+        return Caption(post.file_name, "", "failed: no caption came with it", "sidecar")
     try:
         text = read_text(path)
     except RunError:

@@ -49,7 +49,7 @@ TO_SRGB = "brought to sRGB by its own colour profile"
 BAD_PROFILE = "its colour profile does not fit its pixels or is damaged, and was ignored"
 NO_CMYK_PROFILE = "CMYK without a colour profile, so its colours are a guess"
 ON_WHITE = "transparent parts put on white"
-FIRST_FRAME = "the first of several pages or frames"
+FIRST_FRAME = "only the first of several pages or frames"
 
 pi_heif.register_heif_opener()
 Image.MAX_IMAGE_PIXELS = None  # pixels are counted here, by a limit that a user sets

@@ -10,10 +10,8 @@ from PIL import Image
 
 from helpers.core.errors import RunError
 from helpers.core.suffix import append_suffix, common_ending, has_suffix, strip_suffix
+from helpers.models.tokens import CLIP, token_counter, token_limit
 
-MOST_TOKENS = 77  # what CLIP's text encoder reads, a start and an end among them
-# CLIP's own cut into pieces (Radford et al. 2021, simple_tokenizer.py), in the terms of Python's re
-PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
 PLACE = re.compile(
     r"\b(?:in|on|at|under|through|inside|near|by|down|over|above|below|across|among) "
     r"([^,.;]+?)(?= (?:with|and|while|in|on|at|next)\b|[,.;]|$)"
@@ -24,11 +22,6 @@ END_OF_SUBJECT = re.compile(
 NO_PLACES = {"it", "them", "him", "her", "top", "front", "back", "side"}
 NO_NAMES = {"character", "characters", "a", "an", "the", "of"}
 COLOURS = ("#8b6fa8", "#d1a54b")
-
-
-def least_tokens(text: str) -> int:
-    """How many tokens CLIP makes of a text at least: a common word is one, a rare one several."""
-    return len(PIECE.findall(text.lower())) + 2
 
 
 def subject(caption: str) -> str:
@@ -71,17 +64,19 @@ def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
         raise RunError("the images have no column split: run the cell 'One post, one side' first")
     figure = Figure(figsize=(11, 7), dpi=100, layout="constrained")
     counts, lengths, characters, settings = figure.subplots(2, 2).flat
-    sides = {name: part["caption"] for name, part in images.groupby("split")}
+    bare = images.assign(caption=[strip_suffix(text, suffix) for text in images["caption"]])
+    sides = {name: part["caption"] for name, part in bare.groupby("split")}
     counts.barh(list(sides), [len(part) for part in sides.values()], color=COLOURS[: len(sides)])
     counts.set_title("images")
+    base_model = images.attrs.get("base_model", CLIP)
+    (count, note), limit = token_counter(base_model), token_limit(base_model)
     tokens = [
-        [least_tokens(append_suffix(caption, suffix)) for caption in part]
-        for part in sides.values()
+        [count(append_suffix(caption, suffix)) for caption in part] for part in sides.values()
     ]
-    bins = range(0, max(MOST_TOKENS, *map(max, tokens)) + 4, 3)
+    bins = range(0, max(limit, *map(max, tokens)) + 4, 3)
     lengths.hist(tokens, bins, stacked=True, color=COLOURS[: len(sides)], label=list(sides))
-    lengths.axvline(MOST_TOKENS, color="#d1495b", linewidth=1)
-    lengths.set(title=f"tokens of a text, at least; CLIP reads {MOST_TOKENS}", ylabel="images")
+    lengths.axvline(limit, color="#d1495b", linewidth=1)
+    lengths.set(title=f"tokens of a text{note}; the model reads {limit}", ylabel="images")
     _bars(characters, "characters, share of each side", _shares(sides, subject))
     _bars(settings, "settings, share of each side", _shares(sides, setting))
     figure.legend(*lengths.get_legend_handles_labels(), loc="outside lower center", ncols=2)

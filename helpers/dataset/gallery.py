@@ -1,8 +1,9 @@
 """Pictures of what was left out and why, with a button that takes an image back, and of clusters of copies.
 
-Made for ipywidgets 7.7 (Colab's) as well as 8. Words of others stand in labels, which show no markup.
+Made for ipywidgets 7.7 (Colab's) as well as 8. Words of others are escaped: they show no markup.
 """
 
+import html
 import io
 from pathlib import Path
 
@@ -35,7 +36,11 @@ def _section(run: Run, kind: str, images: pd.DataFrame) -> widgets.VBox:
 
 
 def _card(run: Run, row: object) -> widgets.VBox:
-    parts: list[widgets.Widget] = [widgets.Label(f"{row.file_name} {row.reason}")]
+    words = f"<b>{html.escape(row.file_name)}</b> {html.escape(row.reason)}"
+    # a label would cut the reason off at the card's edge
+    parts: list[widgets.Widget] = [
+        widgets.HTML(f'<div style="line-height: 1.4; overflow-wrap: anywhere">{words}</div>')
+    ]
     if (thumbnail := _thumbnail(run.image(row.file_name))) is not None:
         parts.insert(0, thumbnail)
     if row.kind not in FINAL:

@@ -11,6 +11,7 @@ from helpers.core.errors import RunError
 from helpers.core.records import Caption, Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.core.suffix import strip_suffix
+from helpers.models.tokens import base_model_of
 
 FORMULA = "=+-@＝＋－＠"  # with which a spreadsheet takes a cell for a formula
 
@@ -40,10 +41,11 @@ def table(run: Run) -> pd.DataFrame:
 
 
 def candidates(config: DatasetConfig, run: Run) -> pd.DataFrame:
-    """The table, with a note of the settings by which images are chosen from it, which `up_to_date` reads again."""
+    """The table, with notes: the settings by which images are chosen, for `up_to_date`; what the base model reads."""
     run.check_settings(config)
     images = table(run)
     images.attrs["chosen_with"] = _choosing(config)
+    images.attrs["base_model"] = base_model_of(run)  # whose tokens are counted
     return images
 
 

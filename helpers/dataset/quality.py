@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 
 SIDE_PX = 256  # to which a picture is scaled down before it is measured
 TEXT_SIDE_PX = 384
+TEXT_SHORT_SIDE_PX = 256  # at least: in a phone's screenshot of 177 x 384 px letters are dots
 STROKE = 32  # a step between neighbouring pixels, of 255, that counts as the edge of a stroke
 LEAST_STROKES = 12  # edges along a row of text
 TALLEST_LINE = 0.12  # of the picture's height
@@ -73,7 +74,8 @@ def text_share(grey: Image.Image) -> float:
     along its lines (dots, bricks, flowers) and what is denser or sparser than letters (hatching, waves) is a pattern.
     Lettering taller than TALLEST_LINE, slanted, or over a busy ground is not seen.
     """
-    pixels = np.asarray(_at_most(grey, TEXT_SIDE_PX), np.int16)
+    side_px = max(TEXT_SIDE_PX, round(TEXT_SHORT_SIDE_PX * max(grey.size) / min(grey.size)))
+    pixels = np.asarray(_at_most(grey, side_px), np.int16)
     edges = np.abs(np.diff(pixels, axis=1)) > STROKE
     strokes = edges.sum(1)
     is_inked = np.concatenate([[False], strokes > 1, [False]])

@@ -1,7 +1,7 @@
 """Captions as people have them: which files of a folder hold words, and of which image.
 
 Texts beside images in the endings of kohya's trainers, OneTrainer, Takeout and others; one text for a post of
-instaloader's; lists (caption_lists.py). What was taken and what was left is told in a line. Nothing stops for a text.
+instaloader's; lists (caption_lists.py). What was taken and what was left is told. Nothing stops for a text.
 """
 
 import os
@@ -36,6 +36,10 @@ MAX_TEXT_BYTES = 1_000_000  # beside an image
 MAX_LIST_BYTES = 200_000_000
 POSITIONS = ("first", "last", "longest", "shortest", "joined")
 MASK = re.compile(r"(.+)-(?:mask|cond)label")  # OneTrainer's, beside the image
+# kohya's conditioning_data_dir: mask/10_name/a.png, as img/10_name/a.png or 10_name/a.png
+MASK_FOLDERS, IMAGE_FOLDERS = ("mask", "masks", "conditioning"), ("img", "image", "images", "train")
+# of kohya's sample/: OUTPUT_e000001_00_20260101120000_42
+SAMPLE = re.compile(r"(?:.+_)?e?\d{6}_\d\d_\d{14}(?:_\d+)?")
 KOHYA = re.compile(r"[1-9]\d{0,2}_\S.*")  # a folder's repeats and its class
 REGULARISATION = ("reg", "regs", "regularisation", "regularization")
 # x.jpg.supplemental-metadata(1), cut anywhere
@@ -52,7 +56,7 @@ class CaptionFiles:
     no_pictures: set[Path]  # texts, and images that are no art: masks, regularisation pictures
     # shortcode and index, where a list of the seed's form tells them
     posts: dict[Path, tuple[str, int]]
-    line: str  # what was taken and what was left
+    line: str  # what was taken, and below it what was left, a line each
 
 
 def holds_words(path: Path) -> bool:
@@ -170,14 +174,12 @@ class _Reader:
         self.root = root
         self.texts = [path for path in files if holds_words(path)]
         images = [path for path in files if not holds_words(path)]
-        names = {(path.parent, path.stem) for path in images}
-        self.masks = [
-            path
-            for path in images
-            if (match := MASK.fullmatch(path.stem)) and (path.parent, match[1]) in names
-        ]
+        self.masks = _masks(root, images)
         self.regularisation = _regularisation(root, images)
-        no_art = {*self.masks, *self.regularisation}
+        self.samples = [
+            path for path in images if path.parent.name == "sample" and SAMPLE.fullmatch(path.stem)
+        ]
+        no_art = {*self.masks, *self.regularisation, *self.samples}
         self.images = [path for path in images if path not in no_art]
         self.index = _Index(root, images)
         # by image, by source in order of precedence; and how each source is told
@@ -204,7 +206,7 @@ class _Reader:
                 self.told.several += len(self.sources[image][source]) > 1
         return CaptionFiles(
             captions,
-            {*self.texts, *self.masks, *self.regularisation},
+            {*self.texts, *self.masks, *self.regularisation, *self.samples},
             self.posts,
             self._line(taken, choice),
         )
@@ -387,6 +389,8 @@ class _Reader:
         by_position = choice in POSITIONS
         others = Counter(name for image in self.images for name in self._defaults(image)[1:])
         folders = {p.parent.name for p in self.images if KOHYA.fullmatch(p.parent.name)}
+        pdfs = [name for name in told.left if name.lower().endswith(".pdf")]
+        others_left = [name for name in told.left if name not in pdfs]
         asides = [
             (sources and missing, f"{missing} images have none"),
             (
@@ -407,11 +411,35 @@ class _Reader:
                 self.regularisation,
                 f"{len(self.regularisation)} regularisation pictures (reg/) left out",
             ),
+            (self.samples, f"{len(self.samples)} samples that a training drew left out"),
             (folders, f"kohya's folders ({some(sorted(folders))}): repeats and class are not used"),
-            (told.left, f"left: {some(told.left)}"),
+            (pdfs, f"PDFs are not read, save their pages as images: {some(pdfs)}"),
+            (others_left, f"not used: {some(others_left)}"),
         ]
         head = f"captions from {sources}" if sources else f"no captions for {missing} images"
-        return "; ".join([head, *(words for is_so, words in asides if is_so)])
+        return "\n  ".join([head, *(words for is_so, words in asides if is_so)])
+
+
+def _masks(root: Path, images: Iterable[Path]) -> list[Path]:
+    """Masks of images: beside them by OneTrainer's names, or at the same place in a folder of masks."""
+    beside = {(path.parent, path.stem) for path in images}
+    places, apart = set(), {}
+    for path in images:
+        folders = [part.lower() for part in path.relative_to(root).parts[:-1]]
+        place = (
+            *(f for f in folders if f not in (*MASK_FOLDERS, *IMAGE_FOLDERS)),
+            _folded(path.stem),
+        )
+        if set(MASK_FOLDERS) & set(folders):
+            apart[path] = place
+        else:
+            places.add(place)
+    return [
+        path
+        for path in images
+        if apart.get(path) in places
+        or ((match := MASK.fullmatch(path.stem)) and (path.parent, match[1]) in beside)
+    ]
 
 
 def _regularisation(root: Path, images: Iterable[Path]) -> list[Path]:

@@ -65,7 +65,7 @@ class Columns:
         return caption
 
     def __str__(self) -> str:
-        """What was taken and what was left, in a line."""
+        """What was taken, and below it what was left, a line each."""
         sources = " and ".join(f"{n} {name}" for name, n in self.taken.most_common())
         words = [
             f"captions from {sources}" if sources else f"no captions for {self.missing} images"
@@ -78,7 +78,7 @@ class Columns:
             words.append(f"also there: {some(others)} (caption_choice)")
         if others := [name for name in self.images if name != self.image]:
             words.append(f"images from {self.image}, not {some(others)} (image_column)")
-        return "; ".join(words)
+        return "\n  ".join(words)
 
 
 def _is_text(kind: Any) -> bool:

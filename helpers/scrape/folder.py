@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -22,7 +23,9 @@ from helpers.scrape.items import Final, Found, Listing
 MAX_STEM = 60
 VIDEOS = (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".mpg", ".mpeg", ".wmv")
 # what phones, cameras and programs lay beside images
-COMPANIONS = (*VIDEOS, ".aae", ".xmp", ".thm", ".ini", ".db", ".lnk", ".url")
+COMPANIONS = (
+    *VIDEOS, ".aae", ".xmp", ".thm", ".ini", ".db", ".lnk", ".url", ".npz", ".safetensors", ".ckpt", ".pt",
+)  # fmt: skip
 OF_TAKEOUT = re.compile(r".+\.[a-z0-9]{3,4}(\.[a-z-]+)?(\(\d+\))?\.json", re.IGNORECASE)
 
 
@@ -169,4 +172,6 @@ class Names:
 
 
 def _plain(path: Path) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", path.with_suffix("").as_posix()).strip("-")[:MAX_STEM]
+    letters = unicodedata.normalize("NFKD", path.with_suffix("").as_posix())
+    bare = "".join(c for c in letters if not unicodedata.combining(c))  # é is e, not a gap
+    return re.sub(r"[^A-Za-z0-9]+", "-", bare).strip("-")[:MAX_STEM]

@@ -10,6 +10,7 @@ from importlib import import_module
 
 from helpers.config import ScrapeConfig
 from helpers.config.choices import SOURCES
+from helpers.core.decode import TO_SRGB
 from helpers.core.errors import RunError
 from helpers.core.files import sha256, write_bytes, write_text
 from helpers.core.permission import permission_for
@@ -43,7 +44,10 @@ class Taken:
     progress: str = ""  # of the source
 
     def __str__(self) -> str:
-        return str(self.post) if self.post else f"{self.name} {self.reason}"
+        if self.post is None:
+            return f"{self.name} {self.reason}"
+        size = f"{self.post.width_px} x {self.post.height_px} px"
+        return f"{self.name}, {size}, is {self.post.file_name} in this run"
 
 
 def find(config: ScrapeConfig, run: Run) -> Source:
@@ -64,7 +68,7 @@ def find(config: ScrapeConfig, run: Run) -> Source:
         codes = codes[: config.max_posts]
         wanted = set(codes)
         items = [item for item in items if item.shortcode in wanted]
-    words = "; ".join([f"{len(items)} files in {len(codes)} posts", *listing.notes])
+    words = "\n".join([f"{len(items)} files in {len(codes)} posts", *listing.notes])
     return Source(words, items, len(items), config=config, listing=listing)
 
 
@@ -172,6 +176,8 @@ class Intake:
         if post is None or not post.file_name.endswith(f".{shape.suffix}"):
             post = self._post(item, digest, shape)
             self.source.new[post.file_name] = item
+            for note in shape.notes:
+                self.source.notes.setdefault(note, []).append(item.name)
         write_bytes(self.run.image(post.file_name), content)
         return replace(
             post,
@@ -239,7 +245,10 @@ class Intake:
             words.append(
                 f"{len(source.gone)} no longer in the source ({names}): 03 leaves them out until they are back"
             )
-        return "; ".join(filter(None, [", ".join(words), source.corrected]))
+        notes = [
+            f"{note}: {_some(names)}" for note, names in source.notes.items() if note != TO_SRGB
+        ]
+        return "; ".join(filter(None, [", ".join(words), *notes, source.corrected]))
 
     def _passed_over(self, listing: Listing) -> list[Found]:
         """What the settings leave out of what the source has."""

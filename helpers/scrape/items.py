@@ -57,7 +57,7 @@ class Listing:
 class Source:
     """Where images come from. Its items may be walked again, and raise Stopped where they end early."""
 
-    words: str  # what the source says of itself, in a line
+    words: str  # what the source says of itself, a line for each thing
     items: Iterable[Found]
     total: int | None = None  # images, where that is known beforehand
     stopped: str = ""  # why the last walk ended early
@@ -66,5 +66,7 @@ class Source:
     # by file name, what came in since it was listed, and what was found to be missing
     new: dict[str, Found] = field(default_factory=dict)
     gone: dict[str, Post] = field(default_factory=dict)
+    # what was done to pictures that came in, each with their names at the source
+    notes: dict[str, list[str]] = field(default_factory=dict)
     corrected: str = ""  # what became of the permission of images that were there
     news: str = ""  # what is new, changed and gone, once a walk has reached its end

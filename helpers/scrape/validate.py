@@ -12,6 +12,7 @@ class Shape(NamedTuple):
     suffix: str
     width_px: int
     height_px: int
+    notes: tuple[str, ...] = ()  # of decode.py
 
 
 def load(item: Found, max_mpx: int) -> tuple[bytes, Shape]:
@@ -39,7 +40,7 @@ def inspect(content: bytes, max_mpx: int) -> Shape:
     try:
         picture = decode(content, max_mpx)
     except TooLarge as error:
-        raise Final(str(error)) from None
+        raise Final(f"{error}: set max_image_mpx higher in more, or save it smaller") from None
     except ImageError as error:
         raise ValueError(str(error)) from None
-    return Shape(SUFFIXES[picture.format], *picture.image.size)
+    return Shape(SUFFIXES[picture.format], *picture.image.size, picture.notes)

@@ -18,14 +18,14 @@ from helpers.caption.claude.prices import Model
 from helpers.config import CaptionConfig
 from helpers.core.errors import RunError
 from helpers.core.records import Caption, Post, latest, read_rows
-from helpers.core.run import IMAGE_NAME, Run
+from helpers.core.run import IMAGE_NAME, IMAGE_SUFFIXES, Run
 from helpers.core.text import read_text
 from helpers.figures.pictures import open_rgb
 
 PATCH_PX = 28
 EXAMPLE_SIDE_PX = 392  # examples teach the form of a caption, for which little detail is enough
 JPEG_QUALITY = 90
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = tuple(f".{suffix}" for suffix in (*IMAGE_SUFFIXES, "jpeg", "heif", "tiff"))
 CACHE = {"type": "ephemeral", "ttl": "1h"}  # batches mostly take more than the other choice, 5 min
 STYLE_GUIDE = """\
 You write the captions on which a text-to-image model learns one artist's style. You are shown one \

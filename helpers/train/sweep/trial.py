@@ -130,7 +130,7 @@ def _train(
             claim.check()
             if step.held_out_loss is not None:
                 if not math.isfinite(step.held_out_loss):
-                    return f"its held-out loss was no number at step {step.step}"
+                    return f"its held-out loss was NaN or inf at step {step.step}"
                 _report(sweep, config, here, live)
                 if reason := _why_hopeless(sweep, here, live):
                     return reason
