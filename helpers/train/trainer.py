@@ -58,6 +58,11 @@ class Step:
             f"{memory_gb():.1f} GB"
         )
 
+    def __str__(self) -> str:
+        if self.step == 0:
+            return f"step 0, the base model: validation loss {self.held_out_loss:.4f}"
+        return f"step {self.step}: {self.progress}"
+
 
 class Steps(Iterator[Step]):
     """The steps of a training. Iterating again after a stop or an error, as by rerunning a cell, resumes it."""
