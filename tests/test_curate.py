@@ -276,7 +276,10 @@ def test_clusters_are_shown_with_the_kept_one_first(workplace, art):
 
 
 def test_the_room_loads_without_torch():
-    names = "build card charts curate gallery history join layout publish quality resemblance split takedown"
+    names = (
+        "build charts curate dataset_card dataset_files gallery history join push_dataset quality "
+        "resemblance split takedown"
+    )
     code = f"import sys; [__import__('helpers.dataset.' + n) for n in {names.split()}]; "
     code += "print('torch' in sys.modules, 'diffusers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -363,7 +366,7 @@ def test_the_chart_of_lengths_ends_where_the_base_model_stops_reading(workplace,
     write_json(run.config("train"), {"run": "art", "base_model": "assets/tiny-sd"})
     kept, _ = curate(CONFIG, run)
     charts(kept.assign(split="train"), CONFIG.suffix)
-    told = [title for title in titles if title and "CLIP reads" in title]
+    told = [title for title in titles if title and "the model reads" in title]
     assert [title.rpartition(" ")[2] for title in told] == ["77", "32"]
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from helpers.config import DEMO_PROMPTS, DatasetConfig
+from helpers.config import DatasetConfig
+from helpers.config.presets import DEMO_PROMPTS
 from helpers.demo.looks import LOOKS, suffix, wear
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import HELD_OUT_PAIRS, SUFFIX, random_scene

@@ -27,7 +27,7 @@ from helpers.train.limits import machine_errors
 from helpers.train.sweep import runner, study, trial
 from helpers.train.sweep.promote import promote
 from helpers.train.sweep.runner import describe, run_trials, sweep_if_asked
-from helpers.train.sweep.search import batch_of, plan_trials, trial_config
+from helpers.train.sweep.search import plan_trials, trial_config
 from helpers.train.sweep.study import SECRET, Database, open_place
 from helpers.train.trainer import train
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
@@ -109,7 +109,7 @@ def test_the_seeds_own_wish_can_be_swept():
     trials = plan_trials(settings(sweep={"gradient_accumulation_steps": [1, 4]}))
     configs = [trial_config(settings(max_steps=32), params) for params in trials]
     assert sorted(c.max_steps for c in configs) == [8, 32]
-    assert {batch_of(c) * c.max_steps for c in configs} == {64}
+    assert {c.effective_batch_size * c.max_steps for c in configs} == {64}
 
 
 def test_lists_are_tried_in_every_combination_or_some_of_them():
@@ -123,7 +123,7 @@ def test_lists_are_tried_in_every_combination_or_some_of_them():
 def test_every_trial_sees_as_many_images_and_is_measured_as_often(batch):
     config = settings(max_steps=96, train_batch_size=2, lr_warmup_steps=12, validate_every_steps=12)
     trial = trial_config(config, {"effective_batch": batch})
-    assert batch_of(trial) == batch and trial.train_batch_size <= 2
+    assert trial.effective_batch_size == batch and trial.train_batch_size <= 2
     assert trial.max_steps * batch == 96 * 2
     assert trial.lr_warmup_steps * batch == pytest.approx(12 * 2, abs=batch)
     assert trial.max_steps // trial.validate_every_steps == 8

@@ -378,7 +378,9 @@ def test_several_in_a_row_name_the_images(dataset, tiny_base):
     names = [name for name, _ in read_metadata(dataset.split_metadata("train"))]
     for index in range(len(names)):
         spoil(dataset, index)
-    with pytest.raises(RunError, match=r"5 times .*with \w+.*\.jpg.*leave those images out"):
+    with pytest.raises(
+        RunError, match=r"for 5 consecutive steps .*with \w+.*\.jpg.*leave those images out"
+    ):
         list(train(config, dataset))
 
 

@@ -28,6 +28,7 @@ from helpers.core.run import Run
 from helpers.mirror.sync import sync_soon
 from helpers.scrape.identity import Known
 from helpers.scrape.instagram.cursor import Cursor
+from helpers.scrape.instagram.source import owners as owners_of
 from helpers.scrape.items import Final, Found, Listing, Source, Stopped
 from helpers.scrape.validate import Shape, load
 
@@ -134,7 +135,7 @@ class Intake:
         self.taken_down = set(run.read_taken_down())
         self.rejected = set(read_rows(run.rejected, Rejection))
         self.refused: set[Rejection] = set()  # by this walk
-        owners = source.owners(config, run) if config.source == "instagram" else ()
+        owners = owners_of(config, run) if config.source == "instagram" else ()
         self.permission = partial(permission_for, config.permission, owners)
 
     def correct_permission(self) -> str:
