@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from helpers.core.errors import RunError
 from helpers.host.device import pick_device
-from helpers.inference.share.one_file import original
+from helpers.inference.share.one_file import original_state
 from helpers.inference.share.original_names import unet_to_original, vae_to_original
 from helpers.models import stable_diffusion
 from helpers.models.pipeline import load_pipeline
@@ -41,7 +41,9 @@ def cache(tmp_path, monkeypatch):
 
 def one_file(base: Path, folder: Path, dtype=torch.float32, extra=None, metadata=None) -> Path:
     """A base as one file, with its settings and its tokenizer beside it, since it has not v1's shapes."""
-    state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in original(base).items()}
+    state = {
+        k: t.to(dtype) if t.is_floating_point() else t for k, t in original_state(base).items()
+    }
     folder.mkdir(parents=True)
     path = folder / "anime-v3.safetensors"
     save_file({k: t.contiguous() for k, t in (state | (extra or {})).items()}, path, metadata)

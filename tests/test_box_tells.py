@@ -10,9 +10,9 @@ import torch
 
 from helpers.config import InferenceConfig
 from helpers.core.run import Run
-from helpers.inference.draw.sampler import Request, Studio, blocked_label, requests_of
+from helpers.inference.draw.sampler import Request, Sampler, blocked_label, make_requests
 from helpers.inference.draw.schedulers import SCHEDULERS, make_scheduler
-from helpers.inference.judge.copies import FEWEST
+from helpers.inference.judge.copies import MIN_HELD_OUT
 from helpers.inference.judge.judgement import Groups, judge
 from helpers.inference.report import report, verify_report
 from helpers.inference.share.model_card import write_card
@@ -31,37 +31,37 @@ def run(trained_folder, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def studio(run):
-    return Studio(run)
+def sampler(run):
+    return Sampler(run)
 
 
 # prompts that are too long
 
 
-def test_a_prompt_of_300_words_is_told_and_keeps_its_suffix(studio):
-    box = box_of(studio, compare=False)
+def test_a_prompt_of_300_words_is_told_and_keeps_its_suffix(sampler):
+    box = box_of(sampler, compare=False)
     box.prompt.value = LONG
     box.button.click()
-    limit = studio.prompts.tokens
+    limit = sampler.prompts.max_tokens
     assert f"The model reads {limit} tokens: this prompt ends at" in box.message.value
     assert "words are left out; the suffix is kept" in box.message.value
-    fitted = studio.prompts.fit(studio.styled(LONG))
-    ids = studio.pipeline.tokenizer(fitted).input_ids
-    suffix = studio.pipeline.tokenizer(studio.suffix).input_ids[1:-1]
+    fitted = sampler.prompts.truncate(sampler.styled(LONG))
+    ids = sampler.pipeline.tokenizer(fitted).input_ids
+    suffix = sampler.pipeline.tokenizer(sampler.suffix).input_ids[1:-1]
     assert len(ids) <= limit < len(ids) + 4 and ids[-len(suffix) - 1 : -1] == suffix
-    assert LONG.startswith(fitted.removesuffix(studio.suffix))
+    assert LONG.startswith(fitted.removesuffix(sampler.suffix))
     (entry,) = [c for c in box.history.children if c.children[1].description == "tuned 1000"]
     box.prompt.value = "else"
     entry.children[1].click()
     assert box.prompt.value == LONG  # as it was typed
 
 
-def test_the_words_beyond_the_models_length_change_nothing_and_the_suffix_does(studio):
+def test_the_words_beyond_the_models_length_change_nothing_and_the_suffix_does(sampler):
     def pixels(prompt):
-        return np.asarray(studio.draw([Request(prompt, 3, num_inference_steps=2)])[0])
+        return np.asarray(sampler.draw([Request(prompt, 3, num_inference_steps=2)])[0])
 
-    styled = pixels(studio.styled(LONG))
-    assert np.array_equal(styled, pixels(studio.styled(LONG + " in the rain")))
+    styled = pixels(sampler.styled(LONG))
+    assert np.array_equal(styled, pixels(sampler.styled(LONG + " in the rain")))
     assert not np.array_equal(styled, pixels(LONG))
 
 
@@ -69,22 +69,22 @@ def test_the_words_beyond_the_models_length_change_nothing_and_the_suffix_does(s
     "prompt", ["", "a cat", "猫" * 300, "x" * 900, "a,b;c:" * 80, "  a  cat " * 60, "🐈" * 200]
 )
 @pytest.mark.parametrize("styled", [True, False])
-def test_whatever_is_typed_is_cut_to_what_is_read(studio, prompt, styled):
-    asked = studio.styled(prompt) if styled else prompt
-    fitted, tokens = studio.prompts.fit(asked), studio.pipeline.tokenizer
-    ending = studio.suffix if styled and prompt else ""
-    assert len(tokens(fitted).input_ids) <= studio.prompts.tokens and fitted.endswith(ending)
+def test_whatever_is_typed_is_cut_to_what_is_read(sampler, prompt, styled):
+    asked = sampler.styled(prompt) if styled else prompt
+    fitted, tokens = sampler.prompts.truncate(asked), sampler.pipeline.tokenizer
+    ending = sampler.suffix if styled and prompt else ""
+    assert len(tokens(fitted).input_ids) <= sampler.prompts.max_tokens and fitted.endswith(ending)
     assert asked.startswith(fitted.removesuffix(ending))
-    assert bool(studio.prompts.told(asked)) == (fitted != asked)
+    assert bool(sampler.prompts.truncation_warning(asked)) == (fitted != asked)
     assert prompt in ("", "a cat") or len(fitted) > len(ending)
 
 
-def test_prompts_of_the_notebook_that_are_too_long_are_told_once_each(studio, caplog):
+def test_prompts_of_the_notebook_that_are_too_long_are_told_once_each(sampler, caplog):
     config = InferenceConfig(
         run="pictures", prompts=f"a cat\n{LONG}", num_images=3, negative_prompt=LONG
     )
     with caplog.at_level(logging.WARNING):
-        requests_of(config, studio)
+        make_requests(config, sampler)
     assert [("suffix is kept" in r.getMessage()) for r in caplog.records] == [True, False]
 
 
@@ -105,41 +105,43 @@ def in_a_thread(box):
         ({"num_train_timesteps": 0}, ""),
     ],
 )
-def test_any_error_while_drawing_is_a_line_in_the_box_and_it_works_on(studio, plant, words):
-    box, whole = box_of(studio, compare=False), dict(studio.schedule)
-    studio.schedule |= plant
+def test_any_error_while_drawing_is_a_line_in_the_box_and_it_works_on(sampler, plant, words):
+    box, whole = box_of(sampler, compare=False), dict(sampler.scheduler_config)
+    sampler.scheduler_config |= plant
     in_a_thread(box)
     said = box.message.value
     assert said.startswith(words) and said.endswith(
         "(nothing was lost: change a setting and draw again)"
     )
     assert not box.button.disabled and box.cancel.disabled
-    studio.schedule = whole
+    sampler.scheduler_config = whole
     in_a_thread(box)
     assert "Kept in" in box.message.value
 
 
-def test_settings_that_the_fields_do_not_take_are_told(studio):
-    box = box_of(studio, compare=False)
+def test_settings_that_the_fields_do_not_take_are_told(sampler):
+    box = box_of(sampler, compare=False)
     box.button.click()
-    _, settings = studio.album.newest(1)[0]
-    box._remember(settings | {"scheduler": "of another version"}, studio.draw([Request("a", 1)])[0])
+    _, settings = sampler.album.newest(1)[0]
+    box._add_to_history(
+        settings | {"scheduler": "of another version"}, sampler.draw([Request("a", 1)])[0]
+    )
     box.history.children[0].children[1].click()
     assert box.message.value.startswith("TraitError: Invalid selection")
 
 
-def test_pictures_that_are_no_numbers_are_told_not_drawn_black(studio):
-    box = box_of(studio, compare=False)
-    studio.pipeline.unet.conv_out.bias.data.fill_(torch.nan)
+def test_latents_of_nan_are_told_not_drawn_black(sampler):
+    box = box_of(sampler, compare=False)
+    sampler.pipeline.unet.conv_out.bias.data.fill_(torch.nan)
     box.button.click()
-    assert "DPM-Solver++ in 2 steps gives no numbers" in box.message.value
-    assert not list(studio.run.samples.glob("*.png"))
+    assert "DPM-Solver++ in 2 steps gives NaN or inf" in box.message.value
+    assert not list(sampler.run.samples.glob("*.png"))
 
 
 def test_a_base_that_is_gone_is_told_and_the_models_pictures_are_kept(run, tmp_path, tiny_base):
-    studio = Studio(run)
-    studio.weights.base_model = str(tmp_path / "gone")
-    box = box_of(studio)
+    sampler = Sampler(run)
+    sampler.weights.base_model = str(tmp_path / "gone")
+    box = box_of(sampler)
     box.button.click()
     assert "put back the base model that 04_train was given" in box.message.value
     assert len(list(run.samples.glob("*-tuned-1000.png"))) == 1 and not box.button.disabled
@@ -178,18 +180,18 @@ def test_every_scheduler_comes_to_its_end_at_any_number_of_steps(schedule, sched
     config |= SCHEDULES[schedule]
     by_v = config.get("prediction_type") == "v_prediction"
     for steps in (1, 25, 60, 1000):
-        sampler = make_scheduler(scheduler, config, steps)
-        sampler.set_timesteps(steps)
-        latents = torch.randn(1, 4, 4, 4) * sampler.init_noise_sigma
-        for time in sampler.timesteps:
-            seen = sampler.scale_model_input(latents, time)
-            alpha = sampler.alphas_cumprod[int(time)]
+        noise_scheduler = make_scheduler(scheduler, config, steps)
+        noise_scheduler.set_timesteps(steps)
+        latents = torch.randn(1, 4, 4, 4) * noise_scheduler.init_noise_sigma
+        for time in noise_scheduler.timesteps:
+            seen = noise_scheduler.scale_model_input(latents, time)
+            alpha = noise_scheduler.alphas_cumprod[int(time)]
             noise = seen / (1 - alpha).clamp(min=1e-8).sqrt()
-            latents = sampler.step(
+            latents = noise_scheduler.step(
                 alpha.sqrt() * noise if by_v else noise, time, latents
             ).prev_sample
         assert latents.abs().max() < 5, (steps, latents.abs().max())
-        assert len(sampler.timesteps) in (steps, steps + 1)  # PNDM warms up by one
+        assert len(noise_scheduler.timesteps) in (steps, steps + 1)  # PNDM warms up by one
 
 
 # what cannot be judged
@@ -197,7 +199,7 @@ def test_every_scheduler_comes_to_its_end_at_any_number_of_steps(schedule, sched
 
 def test_a_safety_checker_that_blocks_everything_leaves_a_report_of_what_was_blocked(run):
     strict_checker(run.model)
-    figures = report(CONFIG, Studio(run))
+    figures = report(CONFIG, Sampler(run))
     assert figures["blocked"] == 3 * 8 + 2
     assert "the safety checker blocked 8" in figures["style_gain"]["left_out"]
     assert (
@@ -228,20 +230,20 @@ def test_one_group_that_is_blocked_leaves_out_what_it_is_needed_for(name):
     assert some.style_gain.low <= some.style_gain.value and some.blocked == 2
 
 
-@pytest.mark.parametrize("held_out", [0, 1, 2, FEWEST - 1, FEWEST, 30])
+@pytest.mark.parametrize("held_out", [0, 1, 2, MIN_HELD_OUT - 1, MIN_HELD_OUT, 30])
 def test_no_copy_verdict_from_too_few_held_out_images(held_out):
     groups = Groups(
         washes(20, 1, 1), washes(held_out, 1, 2), washes(8, 0, 3), washes(8, 1, 4), washes(8, 0, 5)
     )
     copies = judge(groups).copies
-    assert ("share" in copies) == (held_out >= FEWEST) == ("left_out" not in copies)
-    if held_out < FEWEST:
+    assert ("share" in copies) == (held_out >= MIN_HELD_OUT) == ("left_out" not in copies)
+    if held_out < MIN_HELD_OUT:
         assert f"{held_out} held-out images are too few" in copies["left_out"]
         assert "threshold" not in copies and len(copies["pairs"]) == 6  # for a person's eye
 
 
 def test_too_few_held_out_images_are_told_in_report_page_and_card(run):
-    figures = report(CONFIG, Studio(run))
+    figures = report(CONFIG, Sampler(run))
     said = "3 held-out images are too few to tell a copy from a likeness (10 are needed)"
     assert f"Whether it copies is not judged: {said}" in figures["verdict"]
     assert "come nearer to a training image" not in figures["verdict"]

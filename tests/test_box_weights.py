@@ -16,7 +16,7 @@ from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_manifest
 from helpers.core.run import Run
 from helpers.host.device import pick_device
-from helpers.inference.draw.sampler import Request, Studio
+from helpers.inference.draw.sampler import Request, Sampler
 from helpers.train.prepare import prepare
 from tests.conftest import SMALL_TRAINING, make_trained
 
@@ -51,11 +51,11 @@ def test_each_checkpoint_shows_as_it_trained(trained, monkeypatch, tiny_base):
     folder, given = trained
     monkeypatch.chdir(folder)
     run, device = Run("pictures"), pick_device()
-    studio = Studio(run)
-    parts = studio.weights.modules
+    sampler = Sampler(run)
+    parts = sampler.weights.modules
 
     def shown(name):
-        studio.weights.put(name)
+        sampler.weights.load(name)
         return seen_by(parts["unet"], parts["text_encoder"], "cpu")
 
     base = shown("base")
@@ -100,9 +100,9 @@ def plain(tmp_path_factory, tiny_base):
 
 def test_the_base_is_the_untouched_base_text_encoder_and_all(trained, monkeypatch, plain):
     monkeypatch.chdir(trained[0])
-    studio = Studio(Run("pictures"))
+    sampler = Sampler(Run("pictures"))
     asked = [Request("a turtle", seed, num_inference_steps=2, model="base") for seed in range(3)]
-    for image, wanted in zip(studio.draw(asked), plain, strict=True):
+    for image, wanted in zip(sampler.draw(asked), plain, strict=True):
         assert np.abs(np.asarray(image, int) - wanted).max() <= 1
 
 
@@ -111,9 +111,9 @@ def test_a_checkpoint_by_other_versions_of_transformers_shows_the_same(trained, 
     """They name the text encoder's weights with `text_model.`, or without."""
     monkeypatch.chdir(trained[0])
     run = Run("pictures")
-    studio = Studio(run)
-    weights = studio.weights
-    weights.put("step-000004")
+    sampler = Sampler(run)
+    weights = sampler.weights
+    weights.load("step-000004")
     before = {k: v.clone() for k, v in weights.modules["text_encoder"].state_dict().items()}
     path = next(
         p
@@ -127,8 +127,8 @@ def test_a_checkpoint_by_other_versions_of_transformers_shows_the_same(trained, 
     renamed = {k.replace(old, new, 1): v for k, v in load_file(path).items()}
     save_file(renamed, path)
     write_manifest(run.checkpoint(4))
-    weights.put("base")
-    weights.put("step-000004")
+    weights.load("base")
+    weights.load("step-000004")
     for name, tensor in weights.modules["text_encoder"].state_dict().items():
         assert torch.equal(tensor, before[name])
     path.write_bytes(original)
@@ -138,9 +138,9 @@ def test_a_checkpoint_by_other_versions_of_transformers_shows_the_same(trained, 
 def test_a_checkpoint_of_another_model_is_told_and_leaves_the_box_whole(trained, monkeypatch):
     monkeypatch.chdir(trained[0])
     run = Run("pictures")
-    studio = Studio(run)
+    sampler = Sampler(run)
     asked = Request("a cat", 1, num_inference_steps=1)
-    before = studio.draw([asked])[0]
+    before = sampler.draw([asked])[0]
     folder = run.checkpoints / "step-000009"
     folder.mkdir()
     state = {"config": read_json(run.checkpoint(4) / "state.json")["config"]}
@@ -148,12 +148,12 @@ def test_a_checkpoint_of_another_model_is_told_and_leaves_the_box_whole(trained,
     save_file({"mid_block.wide.weight": torch.zeros(3, 3)}, folder / "weights.safetensors")
     write_manifest(folder)
     with pytest.raises(RunError, match="no weight of this run's base model"):
-        studio.draw([Request("a cat", 1, num_inference_steps=1, model="step-000009")])
+        sampler.draw([Request("a cat", 1, num_inference_steps=1, model="step-000009")])
     save_file({"conv_in.weight": torch.zeros(3, 3)}, folder / "weights.safetensors")
     write_manifest(folder)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        studio.draw([Request("a cat", 1, num_inference_steps=1, model="step-000009")])
-    assert np.array_equal(studio.draw([asked])[0], before)
+        sampler.draw([Request("a cat", 1, num_inference_steps=1, model="step-000009")])
+    assert np.array_equal(sampler.draw([asked])[0], before)
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()

@@ -10,7 +10,7 @@ from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
 from helpers.core.run import Run
 from helpers.inference.draw.prompt_box import PromptBox
-from helpers.inference.draw.sampler import Request, Studio, draw_missing, requests_of
+from helpers.inference.draw.sampler import Request, Sampler, draw_missing, make_requests
 from helpers.inference.judge.copies import CopyFinder
 from helpers.inference.judge.judgement import Groups, judge
 from helpers.inference.judge.style import StyleAxis, features, style_gain
@@ -20,42 +20,42 @@ CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8
 
 
 @pytest.fixture
-def studio(trained_folder, monkeypatch):
+def sampler(trained_folder, monkeypatch):
     monkeypatch.chdir(trained_folder)
-    return Studio(Run("pictures"))
+    return Sampler(Run("pictures"))
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(studio):
+def test_a_picture_does_not_depend_on_its_neighbours(sampler):
     asked = [Request("a cat", seed, num_inference_steps=2) for seed in range(8)]
-    together = studio.draw(asked, batch_size=8)
-    alone = [studio.draw([request])[0] for request in asked]
+    together = sampler.draw(asked, batch_size=8)
+    alone = [sampler.draw([request])[0] for request in asked]
     for first, second in zip(together, alone, strict=True):
         assert np.array_equal(first, second)
 
 
-def test_prompts_get_the_suffix_once_and_seeds_of_their_own(studio):
+def test_prompts_get_the_suffix_once_and_seeds_of_their_own(sampler):
     config = InferenceConfig(
         run="pictures", prompts="a cat\n\na dog in a mira watercolor style", num_images=2, seed=5
     )
-    asked = requests_of(config, studio)
+    asked = make_requests(config, sampler)
     assert [request.seed for request in asked] == [5, 6, 7, 8]
     assert {request.prompt.count("mira watercolor") for request in asked} == {1}
 
 
-def test_samples_lie_beside_their_settings_and_are_drawn_once(studio):
-    asked = requests_of(
-        InferenceConfig(run="pictures", prompts="a cat", num_inference_steps=2), studio
+def test_samples_lie_beside_their_settings_and_are_drawn_once(sampler):
+    asked = make_requests(
+        InferenceConfig(run="pictures", prompts="a cat", num_inference_steps=2), sampler
     )
-    (path,) = draw_missing(studio, asked, 4)
+    (path,) = draw_missing(sampler, asked, 4)
     settings = json.loads(path.with_suffix(".json").read_text())
-    assert settings["prompt"] == asked[0].prompt and settings["model_hash"] == studio.model_hash
+    assert settings["prompt"] == asked[0].prompt and settings["model_hash"] == sampler.model_hash
     before = path.stat().st_mtime_ns
-    assert list(draw_missing(studio, asked, 4)) == [path] and path.stat().st_mtime_ns == before
+    assert list(draw_missing(sampler, asked, 4)) == [path] and path.stat().st_mtime_ns == before
 
 
-def test_the_report_is_one_page_that_needs_nothing(studio):
-    figures = report(CONFIG, studio)
-    page = studio.run.report_html.read_text()
+def test_the_report_is_one_page_that_needs_nothing(sampler):
+    figures = report(CONFIG, sampler)
+    page = sampler.run.report_html.read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page
     assert "<b>thing</b>" not in page and "&lt;b&gt;thing" in page  # captions are escaped
     HTMLParser().feed(page)
@@ -65,46 +65,46 @@ def test_the_report_is_one_page_that_needs_nothing(studio):
     assert gain["low"] <= gain["value"] <= gain["high"]
     assert {"with_suffix", "without_suffix"} <= figures["suffix_switch"].keys()
     assert {"copies", "seconds", "cost_usd", "hashes"} <= figures.keys()
-    assert figures["verdict"] in verify_report(studio.run)
+    assert figures["verdict"] in verify_report(sampler.run)
 
 
-def test_a_second_report_is_read_not_made(studio):
-    report(CONFIG, studio)
-    before = studio.run.report_html.stat().st_mtime_ns
-    report(CONFIG, studio)
-    assert studio.run.report_html.stat().st_mtime_ns == before
+def test_a_second_report_is_read_not_made(sampler):
+    report(CONFIG, sampler)
+    before = sampler.run.report_html.stat().st_mtime_ns
+    report(CONFIG, sampler)
+    assert sampler.run.report_html.stat().st_mtime_ns == before
 
 
-def test_the_prompt_box_draws_both_models_and_keeps_them(studio):
-    box = PromptBox(studio, CONFIG, "a turtle")
+def test_the_prompt_box_draws_both_models_and_keeps_them(sampler):
+    box = PromptBox(sampler, CONFIG, "a turtle")
     box.count.value, box.seed.value, box.steps.value = 2, 77, 2
     box.button.click()
     assert "Kept in" in box.message.value and not box.button.disabled
     assert len(box.gallery.children) == 2
-    assert (studio.run.samples / "a-turtle-tuned-78.png").is_file()
-    assert (studio.run.samples / "a-turtle-base-77.json").is_file()
+    assert (sampler.run.samples / "a-turtle-tuned-78.png").is_file()
+    assert (sampler.run.samples / "a-turtle-base-77.json").is_file()
     assert box.bar.value == box.bar.max
 
 
-def test_an_empty_prompt_is_told_in_the_box(studio):
-    box = PromptBox(studio, CONFIG, "  ")
+def test_an_empty_prompt_is_told_in_the_box(sampler):
+    box = PromptBox(sampler, CONFIG, "  ")
     box.button.click()
     assert box.message.value == "Type a prompt first."
 
 
 def test_inference_before_training_names_the_notebook(workplace):
     with pytest.raises(RunError, match="run 04_train with run='none' first"):
-        Studio(Run("none"))
+        Sampler(Run("none"))
 
 
-def test_a_damaged_model_is_not_loaded(studio):
-    path = studio.run.model / "README.md"
+def test_a_damaged_model_is_not_loaded(sampler):
+    path = sampler.run.model / "README.md"
     text = path.read_text()
     path.write_text("other")
     with pytest.raises(
         RunError, match=r"README.md is not what manifest.json says: run 04_train again"
     ):
-        Studio(studio.run)
+        Sampler(sampler.run)
     path.write_text(text)
 
 

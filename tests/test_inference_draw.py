@@ -20,10 +20,10 @@ from helpers.inference.draw.sampler import (
     SCHEDULERS,
     Cancelled,
     Request,
-    Studio,
+    Sampler,
     is_blocked,
-    requests_of,
-    settings_of,
+    make_config,
+    make_requests,
 )
 from helpers.models.pipeline import load_pipeline, sample_fast
 
@@ -31,27 +31,27 @@ CONFIG = InferenceConfig(run="pictures", num_inference_steps=2)
 ASKED = Request("a turtle", 4, num_inference_steps=2)
 
 
-def open_studio(folder, monkeypatch):
+def open_sampler(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    return Studio(Run("pictures"))
+    return Sampler(Run("pictures"))
 
 
 @pytest.fixture
-def studio(trained_folder, monkeypatch):
-    return open_studio(trained_folder, monkeypatch)
+def sampler(trained_folder, monkeypatch):
+    return open_sampler(trained_folder, monkeypatch)
 
 
 @pytest.fixture
-def lora_studio(lora_folder, monkeypatch):
-    return open_studio(lora_folder, monkeypatch)
+def lora_sampler(lora_folder, monkeypatch):
+    return open_sampler(lora_folder, monkeypatch)
 
 
 def asked(**given):
     return Request("a turtle", 4, num_inference_steps=2, **given)
 
 
-def pixels(studio, **given):
-    return np.asarray(studio.draw([asked(**given)])[0], int)
+def pixels(sampler, **given):
+    return np.asarray(sampler.draw([asked(**given)])[0], int)
 
 
 def by_hand(model):
@@ -63,53 +63,53 @@ def by_hand(model):
     return np.asarray(pipeline("a turtle", generator=seed, **size).images[0], int)
 
 
-@pytest.mark.parametrize("kind", ["studio", "lora_studio"])
+@pytest.mark.parametrize("kind", ["sampler", "lora_sampler"])
 def test_weights_change_places_without_a_trace(request, kind):
-    studio = request.getfixturevalue(kind)
-    base = studio.run.read_config("train")["base_model"]
-    tuned = pixels(studio)
-    assert np.array_equal(tuned, by_hand(studio.run.model))
-    assert np.array_equal(pixels(studio, model="base"), by_hand(base))
-    assert np.array_equal(pixels(studio, strength=0.0), by_hand(base))
-    assert studio.weights.steps() == ["step-000002", "step-000004"]
-    assert np.abs(pixels(studio, model="step-000004") - tuned).max() <= 1  # the last is the model
-    assert np.array_equal(pixels(studio), tuned)
+    sampler = request.getfixturevalue(kind)
+    base = sampler.run.read_config("train")["base_model"]
+    tuned = pixels(sampler)
+    assert np.array_equal(tuned, by_hand(sampler.run.model))
+    assert np.array_equal(pixels(sampler, model="base"), by_hand(base))
+    assert np.array_equal(pixels(sampler, strength=0.0), by_hand(base))
+    assert sampler.weights.steps() == ["step-000002", "step-000004"]
+    assert np.abs(pixels(sampler, model="step-000004") - tuned).max() <= 1  # the last is the model
+    assert np.array_equal(pixels(sampler), tuned)
 
 
-def test_strength_goes_from_the_base_to_the_lora_as_its_scale_does(lora_studio):
-    run = lora_studio.run
+def test_strength_goes_from_the_base_to_the_lora_as_its_scale_does(lora_sampler):
+    run = lora_sampler.run
     pipeline = load_pipeline(run.read_config("train")["base_model"], torch.float32)
     weights = "pytorch_lora_weights.safetensors"
     pipeline.load_lora_weights(run.model / "lora", weight_name=weights)
     pipeline.fuse_lora(lora_scale=0.5)
     pipeline.unload_lora_weights()
-    lora_studio.weights.put("tuned", 0.5)
+    lora_sampler.weights.load("tuned", 0.5)
     for name, tensor in pipeline.unet.state_dict().items():
-        assert torch.allclose(lora_studio.weights.unet.state_dict()[name], tensor, atol=1e-5)
+        assert torch.allclose(lora_sampler.weights.unet.state_dict()[name], tensor, atol=1e-5)
 
 
-def test_a_checkpoint_that_is_gone_is_told(studio):
+def test_a_checkpoint_that_is_gone_is_told(sampler):
     with pytest.raises(RunError, match="step-000002, step-000004, tuned"):
-        studio.draw([asked(model="step-000009")])
+        sampler.draw([asked(model="step-000009")])
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_draws_the_same_alone_and_in_company(studio, scheduler, recwarn):
+def test_every_scheduler_draws_the_same_alone_and_in_company(sampler, scheduler, recwarn):
     some = [Request("a cat", i, "", 4, 4.0, scheduler=scheduler) for i in range(8)]
-    together = studio.draw(some)
-    assert np.array_equal(together[5], studio.draw([some[5]])[0])
+    together = sampler.draw(some)
+    assert np.array_equal(together[5], sampler.draw([some[5]])[0])
     assert np.asarray(together[0]).std() > 0
 
 
-def test_an_unknown_scheduler_is_told_with_those_there_are(studio):
+def test_an_unknown_scheduler_is_told_with_those_there_are(sampler):
     with pytest.raises(RunError, match="choose one of DPM-Solver"):
-        studio.draw([asked(scheduler="magic")])
+        sampler.draw([asked(scheduler="magic")])
 
 
-def test_a_saved_pictures_settings_draw_it_again(studio):
+def test_a_saved_pictures_settings_draw_it_again(sampler):
     request = asked(negative_prompt="ein böser Hund, 犬", width_px=48, height_px=32, strength=0.75)
-    image = studio.draw([request])[0]
-    path = studio.save(request, image)
+    image = sampler.draw([request])[0]
+    path = sampler.save(request, image)
     with Image.open(path) as saved:
         assert saved.size == (48, 32)
         assert json.loads(saved.info["settings"]) == json.loads(
@@ -117,50 +117,50 @@ def test_a_saved_pictures_settings_draw_it_again(studio):
         )
         assert "Seed: 4, Size: 48x32" in saved.info["parameters"]
     path.with_suffix(".json").unlink()  # the picture alone will do
-    assert np.array_equal(studio.redraw(path), image)
+    assert np.array_equal(sampler.redraw(path), image)
 
 
-def test_settings_in_the_png_are_a_text_chunk(studio):
-    path = studio.save(ASKED, studio.draw([ASKED])[0])
+def test_settings_in_the_png_are_a_text_chunk(sampler):
+    path = sampler.save(ASKED, sampler.draw([ASKED])[0])
     assert b"tEXtsettings\x00{" in path.read_bytes()
 
 
-def test_pictures_of_other_weights_or_programs_are_not_drawn_again(studio, tmp_path):
-    settings = studio.settings(ASKED) | {"model_hash": "0" * 64}
-    path = studio.album.save(settings, Image.new("RGB", (32, 32)))
+def test_pictures_of_other_weights_or_programs_are_not_drawn_again(sampler, tmp_path):
+    settings = sampler.settings(ASKED) | {"model_hash": "0" * 64}
+    path = sampler.album.save(settings, Image.new("RGB", (32, 32)))
     with pytest.raises(RunError, match="other weights"):
-        studio.redraw(path)
+        sampler.redraw(path)
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png")
     with pytest.raises(RunError, match="no settings inside"):
-        studio.redraw(tmp_path / "foreign.png")
+        sampler.redraw(tmp_path / "foreign.png")
 
 
-def test_other_settings_never_replace_a_picture(studio):
-    first = studio.save(ASKED, studio.draw([ASKED])[0])
+def test_other_settings_never_replace_a_picture(sampler):
+    first = sampler.save(ASKED, sampler.draw([ASKED])[0])
     before = first.read_bytes()
     other = Request("a turtle", 4, num_inference_steps=3)
-    second = studio.save(other, studio.draw([other])[0])
+    second = sampler.save(other, sampler.draw([other])[0])
     assert second != first and first.read_bytes() == before
-    assert studio.save(ASKED, studio.draw([ASKED])[0]) == first
+    assert sampler.save(ASKED, sampler.draw([ASKED])[0]) == first
 
 
-def test_steps_and_guidance_are_those_of_the_previews_unless_given(studio):
-    config = settings_of(studio.run, num_inference_steps=None, guidance_scale=None, seed=3)
-    trained = studio.run.read_config("train")
+def test_steps_and_guidance_are_those_of_the_previews_unless_given(sampler):
+    config = make_config(sampler.run, num_inference_steps=None, guidance_scale=None, seed=3)
+    trained = sampler.run.read_config("train")
     assert config.num_inference_steps == trained["num_inference_steps"] == 2
     assert config.guidance_scale == trained["guidance_scale"]
     assert (
-        settings_of(studio.run, {"batch_size": 2}, num_inference_steps=9).num_inference_steps == 9
+        make_config(sampler.run, {"batch_size": 2}, num_inference_steps=9).num_inference_steps == 9
     )
 
 
-def test_the_suffix_is_added_unless_it_is_not_wanted(studio):
+def test_the_suffix_is_added_unless_it_is_not_wanted(sampler):
     asked = {"num_inference_steps": 2, "prompts": "a turtle\n\na cat", "num_images": 2}
     with_it, without = (
-        requests_of(settings_of(studio.run, add_suffix=add, **asked), studio)
+        make_requests(make_config(sampler.run, add_suffix=add, **asked), sampler)
         for add in (True, False)
     )
-    suffix = studio.run.read_config("dataset")["suffix"]
+    suffix = sampler.run.read_config("dataset")["suffix"]
     assert suffix and [r.prompt for r in without] == ["a turtle"] * 2 + ["a cat"] * 2
     assert [r.prompt for r in with_it] == [f"{r.prompt}{suffix}" for r in without]
     assert len({request.seed for request in with_it}) == 4
@@ -192,24 +192,24 @@ def test_a_blocked_picture_is_labelled_and_off_is_only_by_asking(
     monkeypatch.chdir(tmp_path)
     run = Run("pictures")
     strict_checker(run.model)
-    studio = Studio(run)
-    (image,) = studio.draw([ASKED])
+    sampler = Sampler(run)
+    (image,) = sampler.draw([ASKED])
     assert is_blocked(image) and image.size == (32, 32) and np.asarray(image).std() > 0
-    assert "safety checker: on" in str(studio)
-    assert is_blocked(studio.draw([asked(model="base")])[0])
-    bold = Studio(run, safety_checker=False)
+    assert "safety checker: on" in str(sampler)
+    assert is_blocked(sampler.draw([asked(model="base")])[0])
+    bold = Sampler(run, safety_checker=False)
     assert not is_blocked(bold.draw([ASKED])[0]) and "safety checker: off" in str(bold)
 
 
-def box_of(studio, **given):
-    box = PromptBox(studio, CONFIG, "a turtle")
+def box_of(sampler, **given):
+    box = PromptBox(sampler, CONFIG, "a turtle")
     for name, value in {"count": 1, "steps": 2, **given}.items():
         getattr(box, name).value = value
     return box
 
 
-def test_the_box_brings_a_pictures_settings_back(studio):
-    box = box_of(studio, seed=21, strength=0.5, scheduler="Euler", width=40, styled=False, count=2)
+def test_the_box_brings_a_pictures_settings_back(sampler):
+    box = box_of(sampler, seed=21, strength=0.5, scheduler="Euler", width=40, styled=False, count=2)
     box.negative_prompt.value = "rain"
     box.button.click()
     newest = box.history.children[0]  # of the base model, drawn last
@@ -223,30 +223,30 @@ def test_the_box_brings_a_pictures_settings_back(studio):
     assert box.negative_prompt.value == "rain" and not box.styled.value and not box.compare.value
     newest.children[1].click()
     assert box.compare.value and box.checkpoint.value == "tuned"
-    before = set(studio.run.samples.glob("*.png"))
+    before = set(sampler.run.samples.glob("*.png"))
     tuned.children[1].click()
     box.button.click()
-    assert set(studio.run.samples.glob("*.png")) == before  # the very same picture
+    assert set(sampler.run.samples.glob("*.png")) == before  # the very same picture
 
 
-def test_the_history_is_there_when_the_box_opens_again(studio):
-    box_of(studio, seed=31, compare=False).button.click()
-    (studio.run.samples / "foreign.png").write_bytes(b"no picture")
-    again = PromptBox(studio, CONFIG, "else")
+def test_the_history_is_there_when_the_box_opens_again(sampler):
+    box_of(sampler, seed=31, compare=False).button.click()
+    (sampler.run.samples / "foreign.png").write_bytes(b"no picture")
+    again = PromptBox(sampler, CONFIG, "else")
     assert again.history.children[0].children[1].description == "tuned 31"
-    (studio.run.samples / "foreign.png").unlink()
+    (sampler.run.samples / "foreign.png").unlink()
 
 
-def test_the_box_draws_a_checkpoint(studio):
-    box = box_of(studio, checkpoint="step-000002", seed=41)
+def test_the_box_draws_a_checkpoint(sampler):
+    box = box_of(sampler, checkpoint="step-000002", seed=41)
     box.button.click()
     titles = [row.children[0].value for row in box.gallery.children]
     assert "Checkpoint of step 000002" in titles[0] and "Base" in titles[1]
-    assert (studio.run.samples / "a-turtle-step-000002-41.png").is_file()
+    assert (sampler.run.samples / "a-turtle-step-000002-41.png").is_file()
 
 
-def test_cancel_stops_a_drawing_from_another_thread(studio):
-    box = box_of(studio, steps=60, seed=51, compare=False)
+def test_cancel_stops_a_drawing_from_another_thread(sampler):
+    box = box_of(sampler, steps=60, seed=51, compare=False)
     begun = threading.Event()
     box.bar.observe(lambda change: begun.set(), "value")
     worker = threading.Thread(target=box.button.click)
@@ -255,22 +255,22 @@ def test_cancel_stops_a_drawing_from_another_thread(studio):
     box.cancel.click()
     worker.join()
     assert box.message.value == "Cancelled." and not box.button.disabled and box.cancel.disabled
-    assert not list(studio.run.samples.glob("*-51.png"))
+    assert not list(sampler.run.samples.glob("*-51.png"))
     box.steps.value = 2
     box.button.click()
     assert "Kept in" in box.message.value
 
 
-def test_a_cancelled_drawing_leaves_the_studio_whole(studio):
+def test_a_cancelled_drawing_leaves_the_sampler_whole(sampler):
     def stop(_done, _steps):
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        studio.draw([ASKED], progress=stop)
-    assert np.array_equal(studio.draw([ASKED])[0], studio.draw([ASKED])[0])
+        sampler.draw([ASKED], progress=stop)
+    assert np.array_equal(sampler.draw([ASKED])[0], sampler.draw([ASKED])[0])
 
 
-def test_what_is_told_in_the_box_is_text(studio):
-    box = box_of(studio, scheduler="DDIM")
-    box._say("<img src=x>")
+def test_what_is_told_in_the_box_is_text(sampler):
+    box = box_of(sampler, scheduler="DDIM")
+    box._show("<img src=x>")
     assert "<img" not in box.message.value

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from helpers.core.errors import RunError
 from helpers.core.files import damage
 from helpers.core.run import Run
-from helpers.inference.share.one_file import export, kohya, original
+from helpers.inference.share.one_file import export, original_state, to_kohya
 from helpers.inference.share.original_names import (
     text_encoder_to_original,
     unet_to_original,
@@ -222,12 +222,12 @@ def test_one_file_draws_what_the_folder_draws_bit_for_bit(run):
 
 
 def test_one_file_has_the_names_and_shapes_that_the_original_has(run):
-    assert shapes(original(run.model)) == published(run.model)
+    assert shapes(original_state(run.model)) == published(run.model)
 
 
 def test_the_embedded_base_has_them_too():
     base = ROOT / "assets/tiny-sd"
-    assert shapes(original(base)) == published(base)
+    assert shapes(original_state(base)) == published(base)
 
 
 def test_stable_diffusion_v1_5_has_the_1131_weights_of_its_original():
@@ -257,7 +257,7 @@ def test_both_layouts_of_the_text_encoder_become_one(trained_folder, tmp_path, p
         for name, tensor in load_file(path).items()
     }
     save_file(state, path, metadata={"format": "pt"})
-    converted = original(model)
+    converted = original_state(model)
     assert shapes(converted) == published(model)
     save_file(converted, tmp_path / "one.safetensors")
     one_file = draw(from_single_file(tmp_path / "one.safetensors", model))
@@ -303,7 +303,7 @@ def test_a_lora_draws_the_same_in_both_layouts_and_as_the_merged_model(lora_fold
 
 def test_kohyas_layout_has_three_tensors_a_layer(lora_folder):
     lora = read_lora(lora_folder / "runs/pictures/model/lora/pytorch_lora_weights.safetensors")
-    converted = kohya(lora)
+    converted = to_kohya(lora)
     layers = {name.split(".")[0] for name in converted}
     assert len(converted) == 3 * len(layers) == 3 * len(lora.tensors) / 2
     assert "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q" in layers

@@ -14,12 +14,12 @@ from helpers.core.run import Run
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import random_scene
 from helpers.demo.tokenizer import make_tokenizer
-from helpers.inference.draw.sampler import Studio, blocked_label
+from helpers.inference.draw.sampler import Sampler, blocked_label
 from helpers.inference.judge.copies import CopyFinder
-from helpers.inference.judge.encoders import ClipScore, ImageModel, built_in
-from helpers.inference.judge.judgement import Groups, adherence, judge
+from helpers.inference.judge.encoders import ClipScore, ImageModel, make_builtin_encoder
+from helpers.inference.judge.judgement import Groups, judge, measure_adherence
 from helpers.inference.judge.style import StyleAxis, features, order_share, style_gain
-from helpers.inference.judge.style_distance import kid, kid_interval
+from helpers.inference.judge.style_distance import mmd
 
 SIDE_PX = 128
 
@@ -49,31 +49,31 @@ def by_definition(x, y):
     return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
 
 
-def test_kid_is_what_its_definition_says():
+def test_mmd_is_what_its_definition_says():
     rng = np.random.default_rng(0)
     for n, m, d, shift in ((5, 7, 3, 0.0), (20, 30, 26, 0.5), (40, 12, 64, 0.1)):
         x, y = rng.normal(size=(n, d)), rng.normal(shift, 1.2, size=(m, d))
-        assert kid(x, y) == pytest.approx(by_definition(x, y), abs=1e-9)
-        assert kid(x.astype(np.float32), y.astype(np.float32)) == pytest.approx(
+        assert mmd(x, y).value == pytest.approx(by_definition(x, y), abs=1e-9)
+        assert mmd(x.astype(np.float32), y.astype(np.float32)).value == pytest.approx(
             by_definition(x, y), abs=1e-5
         )
 
 
-def test_the_interval_of_kid_holds_the_value_and_zero_where_nothing_differs():
+def test_the_interval_of_mmd_holds_the_value_and_zero_where_nothing_differs():
     rng = np.random.default_rng(1)
-    same = kid_interval(rng.normal(size=(60, 8)), rng.normal(size=(50, 8)))
-    apart = kid_interval(rng.normal(size=(60, 8)), rng.normal(1, 1, size=(50, 8)))
+    same = mmd(rng.normal(size=(60, 8)), rng.normal(size=(50, 8)))
+    apart = mmd(rng.normal(size=(60, 8)), rng.normal(1, 1, size=(50, 8)))
     assert same.low < 0 < same.high and same.low <= same.value <= same.high
     assert 0 < apart.low < apart.value < apart.high
 
 
-def test_kid_lies_between_floor_and_ceiling(art):
+def test_the_style_distance_lies_between_floor_and_ceiling(art):
     train, held_out, unseen = art
     flat = [paint_flat(random_scene(8_300_000 + i), SIDE_PX) for i in range(60)]
     half = [Image.blend(a, b, 0.5) for a, b in zip(flat, unseen[:60], strict=True)]
-    kids = judge(Groups(train, held_out, flat, half, flat)).kid
-    assert kids["floor"]["value"] < kids["tuned"]["value"] < kids["ceiling"]["value"]
-    assert kids["floor"]["high"] < kids["ceiling"]["low"]
+    found = judge(Groups(train, held_out, flat, half, flat)).style_distance
+    assert found["floor"]["value"] < found["tuned"]["value"] < found["ceiling"]["value"]
+    assert found["floor"]["high"] < found["ceiling"]["low"]
 
 
 def jpeg(image):
@@ -199,13 +199,13 @@ def test_prompt_adherence_is_measured_or_left_out_with_a_reason(
     trained_folder, clip_folder, monkeypatch
 ):
     monkeypatch.chdir(trained_folder)
-    studio = Studio(Run("pictures"))
+    sampler = Sampler(Run("pictures"))
     flat = [paint_flat(random_scene(i), SIDE_PX) for i in range(8)]
     groups = Groups(flat, flat, flat, flat[::-1], flat)
-    left_out = adherence(InferenceConfig(run="pictures"), studio, groups)
+    left_out = measure_adherence(InferenceConfig(run="pictures"), sampler, groups)
     assert "set clip_model" in left_out["left_out"]
     config = InferenceConfig(run="pictures", clip_model=str(clip_folder))
-    found = adherence(config, studio, groups)
+    found = measure_adherence(config, sampler, groups)
     assert found["change_low"] <= found["change"] <= found["change_high"]
 
 
@@ -215,7 +215,7 @@ def test_a_model_that_is_not_there_is_told_with_names_of_some_that_are(tmp_path)
 
 
 def test_the_built_in_encoder_is_scaled_by_the_training_pictures(art):
-    seen = built_in(art[0])(art[0])
+    seen = make_builtin_encoder(art[0])(art[0])
     assert np.abs(seen).max() <= 5 and np.abs(seen.mean(0)).max() < 0.3
     gain = style_gain(seen[:5, 0], seen[5:9, 0], seen[9:, 0] + 9)
     assert gain.low <= gain.value <= gain.high

@@ -16,7 +16,7 @@ from helpers.core.errors import RunError
 from helpers.core.files import damage
 from helpers.core.permission import require_shareable
 from helpers.core.run import Run
-from helpers.inference.draw.sampler import Studio
+from helpers.inference.draw.sampler import Sampler
 from helpers.inference.report import report
 from helpers.inference.share.model_card import write_card
 from helpers.inference.share.one_file import export
@@ -44,7 +44,7 @@ def shared_folder(trained_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run = Run("pictures")
-        report(CONFIG, Studio(run))
+        report(CONFIG, Sampler(run))
         export(run)
         write_card(run)
     return folder
@@ -93,7 +93,7 @@ def test_the_card_says_what_the_run_knows(run):
     assert "base_model" not in header  # a folder is no hub id
     for words in ("private study", "| max_steps | 4 |", "mira watercolor", figures["verdict"]):
         assert words in text
-    for words in ("style gain", "KID", "likely copies", "## Limits", "OpenRAIL-M"):
+    for words in ("style gain", "style distance", "likely copies", "## Limits", "OpenRAIL-M"):
         assert words in text
     assert str(Path.cwd()) not in text and "/tmp" not in text
     for name in ("curves.png", "before_and_after.jpg"):

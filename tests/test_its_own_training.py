@@ -13,7 +13,13 @@ from helpers.core.run import Run
 from helpers.dataset.build import build
 from helpers.dataset.curate import curate
 from helpers.dataset.split import split
-from helpers.inference.draw.sampler import Request, Studio, captions_of, requests_of, settings_of
+from helpers.inference.draw.sampler import (
+    Request,
+    Sampler,
+    make_config,
+    make_requests,
+    read_captions,
+)
 from helpers.inference.report import report, verify_report
 from helpers.inference.share.model_card import write_card
 from helpers.inference.trained import read_trained
@@ -43,16 +49,16 @@ def words_of(remarks):
 
 
 def test_another_suffix_in_03_changes_no_prompt_and_is_told(run):
-    before = captions_of(Studio(run), "validation")
+    before = read_captions(Sampler(run), "validation")
     build_again(run, suffix=" in oil")
-    studio = Studio(run)
-    assert studio.suffix == SUFFIX and studio.styled("a cat") == f"a cat{SUFFIX}"
-    assert captions_of(studio, "validation") == before  # without the other suffix
+    sampler = Sampler(run)
+    assert sampler.suffix == SUFFIX and sampler.styled("a cat") == f"a cat{SUFFIX}"
+    assert read_captions(sampler, "validation") == before  # without the other suffix
     told = "captions end in ' in oil' now, and the model knows ' in a mira watercolor style'"
-    assert told in str(studio) and "dataset/ has changed since this model was trained" in str(
-        studio
+    assert told in str(sampler) and "dataset/ has changed since this model was trained" in str(
+        sampler
     )
-    figures = report(CONFIG, studio)
+    figures = report(CONFIG, sampler)
     assert told in words_of(figures["remarks"]) and told in verify_report(run)
     page = run.report_html.read_text()
     assert f"Each prompt ends in <code>{SUFFIX}</code>" in page and "and the model knows" in page
@@ -81,7 +87,7 @@ def test_a_dataset_without_a_picture_that_the_model_has_not_seen_is_told(run):
     unseen = {path.name for path, _ in read_trained(run).pictures("validation")}
     rewrite(run.posts, lambda row: row["file_name"] not in unseen)
     build_again(run)
-    figures = report(CONFIG, Studio(run))
+    figures = report(CONFIG, Sampler(run))
     assert "0 of its pictures are new to the model" in words_of(figures["remarks"])
     assert figures["style_gain"] == {"left_out": "there are 0 held-out images"}
     assert "0 held-out images are too few" in figures["copies"]["left_out"]
@@ -103,17 +109,17 @@ def test_a_training_that_was_begun_since_is_in_no_figure(run):
     train_until(config, run, 5)
     trained = read_trained(run)
     assert trained.settings == own.settings and run.read_config("train")["max_steps"] == 8
-    assert settings_of(run).guidance_scale == own.settings["guidance_scale"] != 9.0
+    assert make_config(run).guidance_scale == own.settings["guidance_scale"] != 9.0
     assert [(r["step"], r["held_out_loss"]) for r in trained.log] == [
         (r["step"], r["held_out_loss"]) for r in curve
     ]
     assert trained.previews() == []
-    figures = report(CONFIG, Studio(run))
+    figures = report(CONFIG, Sampler(run))
     assert "Another training has begun in this run since" in words_of(figures["remarks"])
     page = run.report_html.read_text()
     assert "Step by step" not in page and "step 8" not in page
     list(train(config, run))  # it ends, and the report is of it
-    again = report(CONFIG, Studio(run))
+    again = report(CONFIG, Sampler(run))
     assert again["remarks"] == [] and again["hashes"] != figures["hashes"]
     assert "step 8" in run.report_html.read_text()
 
@@ -133,31 +139,31 @@ def test_a_run_of_an_older_version_opens_with_the_suffix_of_its_models_card(run)
     write_json(run.verdict, verdict)
     assert read_trained(run).settings == settings and read_trained(run).log
     build_again(run, suffix=" in oil")
-    studio = Studio(run)
-    assert studio.suffix == SUFFIX and "has changed" in str(studio)
-    assert report(CONFIG, studio)["suffix"] == SUFFIX
+    sampler = Sampler(run)
+    assert sampler.suffix == SUFFIX and "has changed" in str(sampler)
+    assert report(CONFIG, sampler)["suffix"] == SUFFIX
     run.image_losses.unlink()
     assert len(read_trained(run).pictures("validation")) == 3
 
 
 def test_what_a_picture_was_asked_with_is_drawn_the_same_after_03_ran_again(run):
-    asked = requests_of(replace(CONFIG, prompts="a cat"), Studio(run))
-    before = Studio(run).draw(asked)[0].tobytes()
+    asked = make_requests(replace(CONFIG, prompts="a cat"), Sampler(run))
+    before = Sampler(run).draw(asked)[0].tobytes()
     build_again(run, suffix=" in oil")
-    again = requests_of(replace(CONFIG, prompts="a cat"), Studio(run))
-    assert again == asked and Studio(run).draw(again)[0].tobytes() == before
+    again = make_requests(replace(CONFIG, prompts="a cat"), Sampler(run))
+    assert again == asked and Sampler(run).draw(again)[0].tobytes() == before
     assert isinstance(again[0], Request)
 
 
 def test_a_model_that_was_trained_anew_while_05_was_open_is_not_reported_as_the_old_one(run):
-    studio = Studio(run)
+    sampler = Sampler(run)
     asked = [Request("a cat", 1, num_inference_steps=2)]
-    before, settings = studio.draw(asked)[0].tobytes(), studio.settings(asked[0])
+    before, settings = sampler.draw(asked)[0].tobytes(), sampler.settings(asked[0])
     list(train(begin_another(run, learning_rate=0.1), run))
     with pytest.raises(RunError, match="another model than was loaded: run 05_inference from its"):
-        report(CONFIG, studio)
-    assert studio.draw(asked)[0].tobytes() == before and studio.settings(asked[0]) == settings
-    assert Studio(run).settings(asked[0])["model_hash"] != settings["model_hash"]
+        report(CONFIG, sampler)
+    assert sampler.draw(asked)[0].tobytes() == before and sampler.settings(asked[0]) == settings
+    assert Sampler(run).settings(asked[0])["model_hash"] != settings["model_hash"]
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"x": 1}]', "7"])
@@ -174,7 +180,7 @@ def test_what_a_damaged_file_cannot_tell_is_taken_from_what_there_is(run, conten
 
 def test_a_model_draws_without_its_dataset_and_is_judged_with_it_alone(run):
     shutil.rmtree(run.dataset)
-    studio = Studio(run)
-    assert studio.draw([Request("a cat", 1, num_inference_steps=1)]) and "cpu" in str(studio)
+    sampler = Sampler(run)
+    assert sampler.draw([Request("a cat", 1, num_inference_steps=1)]) and "cpu" in str(sampler)
     with pytest.raises(RunError, match="dataset is missing: run 03_dataset"):
-        report(CONFIG, studio)
+        report(CONFIG, sampler)

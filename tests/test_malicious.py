@@ -26,7 +26,7 @@ from helpers.core.errors import RunError
 from helpers.core.files import write_manifest
 from helpers.core.run import Run
 from helpers.host.device import pick_device
-from helpers.inference.draw.sampler import Request, Studio
+from helpers.inference.draw.sampler import Request, Sampler
 from helpers.inference.judge.encoders import ClipScore, ImageModel
 from helpers.models.pipeline import load_pipeline
 from helpers.scrape.ingest import find, take
@@ -589,12 +589,12 @@ def test_a_model_of_pickles_is_refused_and_one_beside_is_never_opened(trained, h
     ):
         put(trained.model / name, hostile.torch())
     write_manifest(trained.model)
-    assert Studio(trained).draw([Request("a cat", 1, num_inference_steps=1)])
+    assert Sampler(trained).draw([Request("a cat", 1, num_inference_steps=1)])
     for number in range(8):
         put(trained.model / "unet/diffusion_pytorch_model.safetensors", hostile.disguises()[number])
-        refused(lambda: Studio(trained), "is not what manifest.json says")
+        refused(lambda: Sampler(trained), "is not what manifest.json says")
         write_manifest(trained.model)  # forged
-        refused(lambda: Studio(trained), "could not be loaded")
+        refused(lambda: Sampler(trained), "could not be loaded")
 
 
 # where 01 looks

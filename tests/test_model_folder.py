@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from helpers.config import TrainConfig, configure
 from helpers.core.files import read_json
 from helpers.core.run import Run
-from helpers.inference.share.one_file import kohya
+from helpers.inference.share.one_file import to_kohya
 from helpers.models.licence import Licence, licence_of
 from helpers.models.lora import read_lora
 from helpers.train.trainer import train
@@ -108,7 +108,7 @@ def test_an_older_runs_lora_keeps_its_strength_in_each_layout(run, tmp_path):
     save_file(tensors, tmp_path / "old.safetensors", {"lora_adapter_metadata": told})
     lora = read_lora(tmp_path / "old.safetensors")
     assert lora.tensors.keys() == load_file(path).keys() and set(lora.alpha.values()) == {1}
-    assert {float(t) for n, t in kohya(lora).items() if n.endswith(".alpha")} == {1.0}
+    assert {float(t) for n, t in to_kohya(lora).items() if n.endswith(".alpha")} == {1.0}
     for name, tensor in lora.scaled.items():
         factor = 0.25 if name.endswith("lora_B.weight") else 1.0
         assert torch.equal(tensor, factor * load_file(path)[name])

@@ -207,14 +207,19 @@ def test_the_ten_minutes_of_contributing_work_as_written(tmp_path):
     function, row, imports, test, commands = (
         textwrap.dedent(block).strip("\n") for block in blocks
     )
-    field = re.search(r"a last field, `(.*?)`", text)[1]
+    field = re.search(r"a last field,\s+`(.*?)`", text)[1]
+    argument = re.search(r"the last argument,\s+`(.*?)`", text)[1]
     judge = tmp_path / "helpers/inference/judge/judgement.py"
     put(judge, r"(class Judgement:.*?)\n\n\n", rf"\1\n    {field}\n\n\n")
-    put(judge, r"(    return Judgement\(.*?)\n    \)\n", r"\1\n        brightness(shown),\n    )\n")
+    put(judge, r"(    return Judgement\(.*?)\n    \)\n", rf"\1\n        {argument},\n    )\n")
     judge.write_text(f"{judge.read_text()}\n\n{function}\n")
-    put(tmp_path / "helpers/inference/report.html.j2", r"(>KID<.*?\n)", lambda m: m[1] + row + "\n")
+    put(
+        tmp_path / "helpers/inference/report.html.j2",
+        r"(>style distance<.*?\{% endif %\}\n)",
+        lambda m: m[1] + row + "\n",
+    )
     tests = tmp_path / "tests/test_inference_judge.py"
-    put(tests, r"from helpers\.inference\.judge import .*?\n", f"{imports}\n")
+    put(tests, r"from helpers\.inference\.judge\.judgement import .*?\n", f"{imports}\n")
     tests.write_text(f"{tests.read_text()}\n\n{test}\n")
     command = commands.splitlines()[0].replace(".venv/bin/python", sys.executable).split()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

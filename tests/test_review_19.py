@@ -13,8 +13,8 @@ from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json
 from helpers.core.run import Run
 from helpers.demo.tokenizer import make_tokenizer
-from helpers.inference.draw.sampler import Request, Studio
-from helpers.inference.report import report, words
+from helpers.inference.draw.sampler import Request, Sampler
+from helpers.inference.report import report, verdict_text
 from helpers.inference.share.model_card import write_card
 from helpers.inference.share.one_file import export
 from helpers.models.licence import licence_of
@@ -58,14 +58,14 @@ def change(path):
 @pytest.mark.parametrize("model", ["base", "step-000004"])
 def test_other_weights_at_the_bases_path_are_not_shown_as_the_base(run, swapped_base, model):
     asked = [Request("a cat", 1, num_inference_steps=2, model=model)]
-    kept = Studio(run).draw(asked)[0].tobytes()
+    kept = Sampler(run).draw(asked)[0].tobytes()
     change(swapped_base / "unet/diffusion_pytorch_model.safetensors")
-    studio = Studio(run)
-    assert studio.draw([Request("a cat", 1, num_inference_steps=2)])
+    sampler = Sampler(run)
+    assert sampler.draw([Request("a cat", 1, num_inference_steps=2)])
     with pytest.raises(RunError, match="has other weights now than this model was trained from"):
-        studio.draw(asked)
+        sampler.draw(asked)
     with pytest.raises(RunError, match="put back the base model"):
-        report(CONFIG, studio)
+        report(CONFIG, sampler)
     assert kept and not run.report_json.is_file()
 
 
@@ -119,7 +119,7 @@ def test_a_suffix_that_takes_all_tokens_is_refused_before_the_first_step(dataset
 def test_without_a_suffix_no_switch_is_judged_and_no_empty_words_are_advised(dataset, tiny_base):
     build_again(dataset, suffix="")
     list(train(settings(tiny_base), dataset))
-    figures = report(CONFIG, Studio(dataset))
+    figures = report(CONFIG, Sampler(dataset))
     assert figures["suffix_switch"] == {"left_out": "the captions end in no suffix"}
     assert "suffix" not in figures["verdict"]
     for text in ((dataset.model / "README.md").read_text(), write_card(dataset).read_text()):
@@ -132,8 +132,8 @@ def test_the_loss_of_an_earlier_steps_model_is_told():
     verdict |= {"exported_step": 2, "exported_loss": 0.86, "words": "overfitting since step 2"}
     none = {"left_out": "x"}
     judgement = {"style_gain": none, "suffix_switch": none, "copies": none, "blocked": 0}
-    assert "rose by 70%; overfitting" in words(verdict, judgement)
-    assert "the model is step 2's, where it had fallen by 14%." in words(verdict, judgement)
+    assert "rose by 70%; overfitting" in verdict_text(verdict, judgement)
+    assert "the model is step 2's, where it had fallen by 14%." in verdict_text(verdict, judgement)
 
 
 # --- paths as people type them

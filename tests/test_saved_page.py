@@ -7,7 +7,7 @@ from jupyter_client.manager import start_new_kernel
 from helpers.core.records import Caption, append_row
 from helpers.core.run import Run
 from helpers.inference.draw.prompt_box import PromptBox
-from helpers.inference.draw.sampler import Studio, settings_of
+from helpers.inference.draw.sampler import Sampler, make_config
 from tests.test_claude import make_run, name_of
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -39,8 +39,8 @@ def shown_by(code, folder):
 
 def test_below_the_prompt_box_stands_what_to_do(trained_folder, monkeypatch):
     monkeypatch.chdir(trained_folder)
-    studio = Studio(Run("pictures"))
-    box = PromptBox(studio, settings_of(studio.run), "a turtle")
+    sampler = Sampler(Run("pictures"))
+    box = PromptBox(sampler, make_config(sampler.run), "a turtle")
     shell = InteractiveShell.instance()
     try:
         with capture_output() as shown:

@@ -38,6 +38,9 @@ MOVED = {
 RENAMED = {  # names that are not where their module has moved to
     "colab.keep": "mirror.sync.sync",
     "colab.restore": "mirror.sync.restore",
+    "inference.sample.Studio": "inference.draw.sampler.Sampler",
+    "inference.sample.requests_of": "inference.draw.sampler.make_requests",
+    "inference.sample.settings_of": "inference.draw.sampler.make_config",
     "train.loop.verify_model": "train.finish.verify_model",
 }
 TOLD = (

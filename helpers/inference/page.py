@@ -1,4 +1,7 @@
-"""The page of report.html: all pictures inside it, nothing to fetch, no script; the sliders need one attribute each."""
+"""The HTML of report.html: every picture is embedded, nothing is fetched, and there is no script.
+
+Each slider has an inline event handler of one line.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from helpers.core.files import read_json
-from helpers.core.records import Post, Rejection, latest, read_rows
+from helpers.core.records import Rejection, read_rows
 from helpers.core.run import STAGES, Run
 from helpers.figures.pictures import (
     GAP_PX,
@@ -22,23 +25,23 @@ from helpers.figures.pictures import (
 from helpers.figures.trials import plot_trials, previews_of, read_trials
 from helpers.inference.draw.sampler import is_blocked
 from helpers.inference.judge.judgement import Groups
-from helpers.inference.trained import Trained
+from helpers.inference.trained import Trained, summarize_posts
 
 TEMPLATE = "report.html.j2"
-IN_ONE_ROW = 6  # prompts that a preview shows side by side
+MAX_IN_ROW = 6  # prompts that a preview shows side by side
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The fixed prompts, without the suffix, drawn three times at the same seeds."""
+class PromptRows:
+    """The fixed prompts, drawn by three models at the same seeds."""
 
-    prompts: list[str]
+    prompts: list[str]  # without the suffix
     base: list[Image.Image]
     tuned: list[Image.Image]
-    plain: list[Image.Image]  # tuned, without the suffix
+    plain: list[Image.Image]  # by the tuned model, without the suffix
 
     def grid(self) -> Image.Image:
-        """All three under each other."""
+        """The three rows of pictures, titled, one above the other."""
         titles = (
             "base model, with the suffix",
             "tuned, with the suffix",
@@ -48,37 +51,40 @@ class Rows:
         return grid(images, len(self.prompts), self.prompts, titles, cell_px=192)
 
 
-def page(trained: Trained, figures: dict[str, Any], groups: Groups, rows: Rows) -> str:
-    """The whole page as HTML; every word in it is escaped."""
+def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows: PromptRows) -> str:
+    """The page as HTML; captions and prompts are escaped.
+
+    figures  what report.json holds
+    """
     run = trained.run
-    seen, held_out = (trained.pictures(split) for split in ("train", "validation"))
+    train, held_out = (trained.pictures(split) for split in ("train", "validation"))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template(TEMPLATE).render(
         figures=figures,
         suffix=trained.suffix,
-        posts=_accounts(run),
+        posts=summarize_posts(run),
         sliders=[
             (prompt, data_url(before), data_url(after))
             for prompt, before, after in zip(rows.prompts, rows.base, rows.tuned, strict=True)
         ],
         three_rows=data_url(rows.grid()),
         curves=data_url(loss_curves(trained.log)),
-        steps=_steps(trained),
+        steps=_preview_steps(trained),
         prompts=rows.prompts,
-        contact=data_url(contact_sheet(path for path, _ in seen)),
+        contact=data_url(contact_sheet(path for path, _ in train)),
         held_out=held_out and data_url(contact_sheet((path for path, _ in held_out), most=20)),
-        captions=[(path.name, caption + trained.suffix) for path, caption in evenly(seen, 8)],
+        captions=[(path.name, caption + trained.suffix) for path, caption in evenly(train, 8)],
         rejected=read_rows(run.rejected, Rejection),
-        samples=data_url(_samples(groups)),
-        pairs=_pairs(figures["copies"], groups.tuned, groups.train),
-        probed=_pairs(figures["copies"]["probe"], groups.probe, groups.train),
+        samples=data_url(_sample_grid(groups)),
+        pairs=_similar_pairs(figures["copies"], groups.tuned, groups.train),
+        probed=_similar_pairs(figures["copies"]["probe"], groups.probe, groups.train),
         sweep=_sweep(run),
-        configs={stage: _settings(trained, stage) for stage in STAGES},
+        configs={stage: _read_settings(trained, stage) for stage in STAGES},
     )
 
 
 def _sweep(run: Run) -> dict[str, Any] | None:
-    """The trials of a sweep, and their pictures; None where there was none."""
+    """The trials of a sweep with their pictures, or None."""
     rows = read_trials(run)
     if not rows:
         return None
@@ -92,57 +98,44 @@ def _sweep(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _settings(trained: Trained, stage: str) -> dict[str, Any]:
-    """A stage's settings, 04's those of this model, without where on a disk something lies: the page is to be sent."""
+def _read_settings(trained: Trained, stage: str) -> dict[str, Any]:
+    """A stage's settings, paths cut to the last name, since the page may be sent; 04's are this model's."""
     path = trained.run.config(stage)
-    kept = trained.settings if stage == "train" else read_json(path) if path.is_file() else {}
-    return {k: Path(v).name if str(v).startswith(("/", "~")) else v for k, v in kept.items()}
+    settings = trained.settings if stage == "train" else read_json(path) if path.is_file() else {}
+    return {k: Path(v).name if str(v).startswith(("/", "~")) else v for k, v in settings.items()}
 
 
-def _accounts(run: Run) -> dict[str, str]:
-    posts = list(latest(read_rows(run.posts, Post)).values())
-    return {
-        "images": f"{len(posts)} images of {len({post.shortcode for post in posts})} posts",
-        "accounts": ", ".join(sorted({post.account for post in posts} - {""})) or "not recorded",
-        "permission": ", ".join(sorted({post.permission for post in posts})),
-    }
-
-
-def _steps(trained: Trained, most: int = 10) -> list[tuple[int, str]]:
-    """(step, picture) of the previews, evenly picked, without the prompts that stand below each."""
+def _preview_steps(trained: Trained, max_count: int = 10) -> list[tuple[int, str]]:
+    """The steps and pictures of evenly picked previews; a preview of one row is cropped above its prompts."""
     files = trained.previews()
-    picked = sorted({*evenly(files, most), *files[-1:]})
     count = len(trained.settings["prompts"]) or 4
-    return [
-        (int(path.stem.removeprefix("step-")), data_url(_first_row(open_rgb(path), count)))
-        for path in picked
-    ]
+    steps = []
+    for path in sorted({*evenly(files, max_count), *files[-1:]}):
+        sheet = open_rgb(path)
+        if count <= MAX_IN_ROW:
+            cell_px = (sheet.width - GAP_PX) // count - GAP_PX
+            sheet = sheet.crop((0, 0, sheet.width, cell_px + GAP_PX))
+        steps.append((int(path.stem.removeprefix("step-")), data_url(sheet)))
+    return steps
 
 
-def _first_row(sheet: Image.Image, count: int) -> Image.Image:
-    if count > IN_ONE_ROW:
-        return sheet
-    cell_px = (sheet.width - GAP_PX) // count - GAP_PX
-    return sheet.crop((0, 0, sheet.width, cell_px + GAP_PX))
-
-
-def _samples(groups: Groups, most: int = 12) -> Image.Image:
-    """Samples of held-out captions by the base and, below, by the tuned model."""
-    shown = evenly(list(zip(groups.base, groups.tuned, strict=True)), most)
+def _sample_grid(groups: Groups, max_count: int = 12) -> Image.Image:
+    """Samples of held-out captions by the base model and, below, by the tuned model."""
+    shown = evenly(list(zip(groups.base, groups.tuned, strict=True)), max_count)
     images = [before for before, _ in shown] + [after for _, after in shown]
     return grid(images, len(shown), cell_px=128, row_titles=("base model", "tuned"))
 
 
-def _pairs(
+def _similar_pairs(
     copies: dict[str, Any] | None, samples: list[Image.Image], train: list[Image.Image]
 ) -> list[dict[str, Any]]:
-    """Each sample that came nearest to a training image, beside that image."""
+    """The samples most similar to a training image, each beside that image."""
     if not copies:
         return []
-    seen = [image for image in samples if not is_blocked(image)]
+    shown = [image for image in samples if not is_blocked(image)]
     return [
         {
-            "image": data_url(grid([seen[pair["sample"]], train[pair["train"]]], 2, cell_px=144)),
+            "image": data_url(grid([shown[pair["sample"]], train[pair["train"]]], 2, cell_px=144)),
             "likeness": pair["likeness"],
             "is_likely": pair["likeness"] > copies.get("threshold", 1),
         }

@@ -8,7 +8,7 @@ from PIL import Image
 
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import random_scene
-from helpers.inference.judge.copies import CopyFinder, threshold_of
+from helpers.inference.judge.copies import CopyFinder, copy_threshold
 
 DRAWS = 500
 
@@ -26,7 +26,7 @@ def main() -> None:
     print("held out | false alarms | over 5% of a run's samples")
     for count in (1, 2, 3, 5, 8, 10, 15, 20, 30):
         picked = (rng.choice(held, count, replace=False) for _ in range(DRAWS))
-        shares = np.array([(unseen > threshold_of(list(some))).mean() for some in picked])
+        shares = np.array([(unseen > copy_threshold(list(some))).mean() for some in picked])
         print(f"{count:8d} | {shares.mean():12.1%} | in {(shares > 0.05).mean():.0%} of runs")
 
 

@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,8 +20,8 @@ from PIL import Image
 from helpers.config import InferenceConfig
 from helpers.core.run import Run
 from helpers.demo.scene_judge import exam, pixels_of, shares, the_judge
-from helpers.inference.draw.sampler import Request, Studio, settings_of
-from helpers.inference.judge.judgement import _split_images
+from helpers.inference.draw.sampler import Request, Sampler, make_config
+from helpers.inference.judge.judgement import _load_images
 from helpers.inference.judge.style import StyleAxis, features, order_share, style_gain
 
 MOST_TIME, LEAST_ORDER = 0.40, 0.95
@@ -42,11 +43,10 @@ def alternate(
 
 
 def ours(
-    studio: Studio, config: InferenceConfig, prompts: list[str], model: str, some: list[int]
+    sampler: Sampler, config: InferenceConfig, prompts: list[str], model: str, some: list[int]
 ) -> list:
-    steps, guidance = config.num_inference_steps, config.guidance_scale
-    asked = [Request(prompts[i], 7000 + i, "", steps, guidance, model) for i in some]
-    return studio.draw(asked, config.batch_size)
+    asked = [replace(Request.of(config, prompts[i], 7000 + i), model=model) for i in some]
+    return sampler.draw(asked, config.batch_size)
 
 
 def theirs(
@@ -69,25 +69,25 @@ def main() -> None:
     args = parser.parse_args()
     samples = args.samples
     run = Run("demo")
-    studio, config, scenes = (
-        Studio(run),
-        settings_of(run, num_inference_steps=args.steps),
+    sampler, config, scenes = (
+        Sampler(run),
+        make_config(run, num_inference_steps=args.steps),
         exam(samples),
     )
-    half, *_ = studio.weights.steps()
-    styled = [studio.styled(scene.caption) for scene in scenes]
+    half, *_ = sampler.weights.steps()
+    styled = [sampler.styled(scene.caption) for scene in scenes]
     pipeline = DiffusionPipeline.from_pretrained(run.model)
     pipeline.set_progress_bar_config(disable=True)
     everything = list(range(samples))
     ways = (
-        partial(ours, studio, config, styled, "tuned"),
+        partial(ours, sampler, config, styled, "tuned"),
         partial(theirs, pipeline, config.guidance_scale, styled),
     )
     for way in ways:  # what is made once is not counted
         way([0])
     (tuned, default), (seconds, default_seconds) = alternate(ways, samples, config.batch_size)
-    base, middle = (ours(studio, config, styled, name, everything) for name in ("base", half))
-    train, art = (seen(_split_images(run, split)) for split in ("train", "validation"))
+    base, middle = (ours(sampler, config, styled, name, everything) for name in ("base", half))
+    train, art = (seen(_load_images(sampler, split)) for split in ("train", "validation"))
     axis = StyleAxis.between(seen(base)[::2], train)
     places = [axis.place(p) for p in (seen(base)[1::2], seen(middle), seen(tuned), art)]
     gain = style_gain(places[0], places[2], places[3]).value

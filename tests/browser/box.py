@@ -14,7 +14,7 @@ from playwright.sync_api import Page
 
 from tests.browser.walk import CELLS, OUT, READY, jupyterlab
 
-NEEDED = ("from helpers.host.colab", "Studio(here", "PromptBox(")
+NEEDED = ("from helpers.mirror.sync", "Sampler(here", "PromptBox(")
 RUN_CELL = """async ([part]) => { const panel = jupyterapp.shell.currentWidget;
     const cells = panel.content.widgets;
     panel.content.activeCellIndex = cells.findIndex(cell => cell.model.type === 'code'

@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from helpers.config import TrainConfig, configure
 from helpers.core.run import Run
 from helpers.host.device import pick_device
-from helpers.inference.share.one_file import export, original
+from helpers.inference.share.one_file import export, original_state
 from helpers.train import checkpoint
 from helpers.train.model import ModelComponents, load_components, make_trainable
 from helpers.train.portable import write_text_encoder_names, write_tokenizer
@@ -84,7 +84,9 @@ def make_case(case: Case, folder: Path, tokenizer: CLIPTokenizer) -> Path:
     for _ in train(config, run):
         pass
     export(run)
-    save_file({k: v.contiguous() for k, v in original(base).items()}, folder / "base.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in original_state(base).items()}, folder / "base.safetensors"
+    )
     truth = {name: tensor.contiguous() for name, tensor in _truth(config, run).items()}
     save_file(truth, folder / "truth.safetensors")
     told = {

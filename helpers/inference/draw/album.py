@@ -1,7 +1,7 @@
-"""The pictures in samples/: each is a PNG with its settings inside, and the same settings as .json beside it.
+"""The pictures in samples/: each a PNG with its settings inside, and the same settings in a .json beside it.
 
-Inside stand two texts: `settings`, JSON for this project, and `parameters`, the line that image programs write and that
-most galleries read.
+Each PNG has two text chunks: `settings` is JSON, which this project reads; `parameters` is the text that other image
+programs and most galleries read.
 """
 
 import json
@@ -19,45 +19,50 @@ from helpers.core.files import read_json, replacing_file, write_json
 from helpers.core.run import Run
 
 Settings = dict[str, Any]
-NEEDED = frozenset(
+REQUIRED = frozenset(
     "prompt seed negative_prompt num_inference_steps guidance_scale model scheduler width_px height_px "
     "strength model_hash".split()
 )
 
 
 class Album:
-    """A run's samples/. Nothing in it is ever replaced: other settings under the same name get a number."""
+    """Saves and reads the pictures in a run's samples/.
+
+    No picture is ever overwritten: one with other settings and the same name gets a number.
+    """
 
     def __init__(self, run: Run, suffix: str) -> None:
         self.run, self.suffix = run, suffix
 
     def path(self, settings: Settings) -> Path:
-        """Where a picture of these settings lies, or would lie."""
+        """The path of the picture with these settings, whether or not it was saved yet."""
         prompt = settings["prompt"]
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower().removesuffix(self.suffix)).strip("-")
         styled = "" if prompt.endswith(self.suffix) else "-plain"
         name = f"{words[:60]}{styled}-{settings['model']}-{settings['seed']}"
         for number in count(1):
             path = self.run.samples / f"{name}{'' if number == 1 else f'-{number}'}.png"
-            beside = path.with_suffix(".json")
-            if not beside.is_file() or read_json(beside) == settings:
+            settings_path = path.with_suffix(".json")
+            if not settings_path.is_file() or read_json(settings_path) == settings:
                 return path
 
     def has(self, settings: Settings) -> bool:
-        """Whether this very picture, drawn by these weights, is there."""
+        """Whether a picture with these settings, the hash of its weights included, was saved."""
         path = self.path(settings)
         return path.is_file() and path.with_suffix(".json").is_file()
 
     def save(self, settings: Settings, image: Image.Image) -> Path:
-        """Write the PNG and the .json."""
-        path = self.path(settings)
-        with replacing_file(path) as beside:
-            image.save(beside, pnginfo=_inside(settings))
+        """Write the PNG and the .json; return the PNG's path."""
+        path, chunks = self.path(settings), PngInfo()
+        chunks.add_text("settings", json.dumps(settings))
+        chunks.add_text("parameters", format_parameters(settings))
+        with replacing_file(path) as tmp_path:
+            image.save(tmp_path, pnginfo=chunks)
         write_json(path.with_suffix(".json"), settings)
         return path
 
     def read(self, path: Path) -> Settings:
-        """The settings inside a PNG. Raises RunError if it is none of ours."""
+        """Read the settings inside a PNG. Raises RunError if it was not saved by `save`."""
         try:
             with Image.open(path, formats=("PNG",)) as image:
                 image.load()
@@ -66,36 +71,29 @@ class Album:
             raise RunError(
                 f"{path} has no settings inside ({error}): give a PNG that 05 saved"
             ) from None
-        if not isinstance(settings, dict) or not NEEDED <= settings.keys():
+        if not isinstance(settings, dict) or not REQUIRED <= settings.keys():
             raise RunError(f"{path} has settings of another program: give a PNG that 05 saved")
         return settings
 
-    def newest(self, most: int) -> list[tuple[Path, Settings]]:
-        """The last pictures saved and their settings, oldest first; pictures of other programs are passed over."""
+    def newest(self, max_count: int) -> list[tuple[Path, Settings]]:
+        """The last pictures saved and their settings, oldest first; PNGs of other programs are skipped."""
         files = sorted(self.run.samples.glob("[!.]*.png"), key=lambda p: p.stat().st_mtime_ns)
         found: list[tuple[Path, Settings]] = []
         for path in reversed(files):
             with suppress(RunError):
                 found.append((path, self.read(path)))
-            if len(found) == most:
+            if len(found) == max_count:
                 break
         return found[::-1]
 
 
-def _inside(settings: Settings) -> PngInfo:
-    texts = PngInfo()
-    texts.add_text("settings", json.dumps(settings))
-    texts.add_text("parameters", parameters(settings))
-    return texts
-
-
-def parameters(settings: Settings) -> str:
-    """The settings as one text, in the form that image programs share."""
-    without = settings["negative_prompt"]
+def format_parameters(settings: Settings) -> str:
+    """The settings as the `parameters` text that other image programs read."""
+    negative = settings["negative_prompt"]
     return "\n".join(
         [
             settings["prompt"],
-            *([f"Negative prompt: {without}"] if without else []),
+            *([f"Negative prompt: {negative}"] if negative else []),
             f"Steps: {settings['num_inference_steps']}, Sampler: {settings['scheduler']}, "
             f"CFG scale: {settings['guidance_scale']:g}, Seed: {settings['seed']}, "
             f"Size: {settings['width_px']}x{settings['height_px']}, "

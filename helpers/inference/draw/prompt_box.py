@@ -1,4 +1,4 @@
-"""The prompt box. Written to what ipywidgets 7.7 (Colab's) and 8 both have."""
+"""The prompt box of 05. It uses only what ipywidgets 7.7 (Colab's) and 8 both have."""
 
 import html
 import io
@@ -16,35 +16,35 @@ from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
 from helpers.figures.pictures import open_rgb
 from helpers.inference.draw.album import Settings
-from helpers.inference.draw.sampler import Cancelled, Progress, Request, Studio
+from helpers.inference.draw.sampler import Cancelled, Progress, Request, Sampler
 from helpers.inference.draw.schedulers import SCHEDULERS
 
-MOST_SEED = 2**31 - 1
-MOST_HISTORY = 16
+MAX_SEED = 2**31 - 1
+MAX_HISTORY = 16
 WIDE = widgets.Layout(width="640px")
 NARROW = widgets.Layout(width="312px")
 ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
 STYLE = {"description_width": "96px"}
-IF_DEAD = """<small>If <i>Draw</i> does nothing, or no fields stand above, this page has lost its kernel (it was
+NO_KERNEL = """<small>If <i>Draw</i> does nothing, or no fields stand above, this page has lost its kernel (it was
 restarted, or the page was opened anew): run all cells of the notebook again. The pictures are kept in
 <code>{samples}</code> and come back under <i>Last pictures</i>.</small>"""
 TITLES = {"tuned": "Tuned", "base": "Base model, same seeds"}
 
 
 class PromptBox:
-    """Type a prompt, press Draw, see the tuned model's pictures, and the base's below them if asked.
+    """A form that draws a typed prompt with the tuned model and, if ticked, with the base model below it.
 
-    Every picture is kept in samples/ with its settings; a press below one of the last pictures brings them
-    back into the fields. Shown by a cell, it has a line of plain HTML below, which stands in the saved page and says
+    Every picture is saved in samples/ with its settings; the button below one of the last pictures restores them
+    in the form. A cell that shows the box also shows a line of plain HTML, which stays in the saved notebook and says
     what to do when no kernel answers; `view` is the widget alone.
     """
 
-    def __init__(self, studio: Studio, config: InferenceConfig, prompt: str) -> None:
-        self.studio, self.config = studio, config
+    def __init__(self, sampler: Sampler, config: InferenceConfig, prompt: str) -> None:
+        self.sampler, self.config = sampler, config
         self._stop = threading.Event()
         self._worker: threading.Thread | None = None
-        self._make_words(prompt)
-        self._make_fields()
+        self._make_text_fields(prompt)
+        self._make_number_fields()
         self.button = widgets.Button(description="Draw", button_style="primary", icon="paint-brush")
         self.cancel = widgets.Button(description="Cancel", disabled=True, icon="stop")
         self.bar = widgets.IntProgress(min=0, max=1, layout=NARROW)
@@ -52,44 +52,45 @@ class PromptBox:
         self.history = widgets.HBox(layout=ROW)
         self.button.on_click(self._on_draw)
         self.cancel.on_click(lambda _button: self._stop.set())
-        for path, settings in studio.album.newest(MOST_HISTORY):
-            self._remember(settings, open_rgb(path))
-        self.view = self._lay_out()
+        for path, settings in sampler.album.newest(MAX_HISTORY):
+            self._add_to_history(settings, open_rgb(path))
+        self.view = self._make_layout()
 
     def _ipython_display_(self) -> None:
-        display(self.view, HTML(IF_DEAD.format(samples=html.escape(str(self.studio.run.samples)))))
+        samples = html.escape(str(self.sampler.run.samples))
+        display(self.view, HTML(NO_KERNEL.format(samples=samples)))
 
-    def _make_words(self, prompt: str) -> None:
+    def _make_text_fields(self, prompt: str) -> None:
         self.prompt = widgets.Textarea(
             prompt, description="Prompt", layout=WIDE, style=STYLE, rows=2
         )
         self.negative_prompt = widgets.Text(
-            self.config.negative_prompt, description="Without", layout=WIDE, style=STYLE
+            self.config.negative_prompt, description="Negative", layout=WIDE, style=STYLE
         )
         self.styled = _checkbox("in the style (adds the suffix)", ticked=True)
         self.compare = _checkbox("base model beside it", ticked=True)
         self.random_seed = _checkbox("another seed each time", ticked=False)
 
-    def _make_fields(self) -> None:
-        config, side = self.config, self.studio.resolution_px
+    def _make_number_fields(self) -> None:
+        config, side = self.config, self.sampler.resolution_px
         self.steps = _slider("Steps", config.num_inference_steps, 1, 60)
         self.guidance = _slider("Guidance", config.guidance_scale, 1.0, 15.0)
         self.count = _slider("Pictures", 4, 1, 8)
         self.seed = widgets.BoundedIntText(
-            config.seed, min=0, max=MOST_SEED, description="Seed", layout=NARROW, style=STYLE
+            config.seed, min=0, max=MAX_SEED, description="Seed", layout=NARROW, style=STYLE
         )
         self.width, self.height = (
             _slider(name, side, side // 2, 2 * side, 8) for name in ("Width", "Height")
         )
         self.scheduler = _choice(widgets.Dropdown, "Scheduler", list(SCHEDULERS))
-        steps = [(f"step {int(name[5:])}", name) for name in self.studio.weights.steps()]
+        steps = [(f"step {int(name[5:])}", name) for name in self.sampler.weights.steps()]
         self.checkpoint = _choice(
             widgets.SelectionSlider, "Checkpoint", [*steps, ("the model", "tuned")], "tuned"
         )
-        name = "LoRA strength" if self.studio.method == "lora" else "Strength"
+        name = "LoRA strength" if self.sampler.method == "lora" else "Strength"
         self.strength = _slider(name, 1.0, 0.0, 1.5, 0.05)
 
-    def _lay_out(self) -> widgets.VBox:
+    def _make_layout(self) -> widgets.VBox:
         pairs = [
             (self.steps, self.guidance),
             (self.count, self.seed),
@@ -105,84 +106,80 @@ class PromptBox:
         return widgets.VBox([*above, *rows, self.message, self.gallery, last])
 
     def _on_draw(self, _button: widgets.Button) -> None:
-        """Draw at once when code presses the button; for a browser in a thread, so that Cancel is heard."""
+        """Draw in a thread when a browser pressed the button, so that Cancel is handled; else at once."""
         if self.button.disabled:
             return
         self.button.disabled, self.cancel.disabled = True, False
         self._stop.clear()
-        if _pressed_in_a_browser():
-            self._worker = threading.Thread(target=self._draw_and_tell, daemon=True)
+        if _is_called_by_browser():
+            self._worker = threading.Thread(target=self._draw_and_unlock, daemon=True)
             self._worker.start()
         else:
-            self._draw_and_tell()
+            self._draw_and_unlock()
 
-    def _draw_and_tell(self) -> None:
+    def _draw_and_unlock(self) -> None:
         try:
-            self._tell(self.draw)
+            self._show_errors(self.draw)
         finally:
             self.button.disabled, self.cancel.disabled = False, True
 
-    def _tell(self, act: Callable[[], None]) -> None:
-        """Do what a press asks for; whatever goes wrong is told in the box, as a browser shows it nowhere else."""
+    def _show_errors(self, act: Callable[[], None]) -> None:
+        """Run a button's action; show any exception in the box, since a browser shows it nowhere else."""
         try:
             act()
         except Cancelled:
-            self._say("Cancelled.")
+            self._show("Cancelled.")
         except Exception as error:
-            self._say(_words_of(error))
+            self._show(_error_text(error))
 
     def wait(self) -> None:
-        """Wait for what a press in the browser began."""
+        """Wait for the drawing thread to end."""
         if self._worker:
             self._worker.join()
 
     def draw(self) -> None:
-        """Draw what the fields say, keep it and show it. Raises Cancelled if Cancel was pressed."""
+        """Draw, save and show what the form asks for. Raises Cancelled if Cancel was pressed."""
         text = " ".join(self.prompt.value.split())
         if not text:
-            self._say("Type a prompt first.")
+            self._show("Type a prompt first.")
             return
-        self._say("Drawing …")
+        self._show("Drawing …")
         if self.random_seed.value:
-            self.seed.value = random.randrange(MOST_SEED)
+            self.seed.value = random.randrange(MAX_SEED)
+        prompt = self.sampler.styled(text) if self.styled.value else text
         models = [self.checkpoint.value, "base"] if self.compare.value else [self.checkpoint.value]
-        shown = []
+        rows = []
         for number, model in enumerate(models):
-            requests = self._requests(text, model)
-            watch = self._progress(number, len(models))
-            images = self.studio.draw(requests, self.config.batch_size, watch)
+            requests = self._make_requests(prompt, model)
+            progress = self._progress_callback(number, len(models))
+            images = self.sampler.draw(requests, self.config.batch_size, progress)
             for request, image in zip(requests, images, strict=True):
-                self.studio.save(request, image)
-                self._remember(self.studio.settings(request), image)
-            shown.append(self._row(model, requests, images))
-            self.gallery.children = tuple(shown)
-        self._say(f"Kept in {self.studio.run.samples}. {self._cut(text)}".rstrip())
+                self.sampler.save(request, image)
+                self._add_to_history(self.sampler.settings(request), image)
+            rows.append(self._row(model, requests, images))
+            self.gallery.children = tuple(rows)
+        warning = self.sampler.prompts.truncation_warning
+        warnings = warning(prompt), warning(self.negative_prompt.value)
+        self._show(" ".join(filter(None, (f"Kept in {self.sampler.run.samples}.", *warnings))))
 
-    def _cut(self, text: str) -> str:
-        """What of the words is too long to be read."""
-        prompt = self.studio.styled(text) if self.styled.value else text
-        found = map(self.studio.prompts.told, (prompt, self.negative_prompt.value))
-        return " ".join(said for said in found if said)
-
-    def _requests(self, text: str, model: str) -> list[Request]:
-        prompt = self.studio.styled(text) if self.styled.value else text
+    def _make_requests(self, prompt: str, model: str) -> list[Request]:
         return [
             Request(
                 prompt,
-                min(self.seed.value + i, MOST_SEED),
-                self.negative_prompt.value,
-                self.steps.value,
-                self.guidance.value,
-                model,
-                self.scheduler.value,
-                self.width.value,
-                self.height.value,
-                1.0 if model == "base" else self.strength.value,
+                seed=min(self.seed.value + i, MAX_SEED),
+                negative_prompt=self.negative_prompt.value,
+                num_inference_steps=self.steps.value,
+                guidance_scale=self.guidance.value,
+                model=model,
+                scheduler=self.scheduler.value,
+                width_px=self.width.value,
+                height_px=self.height.value,
+                strength=1.0 if model == "base" else self.strength.value,
             )
             for i in range(self.count.value)
         ]
 
-    def _progress(self, part: int, parts: int) -> Progress:
+    def _progress_callback(self, part: int, parts: int) -> Progress:
         def show(done: int, steps: int) -> None:
             if self._stop.is_set():
                 raise Cancelled
@@ -199,43 +196,43 @@ class PromptBox:
         ]
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), widgets.HBox(cells, layout=ROW)])
 
-    def _remember(self, settings: Settings, image: Image.Image) -> None:
-        """Put a picture first among the last ones."""
+    def _add_to_history(self, settings: Settings, image: Image.Image) -> None:
+        """Put a picture first in the history."""
         small = image.copy()
         small.thumbnail((96, 96))
         name = f"{settings['model']} {settings['seed']}"
         button = widgets.Button(
             description=name, tooltip=settings["prompt"], layout=widgets.Layout(width="96px")
         )
-        button.on_click(lambda _button: self._tell(partial(self.restore, settings)))
+        button.on_click(lambda _button: self._show_errors(partial(self.restore, settings)))
         entry = widgets.VBox([_picture(small, 96), button])
-        self.history.children = (entry, *self.history.children)[:MOST_HISTORY]
+        self.history.children = (entry, *self.history.children)[:MAX_HISTORY]
 
     def restore(self, settings: Settings) -> None:
-        """Bring a picture's settings back into the fields."""
-        prompt, suffix, model = settings["prompt"], self.studio.suffix, settings["model"]
+        """Fill the form with a picture's settings."""
+        prompt, suffix, model = settings["prompt"], self.sampler.suffix, settings["model"]
         self.styled.value = prompt.endswith(suffix)
         self.prompt.value = prompt.removesuffix(suffix)
         self.negative_prompt.value = settings["negative_prompt"]
-        self.steps.value, self.guidance.value = (
-            settings["num_inference_steps"],
-            settings["guidance_scale"],
-        )
+        self.steps.value = settings["num_inference_steps"]
+        self.guidance.value = settings["guidance_scale"]
         self.seed.value, self.count.value, self.random_seed.value = settings["seed"], 1, False
         self.width.value, self.height.value = settings["width_px"], settings["height_px"]
         self.scheduler.value, self.strength.value = settings["scheduler"], settings["strength"]
         self.compare.value = model == "base"
-        kept = [value for _, value in self.checkpoint.options]
-        self.checkpoint.value = model if model in kept else "tuned"
-        gone = model != "base" and model not in kept
-        self._say(f"{model} is not kept any more." if gone else "Settings brought back.")
+        names = [value for _, value in self.checkpoint.options]
+        self.checkpoint.value = model if model in names else "tuned"
+        if model == "base" or model in names:
+            self._show("Settings brought back.")
+        else:
+            self._show(f"Settings brought back; {model} was deleted, so the model is chosen.")
 
-    def _say(self, text: str) -> None:
+    def _show(self, text: str) -> None:
         self.message.value = html.escape(text, quote=False)
 
 
-def _words_of(error: Exception) -> str:
-    """An error in a line: our own words, or its kind and its first line."""
+def _error_text(error: Exception) -> str:
+    """An exception in one line: a RunError's message, or the type and the first line."""
     if isinstance(error, RunError):
         return str(error)
     first = (str(error).strip().splitlines() or [""])[0]
@@ -243,8 +240,8 @@ def _words_of(error: Exception) -> str:
     return f"{words} (nothing was lost: change a setting and draw again)"
 
 
-def _pressed_in_a_browser() -> bool:
-    """Whether the kernel is handling a message from a widget, and not a cell's code."""
+def _is_called_by_browser() -> bool:
+    """Whether the kernel is handling a widget's message, not a cell."""
     kernel = getattr(get_ipython(), "kernel", None)
     parent = kernel.get_parent("shell") if kernel else {}
     return (parent or {}).get("header", {}).get("msg_type") == "comm_msg"
@@ -253,9 +250,9 @@ def _pressed_in_a_browser() -> bool:
 def _slider(
     name: str, value: float, low: float, high: float, step: float | None = None
 ) -> widgets.Widget:
-    whole = isinstance(value, int)
-    kind = widgets.IntSlider if whole else widgets.FloatSlider
-    step = step or (1 if whole else 0.5)
+    is_int = isinstance(value, int)
+    kind = widgets.IntSlider if is_int else widgets.FloatSlider
+    step = step or (1 if is_int else 0.5)
     low, high = min(low, value), max(high, value)
     return kind(
         value=value, min=low, max=high, step=step, description=name, layout=NARROW, style=STYLE

@@ -1,4 +1,4 @@
-"""What a model reads of a prompt: so many tokens and no more, the suffix always among them."""
+"""Prompts for a text encoder of limited length: the suffix is added, and what is too long is cut before it."""
 
 from dataclasses import dataclass
 
@@ -11,37 +11,38 @@ from helpers.models.tokens import shorten
 
 @dataclass(frozen=True)
 class Prompts:
-    """Adds the suffix to prompts, and cuts those that are too long where a word ends.
+    """Adds the suffix to prompts, and cuts long ones at the end of a word.
 
-    tokens  that the text encoder reads, begin and end included: 77 for Stable Diffusion
+    max_tokens  that the text encoder reads, begin and end tokens included: 77 for Stable Diffusion
     """
 
     tokenizer: CLIPTokenizer
     suffix: str
-    tokens: int
+    max_tokens: int
 
     @classmethod
     def of(cls, pipeline: StableDiffusionPipeline, suffix: str) -> "Prompts":
+        """Take the tokenizer and its length from a pipeline."""
         return cls(pipeline.tokenizer, suffix, pipeline.tokenizer.model_max_length)
 
     def styled(self, prompt: str) -> str:
         """The prompt with the suffix at its end, once."""
         return append_suffix(prompt, self.suffix)
 
-    def fit(self, prompt: str) -> str:
-        """The prompt, or as much of it as is read; the suffix stays where it has it."""
-        return shorten(self.tokenizer, prompt, self.suffix, self.tokens)
+    def truncate(self, prompt: str) -> str:
+        """The prompt cut to `max_tokens`; a suffix at its end is kept."""
+        return shorten(self.tokenizer, prompt, self.suffix, self.max_tokens)
 
-    def told(self, prompt: str) -> str:
-        """What is left out of a prompt that is too long, in a sentence; empty where it fits."""
-        fitted = self.fit(prompt)
-        if fitted == prompt:
+    def truncation_warning(self, prompt: str) -> str:
+        """A sentence that says which words of a prompt `truncate` cuts off; empty if none."""
+        truncated = self.truncate(prompt)
+        if truncated == prompt:
             return ""
         ending = self.suffix if prompt.endswith(self.suffix) else ""
-        read, whole = fitted.removesuffix(ending), prompt.removesuffix(ending)
-        left_out = whole[len(read) :].split()
+        read, full = truncated.removesuffix(ending), prompt.removesuffix(ending)
+        left_out = full[len(read) :].split()
         kept = "; the suffix is kept" if ending else ""
         return (
-            f"The model reads {self.tokens} tokens: this prompt ends at “{' '.join(read.split()[-4:])}”, "
+            f"The model reads {self.max_tokens} tokens: this prompt ends at “{' '.join(read.split()[-4:])}”, "
             f"and its last {len(left_out)} words are left out{kept}."
         )

@@ -1,4 +1,4 @@
-"""Drawing with a run's model, and with the base model beside it."""
+"""Drawing pictures with a run's model, its base model, or one of its checkpoints."""
 
 import logging
 import threading
@@ -26,17 +26,17 @@ from helpers.inference.trained import read_trained
 from helpers.models.capture import CapturedForward
 from helpers.models.pipeline import load_pipeline, sample_fast
 
-Progress = Callable[[int, int], None]  # steps done, steps in all
+Progress = Callable[[int, int], None]  # denoising steps done, and in all
 log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
-    """Raised out of a drawing by the one who watches it."""
+    """Raised by a progress callback to stop a drawing."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A picture that is asked for: these settings and these weights give the same one again."""
+    """The settings of one picture. The same request, weights and machine give the same picture."""
 
     prompt: str
     seed: int
@@ -45,16 +45,21 @@ class Request:
     guidance_scale: float = 4.0
     model: str = "tuned"  # base, tuned, or a checkpoint such as step-000250
     scheduler: str = "DPM-Solver++"
-    width_px: int = 0  # 0 is what the model was trained at
+    width_px: int = 0  # 0 is the resolution of training
     height_px: int = 0
     strength: float = 1.0  # from the base's weights (0) to the model's (1)
 
+    @classmethod
+    def of(cls, config: InferenceConfig, prompt: str, seed: int, negative: str = "") -> "Request":
+        """A request with a config's steps and guidance."""
+        return cls(prompt, seed, negative, config.num_inference_steps, config.guidance_scale)
 
-class Studio:
-    """A run's model, loaded once; the base's weights and the checkpoints' change places with its own.
 
-    Pictures that the model's safety checker blocks come back as a grey label with `info["blocked"]` set.
-    Raises RunError if 04 has not ended or model/ is damaged.
+class Sampler:
+    """Draws pictures with a run's model, which is loaded once; other weights are loaded into the same pipeline.
+
+    A picture that the safety checker blocks is replaced by a grey label with `info["blocked"]` set.
+    Raises RunError if 04 has not ended or model/ is corrupt.
     """
 
     def __init__(self, run: Run, *, safety_checker: bool = True) -> None:
@@ -69,7 +74,7 @@ class Studio:
         self.device: Device = pick_device(
             attention=settings["attention"], capture=settings.get("capture", "auto")
         )
-        self.pipeline = self._load(str(run.model), safety_checker)
+        self.pipeline = self._load_pipeline(str(run.model), safety_checker)
         self.prompts = Prompts.of(self.pipeline, self.suffix)
         self.forward = CapturedForward(self.pipeline.unet)
         self.weights = Weights(
@@ -77,13 +82,13 @@ class Studio:
         )
         self.model_hash = self.weights.hash_of("tuned")
         self.album = Album(run, self.suffix)
-        self._at_work = threading.Lock()
+        self._lock = threading.Lock()
 
-    def _load(self, model: str, safety_checker: bool) -> StableDiffusionPipeline:
+    def _load_pipeline(self, model: str, safety_checker: bool) -> StableDiffusionPipeline:
         pipeline = load_pipeline(model, self.device.dtype).to(self.device.device)
-        self.schedule = dict(pipeline.scheduler.config)
+        self.scheduler_config = dict(pipeline.scheduler.config)
         sample_fast(pipeline)
-        for part in (pipeline.unet, pipeline.vae):  # convolutions are faster so, on CPU and GPU
+        for part in (pipeline.unet, pipeline.vae):  # faster convolutions, on CPU and GPU
             part.to(memory_format=torch.channels_last)
         if self.device.attention == "xformers":
             pipeline.enable_xformers_memory_efficient_attention()
@@ -104,81 +109,97 @@ class Studio:
     def draw(
         self, requests: Sequence[Request], batch_size: int = 8, progress: Progress | None = None
     ) -> list[Image.Image]:
-        """Draw requests that differ in prompt, seed and negative prompt alone.
+        """Draw requests that differ only in prompt, seed and negative prompt.
 
-        Each picture has noise of its own from its seed, so it does not depend on its neighbours. A CPU gains
-        little from batches: there pictures are drawn one by one, and are the same to the bit in any company.
+        Each picture's noise comes from its own seed, so it does not depend on the others of its batch. On a CPU the
+        batch size is 1: batches gain little there, and this way pictures are equal to the bit in any batch.
         """
-        requests = [self._sized(request) for request in requests]
+        requests = [self._fill_size(request) for request in requests]
+        first = requests[0]
+        if first.scheduler not in SCHEDULERS:
+            raise RunError(
+                f"scheduler is {first.scheduler!r}: choose one of {', '.join(SCHEDULERS)}"
+            )
         if self.device.device.type == "cpu":
             batch_size = 1
         images: list[Image.Image] = []
         captured = self.forward.installed() if self.device.captures else nullcontext()
-        with self._at_work, captured:
-            self._prepare(requests[0])
+        with self._lock, captured:
+            self.pipeline.scheduler = make_scheduler(
+                first.scheduler, self.scheduler_config, first.num_inference_steps
+            )
+            self.weights.load(first.model, first.strength)
             for start in range(0, len(requests), batch_size):
-                some = requests[start : start + batch_size]
-                watch = _watcher(some[0], progress, start, len(requests), len(some))
-                images += self._batch(some, watch)
+                images += self._draw_batch(requests, slice(start, start + batch_size), progress)
         return images
 
-    def _sized(self, request: Request) -> Request:
+    def _fill_size(self, request: Request) -> Request:
         return replace(
             request,
             width_px=request.width_px or self.resolution_px,
             height_px=request.height_px or self.resolution_px,
         )
 
-    def _prepare(self, request: Request) -> None:
-        if request.scheduler not in SCHEDULERS:
-            raise RunError(
-                f"scheduler is {request.scheduler!r}: choose one of {', '.join(SCHEDULERS)}"
-            )
-        steps = request.num_inference_steps
-        self.pipeline.scheduler = make_scheduler(request.scheduler, self.schedule, steps)
-        self.weights.put(request.model, request.strength)
+    def _draw_batch(
+        self, requests: list[Request], part: slice, progress: Progress | None
+    ) -> list[Image.Image]:
+        batch = requests[part]
+        first = batch[0]
 
-    def _batch(self, requests: list[Request], watch: Callable) -> list[Image.Image]:
-        first = requests[0]
+        def on_step_end(pipeline: Any, step: int, _timestep: object, tensors: dict) -> dict:
+            steps = pipeline.num_timesteps
+            if progress:
+                progress(part.start * steps + (step + 1) * len(batch), len(requests) * steps)
+            if step == steps - 1 and not tensors["latents"].isfinite().all():
+                raise RunError(
+                    f"{first.scheduler} in {first.num_inference_steps} steps gives NaN or inf with the weights of "
+                    f"{first.model!r}: choose another scheduler or number of steps"
+                )
+            return tensors
+
         output = self.pipeline(
-            prompt=[self.prompts.fit(request.prompt) for request in requests],
-            negative_prompt=[self.prompts.fit(request.negative_prompt) for request in requests],
+            prompt=[self.prompts.truncate(request.prompt) for request in batch],
+            negative_prompt=[self.prompts.truncate(request.negative_prompt) for request in batch],
             height=first.height_px,
             width=first.width_px,
             num_inference_steps=first.num_inference_steps,
             guidance_scale=first.guidance_scale,
-            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
-            callback_on_step_end=watch,
+            generator=[torch.Generator().manual_seed(request.seed) for request in batch],
+            callback_on_step_end=on_step_end,
         )
-        blocked = output.nsfw_content_detected or [False] * len(requests)
+        blocked = output.nsfw_content_detected or [False] * len(batch)
         return [
-            blocked_label(image.size) if hidden else image
-            for image, hidden in zip(output.images, blocked, strict=True)
+            blocked_label(image.size) if is_blocked else image
+            for image, is_blocked in zip(output.images, blocked, strict=True)
         ]
 
     def settings(self, request: Request) -> dict[str, object]:
-        """All that a picture is drawn from; what stands in its PNG and in the .json beside it."""
-        sized = vars(self._sized(request))
-        return sized | {"model_hash": self.weights.hash_of(request.model)}
+        """All settings that a picture depends on, as its PNG and .json hold them."""
+        settings = vars(self._fill_size(request))
+        return settings | {"model_hash": self.weights.hash_of(request.model)}
 
     def save(self, request: Request, image: Image.Image) -> Path:
-        """Keep a picture in samples/ with its settings inside and beside it."""
+        """Save a picture and its settings in samples/."""
         return self.album.save(self.settings(request), image)
 
     def redraw(self, path: Path) -> Image.Image:
         """Draw a saved picture again from the settings inside it.
 
-        Raises RunError if they are not there, or were another model's.
+        Raises RunError if it has none, or was drawn with other weights.
         """
         settings = self.album.read(path)
-        asked = Request(**{f.name: settings[f.name] for f in fields(Request) if f.name in settings})
-        if settings["model_hash"] != self.weights.hash_of(asked.model):
-            raise RunError(f"{path} was drawn by other weights than {self.run.model} has now")
-        return self.draw([asked])[0]
+        request = Request(
+            **{f.name: settings[f.name] for f in fields(Request) if f.name in settings}
+        )
+        if settings["model_hash"] != self.weights.hash_of(request.model):
+            raise RunError(
+                f"{path} was drawn with other weights than {self.run.model} has now: it cannot be drawn again"
+            )
+        return self.draw([request])[0]
 
 
 def blocked_label(size: tuple[int, int]) -> Image.Image:
-    """What stands in the place of a picture that the safety checker blocked."""
+    """The grey label in place of a picture that the safety checker blocked."""
     label = Image.new("RGB", size, "#d9d4dd")
     font = ImageFont.load_default(size=max(8, size[0] // 12))
     middle = (size[0] // 2, size[1] // 2)
@@ -189,76 +210,59 @@ def blocked_label(size: tuple[int, int]) -> Image.Image:
 
 
 def is_blocked(image: Image.Image) -> bool:
-    """Whether the safety checker blocked it."""
+    """Whether this is the label of a blocked picture."""
     return bool(image.info.get("blocked"))
 
 
-def _watcher(
-    request: Request, progress: Progress | None, start: int, count: int, batch: int
-) -> Callable[..., dict]:
-    """What a pipeline calls after each step."""
-
-    def watch(pipeline: Any, step: int, _timestep: object, values: dict) -> dict:
-        steps = pipeline.num_timesteps
-        if progress:
-            progress(start * steps + (step + 1) * batch, count * steps)
-        if step == steps - 1 and not values["latents"].isfinite().all():
-            raise RunError(
-                f"{request.scheduler} in {request.num_inference_steps} steps gives no numbers (NaN or inf) with "
-                f"the weights of {request.model!r}: take another scheduler or number of steps"
-            )
-        return values
-
-    return watch
-
-
-def settings_of(
+def make_config(
     run: Run, more: dict[str, Any] | None = None, **values: str | float | bool | None
 ) -> InferenceConfig:
-    """The config of 05 from its parameters; steps and guidance that are None are those of 04's previews."""
+    """The config of 05 from the notebook's parameters; steps and guidance default to those of 04's previews."""
     trained = read_trained(run).settings
     for name in ("num_inference_steps", "guidance_scale"):
         values[name] = trained[name] if values.get(name) is None else values[name]
     return configure(InferenceConfig, more, run=run.name, **values)
 
 
-def requests_of(config: InferenceConfig, studio: Studio) -> list[Request]:
-    """What a config asks for: each of its prompts, or of the previews', `num_images` times."""
+def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
+    """`num_images` requests for each prompt of the config or, if it has none, of 04's previews.
+
+    Logs a warning for each prompt that is longer than the text encoder reads.
+    """
     prompts = [line.strip() for line in config.prompts.splitlines() if line.strip()]
-    prompts = prompts or studio.trained.settings["prompts"] or held_out_captions(studio)[:4]
+    prompts = prompts or sampler.trained.settings["prompts"] or held_out_captions(sampler)[:4]
     requests = [
-        Request(
-            studio.styled(prompt) if config.add_suffix else prompt,
+        Request.of(
+            config,
+            sampler.styled(prompt) if config.add_suffix else prompt,
             config.seed + i * config.num_images + k,
             config.negative_prompt,
-            config.num_inference_steps,
-            config.guidance_scale,
         )
         for i, prompt in enumerate(prompts)
         for k in range(config.num_images)
     ]
     for prompt in dict.fromkeys([r.prompt for r in requests] + [config.negative_prompt]):
-        if said := studio.prompts.told(prompt):
-            log.warning(said)
+        if warning := sampler.prompts.truncation_warning(prompt):
+            log.warning(warning)
     return requests
 
 
-def held_out_captions(studio: Studio) -> list[str]:
-    """The captions of the images that training did not see, without the suffix; if there are none, of those it did."""
-    return captions_of(studio, "validation") or captions_of(studio, "train")
+def held_out_captions(sampler: Sampler) -> list[str]:
+    """The captions of held-out images, without the suffix; if no image is held out, of training images."""
+    return read_captions(sampler, "validation") or read_captions(sampler, "train")
 
 
-def captions_of(studio: Studio, split: str) -> list[str]:
-    """The captions of a split's images in order of file name, without the suffix."""
-    return [caption for _, caption in studio.trained.pictures(split)]
+def read_captions(sampler: Sampler, split: str) -> list[str]:
+    """The captions of a split's images, without the suffix, in order of file name."""
+    return [caption for _, caption in sampler.trained.pictures(split)]
 
 
-def draw_missing(studio: Studio, requests: Sequence[Request], batch_size: int) -> Iterator[Path]:
-    """Draw and keep what samples/ lacks, yielding each picture's path."""
+def draw_missing(sampler: Sampler, requests: Sequence[Request], batch_size: int) -> Iterator[Path]:
+    """Draw and save the requests that are not in samples/ yet; yield the path of every request's picture."""
     for start in range(0, len(requests), batch_size):
-        some = requests[start : start + batch_size]
-        wanted = [r for r in some if not studio.album.has(studio.settings(r))]
-        if wanted:
-            for request, image in zip(wanted, studio.draw(wanted, batch_size), strict=True):
-                studio.save(request, image)
-        yield from (studio.album.path(studio.settings(request)) for request in some)
+        batch = requests[start : start + batch_size]
+        missing = [r for r in batch if not sampler.album.has(sampler.settings(r))]
+        if missing:
+            for request, image in zip(missing, sampler.draw(missing, batch_size), strict=True):
+                sampler.save(request, image)
+        yield from (sampler.album.path(sampler.settings(request)) for request in batch)

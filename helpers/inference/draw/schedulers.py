@@ -1,4 +1,4 @@
-"""The samplers of the prompt box, made so that each works at any number of steps."""
+"""diffusers' schedulers as the prompt box offers them, made so that each works at any number of steps."""
 
 from functools import wraps
 from typing import Any
@@ -18,30 +18,31 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMixin:
-    """A scheduler by its name in SCHEDULERS, on the noise schedule of `config`.
+    """A scheduler by its name in SCHEDULERS, with the noise schedule of a model's scheduler `config`.
 
-    Beyond half of the schedule's timesteps, "leading" spacing leaves the noisiest ones out, and at all of them it
-    asks for one too many: "trailing" takes its place (Lin et al. 2023, arXiv:2305.08891, table 2).
+    With more steps than half of the training timesteps, "leading" spacing skips the noisiest timesteps, and with all
+    of them it asks for one that does not exist; so "trailing" is used there (Lin et al. 2023, arXiv:2305.08891,
+    table 2).
     """
     kind, options = SCHEDULERS[name]
     if 2 * steps > config.get("num_train_timesteps", 1000):
         options = options | {"timestep_spacing": "trailing"}
     scheduler = getattr(diffusers, kind).from_config(config, **options)
-    return _begin_at_first(scheduler) if hasattr(scheduler, "set_begin_index") else scheduler
+    return _start_at_index_0(scheduler) if hasattr(scheduler, "set_begin_index") else scheduler
 
 
-def _begin_at_first(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Have a scheduler begin at its first timestep.
+def _start_at_index_0(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """Make a scheduler start at its first timestep's index.
 
-    It looks for its place by the timestep otherwise, and Karras's sigmas round to the same timestep more than once:
-    it takes the second, and runs past its end.
+    By default it finds its index by the timestep's value. Karras sigmas can round to the same timestep twice: then it
+    takes the second index, and runs past the end of its sigmas.
     """
     set_timesteps = scheduler.set_timesteps
 
     @wraps(set_timesteps)
-    def set_and_begin(*args: Any, **kwargs: Any) -> None:
+    def set_and_start(*args: Any, **kwargs: Any) -> None:
         set_timesteps(*args, **kwargs)
         scheduler.set_begin_index(0)
 
-    scheduler.set_timesteps = set_and_begin
+    scheduler.set_timesteps = set_and_start
     return scheduler

@@ -1,4 +1,4 @@
-"""One pipeline in memory that holds the base's weights, the tuned ones, a checkpoint's, or any point on the way."""
+"""Loads the weights of the base, the tuned model or a checkpoint into one pipeline, by name."""
 
 import re
 from functools import cached_property
@@ -15,7 +15,7 @@ from helpers.models.readback import fingerprint
 from helpers.models.untrusted import load_file, reading, refuse_code
 
 STEP = re.compile(r"step-\d{6,}")
-# of a checkpoint; the average is what previews and the model are drawn with, where there is one
+# of a checkpoint; previews and the model use the moving average (EMA), where there is one
 AVERAGE, WEIGHTS, STATE = "average.safetensors", "weights.safetensors", "state.json"
 LORA_DOWN, LORA_UP = ".lora_A.default.weight", ".lora_B.default.weight"
 PARTS = ("unet", "text_encoder", "vae")  # all that a picture is computed with
@@ -23,32 +23,29 @@ ADVICE = "put back the base model that 04_train was given"
 
 
 class Weights:
-    """Puts weights into a pipeline by name: `base`, `tuned`, or a checkpoint such as `step-000250`.
+    """Loads weights into a pipeline by name: `base`, `tuned`, or a checkpoint such as `step-000250`.
 
-    The base's are those of all its parts: a text encoder that was trained goes out with the UNet.
-
-    strength  how far from the base (0) to the named weights (1); for a LoRA, which adds a product to the
-              base's weights, this is the LoRA's scale
-    Sets that were read stay in the computer's memory, so that changing to and fro reads no file.
+    All three parts are loaded each time, since a text encoder may have been trained with the UNet.
+    Weights that were read stay in CPU memory, so that switching back reads no file.
     """
 
     def __init__(
         self, run: Run, pipeline: StableDiffusionPipeline, base_model: str, base_hash: str
     ) -> None:
-        """`pipeline` has the tuned weights; `base_hash` is the fingerprint of the base's UNet."""
+        """Take a pipeline with the tuned weights; `base_hash` is the fingerprint of the base's UNet."""
         self.run, self.base_model, self.base_hash = run, base_model, base_hash
         self.model_hash = folder_hash(run.model)
         self.unet = pipeline.unet
         self.modules = {name: getattr(pipeline, name) for name in PARTS}
-        self.tuned = {k: v.detach().cpu().clone() for k, v in _state(self.modules).items()}
-        self.now: tuple[str, float] | None = ("tuned", 1.0)
+        self.tuned = {k: v.detach().cpu().clone() for k, v in _state_dict(self.modules).items()}
+        self.loaded: tuple[str, float] | None = ("tuned", 1.0)  # name and strength
 
     @cached_property
     def base(self) -> dict[str, Tensor]:
-        """The base's weights. Raises RunError where they are not those that training began with."""
+        """The base model's weights. Raises RunError if they are not those that training started from."""
         with reading("base_model", self.base_model, ADVICE) as folder:
             refuse_code(folder)
-            unet = UNet2DConditionModel.from_pretrained(  # in the precision of its fingerprint
+            unet = UNet2DConditionModel.from_pretrained(  # float32, as its fingerprint was taken
                 folder, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True
             )
             if fingerprint(unet) != self.base_hash:
@@ -59,44 +56,43 @@ class Weights:
             pipeline = load_pipeline(
                 str(folder),
                 self.unet.dtype,
-                unet=nn.Module.to(unet, self.unet.dtype),  # its own to() warns, of nothing
+                unet=nn.Module.to(unet, self.unet.dtype),  # diffusers' own to() logs a warning
                 safety_checker=None,
                 requires_safety_checker=False,
             )
-        return _state({name: getattr(pipeline, name) for name in PARTS})
+        return _state_dict({name: getattr(pipeline, name) for name in PARTS})
 
     def steps(self) -> list[str]:
-        """The checkpoints that were kept, oldest first."""
+        """The names of the checkpoints on disk, oldest first."""
         names = (folder.name for folder in self.run.checkpoints.glob("step-*"))
         return sorted(name for name in names if STEP.fullmatch(name))
 
-    def put(self, name: str, strength: float = 1.0) -> None:
-        """Have the pipeline hold the named weights at a strength.
+    def load(self, name: str, strength: float = 1.0) -> None:
+        """Load the named weights into the pipeline, interpolated with the base's.
 
-        Raises RunError for a checkpoint that is not there.
+        strength  0 is the base, 1 the named weights; for a LoRA, whose product is added to the base, its scale
+        Raises RunError if the checkpoint is missing or of another model.
         """
-        if self.now == (name, strength):
+        if self.loaded == (name, strength):
             return
         if name == "base" or strength == 0:
             wanted = self.base
-        elif strength == 1:
-            wanted = self._named(name)
         else:
-            there = self._named(name)
+            wanted = self.tuned if name == "tuned" else self._read_checkpoint(name)
+        if wanted is not self.base and strength != 1:
             wanted = {
-                k: torch.lerp(v.float(), there[k].float(), strength) for k, v in self.base.items()
+                k: torch.lerp(v.float(), wanted[k].float(), strength) for k, v in self.base.items()
             }
-        self.now = None  # while it holds neither
+        self.loaded = None  # should loading fail half-way
         for part, module in self.modules.items():
-            of_part = {k.removeprefix(f"{part}."): v for k, v in wanted.items() if _is_of(part, k)}
-            module.load_state_dict(of_part)
-        self.now = (name, strength)
+            prefix = f"{part}."
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in wanted.items() if k.startswith(prefix)}
+            )
+        self.loaded = (name, strength)
 
-    def _named(self, name: str) -> dict[str, Tensor]:
-        return self.tuned if name == "tuned" else self._checkpoint(name)
-
-    def _checkpoint(self, name: str) -> dict[str, Tensor]:
-        """What a checkpoint trained, in place of the base's or, for a LoRA, added to it at alpha / rank."""
+    def _read_checkpoint(self, name: str) -> dict[str, Tensor]:
+        """Replace the base's weights by a checkpoint's or, for a LoRA, add them at scale alpha / rank."""
         self.hash_of(name)
         folder = self.run.checkpoints / name
         trained = load_file(
@@ -108,16 +104,19 @@ class Weights:
             if key.endswith(LORA_DOWN):
                 layer, rank = key.removesuffix(LORA_DOWN), len(tensor)
                 change = trained[layer + LORA_UP].flatten(1) @ tensor.flatten(1)
-                target = _name_in(merged, layer + ".weight")
-                scale = (alpha or rank) / rank  # 0 is the rank
+                target = _find_name(merged, layer + ".weight")
+                scale = (alpha or rank) / rank  # lora_alpha=0 means the rank
                 merged[target] = merged[target] + scale * change.view_as(merged[target])
             elif not key.endswith(LORA_UP):
-                merged[_name_in(merged, key)] = tensor
+                merged[_find_name(merged, key)] = tensor
         dtype = self.unet.dtype
         return {k: v.to(dtype) for k, v in merged.items()}
 
     def hash_of(self, name: str) -> str:
-        """The SHA-256 that stands for the named weights; the base's goes with the tuned one's."""
+        """The SHA-256 of a checkpoint's manifest; for `tuned` and `base`, of the model's.
+
+        Raises RunError if the checkpoint is missing or corrupt.
+        """
         if not STEP.fullmatch(name):
             return self.model_hash
         folder = self.run.checkpoints / name
@@ -126,19 +125,15 @@ class Weights:
         return folder_hash(folder)
 
 
-def _state(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+def _state_dict(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     return {f"{part}.{k}": v for part, m in modules.items() for k, v in m.state_dict().items()}
 
 
-def _is_of(part: str, name: str) -> bool:
-    return name.startswith(f"{part}.")
+def _find_name(state: dict[str, Tensor], name: str) -> str:
+    """Find a checkpoint's weight in a pipeline's state dict; return its name there.
 
-
-def _name_in(state: dict[str, Tensor], name: str) -> str:
-    """A trained weight's name among a pipeline's.
-
-    The UNet's stand alone where the text encoder was not trained, whose names older transformers begin
-    with `text_model.`. Raises RunError for a name of another model.
+    Checkpoints without a trained text encoder name the UNet's weights without `unet.`; older transformers put
+    `text_model.` before the text encoder's. Raises RunError if no such weight exists.
     """
     for known in (
         name,
@@ -148,4 +143,6 @@ def _name_in(state: dict[str, Tensor], name: str) -> str:
     ):
         if known in state:
             return known
-    raise RunError(f"{name} is no weight of this run's base model: its checkpoint is of another")
+    raise RunError(
+        f"{name} is no weight of this run's base model: the checkpoint belongs to another model, choose another one"
+    )

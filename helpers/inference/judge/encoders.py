@@ -1,4 +1,4 @@
-"""What a picture's features are read with: figures that need no weights, or an image model by hub id or folder."""
+"""Encoders turn pictures into features: a built-in one without weights, or an image model."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,19 +17,19 @@ BUILT_IN = "built-in, no weights"
 ADVICE = "give a hub id such as openai/clip-vit-large-patch14 or facebook/dinov2-base, or a folder"
 
 
-def built_in(train: Sequence[Image.Image]) -> Encoder:
-    """The figures of style.py, each in units of its own spread over the training pictures, cut at 5 of them."""
-    seen = np.stack([features(image) for image in train])
-    middle, spread = seen.mean(0), seen.std(0) + 1e-6
+def make_builtin_encoder(train: Sequence[Image.Image]) -> Encoder:
+    """An encoder of style.py's features, standardized by the training pictures and clipped at 5 standard deviations."""
+    found = np.stack([features(image) for image in train])
+    mean, std = found.mean(0), found.std(0) + 1e-6
 
     def encode(images: Sequence[Image.Image]) -> np.ndarray:
-        return np.clip((np.stack([features(i) for i in images]) - middle) / spread, -5, 5)
+        return np.clip((np.stack([features(i) for i in images]) - mean) / std, -5, 5)
 
     return encode
 
 
 class ImageModel:
-    """A CLIP, SigLIP or DINOv2 from the hub or a folder.
+    """An encoder by a CLIP, SigLIP or DINOv2 of the hub or a folder.
 
     Raises RunError if it cannot be loaded.
     """
@@ -47,44 +47,41 @@ class ImageModel:
         self.model.to(self.device)
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image], batch: int = 16) -> np.ndarray:
+    def __call__(self, images: Sequence[Image.Image], batch_size: int = 16) -> np.ndarray:
         """Features of length 1, (N, D)."""
-        parts = []
-        for start in range(0, len(images), batch):
-            some = [image.convert("RGB") for image in images[start : start + batch]]
-            pixels = self.processor(images=some, return_tensors="pt").to(self.device)
+        batches = []
+        for start in range(0, len(images), batch_size):
+            batch = [image.convert("RGB") for image in images[start : start + batch_size]]
+            pixels = self.processor(images=batch, return_tensors="pt").to(self.device)
             has_head = hasattr(self.model, "get_image_features")
             output = (self.model.get_image_features if has_head else self.model)(**pixels)
-            parts.append(_unit(_pooled(output)))
-        return np.concatenate(parts)
+            batches.append(_normalize(output))
+        return np.concatenate(batches)
 
 
 class ClipScore(ImageModel):
-    """How well pictures keep to their prompts: 100 cosines, at least 0 (Hessel et al. 2021, arXiv:2104.08718)."""
+    """CLIPScore of pictures and their prompts: 100 cosines, at least 0 (Hessel et al. 2021, arXiv:2104.08718)."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         if not hasattr(self.model, "get_text_features"):
             raise RunError(
-                f"clip_model {name!r} reads no text: give a CLIP, as in openai/clip-vit-base-patch16"
+                f"clip_model {name!r} reads no text: give a CLIP, such as openai/clip-vit-base-patch16"
             )
         with reading("clip_model", name, ADVICE) as folder:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Scores (N,) of pictures and their own prompts."""
-        words = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
+        """The score of each picture with its own prompt, (N,)."""
+        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
         names = ("input_ids", "attention_mask")
-        given = {name: words[name].to(self.device) for name in names if name in words}
-        texts = _unit(_pooled(self.model.get_text_features(**given)))
+        inputs = {name: tokens[name].to(self.device) for name in names if name in tokens}
+        texts = _normalize(self.model.get_text_features(**inputs))
         return 100 * np.clip((self(images) * texts).sum(1), 0, None)
 
 
-def _pooled(output: object) -> torch.Tensor:
-    """(N, D), whatever this version of transformers wraps it in."""
-    return output if torch.is_tensor(output) else output.pooler_output
-
-
-def _unit(vectors: torch.Tensor) -> np.ndarray:
+def _normalize(output: object) -> np.ndarray:
+    """Scale a model's pooled output to length 1, (N, D); some versions of transformers wrap it in an object."""
+    vectors = output if torch.is_tensor(output) else output.pooler_output
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

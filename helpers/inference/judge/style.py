@@ -1,9 +1,14 @@
-"""How far a style has moved, in figures, without a network of weights (numpy and Pillow only)."""
+"""Style gain: how far the tuned model's pictures moved from the base's towards the art.
+
+The features are figures on colour and texture (numpy and Pillow only); no network is needed.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from helpers.inference.judge.style_distance import Interval
 
 SIDE_PX = 128  # all images are compared at this size
 RIDGE = 1.0  # in units of a feature's own variance
@@ -11,13 +16,13 @@ HALFWAY = 0.5
 
 
 def features(image: Image.Image) -> np.ndarray:
-    """26 figures on colour, border, line and grain of a picture, blind to what it shows."""
+    """26 figures on colour, border, line and grain of a picture, whatever it shows; (26,)."""
     small = image.convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     pixels = np.asarray(small, np.float32) / 255  # (SIDE_PX, SIDE_PX, 3)
-    return np.concatenate([_colours(pixels), _lines(pixels.mean(-1))])
+    return np.concatenate([_colour_features(pixels), _texture_features(pixels.mean(-1))])
 
 
-def _colours(pixels: np.ndarray) -> np.ndarray:
+def _colour_features(pixels: np.ndarray) -> np.ndarray:
     saturation = pixels.max(-1) - pixels.min(-1)
     rim = SIDE_PX // 16
     strips = (pixels[:rim], pixels[-rim:], pixels[:, :rim], pixels[:, -rim:])
@@ -34,13 +39,16 @@ def _colours(pixels: np.ndarray) -> np.ndarray:
     )
 
 
-def _lines(grey: np.ndarray) -> np.ndarray:
+def _texture_features(grey: np.ndarray) -> np.ndarray:
     across, down = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=0))
+    # not scipy.ndimage.laplace: it rounds otherwise (by 4e-7), and figures of older reports would change
     inner = grey[1:-1, 1:-1]
-    bend = np.abs(4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:])
+    laplacian = np.abs(
+        4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+    )
     return np.concatenate(
         [
-            np.log(np.quantile(bend, (0.25, 0.5, 0.75, 0.95)) + 1e-3),
+            np.log(np.quantile(laplacian, (0.25, 0.5, 0.75, 0.95)) + 1e-3),
             [across.mean(), down.mean(), (across < 0.004).mean()],
             [(grey < 0.22).mean(), (grey > 0.88).mean()],
         ]
@@ -49,14 +57,14 @@ def _lines(grey: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StyleAxis:
-    """The line from the base model's pictures (0) to the artist's (1): Fisher's discriminant, 1936, with a ridge."""
+    """A line from the base model's pictures (0) to the art (1): Fisher's linear discriminant (1936) with a ridge."""
 
     origin: np.ndarray
     direction: np.ndarray
 
     @classmethod
     def between(cls, base: np.ndarray, art: np.ndarray) -> "StyleAxis":
-        """Fit on (N, F) and (M, F) features."""
+        """Fit the line to (N, F) and (M, F) features."""
         spread = np.concatenate([base - base.mean(0), art - art.mean(0)])
         scale = spread.std(0) + 1e-6
         gap = (art.mean(0) - base.mean(0)) / scale
@@ -65,21 +73,16 @@ class StyleAxis:
         return cls(base.mean(0), weights / scale / (weights @ gap))
 
     def place(self, pictures: np.ndarray) -> np.ndarray:
-        """Where (N, F) features lie on the line, (N,)."""
+        """Project (N, F) features on the line, (N,)."""
         return (pictures - self.origin) @ self.direction
 
 
-@dataclass(frozen=True)
-class Gain:
-    """Where the tuned model's pictures lie between the base's (0) and held-out art (1), with a 95% interval."""
+def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int = 2000) -> Interval:
+    """Where the tuned model's pictures lie on average between the base's (0) and held-out art (1).
 
-    value: float
-    low: float
-    high: float
-
-
-def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int = 2000) -> Gain:
-    """From places on a StyleAxis that was fitted to other pictures; the interval is by bootstrap (Efron 1979)."""
+    base, tuned, art  places on a StyleAxis that was fitted to other pictures
+    The interval is by bootstrap (Efron 1979).
+    """
     rng = np.random.default_rng(0)
 
     def gain(b: np.ndarray, t: np.ndarray, a: np.ndarray) -> float:
@@ -89,13 +92,13 @@ def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int 
         gain(*(rng.choice(group, len(group)) for group in (base, tuned, art))) for _ in range(draws)
     ]
     low, high = np.quantile(gains, (0.025, 0.975))
-    return Gain(gain(base, tuned, art), float(low), float(high))
+    return Interval(gain(base, tuned, art), float(low), float(high))
 
 
 def order_share(*groups: np.ndarray, draws: int = 2000) -> float:
-    """The share of bootstraps in which the groups' mean places rise from the first to the last.
+    """The share of bootstrap draws in which the groups' mean places rise from the first group to the last.
 
-    Groups of one length were drawn from the same prompts at the same seeds, and are resampled together.
+    Groups of equal length come from the same prompts and seeds, so they are resampled with the same indices.
     """
     rng = np.random.default_rng(0)
     rising = 0

@@ -1,1 +1,1 @@
-"""What leaves the run: one-file weights, the model's card, the hub."""
+"""What leaves the run: weights for other programs, the model card, and the push to the hub."""

@@ -1,4 +1,4 @@
-"""The model's card, from the run itself: base, data, permission, settings, curves, figures and limits."""
+"""The model card: base model, data, permission, settings, loss curves, figures and limits."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,10 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
 from helpers.core.files import read_json, replacing_file, write_text
-from helpers.core.records import Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.figures.pictures import loss_curves, open_rgb
 from helpers.inference.share.modelspec import Family
-from helpers.inference.trained import read_trained
+from helpers.inference.trained import read_trained, summarize_posts
 from helpers.models.licence import Licence, licence_of, public_name
 
 TEMPLATE = "card.md.j2"
@@ -25,51 +24,48 @@ HYPERPARAMETERS = (
 def write_card(run: Run) -> Path:
     """Write the card and its two pictures into export/; return the card's path.
 
-    Raises RunError where 05 has not judged the model yet.
+    Raises RunError if 05 has not judged the model yet.
     """
     figures = read_json(run.require(run.report_json, "inference"))
-    with replacing_file(run.export / "curves.png") as beside:
-        loss_curves(read_trained(run).log).save(beside)
-    with replacing_file(run.export / "before_and_after.jpg") as beside:
-        open_rgb(run.before_and_after).save(beside, quality=92)
-    write_text(run.export / "README.md", card(run, figures))
+    with replacing_file(run.export / "curves.png") as tmp_path:
+        loss_curves(read_trained(run).log).save(tmp_path)
+    with replacing_file(run.export / "before_and_after.jpg") as tmp_path:
+        open_rgb(run.before_and_after).save(tmp_path, quality=92)
+    write_text(run.export / "README.md", render_card(run, figures))
     return run.export / "README.md"
 
 
-def card_files(run: Run) -> dict[str, Path]:
-    """The card's files by their names in a model repository, where they were written."""
+def find_card_files(run: Run) -> dict[str, Path]:
+    """The card's files that exist, by their names in a model repository."""
     names = ("README.md", "curves.png", "before_and_after.jpg")
     return {name: run.export / name for name in names if (run.export / name).is_file()}
 
 
-def card(run: Run, figures: dict[str, Any]) -> str:
-    """Markdown with a YAML header that the Hugging Face hub reads."""
-    kept = read_trained(run)
-    trained = kept.settings
-    base = public_name(trained["base_model"])
-    licence = licence_of(trained["base_model"], Family.of(run.model).is_v2)
-    posts = list(latest(read_rows(run.posts, Post)).values())
+def render_card(run: Run, figures: dict[str, Any]) -> str:
+    """The card as Markdown, with a YAML header that the Hugging Face hub reads."""
+    trained = read_trained(run)
+    settings = trained.settings
+    base = public_name(settings["base_model"])
+    licence = licence_of(settings["base_model"], Family.read(run.model).is_v2)
     loader = FileSystemLoader(Path(__file__).parent)
     return (
         Environment(loader=loader, trim_blocks=True)
         .get_template(TEMPLATE)
         .render(
-            header=_header(base if trained["base_model"] == base else None, licence),
+            header=_make_header(base if settings["base_model"] == base else None, licence),
             licence=licence,
             figures=figures,
             base=base,
-            suffix=kept.suffix,
-            settings={name: trained[name] for name in HYPERPARAMETERS},
-            posts=len({post.shortcode for post in posts}),
-            accounts=", ".join(sorted({p.account for p in posts} - {""})) or "not recorded",
-            permissions=", ".join(sorted({post.permission for post in posts})),
-            lora=trained["method"] == "lora",
+            suffix=trained.suffix,
+            settings={name: settings[name] for name in HYPERPARAMETERS},
+            **summarize_posts(run),
+            lora=settings["method"] == "lora",
         )
     )
 
 
-def _header(base_on_hub: str | None, licence: Licence) -> str:
-    """What the hub reads of a card; a base that lies in a folder has no address to give."""
+def _make_header(base_on_hub: str | None, licence: Licence) -> str:
+    """The YAML header; a base model from a folder is not named, since it has no hub id."""
     data = ModelCardData(
         **licence.fields(),
         base_model=base_on_hub,

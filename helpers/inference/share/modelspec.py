@@ -1,6 +1,6 @@
-"""What an exported file tells of itself: modelspec, and the `ss_` fields of kohya's sd-scripts for a LoRA.
+"""The metadata of exported files: modelspec, and for a LoRA the `ss_` fields of kohya's sd-scripts.
 
-Loaders and model sites read them. No path, no caption and no word of the suffix is in them.
+Loaders and model sites read them. They hold no path, no caption and not the suffix.
 https://github.com/Stability-AI/ModelSpec
 """
 
@@ -22,20 +22,23 @@ from helpers.inference.trained import read_trained
 from helpers.models.licence import licence_of, public_name
 from helpers.models.lora import UP, Lora
 
+IN_BOTH = (  # settings of 04 that sd-scripts names alike
+    "gradient_accumulation_steps learning_rate lr_scheduler lr_warmup_steps mixed_precision optimizer seed"
+).split()
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # as sd-scripts names it
 
 
 @dataclass(frozen=True)
 class Family:
-    """What loaders must know of a model beside its weights."""
+    """The kind of Stable Diffusion that a model is, which a loader cannot tell from its weights."""
 
     is_v2: bool  # Stable Diffusion 2: linear projections, OpenCLIP's text encoder
     predicts_velocity: bool  # v-prediction (Salimans and Ho 2022, arXiv:2202.00512)
     has_zero_snr: bool  # zero terminal SNR (Lin et al. 2023, arXiv:2305.08891)
 
     @classmethod
-    def of(cls, model: Path) -> "Family":
-        """Read off a pipeline's folder."""
+    def read(cls, model: Path) -> "Family":
+        """Read the kind from the configs in a pipeline's folder."""
         schedule = read_json(model / "scheduler/scheduler_config.json")
         return cls(
             bool(read_json(model / "unet/config.json").get("use_linear_projection")),
@@ -45,19 +48,19 @@ class Family:
 
     @property
     def architecture(self) -> str:
-        """Its name in modelspec."""
+        """The kind's name in modelspec."""
         if self.is_v2:
             return "stable-diffusion-v2-" + ("768-v" if self.predicts_velocity else "512")
         return "stable-diffusion-v1"
 
     @property
     def version(self) -> str:
-        """Its name in sd-scripts."""
+        """The kind's name in sd-scripts."""
         return f"sd_v{1 + self.is_v2}" + ("_v" if self.predicts_velocity else "")
 
 
 def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
-    """The modelspec of a run's model, or with `kind` `/lora` of its LoRA."""
+    """The modelspec fields of a run's model or, with kind="/lora", of its LoRA."""
     trained = read_trained(run).settings
     side = trained["resolution_px"]
     fields = {
@@ -65,7 +68,7 @@ def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
         "architecture": family.architecture + kind,
         "implementation": IMPLEMENTATION,
         "title": run.name,
-        "date": _ended(run).isoformat(timespec="seconds"),
+        "date": _end_of_training(run).isoformat(timespec="seconds"),
         "resolution": f"{side}x{side}",
         "prediction_type": "v" if family.predicts_velocity else "epsilon",
         "license": licence_of(trained["base_model"], family.is_v2).name,
@@ -74,15 +77,13 @@ def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
 
 
 def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
-    """The modelspec of a run's LoRA, and what sd-scripts writes into one."""
-    kept = read_trained(run)
-    trained, verdict = kept.settings, kept.verdict
+    """The modelspec fields of a run's LoRA, and the fields that sd-scripts writes into one."""
+    training = read_trained(run)
+    trained, verdict = training.settings, training.verdict
     first = next(iter(lora.alpha))
     rank, alpha = lora.tensors[first + UP].shape[1], lora.alpha[first]
-    steps, rate = verdict.get("exported_step", verdict["steps"]), trained["learning_rate"]
-    accumulation = trained["gradient_accumulation_steps"]
     has_convolutions = any(tensor.ndim == 4 for tensor in lora.tensors.values())
-    fields = {
+    fields = {name: trained[name] for name in IN_BOTH} | {
         "output_name": run.name,
         "sd_model_name": public_name(trained["base_model"]),
         "base_model_version": family.version,
@@ -93,47 +94,39 @@ def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
         "network_args": json.dumps(
             {"conv_dim": rank, "conv_alpha": alpha} if has_convolutions else {}
         ),
-        "steps": steps,
+        "steps": verdict.get("exported_step", verdict["steps"]),
         "max_train_steps": trained["max_steps"],
-        "learning_rate": rate,
-        "unet_lr": rate,
+        "unet_lr": trained["learning_rate"],
         "text_encoder_lr": trained["text_encoder_lr"] if trained["train_text_encoder"] else None,
-        "lr_scheduler": trained["lr_scheduler"],
-        "lr_warmup_steps": trained["lr_warmup_steps"],
-        "optimizer": trained["optimizer"],
-        "seed": trained["seed"],
         "resolution": f"({trained['resolution_px']}, {trained['resolution_px']})",
-        "mixed_precision": trained["mixed_precision"],
-        "total_batch_size": trained["train_batch_size"] * accumulation,
-        "gradient_accumulation_steps": accumulation,
-        "num_train_images": len(kept.images) or None,
+        "total_batch_size": trained["train_batch_size"] * trained["gradient_accumulation_steps"],
+        "num_train_images": len(training.images) or None,
         "min_snr_gamma": trained["snr_gamma"] or None,
         "noise_offset": trained["noise_offset"] or None,
         "caption_dropout_rate": trained["caption_dropout"],
         "zero_terminal_snr": family.has_zero_snr,
         "clip_skip": None,
-        "training_finished_at": _ended(run).timestamp(),
+        "training_finished_at": _end_of_training(run).timestamp(),
     }
-    told = {f"ss_{name}": str(value) for name, value in fields.items()}
-    return model_metadata(run, family, "/lora") | told
+    ss_fields = {f"ss_{name}": str(value) for name, value in fields.items()}
+    return model_metadata(run, family, "/lora") | ss_fields
 
 
-def tensors_hash(state: dict[str, Tensor]) -> str:
-    """The SHA-256 of a file's tensors without its header, by which model sites know a LoRA."""
-    written = save(state)
-    return hashlib.sha256(written[8 + int.from_bytes(written[:8], "little") :]).hexdigest()
+def hash_tensors(state: dict[str, Tensor]) -> str:
+    """The SHA-256 of a safetensors file after its header, by which model sites identify a LoRA."""
+    content = save(state)
+    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
 
 
-def _ended(run: Run) -> datetime:
-    """When training ended."""
+def _end_of_training(run: Run) -> datetime:
     return datetime.fromtimestamp(run.verdict.stat().st_mtime, UTC)
 
 
 def original_config(model: Path) -> str:
-    """The .yaml that original checkpoints of a v-prediction model come with, in the terms of their code (`ldm`)."""
+    """The .yaml beside an original checkpoint of a v-prediction model, in the terms of its code (`ldm`)."""
     unet, vae = (read_json(model / part / "config.json") for part in ("unet", "vae"))
     schedule = read_json(model / "scheduler/scheduler_config.json")
-    is_v2 = Family.of(model).is_v2
+    is_v2 = Family.read(model).is_v2
     params = {
         "parameterization": "v",
         "linear_start": schedule["beta_start"],
@@ -159,7 +152,7 @@ def original_config(model: Path) -> str:
 def _unet_config(unet: dict[str, Any], is_v2: bool) -> dict[str, Any]:
     widths = unet["block_out_channels"]
     attends = [kind.startswith("CrossAttn") for kind in unet["down_block_types"]]
-    heads = unet["attention_head_dim"]  # a count of heads, whatever diffusers calls it
+    heads = unet["attention_head_dim"]  # the number of heads, in spite of diffusers' name
     heads = heads if isinstance(heads, int) else heads[0]
     return {
         "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",

@@ -1,7 +1,7 @@
-"""The model in the files that other programs read: one for ComfyUI and its like, and a LoRA in both layouts.
+"""The export for other programs: the model in one file, as ComfyUI reads it, and a LoRA in two layouts.
 
-Weights keep the values and the dtype that they have in model/. What is written is read back by diffusers' own loaders
-and compared before it takes its place.
+Weights keep the values and the dtype that they have in model/. Each file is read back by diffusers' loaders and
+compared with model/ before export/ is replaced.
 """
 
 from pathlib import Path
@@ -23,10 +23,10 @@ from helpers.core.files import (
 from helpers.core.run import Run
 from helpers.inference.share.modelspec import (
     Family,
+    hash_tensors,
     lora_metadata,
     model_metadata,
     original_config,
-    tensors_hash,
 )
 from helpers.inference.share.original_names import (
     State,
@@ -44,18 +44,18 @@ WEIGHTS = {
     "text_encoder": "model.safetensors",
 }
 MADE_FROM = "made_from.json"
-FORMAT = 2  # of these files; what an older version wrote is written anew
+FORMAT = 2  # of export/; an export of another format is written again
 TEXT_ENCODER, UNET = "text_encoder.", "unet."
 
 
 def export(run: Run) -> list[Path]:
-    """Write export/ from model/ unless it is there already; return its weight files.
+    """Write export/ from model/ unless it exists already; return its weight files.
 
-    NAME.safetensors       the whole model as an original Stable Diffusion checkpoint
-    NAME.yaml              beside it where the model predicts velocity, which no weights tell
-    NAME-lora.safetensors  a LoRA in kohya's layout, for ComfyUI and its like
-    diffusers/             the same for `load_lora_weights`; no other program reads it
-    Raises RunError if model/ is damaged or was not trained yet, or a file that was read back is not model/'s.
+    NAME.safetensors       the full model as an original Stable Diffusion checkpoint
+    NAME.yaml              its config, if the model predicts velocity, which weights alone do not show
+    NAME-lora.safetensors  the LoRA in kohya's layout, for ComfyUI and similar programs
+    diffusers/             the LoRA for `load_lora_weights` of diffusers alone
+    Raises RunError if model/ is missing or corrupt, or a file that was read back differs from it.
     """
     run.require(run.verdict, "train")
     if what := damage(run.model):
@@ -72,9 +72,9 @@ def export(run: Run) -> list[Path]:
 
 
 def _write_model(run: Run, path: Path) -> None:
-    family = Family.of(run.model)
-    state = original(run.model)
-    if family.predicts_velocity:  # keys that loaders look for; the tensors are empty
+    family = Family.read(run.model)
+    state = original_state(run.model)
+    if family.predicts_velocity:  # loaders look for these keys; the tensors are empty
         state["v_pred"] = torch.tensor([])
         if family.has_zero_snr:
             state["ztsnr"] = torch.tensor([])
@@ -83,36 +83,36 @@ def _write_model(run: Run, path: Path) -> None:
 
 
 def _write_lora(run: Run, folder: Path) -> None:
-    lora, family = read_lora(run.model / "lora" / LORA_FILE), Family.of(run.model)
-    told = lora_metadata(run, family, lora)
-    known_by = {"sshs_model_hash": tensors_hash(kohya(lora))}
-    _save(kohya(lora), folder / f"{run.name}-lora.safetensors", told | known_by)
-    write_lora(folder / "diffusers" / LORA_FILE, lora, told)
+    lora, family = read_lora(run.model / "lora" / LORA_FILE), Family.read(run.model)
+    metadata, state = lora_metadata(run, family, lora), to_kohya(lora)
+    path = folder / f"{run.name}-lora.safetensors"
+    _save(state, path, metadata | {"sshs_model_hash": hash_tensors(state)})
+    write_lora(folder / "diffusers" / LORA_FILE, lora, metadata)
 
 
 def _save(state: State, path: Path, metadata: dict[str, str]) -> None:
     save_file({k: v.contiguous() for k, v in state.items()}, path, {"format": "pt"} | metadata)
 
 
-def original(model: Path) -> State:
-    """All weights of a pipeline's folder by their names in an original Stable Diffusion checkpoint."""
+def original_state(model: Path) -> State:
+    """The weights in a pipeline's folder, by their names in an original Stable Diffusion checkpoint."""
     states = {part: load_file(model / part / name) for part, name in WEIGHTS.items()}
     configs = {part: read_json(model / part / "config.json") for part in WEIGHTS}
     text = configs["text_encoder"].get("text_config", configs["text_encoder"])
-    if text["hidden_act"] == "gelu":  # OpenCLIP's, of Stable Diffusion 2; CLIP's is quick_gelu
-        words = text_encoder_to_openclip(states["text_encoder"])
+    if text["hidden_act"] == "gelu":  # OpenCLIP, as in Stable Diffusion 2; CLIP has quick_gelu
+        text_encoder = text_encoder_to_openclip(states["text_encoder"])
     else:
         positions = text["max_position_embeddings"]
-        words = text_encoder_to_original(states["text_encoder"], positions)
+        text_encoder = text_encoder_to_original(states["text_encoder"], positions)
     return (
         unet_to_original(states["unet"], configs["unet"])
         | vae_to_original(states["vae"], configs["vae"])
-        | words
+        | text_encoder
     )
 
 
-def kohya(lora: Lora) -> dict[str, Tensor]:
-    """A LoRA in the layout of kohya's sd-scripts: three tensors a layer, the third its alpha.
+def to_kohya(lora: Lora) -> dict[str, Tensor]:
+    """A LoRA in the layout of kohya's sd-scripts: down, up and alpha of each layer.
 
     lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
     lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha
@@ -128,7 +128,7 @@ def kohya(lora: Lora) -> dict[str, Tensor]:
 
 
 def _read_back(run: Run, folder: Path) -> None:
-    """Compare each file, as diffusers' loaders read it, with model/. Raises RunError that names what differs."""
+    """Load each file with diffusers and compare it with model/. Raises RunError that names the first difference."""
     path = folder / f"{run.name}.safetensors"
     pipeline = _load(path, run.model)
     for part, name in WEIGHTS.items():
@@ -140,10 +140,10 @@ def _read_back(run: Run, folder: Path) -> None:
     lora = read_lora(run.model / "lora" / LORA_FILE)
     parts = {part: getattr(pipeline, part) for part in lora.parts}
     layouts = {
-        folder / f"{run.name}-lora.safetensors": kohya(lora),
+        folder / f"{run.name}-lora.safetensors": to_kohya(lora),
         folder / "diffusers" / LORA_FILE: lora.tensors,
     }
-    for path, tensors in layouts.items():  # diffusers takes one alpha for all layers
+    for path, tensors in layouts.items():  # compared scaled: diffusers has one alpha for all layers
         require_equal(path, tensors.items(), load_file(path).items())
         load_lora(pipeline, path)
         require_equal(path, lora.scaled.items(), lora_of(parts).scaled.items(), rounded=True)
@@ -151,7 +151,7 @@ def _read_back(run: Run, folder: Path) -> None:
 
 
 def _load(path: Path, config: Path) -> StableDiffusionPipeline:
-    """A one-file checkpoint in float32, of the shapes that model/ has."""
+    """Load a one-file checkpoint in float32, with model/'s configs."""
     try:
         return StableDiffusionPipeline.from_single_file(
             str(path),
@@ -161,5 +161,5 @@ def _load(path: Path, config: Path) -> StableDiffusionPipeline:
             safety_checker=None,
             feature_extractor=None,
         )
-    except Exception as error:  # whatever the loader stumbles over
+    except Exception as error:  # loaders raise many kinds
         raise unreadable(path, error) from error

@@ -1,8 +1,7 @@
-"""The names that weights had in the original Stable Diffusion 1 and 2 (2022), which ComfyUI and its like read.
+"""From diffusers' weight names to those of the original Stable Diffusion 1 and 2 (2022), which ComfyUI reads.
 
-The way from diffusers' names goes by the counts of levels and blocks in a model's own config, so that it
-holds for every model in these parts. After diffusers' script
-convert_diffusers_to_original_stable_diffusion.py, which cannot be imported and knows one size.
+The numbers of levels and blocks are taken from the model's own config, so that models of any size are converted.
+After diffusers' script convert_diffusers_to_original_stable_diffusion.py, which cannot be imported and knows one size.
 """
 
 import re
@@ -55,7 +54,7 @@ OPENCLIP = {
 
 
 def unet_to_original(state: State, config: dict[str, Any]) -> State:
-    """A UNet2DConditionModel's weights by their names in `model.diffusion_model.`."""
+    """Rename a UNet2DConditionModel's weights to `model.diffusion_model.`."""
     per_level = config["layers_per_block"] + 1
     renamed = {}
     for name, tensor in state.items():
@@ -72,7 +71,7 @@ def _unet_name(name: str, per_level: int, state: State) -> str:
     blocks, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
     if kind == "downsamplers":
         place = f"{(level + 1) * per_level}.0.op." + rest.removeprefix("conv.")
-    elif kind == "upsamplers":  # the last part of the level's last block
+    elif kind == "upsamplers":  # the last module of the level's last block
         attends = f"up_blocks.{level}.attentions.0.norm.weight" in state
         place = f"{(level + 1) * per_level - 1}.{1 + attends}." + rest
     else:
@@ -81,7 +80,7 @@ def _unet_name(name: str, per_level: int, state: State) -> str:
 
 
 def _resnet_name(renamed: str, name: str) -> str:
-    """The inner names of a resnet; those of an attention are the same in both."""
+    """Rename the layers inside a resnet; those inside an attention have the same names."""
     if ".resnets." not in name:
         return renamed
     block, part, end = renamed.rsplit(".", 2)
@@ -89,7 +88,7 @@ def _resnet_name(renamed: str, name: str) -> str:
 
 
 def vae_to_original(state: State, config: dict[str, Any]) -> State:
-    """An AutoencoderKL's weights by their names in `first_stage_model.`; its attention is of 1x1 convolutions there."""
+    """Rename an AutoencoderKL's weights to `first_stage_model.`; linear attention weights become 1x1 convolutions."""
     levels = len(config["block_out_channels"])
     renamed = {}
     for name, tensor in state.items():
@@ -119,10 +118,10 @@ def _vae_name(name: str, levels: int) -> str:
 
 
 def text_encoder_to_original(state: State, positions: int) -> State:
-    """A CLIPTextModel's weights by their names in `cond_stage_model.transformer.`.
+    """Rename a CLIPTextModel's weights to `cond_stage_model.transformer.`.
 
-    transformers 5 names them `embeddings...` or `text_model.embeddings...`, as the model was made or loaded;
-    the original has the prefix, and the positions as a tensor of their own.
+    transformers 5 names them with or without `text_model.`, as the model was made or loaded. The original has this
+    prefix, and the position ids as a tensor of their own.
     """
     renamed = {
         "cond_stage_model.transformer.text_model." + name.removeprefix("text_model."): tensor
@@ -134,17 +133,17 @@ def text_encoder_to_original(state: State, positions: int) -> State:
 
 
 def text_encoder_to_openclip(state: State) -> State:
-    """A CLIPTextModel's weights by OpenCLIP's names in `cond_stage_model.model.`, as Stable Diffusion 2 has them.
+    """Rename a CLIPTextModel's weights to OpenCLIP's names in `cond_stage_model.model.`, as in Stable Diffusion 2.
 
-    Its loaders build one layer more than diffusers and never use it, nor the projection: both are written, as
-    sd-scripts does, so that they miss nothing.
+    Its loaders expect one layer more than diffusers has, and a projection, and use neither. Both are written, as
+    sd-scripts does, so that no key is missing.
     """
     state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
     renamed = {}
     for name, tensor in state.items():
         if name.endswith("position_ids") or ".self_attn.k_proj." in name or ".v_proj." in name:
             continue
-        if ".self_attn.q_proj." in name:  # the three are one tensor there
+        if ".self_attn.q_proj." in name:  # query, key and value are one tensor there
             qkv = [state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
             name, tensor = name.replace(".self_attn.q_proj.", ".attn.in_proj_"), torch.cat(qkv)
         for ours, theirs in OPENCLIP.items():

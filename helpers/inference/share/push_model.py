@@ -1,4 +1,4 @@
-"""The model on the Hugging Face hub: private unless asked for and permitted, with its card."""
+"""The push of the model and its card to the Hugging Face hub: private unless public is asked for and permitted."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,15 @@ from helpers.core.permission import require_shareable
 from helpers.core.records import Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.host.hub import make_private, open_hub, release, told
-from helpers.inference.share.model_card import card_files
+from helpers.inference.share.model_card import find_card_files
 
 
 def push(config: InferenceConfig, run: Run) -> str:
-    """Push the model, its card and its export in one commit, and say where it is; nothing where `push_to` is empty.
+    """Push the model, its card and its export in one commit; return a line that says where it is.
 
-    The repository is made private, and read back as such before the first file leaves. It becomes public in
-    the end if `private` is off and the permission of every image allows it.
-    Raises RunError if it does not, the repository is public already, or the hub does not take it.
+    The repository is made private, and read back as private, before any file is uploaded. It is made public at the
+    end if `private` is False and the permission of every image allows it. An empty `push_to` pushes nothing.
+    Raises RunError if a permission does not allow it, the repository is public already, or the hub refuses.
     """
     if not config.push_to:
         return "not pushed: push_to is empty"
@@ -28,7 +28,7 @@ def push(config: InferenceConfig, run: Run) -> str:
         raise RunError(f"{what}: run 04_train again")
     if not config.private:
         require_shareable(post.permission for post in latest(read_rows(run.posts, Post)).values())
-    files = files_to_push(run)
+    files = find_files_to_push(run)
     with told(config.push_to):
         api = open_hub()
         make_private(api, config.push_to, "model")
@@ -38,12 +38,12 @@ def push(config: InferenceConfig, run: Run) -> str:
         return release(api, config.push_to, "model", set(files), private=config.private)
 
 
-def files_to_push(run: Run) -> dict[str, Path | bytes]:
-    """The pipeline and the export by their names in the repository; configs go without the path they came from."""
+def find_files_to_push(run: Run) -> dict[str, Path | bytes]:
+    """The files of model/ and export/ by their names in the repository; configs without the path they came from."""
     model = {name: run.model / name for name in read_json(run.model / MANIFEST)}
     kinds = ("*.safetensors", "*.yaml")  # a LoRA for diffusers is in model/ already
     exported = {f"export/{path.name}": path for kind in kinds for path in run.export.glob(kind)}
-    files: dict[str, Path | bytes] = {**model, **exported, **card_files(run)}
+    files: dict[str, Path | bytes] = {**model, **exported, **find_card_files(run)}
     for name, path in model.items():
         if name.endswith("config.json") or name == "model_index.json":
             config = {k: v for k, v in read_json(path).items() if k != "_name_or_path"}
