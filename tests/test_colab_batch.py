@@ -55,7 +55,7 @@ def test_a_fresh_machine_clones_runs_and_packs(machine, tmp_path):
     done = machine("art", "--only", "01", "-p", "more", "{'demo_posts': 4}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {"posts.jsonl", "images", "notebooks/01_scrape.ipynb"} <= packed(tmp_path / "art.tar")
-    assert "of 4 posts in runs/art/images" in done.stdout and "packed" in done.stdout
+    assert "of 13 posts in runs/art/images" in done.stdout and "packed" in done.stdout
 
 
 def test_a_run_that_began_at_home_goes_on_with_its_keys(tmp_path, monkeypatch):

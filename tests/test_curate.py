@@ -15,16 +15,19 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from helpers.config import DatasetConfig, ScrapeConfig
 from helpers.core.errors import RunError
 from helpers.core.files import write_json
-from helpers.core.records import Post, Rejection, read_rows
+from helpers.core.records import Rejection, read_rows
 from helpers.core.run import Run
 from helpers.dataset.charts import charts, setting, subject
 from helpers.dataset.curate import curate, take_back
-from helpers.dataset.gallery import cluster_sheet, gallery
+from helpers.dataset.gallery import CELL_PX, cluster_sheet, gallery, left_out_sheet, reasons
 from helpers.dataset.quality import oddness, text_share
 from helpers.dataset.resemblance import copies, joined, look
+from helpers.demo.flaws import FLAWS as DEMO_FLAWS
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import random_scene
+from helpers.figures.pictures import GAP_PX
 from helpers.scrape.ingest import find, take
+from helpers.scrape.ingest import left_out as refused
 from tests.conftest import ROOT, lines, make_dataset, photograph
 
 CONFIG = DatasetConfig(run="art")
@@ -166,16 +169,32 @@ def test_every_threshold_can_be_set(workplace, art):
     assert not reasons and len(kept) == 36
 
 
-def test_the_demo_is_left_as_it_is(workplace):
-    config, run = ScrapeConfig(run="demo", demo_posts=30), Run("demo")
-    list(take(config, run, find(config, run)))
+def test_the_demos_flaws_are_left_out_each_for_its_reason_and_all_else_stays(workplace):
     from helpers.caption.ledger import caption_images, pending
     from helpers.config import CaptionConfig
 
+    config, run = ScrapeConfig(run="demo"), Run("demo")
+    list(take(config, run, find(config, run)))
+    assert [row.reason for row in refused(run)] == ["is a video"]
     caption = CaptionConfig(run="demo")
     list(caption_images(caption, run, pending(caption, run)))
     kept, left_out = curate(DatasetConfig(run="demo"), run)
-    assert len(left_out) == 0 and len(kept) == len(read_rows(run.posts, Post)) > 40
+    planted = {f"{kind} of scene {flaw.seed}": kind for kind, flaw in DEMO_FLAWS.items()}
+    assert dict(zip(left_out["source_id"], left_out["kind"], strict=True)) == planted
+    assert len(kept) == 169 and kept["source_id"].str.fullmatch(r"scene 4000\d{3}").all()
+    assert (kept["cluster"] == kept["file_name"]).all()  # a copy moves no original to another side
+    for row in left_out.itertuples():
+        sheet = left_out_sheet(run, left_out[left_out["kind"] == row.kind])
+        planted = ImageOps.pad(DEMO_FLAWS[row.kind].paint(), (CELL_PX, CELL_PX), color="white")
+        assert apart(sheet.crop((GAP_PX, 3, GAP_PX + CELL_PX, 3 + CELL_PX)), planted) < 3, row.kind
+
+
+def apart(one, other):
+    """The mean difference of two pictures at 32 px, of 255."""
+    small = [
+        np.asarray(image.resize((32, 32), Image.Resampling.BOX), int) for image in (one, other)
+    ]
+    return np.abs(small[0] - small[1]).mean()
 
 
 def test_the_sharpest_of_a_cluster_stays(workplace, art):
@@ -230,7 +249,7 @@ def test_a_broken_image_is_left_out_and_the_rest_goes_on(workplace, art):
     assert len(kept) == 29 and left_out["reason"].item().startswith("does not decode")
 
 
-def test_the_gallery_takes_an_image_back_by_a_click(workplace, art):
+def test_the_gallery_shows_pictures_without_widgets_and_takes_one_back_by_a_click(workplace, art):
     put(art, "dark", watercolour(100).point(lambda v: v // 12))
     photograph(art / "wordless.jpg", 3)
     run = make_dataset("art", art)
@@ -238,11 +257,14 @@ def test_the_gallery_takes_an_image_back_by_a_click(workplace, art):
     shown = gallery(run, left_out)
     buttons = [w for w in descendants(shown) if isinstance(w, ipywidgets.Button)]
     words = [w.value for w in descendants(shown) if isinstance(w, ipywidgets.Label)]
-    assert "too dark: 1" in words and "no caption: 1" in words
-    reasons = [w.value for w in descendants(shown) if isinstance(w, ipywidgets.HTML)]  # which wraps
-    assert any("</b> its brightness of " in reason for reason in reasons)
-    assert sum(isinstance(w, ipywidgets.Image) for w in descendants(shown)) == 2
-    assert len(buttons) == 1  # a click cannot caption an image
+    assert words == ["too dark: dark_1.png"] and len(buttons) == 1  # no click captions an image
+    assert "no caption: 1, first wordless_1.jpg: has no caption" in reasons(left_out)
+    assert any(line.startswith("too dark: 1, first dark_1.png: its ") for line in reasons(left_out))
+    sheet = left_out_sheet(run, left_out)
+    assert sheet.width > 5 * CELL_PX and CELL_PX < sheet.height < 2 * CELL_PX
+    run.image("dark_1.png").unlink()
+    assert left_out_sheet(run, left_out).size == sheet.size  # a blank stands for what is not there
+    assert left_out_sheet(run, left_out.iloc[:0]) == "nothing was left out"
     buttons[0].click()
     assert buttons[0].disabled and run.taken_back.read_text() == "dark_1.png\n"
 
@@ -258,12 +280,9 @@ def test_the_gallery_shows_words_of_others_as_words(workplace, art):
     _, left_out = curate(CONFIG, run)
     evil = {"file_name": ["w00_1.png"], "kind": ["<b>x</b>"], "reason": ["<script>"]}
     left_out = pd.DataFrame(evil)
-    shown = list(descendants(gallery(run, left_out)))
-    kinds = {type(widget).__name__ for widget in shown}
-    assert kinds <= {"VBox", "Box", "Label", "Image", "Button", "HTML"}
-    (words,) = (widget.value for widget in shown if isinstance(widget, ipywidgets.HTML))
-    assert "&lt;script&gt;" in words and "<script>" not in words
-    assert len(list(descendants(gallery(run, left_out.iloc[:0])))) == 2
+    kinds = {type(widget).__name__ for widget in descendants(gallery(run, left_out))}
+    assert kinds <= {"VBox", "HBox", "Label", "Button"}  # none of which renders markup
+    assert len(list(descendants(gallery(run, left_out.iloc[:0])))) == 1
 
 
 def test_clusters_are_shown_with_the_kept_one_first(workplace, art):

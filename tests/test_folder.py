@@ -140,7 +140,7 @@ def test_a_demo_of_an_older_version_is_not_painted_again(workplace):
     list(take(config, run, find(config, run)))
     as_an_older_version_wrote_it(run)
     again = find(config, run)
-    again.items = [*map(unpaintable, again.items)]
+    again.items = [unpaintable(item) for item in again.items if item.source_id != "video"]
     assert all(item.post for item in take(config, run, again))
 
 

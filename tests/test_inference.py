@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -8,9 +9,15 @@ from PIL import Image
 
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
+from helpers.core.records import Rejection, append_rows
 from helpers.core.run import Run
 from helpers.inference.draw.prompt_box import PromptBox
-from helpers.inference.draw.sampler import Request, Sampler, draw_missing, make_requests
+from helpers.inference.draw.sampler import (
+    Request,
+    Sampler,
+    draw_missing,
+    make_requests,
+)
 from helpers.inference.judge.copies import CopyFinder
 from helpers.inference.judge.judgement import Groups, judge
 from helpers.inference.judge.style import StyleAxis, features, style_gain
@@ -66,6 +73,24 @@ def test_the_report_is_one_page_that_needs_nothing(sampler):
     assert {"with_suffix", "without_suffix"} <= figures["suffix_switch"].keys()
     assert {"copies", "seconds", "cost_usd", "hashes"} <= figures.keys()
     assert figures["verdict"] in verify_report(sampler.run)
+
+
+def test_the_report_counts_what_was_left_out_by_reason(trained_folder, tmp_path, monkeypatch):
+    shutil.copytree(trained_folder, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    run = Run("pictures")
+    dark = "its brightness of 3.0 is below min_brightness 24"
+    rows = [
+        Rejection("walk.mp4", "scrape", "is a video"),
+        Rejection("0.jpg", "scrape", "did not come whole"),  # it has been taken since
+        *(Rejection(f"{name}_1.jpg", "dataset", dark, "too dark") for name in ("night", "cave")),
+    ]
+    append_rows(run.rejected, rows)
+    run.report_json.unlink(missing_ok=True)
+    assert report(CONFIG, Sampler(run))["images_left_out"] == {"too dark": 2, "is a video": 1}
+    page = run.report_html.read_text()
+    assert "<td>too dark</td><td>2</td>" in page and f"<td>cave_1.jpg</td><td>{dark}</td>" in page
+    assert "did not come whole" not in page
 
 
 def test_a_second_report_is_read_not_made(sampler):

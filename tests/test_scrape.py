@@ -6,6 +6,7 @@ from helpers.core.errors import RunError
 from helpers.core.records import Post, Rejection, read_rows
 from helpers.core.run import IMAGE_NAME, Run
 from helpers.dataset.takedown import remove
+from helpers.demo.flaws import FLAWS
 from helpers.scrape.ingest import find, take, verify_images
 from tests.conftest import lines, photograph
 
@@ -153,7 +154,9 @@ def test_the_demo_draws_carousels_from_a_seed(workplace):
     found = find(config, run).items
     first = [item.load() for item in found[:2]]
     assert [item.load() for item in find(config, run).items[:2]] == first
-    assert len({item.shortcode for item in found}) == 4 and all(item.caption for item in found)
+    scenes = [item for item in found if item.source_id.startswith("scene ")]
+    assert len({item.shortcode for item in scenes}) == 4 and all(item.caption for item in scenes)
+    assert found[: len(scenes)] == scenes and len(found) == len(scenes) + len(FLAWS) + 1
 
 
 def test_a_post_that_was_taken_down_does_not_come_in_again(workplace, pictures):

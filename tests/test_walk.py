@@ -74,6 +74,8 @@ def test_each_notebook_runs_alone_by_plain_papermill(workplace, tmp_path):
         given = {"run": "alone", "more": more}
         target = str(tmp_path / "out.ipynb")
         papermill.execute_notebook(f"notebooks/{name}.ipynb", target, given, progress_bar=False)
+    (cell,) = [c for c in nbformat.read(target, as_version=4).cells if c.id == "dataset-09"]
+    assert any("image/png" in output.get("data", {}) for output in cell.outputs)
     for name, needed in (("04_train", "03_dataset"), ("05_inference", "04_train")):
         with pytest.raises(papermill.PapermillExecutionError) as refused:
             given = {"run": "empty"}

@@ -36,7 +36,7 @@ class ScrapeConfig(Checked):
     # of several captions of an image: first, last, longest, shortest, joined, or an ending's or a column's name
     caption_choice: str = "first"
     image_column: str = ""  # of source=hub, where it has several; empty takes the likeliest
-    demo_posts: int = number(100, 4, 5000)  # of source=demo; a post has one to three pictures
+    demo_posts: int = number(100, 4, 5000)  # of source=demo, beside its flawed ones
     max_image_mpx: int = number(80, 1, 1000)  # larger files are refused before they are decoded
     max_image_mb: int = number(50, 1, 1000)  # of a download, or a file in a ZIP
     max_image_s: float = number(60.0, 0.1, 3600.0)  # of a download

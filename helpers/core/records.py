@@ -74,6 +74,7 @@ class Rejection:
     file_name: str
     stage: str
     reason: str
+    kind: str = ""  # 03's word for the reason, without its figures
 
 
 def append_row(path: Path, row: object) -> None:
@@ -117,6 +118,13 @@ def latest(rows: list[Row]) -> dict[str, Row]:
 def present(path: Path) -> list[Post]:
     """The images of posts.jsonl that the source still has, each once."""
     return [post for post in latest(read_rows(path, Post)).values() if not post.gone]
+
+
+def left_out(posts: Path, rejected: Path) -> list[Rejection]:
+    """What 01 and 03 leave out, each with its last reason; what 01 refused once and has taken since is none of it."""
+    taken = {name for row in read_rows(posts, Post) for name in (row.stem, row.source_name)}
+    rows = {(row.stage, row.file_name): row for row in read_rows(rejected, Rejection)}
+    return [row for row in rows.values() if row.stage != "scrape" or row.file_name not in taken]
 
 
 def caption_costs(path: Path) -> tuple[float, int]:

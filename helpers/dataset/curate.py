@@ -49,11 +49,11 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
     _mark_copies(config, run, images, looks)
     _mark_series(config, images)
     kept, left_out = images[images["reason"] == ""], images[images["reason"] != ""]
-    rejections = [Rejection(row.file_name, "dataset", row.reason) for row in left_out.itertuples()]
-    rejections += [
-        Rejection(name, "dataset", f"has a caption but is not in {run.posts}: run 01_scrape again")
-        for name in without_image(run)
+    rejections = [
+        Rejection(row.file_name, "dataset", row.reason, row.kind) for row in left_out.itertuples()
     ]
+    why = f"has a caption but is not in {run.posts}: run 01_scrape again"
+    rejections += [Rejection(name, "dataset", why, "no image") for name in without_image(run)]
     rewrite(run.rejected, lambda row: row.get("stage") != "dataset", rejections)
     if len(kept) < LEAST:
         why = "; ".join(f"{n} {reason}" for reason, n in left_out["reason"].value_counts().items())

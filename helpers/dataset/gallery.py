@@ -1,10 +1,9 @@
-"""Pictures of what was left out and why, with a button that takes an image back, and of clusters of copies.
+"""Pictures of what was left out and why, a button for each that takes it back, and pictures of clusters of copies.
 
-Made for ipywidgets 7.7 (Colab's) as well as 8. Words of others are escaped: they show no markup.
+The pictures are an image, which a saved notebook still shows; the buttons are made for ipywidgets 7.7 (Colab's) as
+well as 8. Words of others stand in labels, which show no markup.
 """
 
-import html
-import io
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -16,54 +15,55 @@ from helpers.dataset.curate import take_back
 from helpers.figures.pictures import grid, open_rgb
 
 SIDE_PX = 120
-MOST = 24  # images of a reason
+CELL_PX = 190
+MOST = 15  # images of a reason
 FINAL = ("no caption", "no image", "taken down")  # no person's word mends these here
 
 
-def gallery(run: Run, left_out: pd.DataFrame) -> widgets.VBox:
-    """The images left out, by reason, each with its figure and a button that counts from the next run of 03 on."""
-    kinds = left_out["kind"].value_counts()
-    sections = [_section(run, kind, left_out[left_out["kind"] == kind]) for kind in kinds.index]
-    return widgets.VBox(sections or [widgets.Label("Nothing was left out.")])
-
-
-def _section(run: Run, kind: str, images: pd.DataFrame) -> widgets.VBox:
-    shown = images.head(MOST)
-    title = f"{kind}: {len(images)}" + (f", {MOST} of them shown" if len(images) > MOST else "")
-    cards = [_card(run, row) for row in shown.itertuples()]
-    wrapped = widgets.Layout(display="flex", flex_flow="row wrap")
-    return widgets.VBox([widgets.Label(title), widgets.Box(cards, layout=wrapped)])
-
-
-def _card(run: Run, row: object) -> widgets.VBox:
-    words = f"<b>{html.escape(row.file_name)}</b> {html.escape(row.reason)}"
-    # a label would cut the reason off at the card's edge
-    parts: list[widgets.Widget] = [
-        widgets.HTML(f'<div style="line-height: 1.4; overflow-wrap: anywhere">{words}</div>')
+def reasons(left_out: pd.DataFrame) -> list[str]:
+    """A line for each kind of reason, the most frequent first, with the first image that has it."""
+    firsts = left_out.groupby("kind").first()
+    return [
+        f"{kind}: {count}{f', {MOST} of them shown' if count > MOST else ''}, "
+        f"first {firsts.file_name[kind]}: {firsts.reason[kind]}"
+        for kind, count in left_out["kind"].value_counts().items()
     ]
-    if (thumbnail := _thumbnail(run.image(row.file_name))) is not None:
-        parts.insert(0, thumbnail)
-    if row.kind not in FINAL:
-        button = widgets.Button(description="take back")
-        button.on_click(lambda pressed: _taken(pressed, run, row.file_name))
-        parts.append(button)
-    return widgets.VBox(parts, layout=widgets.Layout(width="340px", margin="4px"))
+
+
+def left_out_sheet(run: Run, left_out: pd.DataFrame, columns: int = 5) -> Image.Image | str:
+    """The images left out, by kind of reason, each with its own figure. Says so where there is none."""
+    if left_out.empty:
+        return "nothing was left out"
+    shown = left_out.groupby("kind").head(MOST).sort_values("kind", kind="stable")
+    tiles = [_tile(run.image(name)) for name in shown["file_name"]]
+    labels = [f"{row.file_name}, {row.kind}: {row.reason}" for row in shown.itertuples()]
+    return grid(tiles, columns, labels, cell_px=CELL_PX, label_lines=8)
+
+
+def _tile(path: Path) -> Image.Image:
+    try:
+        image = open_rgb(path)
+    except OSError:
+        return Image.new("RGB", (1, 1), "#dddddd")
+    image.thumbnail((CELL_PX, CELL_PX))
+    return image
+
+
+def gallery(run: Run, left_out: pd.DataFrame) -> widgets.VBox:
+    """A button for each image left out that takes it back, from the next run of 03 on."""
+    shown = left_out[~left_out["kind"].isin(FINAL)].groupby("kind").head(MOST)
+    return widgets.VBox([_row(run, row) for row in shown.sort_values("kind").itertuples()])
+
+
+def _row(run: Run, row: object) -> widgets.HBox:
+    button = widgets.Button(description="take back")
+    button.on_click(lambda pressed: _taken(pressed, run, row.file_name))
+    return widgets.HBox([button, widgets.Label(f"{row.kind}: {row.file_name}")])
 
 
 def _taken(button: widgets.Button, run: Run, file_name: str) -> None:
     take_back(run, file_name)
     button.description, button.disabled = "taken back", True
-
-
-def _thumbnail(path: Path) -> widgets.Image | None:
-    try:
-        image = open_rgb(path)
-    except OSError:
-        return None
-    image.thumbnail((SIDE_PX, SIDE_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return widgets.Image(value=buffer.getvalue(), format="jpeg", width=image.width)
 
 
 def cluster_sheet(

@@ -36,15 +36,18 @@ def grid(
     labels: Sequence[str] = (),
     row_titles: Sequence[str] = (),
     cell_px: int = 160,
+    label_lines: int = 4,
 ) -> Image.Image:
     """Images in rows, scaled into square cells, with a title before each row.
 
-    labels  one for each image, or one for each column, which then stands below the last row
+    labels       one for each image, or one for each column, which then stands below the last row
+    label_lines  at most; what is longer is cut
     """
     rows = -(-len(images) // columns)
     below_last = len(labels) == columns < len(images)
     font = ImageFont.load_default(size=max(10, cell_px // 13))
-    label_px = _label_height(labels, font, cell_px)
+    labels = [_wrap(label, font, cell_px, label_lines) for label in labels]
+    label_px = _label_height(labels, font)
     title_px = font.size + 8 if row_titles else 0
     row_px = title_px + cell_px + GAP_PX + (0 if below_last else label_px)
     size = (columns * (cell_px + GAP_PX) + GAP_PX, rows * row_px + GAP_PX + below_last * label_px)
@@ -61,9 +64,7 @@ def grid(
         sheet.paste(tile, (x + (cell_px - tile.width) // 2, y + (cell_px - tile.height) // 2))
         number = i - (rows - 1) * columns if below_last else i
         if 0 <= number < len(labels):
-            draw.multiline_text(
-                (x, y + cell_px + 2), _wrap(labels[number], font, cell_px), INK, font
-            )
+            draw.multiline_text((x, y + cell_px + 2), labels[number], INK, font)
     return sheet
 
 
@@ -76,8 +77,8 @@ def _fit(image: Image.Image, side_px: int) -> Image.Image:
     )
 
 
-def _label_height(labels: Sequence[str], font: ImageFont.FreeTypeFont, width_px: int) -> int:
-    lines = max((_wrap(label, font, width_px).count("\n") + 1 for label in labels), default=0)
+def _label_height(labels: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
+    lines = max((label.count("\n") + 1 for label in labels), default=0)
     return lines * (font.size + 5) + 4 if lines else 0
 
 
@@ -99,7 +100,7 @@ def stacked(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image
     """Sheets under each other as they are, with a title before each, on as many lines as it takes."""
     font, width = ImageFont.load_default(size=14), max(s.width for s in sheets)
     titles = [_wrap(title, font, width - 2 * GAP_PX) for title in titles]
-    title_px = max(_label_height([title], font, width) for title in titles) + 2 * GAP_PX
+    title_px = _label_height(titles, font) + 2 * GAP_PX
     size = width, sum(s.height + title_px for s in sheets)
     whole, top = Image.new("RGB", size, PAPER), 0
     for sheet, title in zip(sheets, titles, strict=True):

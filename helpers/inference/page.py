@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from helpers.core.files import read_json
-from helpers.core.records import Rejection, read_rows
+from helpers.core.records import left_out
 from helpers.core.run import STAGES, Run
 from helpers.figures.pictures import (
     GAP_PX,
@@ -74,7 +74,7 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
         contact=data_url(contact_sheet(path for path, _ in train)),
         held_out=held_out and data_url(contact_sheet((path for path, _ in held_out), most=20)),
         captions=[(path.name, caption + trained.suffix) for path, caption in evenly(train, 8)],
-        rejected=read_rows(run.rejected, Rejection),
+        left_out=left_out(run.posts, run.rejected),
         samples=data_url(_sample_grid(groups)),
         pairs=_similar_pairs(figures["copies"], groups.tuned, groups.train),
         probed=_similar_pairs(figures["copies"]["probe"], groups.probe, groups.train),

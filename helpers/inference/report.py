@@ -1,5 +1,6 @@
 """report.html, a self-contained page, and report.json, the same figures for programs."""
 
+from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from helpers.core.files import (
     write_json,
     write_text,
 )
-from helpers.core.records import caption_costs
+from helpers.core.records import caption_costs, left_out
 from helpers.core.run import Run
 from helpers.core.suffix import strip_suffix
 from helpers.figures.trials import read_trials
@@ -30,7 +31,7 @@ from helpers.inference.judge.judgement import (
 )
 from helpers.inference.page import PromptRows, render_page
 
-FORMAT = 2  # of report.json; a report of another format is made again
+FORMAT = 3  # of report.json; a report of another format is made again
 JSON_KEYS = {"style_distance": "kid"}  # the name that older versions gave it in report.json
 
 
@@ -89,6 +90,7 @@ def _figures(
     if not sampler.suffix:
         judgement["suffix_switch"] = {"left_out": "the captions end in no suffix"}
     cost_usd, tokens = caption_costs(run.captions)
+    rejected = left_out(run.posts, run.rejected)
     return {
         "run": run.name,
         "verdict": verdict_text(verdict, judgement),
@@ -100,6 +102,7 @@ def _figures(
         "sweep": [asdict(row) for row in read_trials(run)],
         "prompt_adherence": measure_adherence(config, sampler, groups),
         "images": {split: len(trained.pictures(split)) for split in ("train", "validation")},
+        "images_left_out": dict(Counter(row.kind or row.reason for row in rejected).most_common()),
         "seconds": run.read_seconds(),
         "cost_usd": cost_usd,
         "tokens": tokens,

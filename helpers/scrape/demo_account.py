@@ -1,50 +1,88 @@
-"""Source: the embedded demo, a painter who does not exist. Watercolours of drawn scenes, with their captions."""
+"""Source: the embedded demo, a painter who does not exist. Watercolours of drawn scenes, with their captions.
+
+Last come a picture for each flaw that 03 finds, and a video, which 01 leaves out.
+"""
 
 import hashlib
 import io
 from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
 
+from PIL import Image
+
 from helpers.config import ScrapeConfig
 from helpers.core.run import Run
+from helpers.demo.flaws import FLAWS
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import DEMO_SCENES_FROM, random_scene
-from helpers.scrape.items import Found, Listing
+from helpers.scrape.items import Final, Found, Listing
 
 FIRST_DAY = datetime(2025, 1, 1, 9, tzinfo=UTC)
 
 
 def find(config: ScrapeConfig, _run: Run) -> Listing:
-    """The painter's posts: single pictures and carousels of two or three."""
+    """The painter's posts: single pictures and carousels of two or three, then the flawed ones and a video."""
     rng = Random(0)
     found: list[Found] = []
     for number in range(config.demo_posts):
         pictures = rng.choice((1, 1, 2, 3))
         day = FIRST_DAY + timedelta(days=3 * number, minutes=rng.randrange(600))
         found += [
-            _found(number, index, len(found) + index, day) for index in range(1, pictures + 1)
+            _of_scene(number, index, len(found) + index, day) for index in range(1, pictures + 1)
         ]
-    return Listing(found)
+    last = FIRST_DAY + timedelta(days=3 * config.demo_posts)
+    return Listing([*found, *_flawed(last)])
 
 
-def _found(post: int, index: int, picture: int, day: datetime) -> Found:
+def _of_scene(post: int, index: int, picture: int, day: datetime) -> Found:
     scene = random_scene(DEMO_SCENES_FROM + picture)
-    shortcode = "D" + urlsafe_b64encode(hashlib.sha256(b"mira %d" % post).digest())[:10].decode()
+    load = partial(_jpeg, partial(paint_watercolour, scene))
+    shortcode = _shortcode("D", f"mira {post}")
+    return _found(shortcode, index, day, f"scene {scene.seed}", load, scene.caption)
+
+
+def _flawed(day: datetime) -> Iterator[Found]:
+    """A post each. Their names sort last, so that of two equal files the one posted first is kept."""
+    for kind, flaw in FLAWS.items():
+        load = partial(_jpeg, flaw.paint)
+        yield _found(
+            _shortcode("E", kind), 1, day, f"{kind} of scene {flaw.seed}", load, flaw.caption
+        )
+    yield _found(_shortcode("E", "video"), 1, day, "video", _video)
+
+
+def _found(
+    shortcode: str,
+    index: int,
+    day: datetime,
+    source_id: str,
+    load: Callable[[], bytes],
+    caption: str | None = None,
+) -> Found:
     return Found(
         name=f"{shortcode}_{index}",
         shortcode=shortcode,
         index=index,
-        load=partial(_paint, scene.seed),
-        caption=scene.caption,
+        load=load,
+        caption=caption,
         account="mira_paints (drawn by this project)",
         taken_at=day.isoformat(),
-        source_id=f"scene {scene.seed}",
+        source_id=source_id,
     )
 
 
-def _paint(seed: int) -> bytes:
+def _shortcode(first: str, post: str) -> str:
+    return first + urlsafe_b64encode(hashlib.sha256(post.encode()).digest())[:10].decode()
+
+
+def _jpeg(paint: Callable[[], Image.Image]) -> bytes:
     buffer = io.BytesIO()
-    paint_watercolour(random_scene(seed)).save(buffer, "JPEG", quality=95, subsampling=0)
+    paint().save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
+
+
+def _video() -> bytes:
+    raise Final("is a video")

@@ -10,6 +10,7 @@ from importlib import import_module
 
 from helpers.config import ScrapeConfig
 from helpers.config.choices import SOURCES
+from helpers.core import records
 from helpers.core.decode import TO_SRGB
 from helpers.core.errors import RunError
 from helpers.core.files import sha256, write_bytes, write_text
@@ -312,9 +313,7 @@ def verify_images(run: Run) -> str:
 
 def left_out(run: Run) -> list[Rejection]:
     """What 01 refused and has not taken since, with the last reason of each."""
-    taken = {name for row in read_rows(run.posts, Post) for name in (row.stem, row.source_name)}
-    rows = [row for row in read_rows(run.rejected, Rejection) if row.stage == "scrape"]
-    return [row for name, row in latest(rows).items() if name not in taken]
+    return [row for row in records.left_out(run.posts, run.rejected) if row.stage == "scrape"]
 
 
 def _nothing(run: Run, refused: list[Rejection], stopped: str) -> str:
