@@ -82,7 +82,7 @@ def _label_height(labels: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
     return lines * (font.size + 5) + 4 if lines else 0
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: int = 6) -> str:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: int = 4) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
