@@ -13,7 +13,8 @@ from helpers.core.run import Run
 from helpers.inference.draw.sampler import Request, Sampler, blocked_label, make_requests
 from helpers.inference.draw.schedulers import SCHEDULERS, make_scheduler
 from helpers.inference.judge.copies import MIN_HELD_OUT
-from helpers.inference.judge.judgement import Groups, judge
+from helpers.inference.judge.groups import Groups
+from helpers.inference.judge.judgement import judge
 from helpers.inference.report import report, verify_report
 from helpers.inference.share.model_card import write_card
 from tests.test_inference import washes

@@ -19,7 +19,8 @@ from helpers.inference.draw.sampler import (
     make_requests,
 )
 from helpers.inference.judge.copies import CopyFinder
-from helpers.inference.judge.judgement import Groups, judge
+from helpers.inference.judge.groups import Groups
+from helpers.inference.judge.judgement import judge
 from helpers.inference.judge.style import StyleAxis, features, style_gain
 from helpers.inference.report import report, verify_report
 

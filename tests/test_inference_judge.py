@@ -17,7 +17,8 @@ from helpers.demo.tokenizer import make_tokenizer
 from helpers.inference.draw.sampler import Sampler, blocked_label
 from helpers.inference.judge.copies import CopyFinder
 from helpers.inference.judge.encoders import ClipScore, ImageModel, make_builtin_encoder
-from helpers.inference.judge.judgement import Groups, judge, measure_adherence
+from helpers.inference.judge.groups import Groups
+from helpers.inference.judge.judgement import judge, measure_adherence
 from helpers.inference.judge.style import StyleAxis, features, order_share, style_gain
 from helpers.inference.judge.style_distance import mmd
 
@@ -71,7 +72,7 @@ def test_the_style_distance_lies_between_floor_and_ceiling(art):
     train, held_out, unseen = art
     flat = [paint_flat(random_scene(8_300_000 + i), SIDE_PX) for i in range(60)]
     half = [Image.blend(a, b, 0.5) for a, b in zip(flat, unseen[:60], strict=True)]
-    found = judge(Groups(train, held_out, flat, half, flat)).style_distance
+    found = judge(Groups(train, held_out, flat, half, flat)).metrics["kid"]
     assert found["floor"]["value"] < found["tuned"]["value"] < found["ceiling"]["value"]
     assert found["floor"]["high"] < found["ceiling"]["low"]
 

@@ -198,38 +198,34 @@ def test_a_file_that_cannot_be_read_is_a_line(tmp_path):
 
 
 def test_the_ten_minutes_of_contributing_work_as_written(tmp_path):
-    """Its three blocks of code, put where its text says, and the command that it gives."""
+    """Its new files and its line, put where its text says, and the commands that it gives, on the demo's report."""
     for name in ("helpers", "tests", "assets", "pyproject.toml", "requirements.txt"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    text = words_of("CONTRIBUTING.md").split("## Ten minutes")[1].split("## The laws")[0]
-    blocks = re.findall(r"\n\n((?: {7}.*\n|\n(?= {7}))+)", text)
-    function, row, imports, test, commands = (
-        textwrap.dedent(block).strip("\n") for block in blocks
-    )
-    field = re.search(r"a last field,\s+`(.*?)`", text)[1]
-    argument = re.search(r"the last argument,\s+`(.*?)`", text)[1]
-    judge = tmp_path / "helpers/inference/judge/judgement.py"
-    put(judge, r"(class Judgement:.*?)\n\n\n", rf"\1\n    {field}\n\n\n")
-    put(judge, r"(    return Judgement\(.*?)\n    \)\n", rf"\1\n        {argument},\n    )\n")
-    judge.write_text(f"{judge.read_text()}\n\n{function}\n")
-    put(
-        tmp_path / "helpers/inference/report.html.j2",
-        r"(>style distance<.*?\{% endif %\}\n)",
-        lambda m: m[1] + row + "\n",
-    )
-    tests = tmp_path / "tests/test_inference_judge.py"
-    put(tests, r"from helpers\.inference\.judge\.judgement import .*?\n", f"{imports}\n")
-    tests.write_text(f"{tests.read_text()}\n\n{test}\n")
+    text = words_of("CONTRIBUTING.md").split("## Ten minutes")[1].split("## How one step")[0]
+    blocks = re.findall(r"\n\n((?: {7}.*\n|\n(?=\n* {7}))+)", text)
+    metric, line, test, commands = (textwrap.dedent(block).strip("\n") + "\n" for block in blocks)
+    (tmp_path / "helpers/inference/judge/brightness.py").write_text(metric)
+    (tmp_path / "tests/test_brightness.py").write_text(test)
+    metrics = tmp_path / "helpers/inference/judge/metrics.py"
+    put(metrics, r"(METRICS = \{.*?\n)", lambda m: f"{m[1]}    {line}")
     command = commands.splitlines()[0].replace(".venv/bin/python", sys.executable).split()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
-    ruff = [sys.executable, "-m", "ruff"]
     for words in (["check"], ["format", "--check"]):
-        done = subprocess.run(
-            [*ruff, *words, judge, tests], cwd=tmp_path, capture_output=True, text=True
-        )
+        changed = ["helpers/inference/judge", "tests/test_brightness.py"]
+        ruff = [sys.executable, "-m", "ruff", *words, *changed]
+        done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+    code = (
+        "from helpers.inference.judge.metrics import load_metrics; from helpers.inference import page\n"
+        "found = {'kid': {'left_out': 'x'}, 'brightness': {'tuned': 9.0, 'held_out': 8.0}}\n"
+        "print(list(page._describe_metrics(found)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "('brightness', '9', 'mean grey; held-out art has 8')" in done.stdout, done.stderr
 
 
 def put(path, pattern, replacement):

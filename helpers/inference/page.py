@@ -3,6 +3,7 @@
 Each slider has an inline event handler of one line.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from helpers.figures.pictures import (
 )
 from helpers.figures.trials import plot_trials, previews_of, read_trials
 from helpers.inference.draw.sampler import is_blocked
-from helpers.inference.judge.judgement import Groups
+from helpers.inference.judge.groups import Groups
+from helpers.inference.judge.metrics import load_metrics
 from helpers.inference.trained import Trained, summarize_posts
 
 TEMPLATE = "report.html.j2"
@@ -61,6 +63,7 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template(TEMPLATE).render(
         figures=figures,
+        metrics=list(_describe_metrics(figures)),
         suffix=trained.suffix,
         posts=summarize_posts(run),
         sliders=[
@@ -81,6 +84,16 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
         sweep=_sweep(run),
         configs={stage: _read_settings(trained, stage) for stage in STAGES},
     )
+
+
+def _describe_metrics(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """A row of the report for each metric: its name, its value, how to read it."""
+    for key, metric in load_metrics().items():
+        found = figures[key]
+        if reason := found.get("left_out"):
+            yield metric.NAME, "not judged", reason
+        else:
+            yield metric.NAME, *metric.describe(found)
 
 
 def _sweep(run: Run) -> dict[str, Any] | None:

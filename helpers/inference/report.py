@@ -22,8 +22,8 @@ from helpers.core.suffix import strip_suffix
 from helpers.figures.trials import read_trials
 from helpers.inference.draw.sampler import Sampler, make_requests
 from helpers.inference.judge.encoders import ImageModel
+from helpers.inference.judge.groups import Groups
 from helpers.inference.judge.judgement import (
-    Groups,
     draw_groups,
     draw_probe,
     judge,
@@ -32,7 +32,6 @@ from helpers.inference.judge.judgement import (
 from helpers.inference.page import PromptRows, render_page
 
 FORMAT = 3  # of report.json; a report of another format is made again
-JSON_KEYS = {"style_distance": "kid"}  # the name that older versions gave it in report.json
 
 
 def report(config: InferenceConfig, sampler: Sampler) -> dict[str, Any]:
@@ -86,7 +85,8 @@ def _figures(
     run, trained = sampler.run, sampler.trained
     verdict = trained.verdict
     encoder = ImageModel(config.encoder) if config.encoder else None
-    judgement = {JSON_KEYS.get(k, k): v for k, v in asdict(judge(groups, encoder)).items()}
+    judgement = asdict(judge(groups, encoder))
+    judgement |= judgement.pop("metrics")
     if not sampler.suffix:
         judgement["suffix_switch"] = {"left_out": "the captions end in no suffix"}
     cost_usd, tokens = caption_costs(run.captions)

@@ -3,7 +3,7 @@
 The base and the tuned model draw the same prompts at the same seeds, and both are compared with real art.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,38 +20,15 @@ from helpers.inference.draw.sampler import (
 )
 from helpers.inference.judge.copies import CopyFinder
 from helpers.inference.judge.encoders import (
-    BUILT_IN,
     ClipScore,
-    Encoder,
     ImageModel,
-    make_builtin_encoder,
 )
+from helpers.inference.judge.groups import COMPARED, Groups, Interval, Pictures
+from helpers.inference.judge.metrics import load_metrics
 from helpers.inference.judge.style import HALFWAY, StyleAxis, features, order_share, style_gain
-from helpers.inference.judge.style_distance import Interval, mmd
+from helpers.inference.judge.style_distance import measure_distances
 
 SAMPLE_SEED, PROBE_SEED = 500, 900  # added to the config's seed
-COMPARED = {  # groups by their names for a reader
-    "train": "training images",
-    "held_out": "held-out images",
-    "base": "samples of the base model",
-    "tuned": "samples of the tuned model",
-    "plain": "samples of the tuned model without the suffix",
-}
-Pictures = dict[str, list[Image.Image]]  # by group
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Pictures to compare: real ones, and samples of the same prompts at the same seeds."""
-
-    train: list[Image.Image]
-    held_out: list[Image.Image]
-    base: list[Image.Image]
-    tuned: list[Image.Image]
-    plain: list[Image.Image]  # by the tuned model, without the suffix
-    probe: list[Image.Image] = field(
-        default_factory=list
-    )  # by the tuned model, of training captions
 
 
 @dataclass(frozen=True)
@@ -61,11 +38,11 @@ class Judgement:
     style_gain: Interval | dict[str, str]
     suffix_switch: dict[str, Any]  # shares of samples in the style with the suffix, and not without
     copies: dict[str, Any]
-    style_distance: dict[str, Any]  # of tuned samples to held-out art, between floor and ceiling
     style_order: float | None  # share of bootstrap draws with base < tuned < held-out art
     encoders: dict[str, Any]  # style gain and KID by an image model, if one was given
     samples: int
     blocked: int  # samples that the safety checker blocked; they are in no other figure
+    metrics: dict[str, Any]  # of metrics.py, by their keys in report.json
 
 
 def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
@@ -111,40 +88,28 @@ def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
     """
     shown = {name: [i for i in group if not is_blocked(i)] for name, group in vars(groups).items()}
     blocked = {name: len(group) - len(shown[name]) for name, group in vars(groups).items()}
-    builtin = make_builtin_encoder(shown["train"])
-    gain, switch, order = _judge_style(shown, blocked)
+    pictures = Pictures(shown, blocked)
+    gain, switch, order = _judge_style(pictures)
     return Judgement(
         style_gain=gain,
         suffix_switch=switch,
-        copies=find_copies(shown),
-        style_distance={"encoder": BUILT_IN} | _measure_distances(shown, blocked, builtin),
+        copies=find_copies(pictures),
         style_order=order,
-        encoders={encoder.name: _judge_by_model(shown, blocked, encoder)} if encoder else {},
+        encoders={encoder.name: _judge_by_model(pictures, encoder)} if encoder else {},
         samples=len(groups.tuned),
         blocked=sum(blocked.values()),
+        metrics={key: metric.measure(pictures) for key, metric in load_metrics().items()},
     )
 
 
-def _why_too_few(shown: Pictures, blocked: dict[str, int], min_count: int = 1) -> str:
-    """Which group has too few pictures to compare, and why; empty if none has.
-
-    The base needs two, since half of its samples fit the axis.
-    """
-    for name, words in COMPARED.items():
-        if len(shown[name]) < max(min_count, 2 if name == "base" else 1):
-            why = f": the safety checker blocked {blocked[name]}" if blocked[name] else ""
-            return f"there are {len(shown[name])} {words}{why}"
-    return ""
-
-
 def _judge_style(
-    shown: Pictures, blocked: dict[str, int]
+    pictures: Pictures,
 ) -> tuple[Interval | dict[str, str], dict[str, Any], float | None]:
     """Style gain, suffix switch and style order."""
-    if reason := _why_too_few(shown, blocked):
+    if reason := pictures.why_too_few():
         return {"left_out": reason}, {"left_out": reason}, None
     base, tuned, plain, art = _place_on_axis(
-        {name: np.stack([features(i) for i in shown[name]]) for name in COMPARED}
+        {name: np.stack([features(i) for i in pictures[name]]) for name in COMPARED}
     )
     switch = {
         "with_suffix": float((tuned > HALFWAY).mean()),
@@ -162,30 +127,19 @@ def _place_on_axis(found: dict[str, np.ndarray]) -> list[np.ndarray]:
     return [axis.place(pictures) for pictures in rest]
 
 
-def _judge_by_model(
-    shown: Pictures, blocked: dict[str, int], encoder: ImageModel
-) -> dict[str, Any]:
-    if reason := _why_too_few(shown, blocked):
+def _judge_by_model(pictures: Pictures, encoder: ImageModel) -> dict[str, Any]:
+    if reason := pictures.why_too_few():
         return {"style_gain": {"left_out": reason}}
-    base, tuned, _, art = _place_on_axis({name: encoder(shown[name]) for name in COMPARED})
+    base, tuned, _, art = _place_on_axis({name: encoder(pictures[name]) for name in COMPARED})
     gain = vars(style_gain(base, tuned, art))
-    return {"style_gain": gain} | _measure_distances(shown, blocked, encoder)
+    return {"style_gain": gain} | measure_distances(pictures, encoder)
 
 
-def _measure_distances(shown: Pictures, blocked: dict[str, int], encode: Encoder) -> dict[str, Any]:
-    """MMD to held-out images of training images (floor), tuned samples, and base samples (ceiling)."""
-    if reason := _why_too_few(shown, blocked, min_count=3):
-        return {"left_out": f"{reason}; it takes three of each"}
-    found = {name: encode(shown[name]) for name in ("train", "tuned", "base", "held_out")}
-    names = {"floor": "train", "tuned": "tuned", "ceiling": "base"}
-    return {k: vars(mmd(found[name], found["held_out"])) for k, name in names.items()}
-
-
-def find_copies(shown: Pictures) -> dict[str, Any]:
+def find_copies(pictures: Pictures) -> dict[str, Any]:
     """How similar samples, and samples of training captions, are to training images."""
-    finder = CopyFinder(shown["train"], shown["held_out"])
-    probe = finder.figures(shown["probe"]) if shown["probe"] else None
-    return finder.figures(shown["tuned"]) | {"probe": probe}
+    finder = CopyFinder(pictures["train"], pictures["held_out"])
+    probe = finder.figures(pictures["probe"]) if pictures["probe"] else None
+    return finder.figures(pictures["tuned"]) | {"probe": probe}
 
 
 def measure_adherence(config: InferenceConfig, sampler: Sampler, groups: Groups) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from helpers.inference.judge.style_distance import Interval
+from helpers.inference.judge.groups import Interval
 
 SIDE_PX = 128  # all images are compared at this size
 RIDGE = 1.0  # in units of a feature's own variance

@@ -5,18 +5,39 @@ With the colour and texture features of style.py it is the style distance; with 
 paper shows, and is not measured.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from helpers.inference.judge.encoders import BUILT_IN, Encoder, make_builtin_encoder
+from helpers.inference.judge.groups import Interval, Pictures
 
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its 95% confidence interval."""
+NAME = "style distance"
+COMPARED_WITH_ART = {"floor": "train", "tuned": "tuned", "ceiling": "base"}
 
-    value: float
-    low: float
-    high: float
+
+def measure(pictures: Pictures) -> dict[str, Any]:
+    """Style distance of tuned samples to held-out images, between training images (floor) and the base (ceiling)."""
+    encode = make_builtin_encoder(pictures["train"])
+    return {"encoder": BUILT_IN} | measure_distances(pictures, encode)
+
+
+def describe(found: dict[str, Any]) -> tuple[str, str]:
+    """The value, and how to read it."""
+    tuned = found["tuned"]
+    return (
+        f"{tuned['value']:.2f} ({tuned['low']:.2f} to {tuned['high']:.2f})",
+        f"to held-out art, smaller is nearer: training images have {found['floor']['value']:.2f}, the base "
+        f"{found['ceiling']['value']:.2f}; MMD on colour and texture features",
+    )
+
+
+def measure_distances(pictures: Pictures, encode: Encoder) -> dict[str, Any]:
+    """MMD to held-out images of training images (floor), tuned samples, and base samples (ceiling)."""
+    if reason := pictures.why_too_few(min_count=3):
+        return {"left_out": f"{reason}; it takes three of each"}
+    art = encode(pictures["held_out"])
+    return {k: vars(mmd(encode(pictures[g]), art)) for k, g in COMPARED_WITH_ART.items()}
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:

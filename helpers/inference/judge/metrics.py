@@ -1,0 +1,17 @@
+"""Metrics of pictures beside the style axis: a module each, and its line here.
+
+A module has `NAME`, the title of its row in the report; `measure(pictures) -> dict`, its figures or {"left_out": why};
+and `describe(figures) -> (value, how to read it)`. style_distance.py is the model.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+METRICS = {  # by their keys in report.json
+    "kid": "helpers.inference.judge.style_distance",  # the key that older versions gave it
+}
+
+
+def load_metrics() -> dict[str, ModuleType]:
+    """The module of each metric by its key in report.json."""
+    return {key: import_module(name) for key, name in METRICS.items()}
