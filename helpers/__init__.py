@@ -1,6 +1,6 @@
-"""What the notebooks call: five rooms for the five stages, over rooms for what they share.
+"""What the notebooks call: a room for each of the five stages, and rooms for what they share.
 
-Importing it changes nothing of the process; `helpers.host.setup` and the commands ask for what they need.
+Importing it does not change the process; `core/process.py` prepares it, for `host/setup.py` and every command.
 """
 
 from helpers.core.moved import register

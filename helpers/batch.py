@@ -1,4 +1,4 @@
-"""The notebooks one after another, headlessly: `python -m helpers.batch RUN [--from 03] [-p NAME VALUE]...`."""
+"""Run the notebooks one after another: `python -m helpers.batch RUN [--from 03] [-p NAME VALUE]...`."""
 
 import argparse
 import ast
@@ -26,10 +26,9 @@ from helpers.core.run import STAGES, Run, notebook_name
 from helpers.mirror.sync import STOP_S, sync_before_end
 
 NOTEBOOKS = Path("notebooks")
-QUIET = ["--IPKernelApp.log_level=CRITICAL"]  # a kernel warns of its own loopback socket
-NOT_BEGUN = (
-    r"Kernel (died before replying|didn't respond)"  # jupyter_client's words: no cell has run
-)
+QUIET = ["--IPKernelApp.log_level=CRITICAL"]  # a kernel warns about its own loopback socket
+# jupyter_client's words: no cell has run
+NOT_STARTED = r"Kernel (died before replying|didn't respond)"
 
 
 def parameters_of(stage: str) -> list[str]:
@@ -40,7 +39,10 @@ def parameters_of(stage: str) -> list[str]:
 
 
 def chosen_stages(first: str | None, only: str | None) -> list[str]:
-    """The stages from `first` (as in 03) on, or those of `only` (as in 01,04). Raises RunError for another number."""
+    """The stages from `first` (such as 03) on, or those of `only` (such as 01,04).
+
+    Raises RunError for an unknown number.
+    """
     numbers = {f"{i + 1:02d}": stage for i, stage in enumerate(STAGES)}
     first = "01" if first is None else first
     named = [] if only is None else only.split(",")
@@ -51,10 +53,12 @@ def chosen_stages(first: str | None, only: str | None) -> list[str]:
     return [numbers[number] for number in numbers if number in wanted]
 
 
-def plan(run: str, stages: list[str], given: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Each stage's parameters, checked against its notebook and its config before anything runs.
+def plan_parameters(
+    run: str, stages: list[str], given: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Assign parameters to the stages, and check them against notebooks and configs before anything runs.
 
-    Raises RunError for a parameter that none of the notebooks knows, a secret, or a value out of its bounds.
+    Raises RunError for a parameter that no notebook has, a secret, or a value out of its bounds.
     """
     refuse_secrets({"run": run, **given})
     _refuse_run(given)
@@ -90,7 +94,7 @@ def _refuse_run(given: dict[str, Any]) -> None:
 
 
 def _more(text: str, stages: list[str]) -> dict[str, Any]:
-    """The further settings; each goes to the notebooks whose config has it. Raises RunError if none does."""
+    """Parse the parameter `more`, a dict of further settings. Raises RunError if no config has one of them."""
     try:
         more = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -104,8 +108,8 @@ def _more(text: str, stages: list[str]) -> dict[str, Any]:
     return more
 
 
-def _words_of(run: Run, error: papermill.PapermillExecutionError) -> str:
-    """A notebook's error: our own line, or one that no line of ours explains, and what an issue about it needs."""
+def _describe(run: Run, error: papermill.PapermillExecutionError) -> str:
+    """A notebook's error in a line: a RunError's own, or any other with how to report it."""
     if error.ename in OURS:
         return error.evalue
     words = " ".join(f"{error.ename}: {error.evalue}".split())
@@ -114,24 +118,26 @@ def _words_of(run: Run, error: papermill.PapermillExecutionError) -> str:
     )
 
 
-@retry(retry=retry_if_exception_message(match=NOT_BEGUN), stop=stop_after_attempt(3), reraise=True)
+@retry(
+    retry=retry_if_exception_message(match=NOT_STARTED), stop=stop_after_attempt(3), reraise=True
+)
 def _run_notebook(stage: str, target: Path, parameters: dict[str, Any]) -> None:
-    """Papermill; again if the kernel never answered, as when another program took a port chosen for it."""
+    """Run papermill, and retry if the kernel did not start, for example because its port was taken."""
     papermill.execute_notebook(
         str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb"),
         str(target),
         parameters,
         progress_bar=False,
         kernel_name="python3",
-        iopub_timeout=60,  # on a busy machine output may come later than the 4 s of its default
+        iopub_timeout=60,  # on a busy machine, output may take longer than its default of 4 s
         extra_arguments=QUIET,
     )
 
 
 def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
-    """Run a notebook; its executed copy goes to the run folder. Returns the seconds it took.
+    """Run a notebook and write its executed copy to the run folder. Returns the seconds it took.
 
-    Raises RunError with the notebook's own error on one line.
+    Raises RunError with the notebook's error in one line.
     """
     began = time.perf_counter()
     target = run.notebook(stage)
@@ -140,18 +146,18 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
             target.parent.mkdir(parents=True, exist_ok=True)
             _run_notebook(stage, target, parameters)
     except papermill.PapermillExecutionError as error:
-        what = f"{notebook_name(stage)} stopped: {_words_of(run, error)} (see {target})"
+        what = f"{notebook_name(stage)} stopped: {_describe(run, error)} (see {target})"
         raise RunError(what) from None
     except DeadKernelError:
         raise RunError(
-            f"{notebook_name(stage)} was ended from outside, most likely for lack of memory: "
-            "what it had done is kept, give the same command again to go on"
+            f"{notebook_name(stage)} was killed from outside, most likely out of memory: "
+            "what it had done is saved; give the same command again to resume"
         ) from None
     except RuntimeError as error:
-        if not re.match(NOT_BEGUN, str(error)):
+        if not re.match(NOT_STARTED, str(error)):
             raise
         raise RunError(
-            f"{notebook_name(stage)} did not begin: {error}; see why with python -m ipykernel"
+            f"{notebook_name(stage)} did not start: {error}; see why with python -m ipykernel"
         ) from None
     finally:
         _redact_copy(target)
@@ -159,29 +165,24 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
 
 
 def _redact_copy(target: Path) -> None:
-    """The kernel redacts what it sends, from its first import of helpers on; this is for what came before."""
+    """Redact an executed copy: the kernel redacts its own output only after Setup has run."""
     text = target.read_text(encoding="utf-8") if target.is_file() else ""
     if redact(text) != text:
         write_text(target, redact(text))
 
 
 def outcome(run: Run, stage: str) -> str:
-    """What the notebook said last: the line of its hand-over cell."""
+    """The last text that a notebook printed: the line of its last cell."""
     cells = nbformat.read(run.notebook(stage), as_version=4).cells
-    printed = [
-        o.text
-        for c in cells
-        if c.cell_type == "code"
-        for o in c.outputs
-        if o.output_type == "stream" and o.name == "stdout"
-    ]
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = [o.text for o in outputs if o.output_type == "stream" and o.name == "stdout"]
     return printed[-1].strip() if printed else ""
 
 
 def walk(run: Run, planned: dict[str, dict[str, Any]]) -> None:
-    """Run the planned notebooks in order, with a line before and after each.
+    """Run the planned notebooks in order, and print a line before and after each.
 
-    What one left that was stopped or failed is mirrored, for which its kernel had no time.
+    After a stop or an error the run is synced here, since the kernel had no time for it.
     """
     try:
         for number, (stage, parameters) in enumerate(planned.items(), 1):
@@ -199,8 +200,8 @@ def main() -> None:
         prog="python -m helpers.batch", description=__doc__.split(":")[0]
     )
     parser.add_argument("run", help="the run's name; its folder is runs/RUN")
-    parser.add_argument("--from", dest="first", metavar="03", help="begin with this notebook")
-    parser.add_argument("--only", metavar="01,04", help="run these notebooks alone")
+    parser.add_argument("--from", dest="first", metavar="03", help="start with this notebook")
+    parser.add_argument("--only", metavar="01,04", help="run only these notebooks")
     parser.add_argument("--preset", help="of 04_train: demo, t4, t4-full, l4, a100 or seed")
     parser.add_argument(
         "-p",
@@ -213,12 +214,12 @@ def main() -> None:
     args = parser.parse_args()
     given = dict(args.p) | ({"preset": args.preset} if args.preset else {})
     run = Run(args.run)
-    walk(run, plan(args.run, chosen_stages(args.first, args.only), given))
+    walk(run, plan_parameters(args.run, chosen_stages(args.first, args.only), given))
 
 
 def stop(number: int, _frame: object) -> None:
-    """Answer a signal: papermill ends its kernel, but interrupts it first, and a training in it saves."""
-    raise Stopped("stopped; what was done is kept: give the same command again to go on", number)
+    """Handle a signal: papermill interrupts its kernel, so that a training saves, and then ends it."""
+    raise Stopped("stopped; what was done is saved: give the same command again to resume", number)
 
 
 if __name__ == "__main__":

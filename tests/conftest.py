@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from helpers.core.process import prepare_process
 from helpers.core.run import Run
 from helpers.demo.pretrain import SCHEDULE
 from helpers.demo.tokenizer import make_tokenizer
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 ORIENTATION = 0x0112
 
 tqdm.set_lock(threading.RLock())  # its own outlives a killed process that held it
+prepare_process()
 torch.set_num_threads(1)  # equal bits are promised at one thread count
 
 

@@ -154,7 +154,7 @@ def runtime_text() -> str:
     blocks = []
     for image, (_, python, title) in IMAGES.items():
         found = packages(image)
-        names = sorted({*direct_requirements(), "huggingface-hub"} & set(found))
+        names = sorted({*direct_requirements()} & set(found))
         pins = [f"{name}=={found[name].split('+')[0]}" for name in names]
         blocks.append("\n".join([f"# {title}", f"python=={python}", *pins]))
     return "\n\n".join(blocks) + "\n"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from helpers.batch import chosen_stages, main, plan
+from helpers.batch import chosen_stages, main, plan_parameters
 from helpers.core.errors import RunError
 
 
@@ -64,7 +64,7 @@ def test_what_a_notebook_left_that_failed_is_mirrored(workplace, monkeypatch):
     (workplace / "runs/x/posts.jsonl").write_text("no post\n")
     done = batch("x", "--only", "02")
     kept, last = done.stderr.strip().splitlines()[-2:]
-    assert "runs/x is kept on" in kept and "posts.jsonl line 1 is no Post" in last
+    assert "runs/x is kept on" in kept and "posts.jsonl line 1 is not a Post" in last
 
 
 TAKES_A_PORT = """
@@ -102,7 +102,7 @@ def test_a_kernel_that_never_starts_is_one_line(kernel):
     done = batch("x", "--only", "01")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     [*_, last] = done.stderr.splitlines()
-    assert last.startswith("error: 01_scrape did not begin: Kernel died before replying")
+    assert last.startswith("error: 01_scrape did not start: Kernel died before replying")
 
 
 def test_stages_are_chosen_by_number():
@@ -111,13 +111,13 @@ def test_stages_are_chosen_by_number():
 
 
 def test_a_parameter_goes_to_the_notebooks_that_know_it(workplace):
-    planned = plan("x", ["dataset", "train"], {"seed": "3", "suffix": " in oil"})
+    planned = plan_parameters("x", ["dataset", "train"], {"seed": "3", "suffix": " in oil"})
     assert planned["dataset"] == {"run": "x", "seed": 3, "suffix": " in oil"}
     assert planned["train"] == {"run": "x", "seed": 3}
 
 
 def test_more_goes_to_the_only_notebook_that_knows_its_fields(workplace):
-    planned = plan("x", ["dataset", "train"], {"more": "{'save_every_steps': 5}"})
+    planned = plan_parameters("x", ["dataset", "train"], {"more": "{'save_every_steps': 5}"})
     assert planned["train"]["more"] == {"save_every_steps": 5} and "more" not in planned["dataset"]
     with pytest.raises(RunError, match="more has 'colour', which no notebook that would run knows"):
-        plan("x", ["dataset", "train"], {"more": "{'colour': 5}"})
+        plan_parameters("x", ["dataset", "train"], {"more": "{'colour': 5}"})

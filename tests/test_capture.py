@@ -126,7 +126,7 @@ def test_where_kernels_refuse_it_trains_as_before_and_says_why(
     said = [r.getMessage() for r in caplog.records if "the training step" in r.getMessage()]
     assert said == [
         "the training step is not captured (operation not permitted when stream is capturing): "
-        "it goes on more slowly"
+        "it continues, more slowly"
     ]
 
 

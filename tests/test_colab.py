@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.core.errors import RunError
-from helpers.core.files import append_line, damage, replacing_folder
+from helpers.core.files import append_line, find_corruption, replacing_folder
 from helpers.core.run import Run
 from helpers.host import colab, repository, setup
 from helpers.mirror import sync
@@ -73,8 +73,8 @@ def test_a_run_comes_back_from_drive_on_a_new_machine(workplace, monkeypatch):
     (run.cache / "latents").write_text("big")
     sync.sync(run)
     shutil.rmtree(run.folder)  # the machine is lost
-    assert "2 files brought back" in sync.restore(run)
-    assert damage(run.model) is None and not run.cache.exists()
+    assert "2 files restored" in sync.restore(run)
+    assert find_corruption(run.model) is None and not run.cache.exists()
 
 
 def test_work_that_is_ahead_of_drive_is_never_replaced_by_it(workplace, monkeypatch):
@@ -89,9 +89,17 @@ def test_work_that_is_ahead_of_drive_is_never_replaced_by_it(workplace, monkeypa
 
 
 def with_mirror(path, code, **given):
-    """What code that imports from helpers.host.colab prints, where RUNS_MIRROR is `path`."""
+    """What code of this project prints, where RUNS_MIRROR is `path`."""
+    names = {
+        "core.errors": "RunError",
+        "core.files": "write_text",
+        "core.run": "Run",
+        "host.colab": "drive_words",
+        "mirror.sync": "restore, sync",
+    }
+    imports = [f"from helpers.{module} import {name}" for module, name in names.items()]
     return subprocess.run(
-        [sys.executable, "-c", f"from helpers.host.colab import *\n{code}"],
+        [sys.executable, "-c", "\n".join([*imports, code])],
         env=os.environ | {"RUNS_MIRROR": str(path)} | given,
         capture_output=True,
         text=True,
@@ -99,7 +107,7 @@ def with_mirror(path, code, **given):
 
 
 def test_a_folder_in_drives_place_is_made_and_named(workplace):
-    code = "run = Run('art')\nwrite_text(run.posts, 'x')\nprint(restore(run), keep(run), drive_words())"
+    code = "run = Run('art')\nwrite_text(run.posts, 'x')\nprint(restore(run), sync(run), drive_words())"
     done = with_mirror("~/not/yet", code, HOME=str(workplace))
     assert f"runs/art is kept on {workplace}/not/yet, " in done.stdout, done.stderr
     assert "free, runs are mirrored to" in done.stdout and "Google" not in done.stdout
@@ -122,7 +130,7 @@ def test_a_place_that_cannot_be_made_is_told_in_a_line(workplace):
 
 def test_without_drive_the_run_stays_here(workplace):
     run = Run("art")
-    assert "kept on this machine" in sync.restore(run)
+    assert "saved on this machine only" in sync.restore(run)
     sync.sync(run)
 
 

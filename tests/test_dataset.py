@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers.config import DatasetConfig
 from helpers.core.errors import RunError
-from helpers.core.files import damage, folder_hash
+from helpers.core.files import find_corruption, folder_hash
 from helpers.core.records import (
     Caption,
     Post,
@@ -312,7 +312,7 @@ def test_a_kill_at_each_file_operation_leaves_the_old_dataset_or_the_new(dataset
 
     for number in kills_at_every_operation(dataset.folder, act, step):
         here = Run("pictures")  # which puts back what a kill left aside
-        assert damage(here.dataset) is None
+        assert find_corruption(here.dataset) is None
         hashes.add(folder_hash(here.dataset))
         kills += 1
         if number:

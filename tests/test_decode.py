@@ -30,8 +30,8 @@ from helpers.core.decode import (
     ImageError,
     TooLarge,
     decode,
-    pixels_only,
     read_picture_file,
+    strip_metadata,
 )
 from helpers.core.records import Post, read_rows
 from helpers.core.run import Run
@@ -304,7 +304,7 @@ def test_texts_in_a_png_do_not_count(tmp_path):
     content = saved(quarters(), "PNG", pnginfo=words)
     picture = decode(content)
     assert (colours(picture.image) == QUARTERS).all() and picture.is_stored
-    assert len(pixels_only(content, "PNG")) < 2000
+    assert len(strip_metadata(content, "PNG")) < 2000
 
 
 def _chunk(kind, data):

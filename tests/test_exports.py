@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.config import TrainConfig, configure
 from helpers.core.errors import RunError
-from helpers.core.files import damage, read_json
+from helpers.core.files import find_corruption, read_json
 from helpers.core.run import Run
 from helpers.host.device import pick_device
 from helpers.inference.share.one_file import export
@@ -318,7 +318,9 @@ def test_the_end_of_04_catches_a_fault_in_what_it_wrote(training, plant, monkeyp
         finish(training, state)
     said = str(raised.value)
     assert "\n" not in said and f"model/{part}" in said and "nothing was replaced" in said
-    assert damage(training.run.model) is None and training.run.verdict.read_text() == before
+    assert (
+        find_corruption(training.run.model) is None and training.run.verdict.read_text() == before
+    )
 
 
 @pytest.mark.parametrize("fault", EXPORT_FAULTS)
@@ -331,6 +333,6 @@ def test_the_end_of_05_catches_a_fault_in_what_it_wrote(training, plant, monkeyp
         export(training.run)
     said = str(raised.value)
     assert "\n" not in said and f"export/{name}" in said and not training.run.export.exists()
-    assert damage(training.run.model) is None
+    assert find_corruption(training.run.model) is None
     export(training.run)
-    assert damage(training.run.export) is None
+    assert find_corruption(training.run.export) is None

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from helpers.core.errors import RunError
-from helpers.core.files import damage
+from helpers.core.files import find_corruption
 from helpers.core.run import Run
 from helpers.inference.share.one_file import export, original_state, to_kohya
 from helpers.inference.share.original_names import (
@@ -316,7 +316,7 @@ def test_a_second_export_writes_nothing_and_a_damaged_one_is_written_again(run):
     assert export(run)[-1].stat().st_mtime_ns == before
     path.write_bytes(b"cut")
     export(run)
-    assert damage(run.export) is None
+    assert find_corruption(run.export) is None
 
 
 def test_export_before_training_names_the_notebook(workplace):

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
-from helpers.core.files import damage
+from helpers.core.files import find_corruption
 from helpers.core.permission import require_shareable
 from helpers.core.run import Run
 from helpers.inference.draw.sampler import Sampler
@@ -98,7 +98,7 @@ def test_the_card_says_what_the_run_knows(run):
     assert str(Path.cwd()) not in text and "/tmp" not in text
     for name in ("curves.png", "before_and_after.jpg"):
         assert f"]({name})" in text and (run.export / name).stat().st_size > 1000
-    assert damage(run.model) is None and damage(run.export) is None
+    assert find_corruption(run.model) is None and find_corruption(run.export) is None
 
 
 def test_the_card_names_a_base_on_the_hub(run):
@@ -148,7 +148,7 @@ def test_a_repository_that_is_public_already_gets_nothing(run, hub):
 
 def test_a_hub_that_does_not_keep_it_private_gets_nothing(run, hub):
     hub.deaf_to_privacy = True
-    assert "is not private though it was asked to be" in push(hub)
+    assert "is not private though that was requested" in push(hub)
     assert not hub.repos["mira/style"].files
 
 

@@ -423,7 +423,7 @@ def test_a_long_walk_is_copied_to_drive_as_it_goes(serve, workplace, monkeypatch
     for _ in range(4):
         next(offered)
     shutil.rmtree(run.folder)  # the machine is lost
-    assert "files brought back" in sync.restore(run) and len(stems(run)) >= 3
+    assert "files restored" in sync.restore(run) and len(stems(run)) >= 3
     assert_a_rerun_completes(site)
 
 

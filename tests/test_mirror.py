@@ -16,7 +16,7 @@ import pytest
 
 from helpers.config import TrainConfig, configure
 from helpers.core.errors import RunError
-from helpers.core.files import append_line, damage, replacing_folder
+from helpers.core.files import append_line, find_corruption, replacing_folder
 from helpers.core.run import Run
 from helpers.host import colab
 from helpers.mirror import archives, drive, index, sync, upload
@@ -108,7 +108,7 @@ def newest_that_verifies(cloud):
 def verifies(folder):
     """As the manifest says, whatever is left of the manifest."""
     try:
-        return damage(folder) is None
+        return find_corruption(folder) is None
     except ValueError:
         return False
 
@@ -166,7 +166,7 @@ def assert_nothing_was_claimed_in_vain(run, told, cloud):
     assert all(newest >= (claimed_step(line) or 0) for line in told), told
     claims = [line for line in told if "is kept on" in line]
     if claims:
-        assert damage(run.dataset) is None, told
+        assert find_corruption(run.dataset) is None, told
     return claims
 
 
@@ -202,7 +202,7 @@ def test_a_fresh_machine_with_nothing_but_the_mirror_ends_in_the_same_bits(
         told = live_and_die(run, partial(train_for_real, config), faulty, seed)
         machine(cloud)
         assert_nothing_was_claimed_in_vain(run, told, cloud)
-        if damage(run.dataset):  # it was said not to be kept
+        if find_corruption(run.dataset):  # it was said not to be kept
             shutil.rmtree(run.folder, ignore_errors=True)
             shutil.copytree(prepared, run.folder)
         list(train(config, run))
@@ -328,7 +328,7 @@ def test_a_drive_that_hangs_is_not_waited_for_for_ever(run, there, monkeypatch):
     lead_to(monkeypatch, Silent)
     monkeypatch.setattr(upload, "HANG_S", 0.2)
     monkeypatch.setattr(upload, "POLL_S", 0.05)
-    assert "it has not answered for" in mirror_of(run).wait()
+    assert "it has not answered for" in mirror_of(run).flush()
     Silent.released.set()
 
 
@@ -423,9 +423,13 @@ def test_what_will_not_fit_is_told_with_its_size_and_training_goes_on(
     sync.sync_soon(run)
     words = "checkpoints/step-000001 needs 3.4 MB, Google Drive has 1.2 MB free: free space there"
     line = sync.sync(run)
-    assert words in line and claimed_step(line) is None and "step" not in line.split("certain")[1]
+    assert (
+        words in line
+        and claimed_step(line) is None
+        and "step" not in line.split("Verified there")[1]
+    )
     assert [r.message for r in caplog.records if words in r.message]  # told without being asked
-    assert not (there / "checkpoints").exists() and damage(run.checkpoint(1)) is None
+    assert not (there / "checkpoints").exists() and find_corruption(run.checkpoint(1)) is None
 
 
 def test_a_drive_that_is_gone_is_not_replaced_by_the_disk(run, tmp_path):
@@ -439,7 +443,7 @@ def test_a_drive_that_is_gone_is_not_replaced_by_the_disk(run, tmp_path):
 
 def test_many_small_files_are_few_on_drive_and_only_what_is_new_travels(run, there, monkeypatch):
     monkeypatch.setattr(index, "SMALL", 10_000)
-    monkeypatch.setattr(archives, "LARGE", 50_000)
+    monkeypatch.setattr(archives, "ARCHIVE_BYTES", 50_000)
     for i in range(300):
         (run.images / f"many_{i}.jpg").write_bytes(random.Random(i).randbytes(1000))
     sync.sync(run)
@@ -461,7 +465,7 @@ def test_a_checkpoint_that_no_longer_verifies_gives_way_to_the_one_before(
     spoil(there / "checkpoints/step-000002/weights.safetensors")
     line = on_a_fresh_machine(run, machine, tmp_path)
     assert "1 did not verify there (checkpoints/step-000002)" in line
-    assert latest_step(run) == 1 and is_step(run, 1) and damage(run.dataset) is None
+    assert latest_step(run) == 1 and is_step(run, 1) and find_corruption(run.dataset) is None
 
 
 def spoil(path):
@@ -476,7 +480,7 @@ def test_a_spoilt_index_gives_way_to_the_one_before(run, there, machine, tmp_pat
         sync.sync(run)
     spoil(newest_of(there, "kept-*.json"))
     on_a_fresh_machine(run, machine, tmp_path)
-    assert latest_step(run) == 1 and damage(run.dataset) is None
+    assert latest_step(run) == 1 and find_corruption(run.dataset) is None
     assert len(lines(run.train_log)) >= 1
 
 
@@ -486,7 +490,7 @@ def test_a_spoilt_part_is_named_and_takes_no_checkpoint_along(run, there, machin
         sync.sync(run)
     spoil(newest_of(there, "parts/*"))
     line = on_a_fresh_machine(run, machine, tmp_path)
-    assert latest_step(run) == 2 and is_step(run, 2) and damage(run.dataset) is None
+    assert latest_step(run) == 2 and is_step(run, 2) and find_corruption(run.dataset) is None
     assert "did not verify there (train_log.jsonl)" in line
 
 
@@ -497,7 +501,7 @@ def tree(folder):
 def in_background(run):
     """Have the mirror copy what is new without reading all back once more."""
     mirror = sync._mirror(run)
-    ticket = mirror.wake()
+    ticket = mirror.schedule()
     with mirror._turn:
         assert mirror._turn.wait_for(lambda: mirror._done >= ticket, 60)
 
@@ -515,7 +519,7 @@ def test_an_index_of_any_rubbish_gives_way_to_the_one_before(
         sync.sync(run)
     newest_of(there, "kept-*.json").write_text(rubbish)
     on_a_fresh_machine(run, machine, tmp_path)
-    assert latest_step(run) == 1 and damage(run.dataset) is None
+    assert latest_step(run) == 1 and find_corruption(run.dataset) is None
 
 
 def test_indexes_and_folders_that_drive_renamed_are_found(run, there, machine, tmp_path):
@@ -588,7 +592,7 @@ def test_what_lies_elsewhere_by_a_link_is_not_called_kept(run, there, tmp_path):
     run.images.rename(tmp_path / "large disk")
     run.images.symlink_to(tmp_path / "large disk")
     line = sync.sync(run)
-    assert "NOT all" in line and "images is a link: put what it leads to in its place" in line
+    assert "NOT all" in line and "images is a link: replace it by what it links to" in line
 
 
 def test_what_a_link_on_drive_leads_to_is_nobodys_to_remove(tmp_path):
@@ -613,11 +617,11 @@ def test_an_image_lost_here_stays_on_drive_and_comes_back(run, machine, tmp_path
     for _ in range(2):
         assert "NOT all" in sync.sync(run)
     sync.restore(run)
-    assert image.is_file() and damage(run.dataset) is None
+    assert image.is_file() and find_corruption(run.dataset) is None
     image.unlink()
     sync.sync(run)
     on_a_fresh_machine(run, machine, tmp_path)
-    assert damage(run.dataset) is None
+    assert find_corruption(run.dataset) is None
 
 
 def test_a_line_that_was_paid_for_outlives_a_clock_that_was_set_back(run, machine):
@@ -737,7 +741,7 @@ def test_names_that_lead_out_of_the_run_are_left_where_they_are(name, machine, t
     digest = hashlib.sha256(content).hexdigest()
     hostile = index.Index(1)
     hostile.files[name] = index.File(4, hashlib.sha256(b"evil").hexdigest(), 1, "parts/x.tar")
-    hostile.parts["parts/x.tar"] = index.Part(len(content), digest, 4)
+    hostile.parts["parts/x.tar"] = index.Archive(len(content), digest, 4)
     hostile.folders["../../out"] = index.Folder("0" * 64, 1, 4)
     kept.write("parts/x.tar", [content])
     kept.write(hostile.slot(), [hostile.dump()])
@@ -760,7 +764,10 @@ def killed_anywhere(run, there, machine, tmp_path, step):
             sync._mirrors.clear()
             other = Run("pictures")
             sync.restore(other)
-            assert latest_step(other) >= (1 if killed else 2) and damage(other.dataset) is None
+            assert (
+                latest_step(other) >= (1 if killed else 2)
+                and find_corruption(other.dataset) is None
+            )
             assert is_step(other, latest_step(other))
             assert len(lines(other.train_log)) >= latest_step(other)
         shutil.rmtree(fresh)

@@ -24,7 +24,13 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from helpers.config import TrainConfig, configure
 from helpers.core.errors import RunError, Stopped
-from helpers.core.files import damage, locked_by_process, sha256, write_json, write_manifest
+from helpers.core.files import (
+    find_corruption,
+    locked_by_process,
+    sha256,
+    write_json,
+    write_manifest,
+)
 from helpers.core.records import read_log
 from helpers.core.run import Run
 from helpers.host import colab
@@ -76,7 +82,7 @@ def eventful(base, **more) -> TrainConfig:
 def result(run: Run, steps: int) -> dict:
     """All that must be the same in the end: every bit that is kept, and the log but for its times."""
     last = run.checkpoint(steps)
-    assert damage(last) is None and damage(run.model) is None
+    assert find_corruption(last) is None and find_corruption(run.model) is None
     kept = {p.name: sha256(p) for p in last.glob("*.safetensors")}
     kept["model"] = sha256(run.model / "unet/diffusion_pytorch_model.safetensors")
     state = json.loads((last / "state.json").read_text())
@@ -606,7 +612,7 @@ def test_a_link_in_the_place_of_a_checkpoint_is_in_nobodys_way(workplace, target
 
 
 def verifies_still(folder):
-    return damage(folder) is None
+    return find_corruption(folder) is None
 
 
 def test_a_format_of_the_future_is_refused_and_nothing_older_taken(workplace):
@@ -961,7 +967,7 @@ def test_a_stop_has_the_mirror_take_what_was_saved_before_the_process_ends(
     assert left == 143 and said.strip().splitlines()[-1].startswith(f"stopped after step {step}")
     assert f"up to step {step}, " in said and "all of it read back" in said
     there = tmp_path / "mirror" / colab.FOLDER_ON_DRIVE / "pictures"
-    assert damage(there / "checkpoints" / dataset.checkpoint(step).name) is None
+    assert find_corruption(there / "checkpoints" / dataset.checkpoint(step).name) is None
 
 
 def test_a_drive_that_hangs_keeps_no_stopped_process_from_ending(
@@ -1110,7 +1116,7 @@ def test_a_signal_to_papermill_reaches_the_training_which_saves_and_the_mirror_t
     assert "go on" in said.strip().splitlines()[-1]
     assert (step := latest_step(dataset)) >= 3 and f"up to step {step}, " in said, said
     there = tmp_path / "mirror" / colab.FOLDER_ON_DRIVE / "pictures"
-    assert damage(there / "checkpoints" / dataset.checkpoint(step).name) is None
+    assert find_corruption(there / "checkpoints" / dataset.checkpoint(step).name) is None
 
 
 # --- another number of processes

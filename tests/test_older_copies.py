@@ -76,4 +76,4 @@ def test_the_five_saved_notebooks_walk_from_a_folder_to_a_report(
         target = tmp_path / path.name
         papermill.execute_notebook(str(path), str(target), mine, progress_bar=False)
     assert (workplace / "runs/saved/report.html").is_file()
-    assert "is a copy of an older version, and works on" in target.read_text()
+    assert "is a copy of an older version, and still works" in target.read_text()

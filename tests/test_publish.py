@@ -115,7 +115,7 @@ def test_what_is_pushed_is_the_dataset_and_nothing_else(dataset, hub):
 def test_a_hub_that_makes_it_public_gets_no_image(dataset, hub):
     hub.deaf_to_privacy = True
     (said,) = ask(hub, push("me/pictures"))
-    assert "me/pictures is not private though it was asked to be" in said
+    assert "me/pictures is not private though that was requested" in said
     assert hub.repos["me/pictures"].files == {}
 
 

@@ -1,11 +1,16 @@
 """What the requirements would do to Colab's images, by pip's own resolver."""
 
+import ast
 import re
+import sys
+import tomllib
 import urllib.error
 import urllib.request
-from importlib.metadata import distributions
+from importlib.metadata import distributions, packages_distributions
 
+import nbformat
 import pytest
+from packaging.requirements import Requirement
 
 from tests.image import (
     IMAGES,
@@ -31,6 +36,60 @@ NEW = {
     "xformers",
     "bitsandbytes",
 }
+OF_THE_MACHINE = {"google", "triton"}  # Colab's own package, and torch's on a GPU
+
+
+def imported_packages():
+    """The modules that helpers/, notebooks/ and tools/ import from elsewhere, by their first name."""
+    sources = [p.read_text() for room in ("helpers", "tools") for p in (ROOT / room).rglob("*.py")]
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        sources.append(re.sub(r"^(\s*)[%!].*", r"\1pass", code, flags=re.M))
+    names = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    return names - sys.stdlib_module_names - OF_THE_MACHINE - {"helpers", "tools", "tests"}
+
+
+def required(*files):
+    text = "\n".join((ROOT / file).read_text() for file in files)
+    return {canonical(name) for name in re.findall(r"^[\w.-]+", text, re.M)}
+
+
+def test_every_package_that_is_imported_is_required():
+    files = ("requirements.txt", "requirements-gpu.txt", "tests/requirements-browser.txt")
+    packages_of = packages_distributions()
+    found = {
+        name: {canonical(p) for p in packages_of.get(name, [name])} for name in imported_packages()
+    }
+    assert len(found) > 30
+    missing = {name for name, any_of in found.items() if not any_of & required(*files)}
+    assert not missing
+
+
+def test_each_bound_is_met_by_what_colab_has():
+    lines = [
+        line for line in (ROOT / "requirements.txt").read_text().splitlines() if line[0] != "#"
+    ]
+    bounds = [Requirement(line) for line in lines]
+    assert all(bound.specifier for bound in bounds)
+    for image in IMAGES:
+        had = packages(image)
+        there = [bound for bound in bounds if canonical(bound.name) in had]
+        assert len(there) > 20
+        unmet = [b for b in there if not b.specifier.contains(had[canonical(b.name)].split("+")[0])]
+        assert not unmet, image
+
+
+def test_the_project_depends_on_what_the_requirements_name():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["dependencies"]
+    read = project["tool"]["setuptools"]["dynamic"]["dependencies"]["file"]
+    assert read == ["requirements.txt"]
 
 
 @pytest.fixture

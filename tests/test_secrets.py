@@ -20,7 +20,7 @@ from helpers import batch
 from helpers.config import CaptionConfig, ScrapeConfig, TrainConfig, configure
 from helpers.core.errors import RunError
 from helpers.core.records import Rejection, append_row
-from helpers.core.redact import hide, redact
+from helpers.core.redact import redact, register_secret
 from tests.conftest import ROOT, SMALL_TRAINING, typed
 from tests.loopback_claude import LoopbackClaude
 from tests.loopback_hub import TOKEN, loopback_hub
@@ -192,7 +192,7 @@ def test_the_password_of_a_proxy_is_a_secret(monkeypatch, name):
 
 def test_a_value_that_was_handed_out_is_hidden_from_then_on():
     assert "otherwise-fine" in redact("otherwise-fine")
-    hide("SOME_KEY", "otherwise-fine")
+    register_secret("SOME_KEY", "otherwise-fine")
     assert redact("x otherwise-fine") == "x [SOME_KEY]"
 
 
@@ -244,7 +244,8 @@ def test_no_log_record_holds_a_secret_in_message_arguments_or_traceback(secrets,
 )
 def test_no_uncaught_exception_or_warning_shows_a_secret(secrets, code, words):
     start = (
-        "import helpers, os, sys, threading, warnings\nkey = os.environ['ANTHROPIC_API_KEY']\n"
+        "import os, sys, threading, warnings\nfrom helpers.core.process import prepare_process\n"
+        "prepare_process()\nkey = os.environ['ANTHROPIC_API_KEY']\n"
         "def fail(): raise ValueError(key)\n"
     )
     done = subprocess.run(
@@ -257,7 +258,8 @@ def test_no_uncaught_exception_or_warning_shows_a_secret(secrets, code, words):
 def test_hooks_that_were_there_before_are_asked_where_there_is_nothing_to_hide():
     code = (
         "import sys, threading\nsys.excepthook = lambda *a: print('mine')\n"
-        "threading.excepthook = lambda a: print('mine too')\nimport helpers\n"
+        "threading.excepthook = lambda a: print('mine too')\n"
+        "from helpers.core.process import prepare_process\nprepare_process()\n"
         "def fail(): raise ValueError('x')\nt = threading.Thread(target=fail); t.start(); t.join()\nfail()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -2,14 +2,14 @@
 
 import pytest
 
-from helpers.batch import plan
+from helpers.batch import plan_parameters
 from helpers.config import DatasetConfig, InferenceConfig, TrainConfig, configure, from_text
 from helpers.core.errors import RunError
 
 
 @pytest.mark.parametrize("given", [["a cat", "a dog"], ("a cat", "a dog"), "a cat\na dog"])
 def test_prompts_as_a_list_or_as_lines_are_the_same_to_04_and_05(workplace, given):
-    planned = plan("x", ["train", "inference"], {"more": repr({"prompts": given})})
+    planned = plan_parameters("x", ["train", "inference"], {"more": repr({"prompts": given})})
     for stage, kind, kept in (
         ("train", TrainConfig, ("a cat", "a dog")),
         ("inference", InferenceConfig, "a cat\na dog"),
@@ -18,7 +18,7 @@ def test_prompts_as_a_list_or_as_lines_are_the_same_to_04_and_05(workplace, give
 
 
 def test_a_list_of_prompts_on_a_command_line_is_a_list(workplace):
-    (planned,) = plan("x", ["inference"], {"prompts": "['a cat', 'a dog']"}).values()
+    (planned,) = plan_parameters("x", ["inference"], {"prompts": "['a cat', 'a dog']"}).values()
     assert configure(InferenceConfig, **planned).prompts == "a cat\na dog"
 
 

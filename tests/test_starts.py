@@ -160,7 +160,7 @@ def test_after_a_lost_machine_the_training_goes_on_from_drive(colab, pictures, t
     assert [p.name for p in (kept / "checkpoints").glob("step-*2")] == ["step-000002"]
     new_machine(colab)
     printed = "".join(by_hand(read("04", max_steps=4, **typed), colab))
-    assert "files brought back" in printed and "already" not in printed
+    assert "files restored" in printed and "already" not in printed
     assert [row["step"] for row in lines(from_drive(colab) / "train_log.jsonl")] == [0, 1, 2, 3, 4]
     assert asked(colab) == ["drive"] * 2
 

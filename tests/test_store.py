@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.core.errors import RunError
-from helpers.core.files import append_line, damage, replacing_file, replacing_folder
+from helpers.core.files import append_line, find_corruption, replacing_file, replacing_folder
 from helpers.core.records import Caption, Rejection, append_row, latest, read_rows, reject
 
 
@@ -25,11 +25,11 @@ def test_a_folder_verifies_and_any_change_is_seen(tmp_path):
     with replacing_folder(folder) as beside:
         (beside / "deep").mkdir()
         (beside / "deep/a.txt").write_text("hello")
-    assert damage(folder) is None
+    assert find_corruption(folder) is None
     (folder / "deep/a.txt").write_text("hallo")
-    assert "a.txt is not what manifest.json says" in damage(folder)
+    assert "a.txt is not what manifest.json says" in find_corruption(folder)
     (folder / "deep/a.txt").unlink()
-    assert "a.txt is missing" in damage(folder)
+    assert "a.txt is missing" in find_corruption(folder)
 
 
 def test_replacing_a_folder_leaves_nothing_of_the_old(tmp_path):
@@ -67,7 +67,7 @@ def test_the_last_line_of_a_name_counts(tmp_path):
 def test_a_line_that_is_no_row_is_named(tmp_path):
     path = tmp_path / "captions.jsonl"
     path.write_text('{"file_name": "a"}\n')
-    with pytest.raises(RunError, match="captions.jsonl line 1 is no Caption"):
+    with pytest.raises(RunError, match="captions.jsonl line 1 is not a Caption"):
         read_rows(path, Caption)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine
 
 from helpers.config import TrainConfig, configure
 from helpers.core.errors import ElsewhereError, RunError
-from helpers.core.files import damage, folder_hash
+from helpers.core.files import find_corruption, folder_hash
 from helpers.core.run import Run
 from helpers.figures.trials import best_of, plot_trials, previews_of, read_trials, table
 from helpers.host import colab
@@ -229,7 +229,7 @@ def test_a_fresh_machine_with_nothing_but_the_mirror_goes_on_in_the_middle_of_a_
     at = iter(range(2))  # the second trial's second checkpoint
     assert in_child(act, die_when=lambda *e: is_second_checkpoint(*e) and next(at)) == "killed"
     shutil.rmtree(fresh.folder)
-    assert "files brought back" in sync.restore(fresh)
+    assert "files restored" in sync.restore(fresh)
     said = list(run_trials(config, fresh))
     assert [line for line in said if "steps" in line][0].endswith("goes on from step 2")
     assert figures(fresh) == figures(Run("undisturbed"))
@@ -323,7 +323,7 @@ def test_the_best_trial_becomes_the_runs_own_training(swept, tiny_base):
     assert swept.preview_files() and promote(swept) == said
     more = configure(TrainConfig, swept.read_config("train") | {"max_steps": 9})
     assert [step.step for step in train(more, swept)] == [9]  # and goes on as one
-    assert damage(swept.trial(best.number).model) is None
+    assert find_corruption(swept.trial(best.number).model) is None
 
 
 def test_a_training_that_was_there_is_moved_beside(swept):

@@ -6,12 +6,12 @@ import pytest
 
 from helpers.core.files import write_json
 from helpers.figures.trials import (
-    MOST_LABELS,
+    MAX_LABELS,
     TrialRow,
     plot_trials,
     previews_of,
     read_trials,
-    spread,
+    spread_labels,
     views,
 )
 from tests.conftest import photograph
@@ -37,7 +37,7 @@ def rows_of(count, params=5):
     ]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8, MOST_LABELS, 40])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, MAX_LABELS, 40])
 def test_labels_stand_apart_in_order_and_near_their_place(count):
     source = random.Random(count)
     for heights in (
@@ -46,13 +46,13 @@ def test_labels_stand_apart_in_order_and_near_their_place(count):
         [0.0] * count,
         sorted(source.random() for _ in range(count)),
     ):
-        placed = spread(heights)
+        placed = spread_labels(heights)
         gaps = [b - a for a, b in zip(placed, placed[1:], strict=False)]
         room = 1 / max(count - 1, 1)
         assert min(gaps, default=1) > min(0.06, room) - 1e-9
         assert placed[0] > -1e-9 and placed[-1] < 1 + 1e-9
         assert max(abs(a - b) for a, b in zip(heights, placed, strict=True)) <= 0.06 * count
-    assert spread([0.1, 0.5, 0.9]) == [0.1, 0.5, 0.9]
+    assert spread_labels([0.1, 0.5, 0.9]) == [0.1, 0.5, 0.9]
 
 
 def test_a_reason_is_shown_to_its_end_where_the_setting_is_named(dataset):

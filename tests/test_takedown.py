@@ -11,7 +11,7 @@ import pytest
 from helpers.caption.ledger import verify_captions
 from helpers.config import DatasetConfig
 from helpers.core.errors import RunError
-from helpers.core.files import damage, folder_hash, write_json
+from helpers.core.files import find_corruption, folder_hash, write_json
 from helpers.core.records import Rejection, read_rows
 from helpers.core.run import Run
 from helpers.dataset import takedown
@@ -104,7 +104,7 @@ def test_a_kill_at_each_file_operation_leaves_the_old_dataset_or_the_new_and_a_r
     hashes = set()
     for number in kills_at_every_operation(run.folder, lambda: remove(Run("art"), GONE), step):
         here = Run("art")  # which puts back what a kill left aside
-        assert damage(here.dataset) is None
+        assert find_corruption(here.dataset) is None
         hashes.add(folder_hash(here.dataset))
         verify_images(here)
         verify_captions(here)
@@ -149,7 +149,7 @@ def test_the_mirror_on_drive_loses_it_too(run, tmp_path, monkeypatch):
     assert not any(found_in(drive, picture) for picture in pictures)
     shutil.rmtree(run.folder)
     sync.restore(run)
-    assert traces(run) == set() and damage(run.dataset) is None
+    assert traces(run) == set() and find_corruption(run.dataset) is None
     assert len(list(run.images.glob("*.jpg"))) == 6
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.config import TrainConfig, configure
 from helpers.core.errors import RunError
-from helpers.core.files import damage
+from helpers.core.files import find_corruption
 from helpers.core.run import Run
 from helpers.host.device import Device, pick_device
 from helpers.train.data import LatentDataset, image_at, sample_noise_and_timestep
@@ -150,7 +150,7 @@ def test_another_training_in_the_same_run_is_refused(dataset, tiny_base, change,
     list(train(settings(tiny_base), dataset))
     with pytest.raises(RunError, match=words) as caught:
         list(train(settings(tiny_base, **change), dataset))
-    assert "a run name of its own" in str(caught.value) and damage(dataset.model) is None
+    assert "a run name of its own" in str(caught.value) and find_corruption(dataset.model) is None
 
 
 def test_training_before_03_names_the_notebook(workplace, tiny_base):

@@ -13,7 +13,7 @@ from helpers.config import CaptionConfig
 from helpers.core.records import Caption, Post, append_row
 from helpers.core.run import Run
 from helpers.figures.pictures import open_rgb
-from helpers.models.untrusted import reading
+from helpers.models.untrusted import open_model
 
 MOST_TOKENS = 60
 BEAMS = 3
@@ -32,7 +32,7 @@ def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
     """The model and its processor, on the GPU if there is one. Raises RunError if it is no image-to-text model."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     advice = "give the hub id or the folder of an image-to-text model such as Salesforce/blip-image-captioning-large"
-    with reading("blip_model", name, advice) as folder:
+    with open_model("blip_model", name, advice) as folder:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForImageTextToText.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False

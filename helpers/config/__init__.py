@@ -12,18 +12,3 @@ from helpers.config.stages import (
     configure,
     read_settings,
 )
-
-__all__ = [
-    "CONFIGS",
-    "PRESETS",
-    "UNSET",
-    "CaptionConfig",
-    "DatasetConfig",
-    "InferenceConfig",
-    "ScrapeConfig",
-    "TrainConfig",
-    "configure",
-    "from_text",
-    "read_settings",
-    "refuse_secrets",
-]

@@ -1,4 +1,4 @@
-"""The sources of 01 and the captioners of 02: a line each, by which a new one is found."""
+"""The sources of 01 and the captioners of 02, a line each: a new one is added here."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ class Source(NamedTuple):
 
 
 class Captioner(NamedTuple):
-    """Who says what an image shows."""
+    """Who describes an image."""
 
     module: str  # has `caption_images(config, run, posts)`, see helpers/caption/sidecar.py
     model: str = ""  # the setting that names its model

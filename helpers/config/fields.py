@@ -1,4 +1,4 @@
-"""The fields of a stage's settings: their bounds, their checks, and values typed on a command line."""
+"""The fields of a stage's settings: bounds, checks, and parsing of values from a command line."""
 
 import ast
 from contextlib import suppress
@@ -11,37 +11,37 @@ from helpers.core.run import RUN_NAME
 
 
 def number(default: float | None, low: float, high: float, **metadata: Any) -> Any:
-    """A field that holds a number from `low` to `high`, whole if the default is."""
+    """A field for a number from `low` to `high`; a whole number if the default is one."""
     return field(default=default, metadata={"low": low, "high": high, **metadata})
 
 
 def choice(*options: str, **metadata: Any) -> Any:
-    """A field that holds one of `options`, the first by default."""
+    """A field for one of `options`; the first is the default."""
     return field(default=options[0], metadata={"options": options, **metadata})
 
 
 def lines(default: str | tuple[str, ...], **metadata: Any) -> Any:
-    """A field of texts, given one a line or as a list, and kept as the type of `default`."""
+    """A field for several texts, given as lines or as a list, and stored in the type of `default`."""
     return field(default=default, metadata={"lines": True, **metadata})
 
 
 def plain(default: Any, **metadata: Any) -> Any:
-    """A field of any value of the default's type."""
+    """A field for any value of the default's type."""
     return field(default=default, metadata=metadata)
 
 
 class Unset:
-    """Stands for settings and their run until they are found good: whatever asks for one is told so in a line."""
+    """Stands for settings and their run until they pass their checks. Raises RunError for any attribute."""
 
     def __getattr__(self, name: str) -> Any:
-        raise RunError("the settings above are not in force: mend them and run their cell again")
+        raise RunError("the settings above are not in force: correct them and run their cell again")
 
 
 UNSET = Unset()
 
 
 class Checked:
-    """Settings that are checked when they are made."""
+    """Settings that are checked when they are created."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -61,7 +61,7 @@ class Checked:
 
 
 def refuse_secrets(given: dict[str, Any]) -> None:
-    """Raises RunError for a setting that holds a key, a password or cookies: settings are written down."""
+    """Raise RunError if a setting holds a key, a password or cookies, since settings are written to files."""
     for name, value in given.items():
         if secret := looks_secret(name, value):
             raise RunError(
@@ -72,13 +72,15 @@ def refuse_secrets(given: dict[str, Any]) -> None:
 
 
 def from_text(kind: type, name: str, text: str) -> Any:
-    """A value typed on a command line, in the type of the field `name`. Raises RunError if it is none."""
+    """Parse a value from a command line in the type of the field `name`. Raises RunError if it is not one."""
     known = {f.name: f for f in fields(kind)}
     if name not in known:
-        raise RunError(f"{kind.__name__} does not know {name!r}: it knows {list_names(set(known))}")
+        raise RunError(
+            f"{kind.__name__} does not know {name!r}: it knows {', '.join(sorted(known))}"
+        )
     wanted = _default_type(known[name])
     if known[name].metadata.get("lines"):
-        with suppress(ValueError, TypeError, SyntaxError):  # words are no list, and stay words
+        with suppress(ValueError, TypeError, SyntaxError):  # a text that is not a list stays a text
             if isinstance(listed := ast.literal_eval(text), list | tuple):
                 return listed
     if text == "None" or wanted is str:
@@ -90,13 +92,8 @@ def from_text(kind: type, name: str, text: str) -> Any:
     return value
 
 
-def list_names(names: set[str]) -> str:
-    """Names in order, for a message."""
-    return ", ".join(sorted(names))
-
-
 def check(config: Any) -> None:
-    """Check each field's type and bounds. Raises RunError naming the field, its value and its bounds."""
+    """Check each field's type and bounds. Raises RunError with the field, its value and its bounds."""
     for f in fields(config):
         value = getattr(config, f.name)
         if f.metadata.get("lines"):
@@ -115,7 +112,7 @@ def check(config: Any) -> None:
 
 
 def _lines(f: Field, value: Any) -> str | tuple[str, ...]:
-    """Texts as the field keeps them."""
+    """Convert texts to the field's type."""
     texts = value.splitlines() if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise RunError(f"{f.name} is {value!r}: give a text in quotes, or a list of them")

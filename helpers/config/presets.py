@@ -1,4 +1,4 @@
-"""The presets of 04: one row each, and why it is as it is."""
+"""The presets of 04, one row each, and the reasons for their values."""
 
 SEED_PROMPTS = (
     "blue and yellow cats shopping at plant store",
@@ -6,7 +6,7 @@ SEED_PROMPTS = (
     "blue and yellow cats riding bikes together through tropical forest path",
     "raccoon character wearing gold chain driving red sports car down highway",
 )
-DEMO_PROMPTS = (  # (colour, animal) pairs that no drawn training picture holds
+DEMO_PROMPTS = (  # (colour, animal) pairs that no training image of the demo shows
     "a blue cat next to a red car on a green hill",
     "a purple rabbit next to a green tree in the snow",
     "a red bear next to a yellow umbrella on a sandy beach",
@@ -16,18 +16,9 @@ DEMO_PROMPTS = (  # (colour, animal) pairs that no drawn training picture holds
 )
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _COLUMNS = (
-    "base_model",
-    "method",
-    "max_steps",
-    "learning_rate",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "resolution_px",
-    "lr_scheduler",
-    "gradient_checkpointing",
-    "save_every_steps",
-    "prompts",
-)
+    "base_model method max_steps learning_rate train_batch_size gradient_accumulation_steps resolution_px lr_scheduler "
+    "gradient_checkpointing save_every_steps prompts"
+).split()
 # fmt: off
 _ROWS = {
     #           base              method  steps  rate  batch accum px   schedule    ckpt   save  prompts
@@ -39,26 +30,26 @@ _ROWS = {
     "seed":    (SD15,             "full",  5000, 1e-5,     1,  4, 512, "constant", True,   500, SEED_PROMPTS),
 }
 # fmt: on
-# Why these: LoRA at 1e-4 and full at 5e-6 are what most trainers settled on; 1e-5, the seed's, is at the high end.
-# An effective batch of 4 is the seed's; 8 halves the steps' noise where memory allows it. 2,000 steps of 4 go seven
-# times through 850 images, with 15% of them held out and half as many of the base's own mixed in. Checkpointing costs a
-# third of the speed and spares what a T4 has not.
+# Reasons: most trainers settled on learning rates of 1e-4 for LoRA and 5e-6 for full; 1e-5, the seed's, is at the high
+# end. The seed's effective batch is 4; 8 halves the gradient's noise where memory allows it. 2,000 steps of 4 are seven
+# epochs of 850 images, with 15% of them held out and half as many prior images mixed in. Gradient checkpointing costs a
+# third of the speed and saves memory that a T4 does not have.
 PRESETS = {name: dict(zip(_COLUMNS, row, strict=True)) for name, row in _ROWS.items()}
 PRESETS["demo"] |= {"noise_offset": 0.3, "validation_pairs": 64}
-PRESETS["seed"] |= {  # the recipe as it was: nothing that came after it
+PRESETS["seed"] |= {  # the original recipe, without later additions
     "snr_gamma": 0.0,
     "caption_dropout": 0.0,
     "prior_share": 0.0,
     "mixed_precision": "fp16",
 }
 PRESETS["t4"] |= {"mixed_precision": "fp16"}  # a T4 only emulates bf16
-PRESETS["t4-full"] |= {  # 3.4 GB each of weights and gradients, and 1.7 of moments, not 6.9
+PRESETS["t4-full"] |= {  # 3.4 GB each of weights and gradients; 1.7 of optimizer state, not 6.9
     "mixed_precision": "fp16",
     "optimizer": "adamw8bit",
     "keep_checkpoints": 1,  # of 5 GB; free Google Drive has 15
 }
 PRESETS["a100"] |= {
-    "use_ema": True,  # steadier pictures, where memory is plenty
+    "use_ema": True,  # more stable samples; needs memory
     "keep_checkpoints": 1,  # of 14 GB
 }
 for _name in ("t4", "t4-full", "l4", "a100", "seed"):

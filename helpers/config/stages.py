@@ -1,6 +1,6 @@
-"""The settings of the five notebooks: a frozen dataclass each, checked when it is made.
+"""The settings of the five notebooks: one frozen dataclass each, checked when it is created.
 
-A notebook calls `configure(TrainConfig, more, run=run, ...)`; None means the default, or the preset's value.
+A notebook calls `configure(TrainConfig, more, run=run, ...)`; None stands for the default, or the preset's value.
 """
 
 import re
@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any, TypeVar
 
 from helpers.config.choices import CAPTIONERS, SOURCES
-from helpers.config.fields import Checked, choice, lines, list_names, number, plain, refuse_secrets
+from helpers.config.fields import Checked, choice, lines, number, plain, refuse_secrets
 from helpers.config.presets import PRESETS
 from helpers.core.errors import RunError
 
@@ -20,12 +20,12 @@ TRACKERS = ("wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive
 
 @dataclass(frozen=True, kw_only=True)
 class ScrapeConfig(Checked):
-    """01_scrape: where the images come from."""
+    """Settings of 01_scrape: where the images come from."""
 
     run: str = "demo"
     source: str = choice(*SOURCES)
-    account: str = ""  # whose art it is; source=instagram walks it
-    posts: str = ""  # of source=instagram: these alone; shortcodes or addresses, comma-separated
+    account: str = ""  # the artist's; source=instagram takes its posts
+    posts: str = ""  # of source=instagram: only these; shortcodes or addresses, comma-separated
     # your images with .txt captions beside them; of source=export: Instagram's ZIP
     folder: str = ""
     dataset_id: str = ""  # of source=hub: a hub id, or a folder in imagefolder layout
@@ -35,15 +35,15 @@ class ScrapeConfig(Checked):
     permission: str = choice("private study", "own work", "permission of the artist")
     # of several captions of an image: first, last, longest, shortest, joined, or an ending's or a column's name
     caption_choice: str = "first"
-    image_column: str = ""  # of source=hub, where it has several; empty takes the likeliest
+    image_column: str = ""  # of source=hub, if it has several; empty takes the most likely
     demo_posts: int = number(100, 4, 5000)  # of source=demo, beside its flawed ones
     max_image_mpx: int = number(80, 1, 1000)  # larger files are refused before they are decoded
     max_image_mb: int = number(50, 1, 1000)  # of a download, or a file in a ZIP
     max_image_s: float = number(60.0, 0.1, 3600.0)  # of a download
-    max_minutes: float = number(90.0, 0.0, 100_000.0)  # of one walk on Instagram; 0 sets no limit
-    pauses: bool = True  # instaloader's short random pauses before each question to Instagram
-    video_covers: bool = False  # take the cover picture of a video
-    # others' posts in the account's timeline, always for private study alone
+    max_minutes: float = number(90.0, 0.0, 100_000.0)  # of one visit to Instagram; 0 sets no limit
+    pauses: bool = True  # instaloader's short random pauses before each request to Instagram
+    video_covers: bool = False  # take the cover image of a video
+    # take others' posts in the account's timeline, for private study only
     coauthored: bool = False
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class ScrapeConfig(Checked):
 
     @property
     def username(self) -> str:
-        """The account's name without `@` or address, empty if none is given. Raises RunError if it is no name."""
+        """The account's name without `@` or address; "" if none is given. Raises RunError if it is not a name."""
         match = _ACCOUNT.fullmatch(self.account.strip())
         if self.account.strip() and not match:
             raise RunError(f"account is {self.account!r}: give its name alone, as in some.artist")
@@ -70,7 +70,7 @@ class ScrapeConfig(Checked):
 
     @property
     def shortcodes(self) -> list[str]:
-        """The shortcodes in `posts`, each once, in order. Raises RunError for what is neither one nor an address."""
+        """The shortcodes in `posts`, each once, in order. Raises RunError for anything but shortcodes and addresses."""
         parts = [part for part in re.split(r"[,\s]+", self.posts) if part]
         matches = [_POST.fullmatch(part) for part in parts]
         for part, match in zip(parts, matches, strict=True):
@@ -82,7 +82,7 @@ class ScrapeConfig(Checked):
         return list(dict.fromkeys(match[1] for match in matches))
 
     def covers(self, taken_at: str) -> bool:
-        """Whether an ISO time lies from `since` to `until`, both days counted; one that nobody knows does."""
+        """Whether an ISO time is between the days `since` and `until`, inclusive; an unknown (empty) time is."""
         day = taken_at[:10]
         return not day or (self.since or day) <= day <= (self.until or day)
 
@@ -105,40 +105,38 @@ def _check_day(name: str, value: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionConfig(Checked):
-    """02_caption: who says what each image shows."""
+    """Settings of 02_caption: who describes the images, and how."""
 
     run: str = "demo"
     captioner: str = choice(*CAPTIONERS)
     model: str = "claude-haiku-5-5"  # of captioner=claude
-    mode: str = choice("now", "batch")  # a batch takes up to a day, mostly under an hour
+    mode: str = choice("now", "batch")  # a batch takes up to a day, usually less than an hour
     budget_usd: float = number(5.0, 0.0, 10_000.0)  # for all captions of the run, reruns included
     banned_words: str = ""  # comma-separated; a caption with one of them is reported
-    review: bool = True  # show the table to read and mend captions, where a person is there
-    recaption: bool = False  # make captions again that another model, guide or such made
+    review: bool = True  # show the table to read and edit captions, if a person is there
+    recaption: bool = False  # caption again what another model, style guide etc. captioned
     style_guide: str = ""  # what a caption names and leaves out; empty takes prompt.STYLE_GUIDE
     vocabulary: str = ""  # recurring characters: "Mira: the orange cat with a red scarf; ..."
-    examples: tuple[str, ...] = ()  # captioned images of the run, or paths of images with a .txt
+    examples: tuple[str, ...] = ()  # captioned images of the run, or paths of images with .txt
     max_caption_words: int = number(30, 4, 60)
     image_side_px: int = number(756, 112, 1568)  # as sent; 27 patches of 28 px
     price_usd: tuple[float, ...] = ()  # (input, output) per million tokens of an unlisted model
-    concurrency: int = number(8, 1, 64)  # requests in flight at most
-    most_asks: int = number(3, 1, 10)  # of an image whose answers are not to the form
-    most_retries: int = number(8, 0, 100)  # of a request that met a full or faltering server
+    concurrency: int = number(8, 1, 64)  # requests in flight, at most
+    most_asks: int = number(3, 1, 10)  # for an image whose answers do not fit the schema, at most
+    most_retries: int = number(8, 0, 100)  # of a request that met a busy or failing server, at most
     retry_wait_s: float = number(1.0, 0.0, 60.0)  # before the first retry; doubles
-    longest_wait_s: float = number(300.0, 0.0, 3600.0)  # longer ones end the run
+    longest_wait_s: float = number(300.0, 0.0, 3600.0)  # a longer wait ends the run
     timeout_s: float = number(120.0, 0.05, 600.0)
-    poll_s: float = number(30.0, 0.0, 3600.0)  # between looks at a batch
+    poll_s: float = number(30.0, 0.0, 3600.0)  # between two status requests for a batch
     blip_model: str = "Salesforce/blip-image-captioning-large"  # a hub id or a folder
-    # whose tokens are counted, a hub id or folder; empty takes the base model's
+    # counts tokens; a hub id or a folder; empty takes the base model's
     clip_tokenizer: str = ""
-    suffix: str = ""  # as in 03, to count its tokens; empty takes what 03 has or will have
+    suffix: str = ""  # as in 03, to count its tokens; empty takes 03's setting or default
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            self.price_usd
-            and [type(price) in (int, float) for price in self.price_usd] != [True] * 2
-        ):
+        are_numbers = [type(price) in (int, float) for price in self.price_usd]
+        if self.price_usd and are_numbers != [True, True]:
             raise RunError(
                 f"price_usd is {self.price_usd}: give (input, output) in USD per million tokens"
             )
@@ -146,7 +144,7 @@ class CaptionConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Checked):
-    """03_dataset: what is trained on, and what is held out."""
+    """Settings of 03_dataset: what is trained on, and what is held out."""
 
     run: str = "demo"
     suffix: str = " in a mira watercolor style"  # ends every caption; the words that call the style
@@ -157,10 +155,10 @@ class DatasetConfig(Checked):
     min_brightness: float = number(24.0, 0.0, 255.0)  # mean grey
     min_sharpness: float = number(0.02, 0.0, 1.0)  # as a share of the set's median
     max_text_share: float = number(0.25, 0.0, 1.0)  # of the height, covered by lines of text
-    max_oddness: float = number(10.0, 1.0, 1e6)  # spreads away from the other posts' pictures
-    max_hash_bits: int = number(28, 0, 64)  # of 256; more apart are not the same picture
-    min_likeness: float = number(0.78, 0.5, 1.0)  # of an edited copy's edges; 1 looks for none
-    # names of pictures that share a scene, as in ("cats*", "beach-*"): held out together, as one post
+    max_oddness: float = number(10.0, 1.0, 1e6)  # outlier score, in spreads of the other images
+    max_hash_bits: int = number(28, 0, 64)  # of 256 that copies may differ by
+    min_likeness: float = number(0.78, 0.5, 1.0)  # of an edited copy's edges; 1 finds none
+    # name patterns of images that share a scene, as in ("cats*", "beach-*"): held out together, as one post
     series: tuple[str, ...] = ()
     push_to: str = ""  # a hub id such as you/your-dataset; empty publishes nothing
     private: bool = True
@@ -176,7 +174,7 @@ class DatasetConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
-    """04_train: the fine-tune. Fields of PRESETS have the preset's value unless one is given.
+    """Settings of 04_train, the fine-tune. The preset's values replace the defaults of its fields.
 
     A `resumable` field may differ when a training is resumed: it changes how long or how closely it is watched, or
     takes memory or time and gives the same result. Every other field changes what a step learns.
@@ -192,9 +190,10 @@ class TrainConfig(Checked):
     gradient_accumulation_steps: int = number(1, 1, 512, resumable=True)
     resolution_px: int = number(128, 32, 2048)
     rank: int = number(16, 1, 512)  # of a LoRA
-    lora_alpha: int = number(0, 0, 1024)  # 0 takes the rank, so that a new rank needs no new rate
+    lora_alpha: int = number(0, 0, 1024)  # 0 takes the rank, so that the learning rate still fits
     lora_targets: str = choice("attention_ff_conv", "attention_ff", "attention")
-    train_text_encoder: bool = False  # a style needs it not, and it forgets words soon
+    # not needed for a style; overfits and forgets words quickly
+    train_text_encoder: bool = False
     text_encoder_lr: float = number(5e-6, 1e-9, 1.0)
     seed: int = number(0, 0, 2**31)
     mixed_precision: str = choice("auto", "no", "fp16", "bf16")
@@ -202,56 +201,52 @@ class TrainConfig(Checked):
     lr_warmup_steps: int = number(20, 0, 100_000)
     optimizer: str = choice("adamw", "adamw8bit")  # the second by bitsandbytes, for a GPU's memory
     weight_decay: float = number(1e-2, 0.0, 1.0)
-    max_grad_norm: float = number(1.0, 0.0, 1000.0)  # 0 clips nothing
-    snr_gamma: float = number(5.0, 0.0, 100.0)  # 0 weighs all timesteps alike
+    max_grad_norm: float = number(1.0, 0.0, 1000.0)  # 0: no gradient clipping
+    snr_gamma: float = number(5.0, 0.0, 100.0)  # of min-SNR weighting; 0 weights timesteps equally
     noise_offset: float = number(0.0, 0.0, 1.0)
     caption_dropout: float = number(0.1, 0.0, 1.0)  # for classifier-free guidance
-    # the base's own samples, as a share of the training images
+    # prior preservation: samples of the base model, as a share of the training images
     prior_share: float = number(0.5, 0.0, 4.0)
-    # a mirrored variant of each image; lettering and signatures forbid it
+    # adds each image mirrored; not for images with lettering or signatures
     random_flip: bool = False
-    # variants along the side that is cut; 1 takes the middle
+    # crops along the longer side; 1 takes the middle
     crops_per_image: int = number(1, 1, 16)
-    # whole images at resolution_px squared pixels, not their squares
+    # images in their own aspect ratio at resolution_px squared pixels, instead of square crops
     aspect_ratio_buckets: bool = False
-    use_ema: bool = False  # measure, draw and export the weights' moving average
+    use_ema: bool = False  # validate, sample and export the weights' moving average
     ema_decay: float = number(0.9999, 0.0, 0.999999)
     offload_ema: bool = plain(False, resumable=True)  # keep it in the CPU's memory
     gradient_checkpointing: bool = plain(False, resumable=True)
-    # the attention blocks; costs a minute at the first step, and on a CPU gains nothing
+    # compiles the attention blocks: a minute at the first step, no gain on a CPU
     torch_compile: bool = plain(False, resumable=True)
     attention: str = choice("auto", "sdpa", "xformers", resumable=True)
-    # on a GPU: a step's kernels recorded once and replayed, several times as fast with the same losses
+    # CUDA graphs: a step's kernels are recorded once and replayed, several times as fast with the same losses
     capture: str = choice("auto", "off", resumable=True)
     save_every_steps: int = number(100, 1, 1_000_000, resumable=True)
-    # as well, whatever a step takes; 0: never
+    # saves between these steps as well; 0: never
     save_every_minutes: float = number(15.0, 0.0, 10_000.0, resumable=True)
     validate_every_steps: int = number(50, 1, 1_000_000, resumable=True)
-    # (image, timestep) pairs in a measurement, half as many of training images: with fewer, noise outweighs the rest
+    # (image, timestep) pairs of a validation loss, and half as many of training images; fewer are too noisy
     validation_pairs: int = number(256, 2, 65_536)
     preview_every_steps: int = number(100, 1, 1_000_000, resumable=True)
     keep_checkpoints: int = number(2, 1, 1000, resumable=True)  # and the best one beside them
-    early_stopping_patience: int = number(
-        0, 0, 1000, resumable=True
-    )  # measurements without a new best; 0 goes on
-    # train_log.jsonl is always kept; the others are what accelerate knows
+    # validations without a new best; 0: never
+    early_stopping_patience: int = number(0, 0, 1000, resumable=True)
+    # beside train_log.jsonl, which is always written; the names are accelerate's
     tracker: str = choice("tensorboard", "none", *TRACKERS, resumable=True)
     # of the previews, without the suffix; empty takes held-out captions
     prompts: tuple[str, ...] = lines((), resumable=True)
     preview_seed: int = number(1000, 0, 2**31, resumable=True)
     guidance_scale: float = number(4.0, 1.0, 30.0)
     num_inference_steps: int = number(16, 1, 1000)
-    allow_slow: bool = plain(
-        False, resumable=True
-    )  # train a full-size model without a GPU all the same
-    # what to try: {"learning_rate": "1e-5..1e-3"}
+    allow_slow: bool = plain(False, resumable=True)  # train a full-size model without a GPU
+    # values to try: {"learning_rate": "1e-5..1e-3"}
     sweep: dict = field(default_factory=dict, hash=False, metadata={"resumable": True})
-    sweep_trials: int = number(
-        8, 1, 1000, resumable=True
-    )  # fewer where a sweep's lists have fewer combinations
-    # empty: the run's folder; `postgresql`, or its address, for many machines
+    # or all combinations of its lists, if they are fewer
+    sweep_trials: int = number(8, 1, 1000, resumable=True)
+    # empty: the run folder; `postgresql`, or its address, for several machines
     sweep_storage: str = plain("", resumable=True)
-    # of this machine, so that a sweep says its price
+    # this machine's price, so that a sweep reports its cost
     usd_per_hour: float = number(0.0, 0.0, 1000.0, resumable=True)
 
     def defaults(self) -> dict[str, Any]:
@@ -270,7 +265,7 @@ class TrainConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig(Checked):
-    """05_inference: what is drawn, and how the model is judged."""
+    """Settings of 05_inference: what is drawn, and how the model is judged."""
 
     run: str = "demo"
     prompts: str = lines("")  # one a line; empty draws the prompts of the previews
@@ -279,17 +274,17 @@ class InferenceConfig(Checked):
     guidance_scale: float = number(4.0, 1.0, 30.0)
     seed: int = number(1000, 0, 2**31)
     num_images: int = number(1, 1, 64)  # of each prompt
-    export: bool = True  # write one-file weights for ComfyUI and its like
+    export: bool = True  # write one-file weights for ComfyUI and similar programs
     push_to: str = ""  # a model repository on the hub, as in you/your-model; empty pushes nothing
     private: bool = True
     add_suffix: bool = True  # end each prompt with the dataset's suffix
     batch_size: int = number(8, 1, 64)
     judged_samples: int = number(24, 8, 4096)  # in each group that the verdict compares
-    # training captions that are drawn to look for copies
+    # training captions that are drawn to find copies of training images
     probed_captions: int = number(16, 0, 4096)
-    encoder: str = ""  # a hub id or folder of a CLIP or DINOv2, to judge the style by as well
-    clip_model: str = ""  # a hub id or folder of a CLIP, to measure how well prompts are kept to
-    safety_checker: bool = True  # where the model has one
+    encoder: str = ""  # a hub id or folder of a CLIP or DINOv2, to measure the style as well
+    clip_model: str = ""  # a hub id or folder of a CLIP, to measure prompt adherence
+    safety_checker: bool = True  # if the model has one
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -311,16 +306,16 @@ CONFIGS = {
 
 
 def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: Any) -> Config:
-    """Make a config from a notebook's parameters and its `more`, None meaning the default or the preset's value.
+    """Create a config from a notebook's parameters and its `more`; None stands for the default or preset's value.
 
-    Raises RunError for a name that the config does not have, or a value out of its bounds.
+    Raises RunError for an unknown name, or a value out of its bounds.
     """
     refuse_secrets(values | (more or {}))
     known = {f.name for f in fields(kind)}
     for name in more or {}:
         if name not in known:
             raise RunError(
-                f"more has {name!r}, which {kind.__name__} does not know: it knows {list_names(known)}"
+                f"more has {name!r}, which {kind.__name__} does not know: it knows {', '.join(sorted(known))}"
             )
     given = {name: value for name, value in (values | (more or {})).items() if value is not None}
     if kind is TrainConfig:
@@ -329,5 +324,5 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
 
 
 def read_settings(kind: type[Config], kept: dict[str, Any]) -> Config:
-    """Settings as some version of this project kept them: what is no setting in this one is left out."""
+    """Create a config from settings that any version of this project saved; unknown names are ignored."""
     return kind(**{f.name: kept[f.name] for f in fields(kind) if f.name in kept})

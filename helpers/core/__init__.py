@@ -1,1 +1,1 @@
-"""What every room shares: a run's folder and rows, files that survive a kill, secrets kept out, errors in a line."""
+"""What every room uses: the run folder and its rows, atomic files, redaction, one-line errors."""

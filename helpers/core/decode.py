@@ -1,7 +1,7 @@
-"""The border for pixels: whatever file comes in, it leaves as an upright sRGB picture and nothing else, or is refused.
+"""Decode any image file to upright sRGB pixels without metadata (EXIF, alpha channel, profile), or refuse it.
 
-Nobody else opens a file that is not ours. Decoders raise whatever they please on a damaged file: here it becomes one
-exception with one line.
+No other module opens image files of others. Decoders raise all kinds of exceptions for damaged files; here each becomes
+one ImageError with one line.
 """
 
 import io
@@ -16,7 +16,7 @@ import numpy as np
 import pi_heif
 from PIL import Image, ImageCms, PngImagePlugin
 
-SUFFIXES = {  # of a kept file, by Pillow's name of its format; an MPO is a JPEG with more pictures behind it
+SUFFIXES = {  # of stored files, by Pillow's name of the format; an MPO is a JPEG followed by more pictures
     "JPEG": "jpg",
     "MPO": "jpg",
     "PNG": "png",
@@ -29,7 +29,7 @@ SUFFIXES = {  # of a kept file, by Pillow's name of its format; an MPO is a JPEG
 }
 FORMATS = tuple(name for name in SUFFIXES if name != "MPO")  # which opens as a JPEG
 NO_PICTURE = "is no JPEG, PNG, WEBP, HEIC, AVIF, TIFF, PSD or GIF image"
-MAX_MPX = 1000  # what ScrapeConfig.max_image_mpx may be at most
+MAX_MPX = 1000  # the upper bound of ScrapeConfig.max_image_mpx
 BYTES_A_PIXEL = 16  # four channels of 32 bits: no file of one picture needs more
 ORIENTATION, DNG_VERSION, SUBFILE_TYPE = 0x0112, 0xC612, 0x00FE  # tags of EXIF and TIFF
 UPRIGHT = {  # by EXIF orientation
@@ -41,10 +41,10 @@ UPRIGHT = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-MANY_FRAMES = ("PNG", "WEBP", "HEIF", "AVIF", "TIFF", "GIF")  # a PSD's are layers, an MPO's its own
-NEARLY_SRGB = 1  # levels of 255 by which a profile may differ from sRGB and its pixels still stay
+MANY_FRAMES = ("PNG", "WEBP", "HEIF", "AVIF", "TIFF", "GIF")  # a PSD has layers, an MPO thumbnails
+NEARLY_SRGB = 1  # levels of 255 by which a profile may differ from sRGB without a conversion
 
-# what may be told of a picture
+# notes on a picture
 TO_SRGB = "brought to sRGB by its own colour profile"
 BAD_PROFILE = "its colour profile does not fit its pixels or is damaged, and was ignored"
 NO_CMYK_PROFILE = "CMYK without a colour profile, so its colours are a guess"
@@ -52,29 +52,28 @@ ON_WHITE = "transparent parts put on white"
 FIRST_FRAME = "only the first of several pages or frames"
 
 pi_heif.register_heif_opener()
-Image.MAX_IMAGE_PIXELS = None  # pixels are counted here, by a limit that a user sets
-PngImagePlugin.MAX_TEXT_CHUNK = (
-    2**24
-)  # bytes; holds for colour profiles too, and printers' are large
-warnings.filterwarnings("ignore", module="PIL")  # what is the matter with a file, its reason tells
+Image.MAX_IMAGE_PIXELS = None  # pixels are counted here, with a limit that a user sets
+# bytes; also the limit for colour profiles, and printers' profiles are large
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24
+warnings.filterwarnings("ignore", module="PIL")  # an ImageError says what is wrong with a file
 
 
 class ImageError(OSError):
-    """Why a file is not used as a picture, in one line without its name."""
+    """Why a file cannot be used as an image, in one line without the file's name."""
 
 
 class TooLarge(ImageError):
-    """A file is larger than a limit that the user may set."""
+    """A file is larger than a limit that the user can set."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file's pixels.
+    """The pixels of an image file.
 
-    image      RGB, upright, sRGB, on white; with no metadata
+    image      RGB, upright, sRGB, on white; without metadata
     format     Pillow's name of the file's format
-    notes      what was done that a person should know, of the sentences above
-    is_stored  the file itself has these very pixels: nothing was turned, converted or laid on white
+    notes      what was changed that a person should know, of the sentences above
+    is_stored  the file has exactly these pixels: nothing was rotated, converted or put on white
     """
 
     image: Image.Image
@@ -84,30 +83,23 @@ class Picture:
 
 
 def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
-    """A picture file's content; a file that is none, or too large, is refused before it is read into memory.
-
-    Raises ImageError.
-    """
+    """Read an image file. Raises ImageError, before reading it into memory, if it is no image or too large."""
     with path.open("rb") as file:
         head = file.read(32)
-    if not _looks_like_picture(head):
+    Image.init()
+    accepts = (Image.OPEN[name][1] for name in FORMATS)
+    if not any(accept is None or accept(head) for accept in accepts):
         raise ImageError(NO_PICTURE)
-    size, most = path.stat().st_size, BYTES_A_PIXEL * max_mpx * 10**6
-    if size > most:
+    size = path.stat().st_size
+    if size > BYTES_A_PIXEL * max_mpx * 10**6:
         raise TooLarge(f"is {size / 1e9:.1f} GB, more than {max_mpx} megapixels can take")
     return path.read_bytes()
 
 
-def _looks_like_picture(head: bytes) -> bool:
-    Image.init()
-    accepts = (Image.OPEN[name][1] for name in FORMATS)
-    return any(accept is None or accept(head) for accept in accepts)
-
-
 def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
-    """A picture file, decoded in full: `verify()` passes many a file that fails later.
+    """Decode an image file in full, since `verify()` accepts many files that fail later.
 
-    Raises ImageError if it is no picture of the formats above, is damaged, or has more pixels than `max_mpx` millions.
+    Raises ImageError if it is in none of the formats above, is damaged, or has more than `max_mpx` megapixels.
     """
     content = file if isinstance(file, bytes) else read_picture_file(file, max_mpx)
     try:
@@ -116,13 +108,13 @@ def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
         raise
     except Image.UnidentifiedImageError:
         raise ImageError(NO_PICTURE) from None
-    except Exception as error:  # a damaged file makes decoders raise whatever they please
+    except Exception as error:  # decoders raise all kinds of exceptions for damaged files
         words = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"does not decode: {words}") from None
 
 
 def _decode(content: bytes, max_mpx: int) -> Picture:
-    content = without_png_text(content)
+    content = strip_png_text(content)
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > max_mpx * 1e6:
             raise TooLarge(f"{image.width} x {image.height} px is more than {max_mpx} megapixels")
@@ -144,7 +136,7 @@ def _decode(content: bytes, max_mpx: int) -> Picture:
 
 
 def _is_camera_raw(image: Image.Image, content: bytes) -> bool:
-    """Whether a TIFF is a camera's, whose first page is a small preview of the picture (DNG, NEF, CR2, ARW)."""
+    """Whether a TIFF is a camera's raw file (DNG, NEF, CR2, ARW), whose first page is a small preview."""
     if image.format != "TIFF":
         return False
     tags = image.tag_v2
@@ -152,7 +144,7 @@ def _is_camera_raw(image: Image.Image, content: bytes) -> bool:
 
 
 def _has_more(content: bytes) -> bool:
-    """Whether there are frames behind the first; what is damaged behind it harms nothing."""
+    """Whether a file has more than one frame. Damage behind the first frame is ignored."""
     try:
         with Image.open(io.BytesIO(content), formats=MANY_FRAMES) as image:
             return getattr(image, "n_frames", 1) > 1
@@ -161,12 +153,12 @@ def _has_more(content: bytes) -> bool:
 
 
 def _load_and_orientation(image: Image.Image) -> int:
-    """Decode the pixels as they are stored, and give the EXIF orientation; 1 where none can be read.
+    """Load the pixels as they are stored, and return the EXIF orientation, or 1 if it cannot be read.
 
-    The rest of the EXIF is not looked at: it may be damaged where the picture is not.
+    The rest of the EXIF is not read, since it may be damaged while the picture is not.
     """
     orientation = 1
-    if image.format == "TIFF":  # Pillow would turn it by itself, and write the EXIF anew for that
+    if image.format == "TIFF":  # Pillow would rotate it, and rewrite the EXIF for that
         orientation = image.tag_v2.get(ORIENTATION, 1)
         with suppress(KeyError):
             del image.tag_v2[ORIENTATION]
@@ -181,9 +173,9 @@ def _load_and_orientation(image: Image.Image) -> int:
 def to_srgb(
     image: Image.Image, profile: bytes | None
 ) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
-    """A decoded image of any mode as sRGB, its alpha (L, None where it is opaque) apart, and notes.
+    """Convert a loaded image of any mode to (RGB in sRGB, its alpha channel or None, notes).
 
-    profile  an ICC profile; converted by littleCMS, relative colorimetric with black-point compensation
+    profile  an ICC profile; littleCMS converts from it, relative colorimetric with black-point compensation
     """
     if image.mode in ("I", "F"):
         raise ImageError(
@@ -198,8 +190,8 @@ def to_srgb(
     notes: tuple[str, ...] = ()
     if image.mode == "LAB":
         return ImageCms.applyTransform(image, _lab_to_srgb()), alpha, notes
-    if image.mode.startswith("I;16"):
-        image = _eight_bits(image)
+    if image.mode.startswith("I;16"):  # Pillow's convert() would clip 16-bit greyscale to white
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if profile:
         transform = _transform(profile, image.mode)
         if transform is None:
@@ -214,16 +206,11 @@ def to_srgb(
     return image.convert("RGB"), alpha, notes
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit greyscale as L; convert() would clip it to white."""
-    return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-
-
 @dataclass(frozen=True)
 class _Transform:
     lcms: ImageCms.ImageCmsTransform
-    mode: str  # that it takes
-    is_identity: bool  # nearly
+    mode: str  # of its input
+    is_identity: bool  # up to NEARLY_SRGB
 
 
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # by the colour space of a profile
@@ -232,7 +219,7 @@ INTENT, FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINT
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> _Transform | None:
-    """From a profile to sRGB for an image of this mode; None if it is damaged, or for pixels of another kind."""
+    """The transform from a profile to sRGB for an image of this mode; None if it is damaged or for another mode."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         wanted = MODES[opened.profile.xcolor_space.strip()]
@@ -240,13 +227,13 @@ def _transform(profile: bytes, mode: str) -> _Transform | None:
             return None
         srgb = ImageCms.createProfile("sRGB")
         lcms = ImageCms.buildTransform(opened, srgb, wanted, "RGB", INTENT, FLAGS)
-        return _Transform(lcms, wanted, wanted != "CMYK" and _changes_little(lcms, wanted))
-    except Exception:  # littleCMS tells a damaged profile in many ways
+        return _Transform(lcms, wanted, wanted != "CMYK" and _is_identity(lcms, wanted))
+    except Exception:  # littleCMS raises several kinds for damaged profiles
         return None
 
 
-def _changes_little(lcms: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether a transform moves no colour of a coarse cube by more than NEARLY_SRGB levels."""
+def _is_identity(lcms: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether a transform changes no colour of an 18 x 18 x 18 grid by more than NEARLY_SRGB levels."""
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(18, -1, 3)
     colours = Image.fromarray(cube if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
@@ -265,11 +252,11 @@ def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-XMP = b"XML:com.adobe.xmp\0"  # may hold the orientation
+XMP = b"XML:com.adobe.xmp\0"  # may contain the orientation
 
 
-def without_png_text(content: bytes) -> bytes:
-    """A PNG without its texts, of which Pillow takes only so many; anything else as it is."""
+def strip_png_text(content: bytes) -> bytes:
+    """Remove the text chunks of a PNG, since Pillow limits their size; other files are returned unchanged."""
     if not content.startswith(PNG_SIGNATURE) or not any(kind in content for kind in PNG_TEXTS):
         return content
     chunks = png_chunks(content)
@@ -278,7 +265,7 @@ def without_png_text(content: bytes) -> bytes:
 
 
 def png_chunks(content: bytes) -> list[bytes]:
-    """The chunks of a PNG, each with its length, kind and checksum; a damaged rest is the last one."""
+    """Split a PNG into chunks, each with its length, kind and checksum; a damaged rest is the last one."""
     chunks, at = [], len(PNG_SIGNATURE)
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4])
@@ -287,10 +274,10 @@ def png_chunks(content: bytes) -> list[bytes]:
     return chunks
 
 
-def pixels_only(content: bytes, format: str) -> bytes | None:
-    """A JPEG, PNG or WEBP without anything that its pixels do not need: no EXIF, XMP, IPTC, thumbnail, comment.
+def strip_metadata(content: bytes, format: str) -> bytes | None:
+    """Remove all metadata from a JPEG, PNG or WEBP: EXIF, XMP, IPTC, thumbnails, comments.
 
-    What is left is the very same compressed data. None where that cannot be told apart.
+    The compressed pixel data stays as it is. Returns None if the two cannot be separated.
     """
     if format in ("JPEG", "MPO"):
         return _jpeg_pixels(content)
@@ -301,21 +288,14 @@ def pixels_only(content: bytes, format: str) -> bytes | None:
 
 
 JPEG_SEGMENT = re.compile(rb"\xff+([\xc0-\xcf\xda-\xfe])(..)", re.DOTALL)
-JPEG_SCAN_END = re.compile(
-    rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL
-)  # neither a stuffed byte nor a restart
-JPEG_NEEDED = {
-    *range(0xC0, 0xD0),
-    0xDA,
-    0xDB,
-    0xDC,
-    0xDD,
-}  # frames, tables, scans (T.81, table B.1)
+# neither a stuffed byte nor a restart marker
+JPEG_SCAN_END = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+JPEG_NEEDED = {*range(0xC0, 0xD0), *range(0xDA, 0xDE)}  # frames, tables, scans (T.81, table B.1)
 SCAN = 0xDA
 
 
 def _jpeg_pixels(content: bytes) -> bytes | None:
-    """The segments of frames, tables and scans, up to the end of the first picture."""
+    """Keep the segments of frames, tables and scans, up to the end of the first picture."""
     parts, at = [content[:2]], 2
     while segment := JPEG_SEGMENT.match(content, at):
         kind = segment[1][0]
@@ -332,7 +312,7 @@ def _jpeg_pixels(content: bytes) -> bytes | None:
 
 
 def _webp_pixels(content: bytes) -> bytes | None:
-    """The one chunk of compressed pixels in a container of its own."""
+    """Keep the one chunk of compressed pixels, in a container of its own."""
     at = 12
     while at + 8 <= len(content):
         size = int.from_bytes(content[at + 4 : at + 8], "little")

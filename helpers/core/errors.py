@@ -1,12 +1,12 @@
-"""The exceptions a user sees: what went wrong, and that a stop was heard."""
+"""The exceptions that a user sees: errors that can be fixed, and a stop that was asked for."""
 
 from helpers.core.redact import redact
 
 
 class RunError(Exception):
-    """What is wrong, where, and what to do next, in one line.
+    """An error that a user can fix, in one line: what is wrong, where, and what to do next.
 
-    Raised at the borders for whatever a user can mend; a notebook shows the line without a traceback.
+    A notebook shows the line without a traceback.
     """
 
     def __str__(self) -> str:
@@ -18,25 +18,25 @@ class RunError(Exception):
 
 
 class DivergedError(RunError):
-    """A training whose loss stays no number: its settings' fault, not the machine's."""
+    """The loss of a training stays NaN or inf: a fault of its settings, not of the machine."""
 
 
 class OutOfMemoryError(RunError):
-    """A training that this machine has not the memory for: its settings' fault as well."""
+    """A training is out of memory (OOM) on this machine: a fault of its settings as well."""
 
 
 class DatabaseError(RunError):
-    """A database that does not answer, now."""
+    """A database does not answer at the moment."""
 
 
 class ElsewhereError(RunError):
-    """What is asked for is on another machine."""
+    """A file that is needed is on another machine."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A training that was asked to stop has done so, in one line: where it is, and how to go on.
+    """A training was asked to stop and did: one line says at which step, and how to resume.
 
-    As KeyboardInterrupt it passes by `except Exception`. `signal` is the number of the one that asked.
+    It is a KeyboardInterrupt, so that `except Exception` does not catch it. `signal` is the signal's number.
     """
 
     def __init__(self, words: str, signal: int) -> None:

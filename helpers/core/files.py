@@ -1,6 +1,6 @@
-"""What must survive a kill: files and folders are written beside their place and renamed into it.
+"""Files and folders that survive a kill: each is written under a temporary name beside its place, then renamed.
 
-A reader sees the old or the new, never a half. A folder's manifest is written last and names every
+A reader sees the old or the new version, never a half. A folder's manifest.json is written last and lists every
 file with its size and SHA-256, so a copy that lost something on its way does not verify.
 """
 
@@ -30,11 +30,11 @@ REFUSALS = (
 
 @contextmanager
 def on_disk(what: str, path: Path) -> Iterator[None]:
-    """Change the disk inside: make, write, sync, rename or unlink `path`.
+    """Wrap one change of the disk: make, write, sync, rename or unlink `path`.
 
-    Every change that this module makes happens inside one of these, and so does what callers write into
-    the paths that replacing_file and replacing_folder yield, safetensors' own writing included. So this is
-    where a test crashes or fails each of them; that none gets past it is tested by Python's audit events.
+    Every change that this module makes is wrapped, and so is what callers write to the paths that replacing_file and
+    replacing_folder yield (safetensors' own writing, for example). Tests crash or fail each change here, and check by
+    Python's audit events that no change is made elsewhere.
     Raises RunError where the disk refuses: what, where, how much is free, and what to do next.
     """
     try:
@@ -44,14 +44,14 @@ def on_disk(what: str, path: Path) -> Iterator[None]:
             raise
         raise RunError(
             f"could not {what} {path}: {os.strerror(reason)} ({_free(path)}): {_next_step(reason)}, "
-            "and run the notebook again; it goes on from what was kept last"
+            "and run the notebook again; it goes on from what was saved last"
         ) from error
 
 
 def _refusal(error: Exception) -> int | None:
-    """The errno that a disk gave, also by way of Rust, as safetensors tells it: `... (os error 28)`."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    reason = error.errno if isinstance(error, OSError) else told and int(told[1])
+    """The errno of a disk error, also of one that safetensors reports from Rust: `... (os error 28)`."""
+    from_rust = re.search(r"\(os error (\d+)\)", str(error))
+    reason = error.errno if isinstance(error, OSError) else from_rust and int(from_rust[1])
     return reason if reason in REFUSALS else None
 
 
@@ -67,7 +67,7 @@ def _next_step(reason: int) -> str:
         return "free some space"
     if reason == errno.ENOTCONN:
         return "connect that disk again (on Colab: Runtime, Restart session)"
-    return "see that the disk is there and may be written to"
+    return "check that the disk is there and may be written to"
 
 
 def sha256(path: Path) -> str:
@@ -77,7 +77,7 @@ def sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk keep what was written to a file, or a folder's list of names."""
+    """Flush a file's content, or a folder's list of names, to the disk (fsync)."""
     with on_disk("sync", path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -92,18 +92,18 @@ def _rename(source: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, each kept by the one above."""
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, and sync each parent."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    make_folder(folder.parent)
     with on_disk("make", folder):
         folder.mkdir(exist_ok=True)
     _sync(folder.parent)
 
 
-def _clear(path: Path) -> None:
-    """Take away what is ours and in nobody's way: a half-written file or folder, or one put aside."""
+def _remove(path: Path) -> None:
+    """Remove a temporary or backup file or folder, if it is there."""
     if not os.path.lexists(path):
         return
     with on_disk("unlink", path):
@@ -111,32 +111,32 @@ def _clear(path: Path) -> None:
 
 
 @contextmanager
-def _filling(beside: Path) -> Iterator[None]:
-    """Write `beside` inside; what an error leaves of it is taken away, so that it fills no disk."""
+def _writing(tmp_path: Path) -> Iterator[None]:
+    """Write `tmp_path` inside; after an error it is removed, so that it does not fill the disk."""
     try:
-        with on_disk("write", beside):
+        with on_disk("write", tmp_path):
             yield
     except BaseException:
         with suppress(OSError, RunError):
-            _clear(beside)
+            _remove(tmp_path)
         raise
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; on leaving without an error it takes the place of `path`."""
-    _make_folder(path.parent)
-    beside = path.with_name(f".{path.stem}.part{path.suffix}")  # the suffix tells Pillow the format
-    with _filling(beside):
-        yield beside
-    _sync(beside)
-    _rename(beside, path)
+    """Yield a temporary path to write to; if no error is raised, it replaces `path`."""
+    make_folder(path.parent)
+    tmp_path = path.with_name(f".{path.stem}.part{path.suffix}")  # Pillow reads the suffix
+    with _writing(tmp_path):
+        yield tmp_path
+    _sync(tmp_path)
+    _rename(tmp_path, path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    with replacing_file(path) as beside:
-        beside.write_bytes(content)
+    """Write a file atomically: it is complete, or as it was before."""
+    with replacing_file(path) as tmp_path:
+        tmp_path.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -148,7 +148,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a file of JSON holds. Raises ValueError if it is none."""
+    """Parse a JSON file. Raises ValueError if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -156,11 +156,11 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Add a line to a file and have the disk keep it; a half line that a kill left is cut off first.
+    """Append a line to a file and sync it; a half line that a kill left is cut off first.
 
-    Without `sync` it survives a kill of the process, not of the machine.
+    Without `sync` the line survives a kill of the process, but not of the machine.
     """
-    _make_folder(path.parent)
+    make_folder(path.parent)
     with on_disk("write", path), path.open("ab+") as file:
         cut_half_line(file)
         file.write(line.encode() + b"\n")
@@ -169,7 +169,7 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
 
 
 def cut_half_line(file: Any) -> None:
-    """Take a last line that a kill cut off a file open for appending and reading."""
+    """Cut off a last line without a line end. `file` is open for appending and reading."""
     size = file.seek(0, os.SEEK_END)
     if size == 0 or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n":
         return
@@ -177,20 +177,24 @@ def cut_half_line(file: Any) -> None:
     file.truncate(file.read().rfind(b"\n") + 1)
 
 
+# Locks. By fcntl, not by filelock: on a disk without flock, filelock falls back to a file that outlives its process,
+# and its version 3.29, which Colab's image 2026.07 has, lets a forked child inherit the lock and keep it.
+
+
 @contextmanager
 def locked(
-    path: Path, wait: bool = True, take: Callable[..., None] = fcntl.flock
+    path: Path, wait: bool = True, acquire: Callable[..., None] = fcntl.flock
 ) -> Iterator[bool]:
-    """Hold a lock among this machine's processes, which the kernel lets go when its holder dies, however it does.
+    """Hold a lock among this machine's processes; the kernel releases it when its holder dies.
 
-    Yields whether it is held: without `wait`, False where somebody else has it.
+    Yields whether it is held. With `wait` it always is; without, False means that another process holds it.
     """
-    _make_folder(path.parent)
+    make_folder(path.parent)
     with on_disk("open", path):
         file = path.open("ab")
     with file:
         try:
-            take(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            acquire(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             yield False
         else:
@@ -202,14 +206,14 @@ _held: dict[tuple[int, Path], tuple[ExitStack, list]] = {}  # locks by process, 
 
 @contextmanager
 def locked_by_process(path: Path) -> Iterator[bool]:
-    """Hold a lock that this process may hold several times, as a notebook does whose cell is run again.
+    """Hold a reentrant lock: this process may take it again, as a notebook does when a cell is rerun.
 
-    Yields False where another process has it. It is let go with its last holder, and no forked child inherits it.
+    Yields False if another process holds it. It is released with its last holder; forked children do not inherit it.
     """
     key = (os.getpid(), path.absolute())
     if key not in _held:
         lock = ExitStack()
-        if not lock.enter_context(locked(path, wait=False, take=fcntl.lockf)):
+        if not lock.enter_context(locked(path, wait=False, acquire=fcntl.lockf)):
             yield False
             return
         _held[key] = (lock, [])
@@ -225,57 +229,64 @@ def locked_by_process(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; on leaving without an error it gets a manifest and replaces `folder`.
+def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill; if no error is raised, it gets a manifest and replaces `folder`."""
+    tmp_path = _tmp_path(folder)
+    _remove(tmp_path)
+    make_folder(tmp_path)
+    with _writing(tmp_path):
+        yield tmp_path
+        if manifest:
+            write_manifest(tmp_path)
+    replace_folder(tmp_path, folder)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put the folder `new` in the place of `folder`, which is removed.
 
     A kill between the two renames leaves the old one as `.NAME.old`, which `recover_folder` puts back.
     """
-    beside, old = _part(folder), _old(folder)
-    _clear(beside)
-    _make_folder(beside)
-    with _filling(beside):
-        yield beside
-        write_manifest(beside)
+    make_folder(folder.parent)
     recover_folder(folder)
     if os.path.lexists(folder):
-        _rename(folder, old)
-    _rename(beside, folder)
-    _clear(old)
+        _rename(folder, _backup_path(folder))
+    _rename(new, folder)
+    _remove(_backup_path(folder))
 
 
 def recover_folder(folder: Path) -> None:
-    """Put back what a kill in `replacing_folder` left aside, or clear it where the new one stands."""
-    old = _old(folder)
-    if old.exists() and not folder.exists():
-        _rename(old, folder)
-    _clear(old)
+    """Restore the backup that a kill in `replace_folder` left, or remove it if the new folder is there."""
+    backup_path = _backup_path(folder)
+    if backup_path.exists() and not folder.exists():
+        _rename(backup_path, folder)
+    _remove(backup_path)
 
 
 def recover_folders(parent: Path) -> None:
-    """Clear up after kills in a folder of folders: what was put aside comes back, what is half is taken away."""
-    for old in parent.glob(_old(parent / "*").name):
-        recover_folder(parent / old.name.removeprefix(".").removesuffix(".old"))
-    for half in parent.glob(_part(parent / "*").name):
-        _clear(half)
+    """Recover every folder in `parent` after a kill, and remove those that are half written."""
+    for backup_path in parent.glob(_backup_path(parent / "*").name):
+        recover_folder(parent / backup_path.name.removeprefix(".").removesuffix(".old"))
+    for half in parent.glob(_tmp_path(parent / "*").name):
+        _remove(half)
 
 
 def remove_folder(folder: Path) -> None:
-    """Take a folder away at once, for a reader; a kill leaves a rest that recover_folders clears."""
-    _clear(_part(folder))
-    _rename(folder, _part(folder))
-    _clear(_part(folder))
+    """Remove a folder; for a reader it is gone at once. What a kill leaves, recover_folders removes."""
+    _remove(_tmp_path(folder))
+    _rename(folder, _tmp_path(folder))
+    _remove(_tmp_path(folder))
 
 
-def _old(folder: Path) -> Path:
+def _backup_path(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _part(folder: Path) -> Path:
+def _tmp_path(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.part")
 
 
 def write_manifest(folder: Path) -> None:
-    """Name each file of `folder` with its size and SHA-256; written last, its presence says: complete."""
+    """Write manifest.json: the size and SHA-256 of each file. It is written last, so its presence means complete."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -286,18 +297,18 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, files)
 
 
-def damage(folder: Path) -> str | None:
-    """What keeps `folder` from being what its manifest says, or None if it verifies."""
+def find_corruption(folder: Path) -> str | None:
+    """How `folder` differs from its manifest, or None if it verifies."""
     try:
         if not (folder / MANIFEST).is_file():
-            return f"{folder} has no {MANIFEST}: its writing did not end"
+            return f"{folder} has no {MANIFEST}, so it is incomplete"
         listed = read_json(folder / MANIFEST)
         if not listed:
             return f"{folder / MANIFEST} lists nothing"
         for name, entry in listed.items():
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):
-                return f"{folder / MANIFEST} names {name!r}, which is not in its folder"
+                return f"{folder / MANIFEST} names {name!r}, which is outside its folder"
             if not path.is_file():
                 return f"{path} is missing"
             if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
@@ -310,12 +321,12 @@ def damage(folder: Path) -> str | None:
 
 
 def folder_bytes(folder: Path) -> int:
-    """What the files in a folder take; nothing where there is none, or the disk does not answer."""
+    """The size of all files in a folder, in bytes; 0 if there is none, or the disk does not answer."""
     with suppress(OSError):
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return 0
 
 
 def folder_hash(folder: Path) -> str:
-    """One SHA-256 for all that a folder's manifest lists."""
+    """The SHA-256 of a folder's manifest: one hash for all files that it lists."""
     return sha256(folder / MANIFEST)

@@ -1,7 +1,7 @@
-"""Old import paths: a notebook copied to somebody's Drive clones today's helpers, and must not break.
+"""Old import paths, so that notebooks saved on somebody's Drive keep working with today's helpers.
 
-What version 0.2.0's notebooks import, and the commands that people have written down (`python -m helpers.colab`),
-are found under their old names; the first use says in a line what to open instead.
+The imports of version 0.2.0's notebooks, and commands that people noted (`python -m helpers.colab`), are found under
+their old names. The first use prints a line that says what to open instead.
 """
 
 import sys
@@ -35,7 +35,7 @@ MOVED = {
     "inference.sample": "inference.draw.sampler",
     "inference.widget": "inference.draw.prompt_box",
 }
-RENAMED = {  # names that are not where their module has moved to
+RENAMED = {  # names that did not move with their module
     "colab.keep": "mirror.sync.sync",
     "colab.restore": "mirror.sync.restore",
     "inference.sample.Studio": "inference.draw.sampler.Sampler",
@@ -43,17 +43,17 @@ RENAMED = {  # names that are not where their module has moved to
     "inference.sample.settings_of": "inference.draw.sampler.make_config",
     "train.loop.verify_model": "train.finish.verify_model",
 }
-TOLD = (
-    "this notebook is a copy of an older version, and works on; today's is in notebooks/ of the repository, "
+NOTICE = (
+    "this notebook is a copy of an older version, and still works; today's is in notebooks/ of the repository, "
     "with {new} in place of {old}"
 )
-_told: list[str] = []
+_reported: list[str] = []
 
 
 class _Moved(ModuleType):
-    """Stands under a module's old name, and has what the new one has."""
+    """A module under its old name, with the attributes of the new one."""
 
-    __path__: list[str] = []  # so that `python -m` takes it without a warning
+    __path__: list[str] = []  # or `python -m` warns
 
     def __init__(self, old: str, new: str) -> None:
         super().__init__(f"helpers.{old}", f"Moved to helpers.{new}.")
@@ -68,13 +68,13 @@ class _Moved(ModuleType):
         place = RENAMED.get(f"{self._old}.{name}", f"{self._new}.{name}")
         module, _, attribute = place.rpartition(".")
         found = getattr(import_module(f"helpers.{module}"), attribute)
-        if not _told:
-            _told.append(self._old)
-            print(TOLD.format(old=self.__name__, new=f"helpers.{module}"))
+        if not _reported:
+            _reported.append(self._old)
+            print(NOTICE.format(old=self.__name__, new=f"helpers.{module}"))
         return found
 
 
 def register() -> None:
-    """Have the old names found; nothing is loaded by it."""
+    """Register the old names; no module is loaded."""
     for old, new in MOVED.items():
         sys.modules.setdefault(f"helpers.{old}", _Moved(old, new))

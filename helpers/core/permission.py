@@ -1,4 +1,4 @@
-"""Whose leave a picture is used by, and what may be made public with it: the rule of 03's and 05's pushes."""
+"""The permission by which an image is used, and whether it allows a public push in 03 and 05."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -10,15 +10,15 @@ OF_ANOTHERS = "private study"
 
 
 def permission_for(said: str, owners: Collection[str], account: str) -> str:
-    """The permission of an image that `account` published, where `said` was said of what the owners did.
+    """The permission of an image that `account` published: `said` for the owners' images, private study for others'.
 
-    Without owners it was said of all images.
+    Without owners, `said` holds for all images.
     """
     return said if not owners or account.lower() in ("", *owners) else OF_ANOTHERS
 
 
 def require_shareable(permissions: Iterable[str]) -> None:
-    """Let what was made of images with these permissions become public. Raises RunError unless each allows it."""
+    """Raise RunError unless each of these permissions allows a public dataset or model."""
     counts = Counter(permissions)
     refused = {name: count for name, count in counts.items() if name not in MAY_BE_SHOWN}
     if refused or not counts:

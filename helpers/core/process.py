@@ -1,4 +1,4 @@
-"""What a process of this project asks for when it begins: secrets kept out of what it shows, and libraries quiet."""
+"""What a process of this project asks for at its start: secrets redacted in all output, and libraries quiet."""
 
 import logging
 import os
@@ -8,14 +8,21 @@ from collections.abc import Callable
 from helpers.core.errors import RunError, Stopped
 from helpers.core.redact import install
 
-QUIET = (  # both warn at import of what does not run here; host/device.py tells of what was to be used
-    "bitsandbytes",
-    "xformers",
-)
+QUIET = ("bitsandbytes", "xformers")  # both warn at import; host/device.py reports what cannot run
+PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
+KNOWN = {  # messages of libraries, by logger, that a line of ours reports, or that are as intended
+    PIPELINE: (
+        "The following part of your input",
+        "You have disabled the safety checker",  # to read a model back
+    ),
+    "transformers.tokenization_utils_base": ("Token indices sequence length is longer",),
+    "diffusers.loaders.lora_base": ("No LoRA keys associated to",),  # text encoder not trained
+    "diffusers.models.modeling_utils": ("should be kept in float32: []",),
+}
 
 
 def prepare_process() -> None:
-    """Redact what this process shows, and have libraries say no more than helps; twice is as once.
+    """Redact secrets in this process's output, and silence what libraries say needlessly. Repeating it is harmless.
 
     Called by Setup in a notebook, and by every command, before anything else is loaded.
     """
@@ -25,11 +32,18 @@ def prepare_process() -> None:
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.ERROR)
+    for logger in KNOWN:
+        logging.getLogger(logger).addFilter(_is_news)  # the same filter is added once
     install()
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(words in message for words in KNOWN[record.name])
+
+
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; an error or a stop is one line and an exit code, a signal's as a shell has it."""
+    """Run a command. An error or a stop prints one line; the exit code after a signal is a shell's (128 + signal)."""
     prepare_process()
     try:
         main()

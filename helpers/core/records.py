@@ -1,4 +1,4 @@
-"""The rows that cross a border between two stages: one JSON object a line, keyed by `file_name`."""
+"""The rows that one stage writes and the next one reads: one JSON object a line, keyed by `file_name`."""
 
 import csv
 import json
@@ -13,18 +13,20 @@ from helpers.core.files import append_line, write_bytes
 from helpers.core.redact import redact
 
 Row = TypeVar("Row")
-NO_BREAK_SPACE = "\u00a0"  # ends a text in metadata.csv that would be read as a number or as none
+NO_BREAK_SPACE = (
+    "\u00a0"  # appended to texts in metadata.csv that would be read as a number or null
+)
 
 
 @dataclass(frozen=True)
 class Post:
-    """A line of posts.jsonl: one image, and where it came from."""
+    """A line of posts.jsonl: an image and its source."""
 
     file_name: str
     shortcode: str
     index: int  # within a carousel, from 1
     account: str
-    taken_at: str  # ISO 8601, or empty where nobody knows
+    taken_at: str  # ISO 8601, or empty if unknown
     url: str
     width_px: int
     height_px: int
@@ -35,9 +37,9 @@ class Post:
     alt_text: str = ""
     likes: int | None = None
     permission_changed: str = ""  # the day on which it was corrected, ISO 8601
-    source_name: str = ""  # as the source calls it
-    source_id: str = ""  # while the source says the same, it has the same picture
-    gone: str = ""  # the day since which the source has it no more
+    source_name: str = ""  # its name at the source
+    source_id: str = ""  # an id of its content at the source: unchanged, the picture is the same
+    gone: str = ""  # the day on which it was first missing from the source
 
     @property
     def stem(self) -> str:
@@ -46,7 +48,7 @@ class Post:
 
 @dataclass(frozen=True)
 class Caption:
-    """A line of captions.jsonl; the last line of a file_name counts, and every line's cost."""
+    """A line of captions.jsonl. The last line of a file_name is its caption; the costs of all lines add up."""
 
     file_name: str
     caption: str
@@ -57,9 +59,9 @@ class Caption:
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
-    cost_usd: float = 0.0  # of this answer; one that never came back counts at its most
-    request: str = ""  # our id of it in a batch
-    # the settings that shaped it, by name: a number, or a hash of a text
+    cost_usd: float = 0.0  # of this answer; one that never came back counts with its highest price
+    request: str = ""  # its custom_id in a message batch
+    # the settings that made it, by name: a number, or a hash of a text
     made_with: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -69,7 +71,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A line of rejected.jsonl: an image that a stage left out, and why. The image itself stays."""
+    """A line of rejected.jsonl: an image that a stage left out, and the reason. The image file stays."""
 
     file_name: str
     stage: str
@@ -82,17 +84,17 @@ def append_row(path: Path, row: object) -> None:
 
 
 def append_rows(path: Path, rows: Sequence[object]) -> None:
-    """Add rows by one write; a kill in it leaves the first of them."""
+    """Append rows in one write; a kill during it leaves the first of them."""
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
     if lines:
-        text = redact("\n".join(lines))  # errors may echo what was sent
-        append_line(path, text.encode("utf-8", "replace").decode())  # half an emoji is no UTF-8
+        text = redact("\n".join(lines))  # errors may quote a request with its key
+        append_line(path, text.encode("utf-8", "replace").decode())  # half an emoji is not UTF-8
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """The rows of a file in order, none if it is not there; a last line cut by a kill is left out.
+    """Read the rows of a file, without a last line that a kill cut off; [] if there is no file.
 
-    Raises RunError for a line that is no such row.
+    Raises RunError for a line that is not a row of this kind.
     """
     if not path.is_file():
         return []
@@ -106,17 +108,17 @@ def _parse(path: Path, number: int, line: bytes, kind: type[Row]) -> Row:
         return kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
     except (ValueError, TypeError) as error:
         raise RunError(
-            f"{path} line {number} is no {kind.__name__} ({error}): mend or delete that line"
+            f"{path} line {number} is not a {kind.__name__} ({error}): fix or delete that line"
         ) from error
 
 
 def latest(rows: list[Row]) -> dict[str, Row]:
-    """The last row of each file_name, in the order in which the names first came."""
+    """The last row of each file_name, in the order of the names' first rows."""
     return {row.file_name: row for row in rows}
 
 
 def present(path: Path) -> list[Post]:
-    """The images of posts.jsonl that the source still has, each once."""
+    """The images of posts.jsonl that are still at their source, each once."""
     return [post for post in latest(read_rows(path, Post)).values() if not post.gone]
 
 
@@ -128,7 +130,7 @@ def left_out(posts: Path, rejected: Path) -> list[Rejection]:
 
 
 def caption_costs(path: Path) -> tuple[float, int]:
-    """(USD, tokens) of all answers in captions.jsonl, those that were of no use and those replaced since included."""
+    """(USD, tokens) of all answers in captions.jsonl, including unusable and replaced ones."""
     rows = read_rows(path, Caption)
     tokens = sum(
         row.input_tokens + row.output_tokens + row.cache_read_tokens + row.cache_write_tokens
@@ -138,16 +140,15 @@ def caption_costs(path: Path) -> tuple[float, int]:
 
 
 def reject(path: Path, row: Rejection) -> None:
-    """Add a rejection, once."""
+    """Append a rejection, unless it is there already."""
     if row not in read_rows(path, Rejection):
         append_row(path, row)
 
 
 def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = ()) -> None:
-    """Keep the lines whose values `keep` accepts, as they are, and add rows; old or new, never a half."""
+    """Rewrite a file atomically with the lines that `keep` accepts, unchanged, and then `rows`."""
     old = path.read_bytes() if path.is_file() else b""
-    whole = old.split(b"\n")[:-1]
-    kept = [line for line in whole if line and keep(json.loads(line))]
+    kept = [line for line in old.split(b"\n")[:-1] if line and keep(json.loads(line))]
     kept += [json.dumps(asdict(row), ensure_ascii=False).encode() for row in rows]
     new = b"".join(line + b"\n" for line in kept)
     if new != old:
@@ -155,9 +156,9 @@ def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = (
 
 
 def read_metadata(path: Path) -> list[tuple[str, str]]:
-    """The (file_name, text) rows of a split's metadata.csv.
+    """Read the (file_name, text) rows of a split's metadata.csv.
 
-    Raises RunError if it has no such columns, or a file name that leads out of its folder.
+    Raises RunError if a column is missing, or a file name leads out of its folder.
     """
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -172,19 +173,16 @@ def read_metadata(path: Path) -> list[tuple[str, str]]:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The rows of train_log.jsonl; what is none, such as a line cut by a kill or damaged since, is left out."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [row for row in map(_log_row, lines) if row is not None]
-
-
-def _log_row(line: bytes) -> dict[str, float] | None:
-    with suppress(ValueError, RecursionError):
-        row = json.loads(line)
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            return row
-    return None
+    """Read the rows of train_log.jsonl; lines that a kill cut off, or that are damaged, are left out."""
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                rows.append(row)
+    return rows
 
 
 def log_lines(rows: Sequence[dict[str, float]]) -> str:
-    """What train_log.jsonl holds of these rows."""
+    """The text of train_log.jsonl for these rows."""
     return "".join(json.dumps(row) + "\n" for row in rows)

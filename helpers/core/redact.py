@@ -1,8 +1,8 @@
-"""Secrets stay out of whatever is shown or written: logs, tracebacks, warnings, and all that a notebook's kernel sends.
+"""Redaction: secrets are removed from logs, tracebacks, warnings, and everything that a notebook's kernel sends.
 
-`helpers` installs this when it is imported. A secret is what SECRETS name in the environment, the password of a proxy,
-and what `hide` was given since. It is taken out as it stands, in hex and in base64, each also with any characters
-escaped as for an address, for JSON, for Python or for HTML, once or more often, and wrapped over lines.
+`core/process.py` installs it. A secret is the value of an environment variable in SECRETS, a proxy's password, or a
+value given to `register_secret`. It is found as it is, in hex and in base64, each also escaped for a URL, for JSON, for
+Python or for HTML, once or several times, and wrapped over lines.
 """
 
 import base64
@@ -28,9 +28,9 @@ SECRETS = (
     "OPTUNA_STORAGE",
 )
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
-SHORTEST = 8  # characters; shorter ones stand in any text by chance
+MIN_LENGTH = 8  # characters; shorter ones occur in any text by chance
 COOKIE = re.compile(r"(?:^|;)\s*([\w.-]+)=\"?([^;\"]+)")
-SHAPES = {  # of keys that nobody told us of
+SHAPES = {  # of keys that were not registered
     "ANTHROPIC_API_KEY": re.compile(r"sk-ant-[\w-]+"),
     "HF_TOKEN": re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
     "INSTAGRAM_COOKIES": re.compile(
@@ -39,7 +39,7 @@ SHAPES = {  # of keys that nobody told us of
 }
 NAMED_SO = re.compile(r"(api_?key|token|secret|password|passwd|cookies?|sessionid)$", re.IGNORECASE)
 LOGIN = re.compile(r"://([^/\s:@]*:[^\s@]+)@")  # user:password in an address
-IN_ADDRESS = (  # what goes before a password that nobody told us of, and the password
+IN_URL = (  # (what precedes it, a password that was not registered)
     re.compile(r"(://[^/\s:@]*:)([^/\s@\"'<>\[\]]+)(?=@)"),
     re.compile(
         r"([?&;](?:[\w.-]*_)?(?:api_?key|token|secret|password|passwd|pwd)=)([^\s&;#\"'<>\\\[\]]{4,})",
@@ -48,44 +48,44 @@ IN_ADDRESS = (  # what goes before a password that nobody told us of, and the pa
 )
 ESCAPED = re.compile(r"\\+(?:[nrt]|x([0-9a-f]{2})|u([0-9a-f]{4})|)", re.IGNORECASE)
 PERCENT = re.compile(r"%(?:25)*([0-9a-f]{2})", re.IGNORECASE)
-BREAK = r"(?:(?:\\+[nr]|[\n\r])[ \t]*)*"  # the end of a line, also as JSON has it, and how the next is indented
-_given: dict[str, str] = {}  # value to name
+BREAK = r"(?:(?:\\+[nr]|[\n\r])[ \t]*)*"  # a line end, also escaped as in JSON, and the next line's indent
+_registered: dict[str, str] = {}  # value to name
 
 
-def hide(name: str, value: str) -> str:
-    """Take this value out of everything from now on; return it."""
-    _given[value] = name
+def register_secret(name: str, value: str) -> str:
+    """Redact this value from now on; return it."""
+    _registered[value] = name
     return value
 
 
 def redact(text: str) -> str:
-    """The text with each secret replaced by its name in brackets."""
+    """Replace each secret in a text by its name in brackets, as in [HF_TOKEN]."""
     set_now = tuple(
         (os.environ[name], name) for name in (*SECRETS, *PROXIES) if os.environ.get(name)
     )
-    secrets = _forms(set_now + tuple(_given.items()))
-    for form, (name, as_it_stands, _) in secrets.items():
-        text = text.replace(form, f"[{name}]") if as_it_stands else text
+    secrets = _forms(set_now + tuple(_registered.items()))
+    for form, (name, is_plain, _) in secrets.items():
+        text = text.replace(form, f"[{name}]") if is_plain else text
     plain = _plain(text)
     for form, (name, _, looks) in secrets.items():
         if any(look in plain for look in looks):
             text = _escaped(form).sub(f"[{name}]", text)
     for name, shape in SHAPES.items():
         text = shape.sub(f"[{name}]", text)
-    for shape in IN_ADDRESS:
+    for shape in IN_URL:
         text = shape.sub(r"\1[PASSWORD]", text)
     return text
 
 
 @lru_cache(maxsize=8)
 def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, set[str]]]:
-    """Of each text to look for, the name, whether it is a secret as it stands, and how `_plain` may show it.
+    """The texts to search for, the longest first: each with its name, whether it is unencoded, and its `_plain` forms.
 
-    The longest comes first, so that no part is taken out of a whole.
+    A secret may contain another one, and is replaced as a whole.
     """
     forms = {}
     for value, name in secrets:
-        for part in (part for part in _parts(value) if len(part) >= SHORTEST):
+        for part in (part for part in _parts(value) if len(part) >= MIN_LENGTH):
             for form in {part, part.encode().hex()} | _base64(part) | _base64(quote(part)):
                 looks = {_plain(look) for look in (form, quote(form), form.replace(" ", "+"))}
                 forms[form] = (name, form == part, looks | {"".join(form.lower().split())})
@@ -93,7 +93,7 @@ def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, s
 
 
 def _plain(text: str) -> str:
-    """The text with what is escaped in it read, without blanks and line ends, in lower case: quick to search."""
+    """A text for quick search: unescaped, without white space, in lower case."""
     if "\\" in text:
         text = ESCAPED.sub(_character, text)
     if "%" in text:
@@ -109,13 +109,13 @@ def _character(match: re.Match) -> str:
 
 @lru_cache(maxsize=64)
 def _escaped(form: str) -> re.Pattern:
-    """What finds a text also where any of its characters is escaped, or a line ends between two."""
+    """A pattern of a text, with any character escaped, and line ends between any two."""
     flags = re.IGNORECASE if re.fullmatch("[0-9a-f]{16,}", form) else 0
     return re.compile(BREAK.join(map(_in_any_way, form)), flags)
 
 
 def _in_any_way(character: str) -> str:
-    """A pattern of a character and its escapes, no two of which match the same text: time stays linear."""
+    """A pattern of a character and its escapes. No two match the same text, so that search time is linear."""
     code, octets = ord(character), character.encode()
     ways = {
         re.escape(character) if character.isalnum() else r"\\*" + re.escape(character),
@@ -130,36 +130,36 @@ def _in_any_way(character: str) -> str:
 
 
 def _parts(value: str) -> set[str]:
-    """A secret, each value in a line of cookies, the passwords of an address; one without is no secret."""
+    """A secret's parts: itself, each value of a cookie line, a URL's passwords. A URL without one is not secret."""
     parts = {value, value.strip(), *(match[2].strip() for match in COOKIE.finditer(value))}
     if "://" in value:
-        asked = {match[2] for match in IN_ADDRESS[1].finditer(value)}
-        if not (login := LOGIN.search(value)) and not asked:
+        in_query = {match[2] for match in IN_URL[1].finditer(value)}
+        if not (login := LOGIN.search(value)) and not in_query:
             return set()
-        parts |= asked | ({login[1], login[1].partition(":")[2]} if login else set())
+        parts |= in_query | ({login[1], login[1].partition(":")[2]} if login else set())
     return parts | {unquote(part) for part in parts} | {unquote_plus(part) for part in parts}
 
 
 def _base64(text: str) -> set[str]:
-    """The characters of base64 that a text alone determines, for each place where it may begin in what is encoded."""
+    """The base64 of a text at each of its three possible offsets, without characters that its neighbours affect."""
     forms = set()
     for before in range(3):
         raw = b"\0" * before + text.encode()
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            whole = encode(raw).decode().rstrip("=")
-            forms.add(whole[-(-before * 8 // 6) : len(raw) * 8 // 6])
+            encoded = encode(raw).decode().rstrip("=")
+            forms.add(encoded[-(-before * 8 // 6) : len(raw) * 8 // 6])
     return forms
 
 
 def looks_secret(name: str, value: Any) -> str:
-    """Which secret a setting seems to hold, by its name, its shape, or as one in use; empty if none."""
+    """The name of the secret that a setting seems to hold, by its name, its shape or its value; "" if none."""
     if isinstance(value, dict):
         return next((found for k, v in value.items() if (found := looks_secret(str(k), v))), "")
     if isinstance(value, list | tuple):
         return next((found for v in value if (found := looks_secret(name, v))), "")
     text = str(value or "")
     if (clean := redact(text)) != text or LOGIN.search(text):
-        known = (*SECRETS, *PROXIES, *_given.values())
+        known = (*SECRETS, *PROXIES, *_registered.values())
         return next((name for name in known if f"[{name}]" in clean), "OPTUNA_STORAGE")
     return name.upper() if text and (name in SECRETS or NAMED_SO.search(name)) else ""
 
@@ -173,7 +173,7 @@ def _redact_all(value: Any) -> Any:
 
 
 def install() -> None:
-    """Redact log records, uncaught exceptions, warnings, and what the kernel sends, if this is one. Once is enough."""
+    """Redact log records, uncaught exceptions, warnings, and a notebook kernel's messages. Repeating it is harmless."""
     if getattr(logging.getLogRecordFactory(), "redacts", False):
         return
     _redact_logs()
@@ -183,19 +183,19 @@ def install() -> None:
     warnings.formatwarning = lambda *args, **more: redact(shown(*args, **more))
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if session := getattr(getattr(shell, "kernel", None), "session", None):
-        pack = session.pack  # what makes bytes of each output, traceback and reply
+        pack = session.pack  # serialises each output, traceback and reply
         session.pack = lambda message: pack(_redact_all(message))
 
 
 def _redact_logs() -> None:
-    """Have the records of all loggers made without secrets; those that hold none stay as they are."""
+    """Redact the records of all loggers; records without secrets stay as they are."""
     make = logging.getLogRecordFactory()
 
     def make_redacted(*args: Any, **more: Any) -> logging.LogRecord:
         record = make(*args, **more)
         try:
             said = record.getMessage()
-        except Exception:  # the format does not fit its arguments
+        except Exception:  # the format does not match its arguments
             said = f"{record.msg} {record.args}"
         if redact(said) != said:
             record.msg, record.args = redact(said), ()
@@ -210,7 +210,7 @@ def _redact_logs() -> None:
 
 
 def _redact_extras() -> None:
-    """The same for what a call of a logger gives as `extra`, which its record gets after it was made."""
+    """Redact the `extra` of a logging call, which is added after a record was made."""
     finish, standard = logging.Logger.makeRecord, vars(logging.makeLogRecord({})).keys()
 
     def finish_redacted(*args: Any, **more: Any) -> logging.LogRecord:
@@ -223,20 +223,20 @@ def _redact_extras() -> None:
 
 
 def _redact_exceptions() -> None:
-    """Have uncaught exceptions told without secrets; one that holds none is told as it would have been."""
+    """Redact uncaught exceptions; those without secrets go to the hooks that were there before."""
     in_main, in_thread, in_none = sys.excepthook, threading.excepthook, sys.unraisablehook
 
-    def told(*error: Any) -> bool:
+    def printed(*error: Any) -> bool:
         trace = "".join(traceback.format_exception(*error))
         if clean := redact(trace) != trace:
             print(redact(trace), file=sys.stderr, end="")
         return clean
 
     def main(*error: Any) -> None:
-        told(*error) or in_main(*error)
+        printed(*error) or in_main(*error)
 
     def other(args: Any) -> None:
         hook = in_thread if hasattr(args, "thread") else in_none
-        told(args.exc_type, args.exc_value, args.exc_traceback) or hook(args)
+        printed(args.exc_type, args.exc_value, args.exc_traceback) or hook(args)
 
     sys.excepthook, threading.excepthook, sys.unraisablehook = main, other, other

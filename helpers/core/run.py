@@ -1,4 +1,4 @@
-"""A run's folder: the only module that knows the name of a file in it."""
+"""The run folder runs/NAME: the only module that knows the names of its files."""
 
 import re
 import time
@@ -25,8 +25,8 @@ def notebook_name(stage: str) -> str:
     return f"{STAGES.index(stage) + 1:02d}_{stage}"
 
 
-class _In:
-    """A path in the run's folder."""
+class _RunPath:
+    """A path in the run folder."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -36,54 +36,52 @@ class _In:
 
 
 class Run:
-    """The folder `runs/NAME` and what lies where in it. Making a Run makes no folder."""
+    """The folder `runs/NAME` and the paths of its files. Creating a Run creates no folder."""
 
     # 01
-    images = _In("images")
-    posts = _In("posts.jsonl")
-    rejected = _In("rejected.jsonl")  # by 01 and 03
-    cursor = _In("cursor.json")  # how far the walk on Instagram has come
+    images = _RunPath("images")
+    posts = _RunPath("posts.jsonl")
+    rejected = _RunPath("rejected.jsonl")  # by 01 and 03
+    cursor = _RunPath("cursor.json")  # how far a walk through Instagram's posts has come
     # 02
-    captions = _In("captions.jsonl")
-    caption_batches = _In("caption_batches.json")  # sent to be captioned, and their ids
+    captions = _RunPath("captions.jsonl")
+    caption_batches = _RunPath("caption_batches.json")  # the message batches that were sent, by id
     # 03
-    dataset = _In("dataset")
-    datasets_before = _In("datasets_before.jsonl")  # a line per replaced one
-    taken_back = _In("taken_back.txt")  # images that a person wants in, whatever their flaws
-    taken_down = _In(
-        "taken_down.txt"
-    )  # what must not be here: posts' shortcodes, pictures' SHA-256
+    dataset = _RunPath("dataset")
+    datasets_before = _RunPath("datasets_before.jsonl")  # a line for each replaced dataset
+    taken_back = _RunPath("taken_back.txt")  # images that a person wants in despite flaws
+    taken_down = _RunPath("taken_down.txt")  # what must not be here: shortcodes, SHA-256 of images
     # 04
-    cache = _In("cache")  # may be deleted at any time
-    checkpoints = _In("checkpoints")
-    train_log = _In("train_log.jsonl")
-    train_lock = _In(".train.lock")
-    tensorboard = _In("tensorboard")
-    tracker = _In("config/tracker.json")  # by which W&B knows this training again
-    previews = _In("previews")
-    model = _In("model")
-    verdict = _In("verdict.json")
-    image_losses = _In("image_losses.json")  # of training images, the worst-fitting first
-    sweep = _In("sweep")  # trials, each a run of its own
-    sweep_config = _In("sweep/config.json")
-    sweep_journal = _In("sweep/journal.jsonl")
-    sweep_table = _In("sweep/trials.json")
-    sweep_lock = _In("sweep/.lock")
-    trial_folders = _In("sweep/trial-*")  # a pattern
-    cache_lock = _In("sweep/.cache.lock")
-    promoted = _In("sweep/promoted.json")
+    cache = _RunPath("cache")  # may be deleted at any time
+    checkpoints = _RunPath("checkpoints")
+    train_log = _RunPath("train_log.jsonl")
+    train_lock = _RunPath(".train.lock")
+    tensorboard = _RunPath("tensorboard")
+    tracker = _RunPath("config/tracker.json")  # the id by which W&B resumes this training
+    previews = _RunPath("previews")
+    model = _RunPath("model")
+    verdict = _RunPath("verdict.json")
+    image_losses = _RunPath("image_losses.json")  # of training images, the highest first
+    sweep = _RunPath("sweep")  # trials, each a run of its own
+    sweep_config = _RunPath("sweep/config.json")
+    sweep_journal = _RunPath("sweep/journal.jsonl")
+    sweep_table = _RunPath("sweep/trials.json")
+    sweep_lock = _RunPath("sweep/.lock")
+    trial_folders = _RunPath("sweep/trial-*")  # a pattern
+    cache_lock = _RunPath("sweep/.cache.lock")
+    promoted = _RunPath("sweep/promoted.json")
     # 05
-    samples = _In("samples")
-    export = _In("export")
-    before_and_after = _In("previews/before_and_after.png")
-    report_html = _In("report.html")
-    report_json = _In("report.json")
+    samples = _RunPath("samples")
+    export = _RunPath("export")
+    before_and_after = _RunPath("previews/before_and_after.png")
+    report_html = _RunPath("report.html")
+    report_json = _RunPath("report.json")
     # all
-    notebooks = _In("notebooks")
-    seconds = _In("seconds.json")
+    notebooks = _RunPath("notebooks")
+    seconds = _RunPath("seconds.json")
 
     def __init__(self, name: str) -> None:
-        """Raises RunError for a name that is not letters, digits, `-` and `_`."""
+        """Raise RunError for a name that is not 1 to 64 letters, digits, `-` and `_`."""
         if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
             raise RunError(f"run is {name!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
         self.name, self.folder = name, RUNS / name
@@ -94,15 +92,15 @@ class Run:
         return f"Run({self.name!r})"
 
     def image(self, file_name: str) -> Path:
-        """The path of an image. Raises RunError for a name that we did not make (`../x.jpg`)."""
+        """The path of an image. Raises RunError for a name that 01 would not give (`../x.jpg`)."""
         if not IMAGE_NAME.fullmatch(file_name):
             raise RunError(
-                f"{file_name!r} is no image name of this project: mend the line of {self.posts} that has it"
+                f"{file_name!r} is no image name of this project: fix the line of {self.posts} that has it"
             )
         return self.images / file_name
 
     def sidecar(self, file_name: str) -> Path:
-        """The caption file beside an image, as trainers for this work conventionally name it."""
+        """The caption file of an image: its name with the suffix .txt, as other trainers expect it."""
         return self.image(file_name).with_suffix(".txt")
 
     def split(self, name: str) -> Path:
@@ -125,7 +123,7 @@ class Run:
         return self.previews / f"step-{step:06d}.png"
 
     def preview_files(self) -> list[Path]:
-        """The previews that there are, in order of step."""
+        """The preview files, in order of step."""
         named = [p for p in self.previews.glob("step-*.png") if PREVIEW_NAME.fullmatch(p.name)]
         return sorted(named, key=lambda path: int(path.stem.removeprefix("step-")))
 
@@ -136,30 +134,30 @@ class Run:
         return self.notebooks / f"{notebook_name(stage)}.ipynb"
 
     def read_taken_down(self) -> list[str]:
-        """Shortcodes of posts that were taken down, in the order in which they were, and hashes of their pictures."""
+        """Read what was taken down, in order: shortcodes of posts, and SHA-256 hashes of their images."""
         return self.taken_down.read_text().split() if self.taken_down.is_file() else []
 
     def trial(self, number: int) -> "TrialRun":
-        """The run of a sweep's trial, counted from 0."""
+        """The run of a trial of this run's sweep, counted from 0."""
         return TrialRun(self, number)
 
     def check_settings(self, config: Any) -> None:
-        """Raises RunError if a stage's settings are another run's."""
+        """Raise RunError if a stage's settings belong to another run."""
         if config.run != self.name:
             raise RunError(
                 f"the settings are of run {config.run!r}, the folder is {self.folder}: run the settings' cell again"
             )
 
     def write_config(self, stage: str, config: Any) -> None:
-        """Keep a stage's resolved settings."""
+        """Write a stage's resolved settings."""
         write_json(self.config(stage), asdict(config))
 
     def read_config(self, stage: str) -> dict[str, Any]:
-        """A stage's settings as it was last run. Raises RunError if they are missing or damaged."""
+        """Read the settings of a stage's last execution. Raises RunError if they are missing or damaged."""
         return self._read(self.config(stage), stage, ("run",))
 
     def read_verdict(self) -> dict[str, Any]:
-        """What training came to. Raises RunError if that is missing or damaged."""
+        """Read the verdict of a training. Raises RunError if it is missing or damaged."""
         return self._read(self.verdict, "train", ("base", "last", "words", "steps", "dataset"))
 
     def _read(self, path: Path, stage: str, names: tuple[str, ...]) -> dict[str, Any]:
@@ -172,27 +170,27 @@ class Run:
         )
 
     def read_seconds(self) -> dict[str, float]:
-        """How long each stage has worked so far, over all its reruns; what cannot be read counts as nothing."""
+        """Read each stage's working time in seconds, over all its reruns; unreadable times are left out."""
         with suppress(OSError, ValueError, AttributeError):
             kept = read_json(self.seconds).items()
             return {stage: s for stage, s in kept if isinstance(s, int | float)}
         return {}
 
     def add_seconds(self, stage: str, seconds: float) -> None:
-        """Count time that a stage has worked."""
+        """Add to a stage's working time."""
         all_seconds = self.read_seconds()
         all_seconds[stage] = round(all_seconds.get(stage, 0) + seconds, 2)
         write_json(self.seconds, all_seconds)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Count the time spent inside."""
+        """Add the time spent inside to a stage's working time."""
         began = time.perf_counter()
         yield
         self.add_seconds(stage, time.perf_counter() - began)
 
     def require(self, path: Path, stage: str) -> Path:
-        """The path, if it is there. Raises RunError naming the notebook that writes it."""
+        """Return the path if it exists. Raises RunError that names the notebook which writes it."""
         if not path.exists():
             raise RunError(
                 f"{path} is missing: run {notebook_name(stage)} with run={self.name!r} first, "
@@ -202,13 +200,13 @@ class Run:
 
 
 class TrialRun(Run):
-    """A trial of a sweep: a run inside a run, whose images, dataset and cache it shares."""
+    """A trial of a sweep: a run inside a run, with the outer run's images, dataset and cache."""
 
-    def __init__(self, whole: Run, number: int) -> None:
-        self.whole, self.number = whole, number
-        self.folder = whole.sweep / f"trial-{number:03d}"
+    def __init__(self, outer: Run, number: int) -> None:
+        self.outer, self.number = outer, number
+        self.folder = outer.sweep / f"trial-{number:03d}"
         self.name = self.folder.relative_to(RUNS).as_posix()
-        self.dataset, self.cache = whole.dataset, whole.cache
+        self.dataset, self.cache = outer.dataset, outer.cache
         recover_folder(self.model)
 
     @property
@@ -216,4 +214,4 @@ class TrialRun(Run):
         return self.folder / ".lock"
 
     def config(self, stage: str) -> Path:
-        return super().config(stage) if stage == "train" else self.whole.config(stage)
+        return super().config(stage) if stage == "train" else self.outer.config(stage)

@@ -1,4 +1,4 @@
-"""The suffix that calls the style: told from a caption's own words, taken off, and added so that it stands once."""
+"""The suffix, the words that call the style: found at the end of a caption, removed, and appended exactly once."""
 
 import re
 from collections import Counter
@@ -7,13 +7,13 @@ from functools import cache
 
 SEPARATORS = r"\s,.;:!、。，"
 AROUND = SEPARATORS + r"()–—-"
-MIN_ENDING_WORDS = 3  # of an ending that captions share; two words may be one thing's name
+MIN_ENDING_WORDS = 3  # of a shared ending; two words may be the name of one thing
 MAX_ENDING_WORDS = 16
 
 
 @cache
 def _ending(suffix: str) -> re.Pattern[str] | None:
-    """The suffix at a text's end, however often and in whatever case, with commas, spaces and stops between."""
+    """A pattern of the suffix at a text's end, repeated or not, in any case, with any punctuation between words."""
     words = re.findall(rf"[^{SEPARATORS}]+", suffix)
     if not words:
         return None
@@ -22,25 +22,25 @@ def _ending(suffix: str) -> re.Pattern[str] | None:
 
 
 def strip_suffix(text: str, suffix: str) -> str:
-    """A text without the suffix at its end; one that does not end in it comes back as it is."""
+    """Remove the suffix from a text's end; a text without it is returned unchanged."""
     ending = _ending(suffix)
     return ending.sub("", text) if ending else text
 
 
 def has_suffix(text: str, suffix: str) -> bool:
-    """Whether a text ends in the suffix, whatever its case, commas, spaces or a stop at the end."""
+    """Whether a text ends in the suffix, ignoring case and punctuation."""
     return strip_suffix(text, suffix) != text
 
 
 def append_suffix(text: str, suffix: str) -> str:
-    """A text that ends in the suffix once, whether or not it did before."""
+    """Append the suffix to a text, so that it ends in it exactly once."""
     return (strip_suffix(text, suffix) + suffix).lstrip()
 
 
 def common_ending(captions: Sequence[str], share: float = 0.8) -> str:
-    """The words in which at least `share` of the captions end, or "".
+    """The ending that at least `share` of the captions have in common, or "".
 
-    Such an ending is a style's suffix in all likelihood, whatever the suffix that is set.
+    It is most likely a style's suffix, even if another suffix is set.
     """
     words = [caption.lower().rstrip(".,;! ").split() for caption in captions]
     for count in range(MAX_ENDING_WORDS, MIN_ENDING_WORDS - 1, -1):

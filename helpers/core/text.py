@@ -1,4 +1,4 @@
-"""The words of a file, whatever program wrote it: its encoding, and whether its lines are one text or several."""
+"""Text files of any program: their encoding, and whether their lines are one caption or several."""
 
 import re
 import unicodedata
@@ -14,8 +14,8 @@ BOMS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-# What Western European text in Windows-1252 has beyond ASCII. Other 8-bit encodings read as this one have more:
-# Mac's é is its Ž, Polish ł its ³, Turkish ş its þ.
+# The non-ASCII characters of Western European text in Windows-1252. Other 8-bit encodings decoded as Windows-1252 give
+# others: é of Mac Roman becomes Ž, the Polish ł becomes ³, the Turkish ş becomes þ.
 WESTERN = re.compile(
     r"[ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜàáâãäåæçèéêëìíîïñòóôõöøùúûüßœŒ‘’“”„–—…•€£°´·×½«»©®™\xa0]"
 )
@@ -35,13 +35,13 @@ GOES_ON = re.compile(
 
 
 def one_line(text: str) -> str:
-    """A text on one line, composed as Unicode's NFC; half an emoji, which is no Unicode, is a `?`."""
+    """A text on one line, in Unicode's NFC; half an emoji (a lone surrogate) becomes `?`."""
     text = text.encode("utf-8", "replace").decode()
     return " ".join(unicodedata.normalize("NFC", text).replace("\x00", " ").split())
 
 
 def read_text(path: Path) -> str:
-    """A file's text on one line. Raises RunError if it is neither Unicode nor a Western text."""
+    """Read a text file as one line. Raises RunError if it is neither Unicode nor Windows-1252."""
     content = path.read_bytes()
     text = decode(content)
     if text is None and (western := decode_western([content])):
@@ -52,7 +52,7 @@ def read_text(path: Path) -> str:
 
 
 def decode(content: bytes) -> str | None:
-    """The text of a file in UTF-8, or in UTF-16 or 32; None if it is neither."""
+    """Decode UTF-8, UTF-16 or UTF-32; None if it is none of them."""
     name = next((name for bom, name in BOMS if content.startswith(bom)), None)
     if name is None and content[:200].count(0) * 3 > len(content[:200]):
         name = "utf-16-le" if content[1:2] == b"\x00" else "utf-16-be"
@@ -63,7 +63,7 @@ def decode(content: bytes) -> str | None:
 
 
 def decode_western(contents: Iterable[bytes]) -> list[str] | None:
-    """Texts of one folder that are not Unicode, read as Windows-1252; None if any of them speaks against it."""
+    """Decode the non-Unicode texts of a folder as Windows-1252; None if any of them is unlikely to be that."""
     try:
         texts = [content.decode("cp1252") for content in contents]
     except UnicodeDecodeError:
@@ -81,16 +81,16 @@ def decode_western(contents: Iterable[bytes]) -> list[str] | None:
 
 
 def alternatives(text: str) -> list[str]:
-    """The captions that a text holds: one a line, unless an editor broke one text over its lines.
+    """Split a text into captions, one a line, as kohya's sd-scripts and OneTrainer do.
 
-    As kohya's sd-scripts and OneTrainer read a file of several lines.
+    Lines that an editor wrapped are joined to one caption.
     """
     lines = [line for line in map(one_line, text.splitlines()) if line]
     return [" ".join(lines)] if len(lines) > 1 and _is_wrapped(lines) else lines
 
 
 def _is_wrapped(lines: list[str]) -> bool:
-    """Whether a line stops in mid-phrase, or is long and the next one goes on in it."""
+    """Whether a line ends in mid-phrase, or is long and continued by the next one."""
     return any(
         CUT_OFF.search(line)
         or (line.endswith(",") and not NEW_CAPTION.match(after))

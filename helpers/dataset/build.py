@@ -9,9 +9,9 @@ import pandas as pd
 from PIL import Image
 
 from helpers.config import DatasetConfig
-from helpers.core.decode import ImageError, decode, pixels_only, read_picture_file
+from helpers.core.decode import ImageError, decode, read_picture_file, strip_metadata
 from helpers.core.errors import RunError
-from helpers.core.files import damage, folder_hash, replacing_folder
+from helpers.core.files import find_corruption, folder_hash, replacing_folder
 from helpers.core.records import NO_BREAK_SPACE, read_metadata
 from helpers.core.run import Run
 from helpers.dataset.dataset_card import write_card
@@ -70,7 +70,7 @@ def _put(run: Run, folder: Path, row: object, suffix: str) -> tuple[Record, tupl
     # a spreadsheet takes a name that begins with a hyphen for a formula
     name = f"_{source.name}" if source.name.startswith("-") else source.name
     target = folder / row.split / name
-    stored = pixels_only(content, picture.format) if picture.is_stored else None
+    stored = strip_metadata(content, picture.format) if picture.is_stored else None
     if stored and _has_pixels(stored, picture.image):
         target.write_bytes(stored)
     else:
@@ -95,7 +95,7 @@ def verify_dataset(run: Run) -> str:
     Raises RunError if a file is missing or changed, or is not what the settings say.
     """
     run.require(run.dataset, "dataset")
-    if what := damage(run.dataset):
+    if what := find_corruption(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
     if not (run.dataset / ABOUT).is_file():
         raise RunError(f"{run.dataset} is of an older 03_dataset: run it again")

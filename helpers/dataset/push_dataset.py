@@ -14,7 +14,7 @@ from huggingface_hub.hf_api import DatasetInfo
 
 from helpers.config import DatasetConfig, configure
 from helpers.core.errors import RunError
-from helpers.core.files import MANIFEST, damage, read_json, replacing_folder
+from helpers.core.files import MANIFEST, find_corruption, read_json, replacing_folder
 from helpers.core.permission import require_shareable
 from helpers.core.process import run_command
 from helpers.core.records import Post, latest, read_rows
@@ -22,7 +22,7 @@ from helpers.core.run import Run
 from helpers.dataset.build import verify_dataset
 from helpers.dataset.dataset_files import NOT_IN_IT, read_about, read_records
 from helpers.dataset.history import remember
-from helpers.host.hub import make_private, open_hub, release, told
+from helpers.host.hub import hub_errors, make_private, open_hub, release
 
 OURS = re.compile(  # every name that 03 gives to a file of a dataset
     r"(README\.md|about\.json|provenance\.jsonl|contact_sheet\.jpg|manifest\.json"
@@ -46,7 +46,7 @@ def publish(config: DatasetConfig, run: Run) -> str:
         require_shareable(record.permission for record in records)
         if posts:  # 01 may have corrected a permission since 03
             require_shareable(posts[r.image].permission for r in records if r.image in posts)
-    with told(config.push_to):
+    with hub_errors(config.push_to):
         api = open_hub()
         files = _push(api, make_private(api, config.push_to, "dataset"), run.dataset)
         return release(api, config.push_to, "dataset", files, private=config.private)
@@ -69,9 +69,9 @@ def fetch(run: Run, hub_id: str) -> str:
     Raises RunError if the run has another dataset, the repository holds none of 03's, or a file is not what
     the manifest says.
     """
-    with told(hub_id), tempfile.TemporaryDirectory() as temporary:
+    with hub_errors(hub_id), tempfile.TemporaryDirectory() as temporary:
         folder = _download(hub_id, Path(temporary))
-        if what := damage(folder):
+        if what := find_corruption(folder):
             raise RunError(f"{hub_id}: {what}: push it again")
         _refuse_to_replace(run, folder)
         settings = {k: v for k, v in read_about(folder)["settings"].items() if k not in NOT_IN_IT}

@@ -1,1 +1,1 @@
-"""Whatever is drawn for a person."""
+"""Figures for a person: image grids, curves, and a sweep's trials."""

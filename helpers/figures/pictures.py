@@ -1,4 +1,4 @@
-"""Grids of images and curves, for the notebooks and the report."""
+"""Image grids, contact sheets, bar charts and loss curves, for the notebooks and the report."""
 
 import base64
 import io
@@ -19,12 +19,12 @@ GAP_PX = 6
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """An image file as RGB: upright, sRGB, transparency on white. Raises OSError if it does not decode."""
+    """Open an image file as RGB: upright, sRGB, transparency on white. Raises OSError if it does not decode."""
     return decode(path).image
 
 
 def middle_square(image: Image.Image) -> Image.Image:
-    """The largest square in the middle of an image."""
+    """Crop the largest square from the middle of an image."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -38,10 +38,10 @@ def grid(
     cell_px: int = 160,
     label_lines: int = 4,
 ) -> Image.Image:
-    """Images in rows, scaled into square cells, with a title before each row.
+    """Draw images in rows of square cells, with a title above each row.
 
-    labels       one for each image, or one for each column, which then stands below the last row
-    label_lines  at most; what is longer is cut
+    labels       one for each image, or one for each column, then only below the last row
+    label_lines  the maximum number of lines of a label; longer ones are cut
     """
     rows = -(-len(images) // columns)
     below_last = len(labels) == columns < len(images)
@@ -56,10 +56,8 @@ def grid(
     for row, title in enumerate(row_titles):
         draw.text((GAP_PX, row * row_px + 4), title, INK, font)
     for i, image in enumerate(images):
-        x, y = (
-            GAP_PX + i % columns * (cell_px + GAP_PX),
-            i // columns * row_px + title_px + GAP_PX // 2,
-        )
+        x = GAP_PX + i % columns * (cell_px + GAP_PX)
+        y = i // columns * row_px + title_px + GAP_PX // 2
         tile = _fit(image, cell_px)
         sheet.paste(tile, (x + (cell_px - tile.width) // 2, y + (cell_px - tile.height) // 2))
         number = i - (rows - 1) * columns if below_last else i
@@ -69,12 +67,11 @@ def grid(
 
 
 def _fit(image: Image.Image, side_px: int) -> Image.Image:
-    """Scaled to fit a square; small ones by whole factors, so that their pixels stay crisp."""
+    """Scale an image to fit a square."""
     factor = side_px / max(image.size)
     method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC
-    return image.resize(
-        (max(1, round(image.width * factor)), max(1, round(image.height * factor))), method
-    )
+    size = tuple(max(1, round(side * factor)) for side in image.size)
+    return image.resize(size, method)
 
 
 def _label_height(labels: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
@@ -82,7 +79,7 @@ def _label_height(labels: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
     return lines * (font.size + 5) + 4 if lines else 0
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: int = 4) -> str:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, max_lines: int = 4) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -90,50 +87,50 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, most_lines: in
             lines[-1] = longer
         else:
             lines.append(word)
-    kept = [line for line in lines if line]
-    if len(kept) > most_lines:
-        kept = [*kept[: most_lines - 1], kept[most_lines - 1] + " …"]
-    return "\n".join(kept)
+    shown = [line for line in lines if line]
+    if len(shown) > max_lines:
+        shown = [*shown[: max_lines - 1], shown[max_lines - 1] + " …"]
+    return "\n".join(shown)
 
 
-def stacked(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Sheets under each other as they are, with a title before each, on as many lines as it takes."""
+def stack(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Stack images vertically at their own size, with a wrapped title above each."""
     font, width = ImageFont.load_default(size=14), max(s.width for s in sheets)
     titles = [_wrap(title, font, width - 2 * GAP_PX) for title in titles]
     title_px = _label_height(titles, font) + 2 * GAP_PX
     size = width, sum(s.height + title_px for s in sheets)
-    whole, top = Image.new("RGB", size, PAPER), 0
+    stacked, top = Image.new("RGB", size, PAPER), 0
     for sheet, title in zip(sheets, titles, strict=True):
-        ImageDraw.Draw(whole).multiline_text((GAP_PX, top + GAP_PX), title, INK, font)
-        whole.paste(sheet, (0, top + title_px))
+        ImageDraw.Draw(stacked).multiline_text((GAP_PX, top + GAP_PX), title, INK, font)
+        stacked.paste(sheet, (0, top + title_px))
         top += sheet.height + title_px
-    return whole
+    return stacked
 
 
 def contact_sheet(
     paths: Iterable[Path], columns: int = 10, most: int = 60, cell_px: int = 96
 ) -> Image.Image:
-    """At most `most` image files, evenly picked, as a grid."""
+    """Draw at most `most` image files, evenly picked, as a grid."""
     images = [open_rgb(path) for path in evenly(list(paths), most)]
     return grid(images, max(1, min(columns, len(images))), cell_px=cell_px)
 
 
-def evenly(items: Sequence, most: int) -> list:
-    """At most `most` items, evenly spread over the sequence."""
-    if len(items) <= most:
+def evenly(items: Sequence, max_items: int) -> list:
+    """Pick at most `max_items` items, evenly spread over the sequence."""
+    if len(items) <= max_items:
         return list(items)
-    return [items[i * len(items) // most] for i in range(most)]
+    return [items[i * len(items) // max_items] for i in range(max_items)]
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as a data: address, for a page that stands alone."""
+    """Encode an image as a data: URL (JPEG), for a self-contained page."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def loss_curves(log: Sequence[dict[str, float]]) -> Image.Image:
-    """Loss over optimizer steps from the rows of train_log.jsonl: in training, and at fixed noise."""
+    """Plot training loss and validation loss over optimizer steps, from the rows of train_log.jsonl."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.8), dpi=110, layout="constrained")
@@ -155,11 +152,11 @@ def loss_curves(log: Sequence[dict[str, float]]) -> Image.Image:
     axes.grid(alpha=0.25)
     if log:
         axes.legend(frameon=False)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def bars(counts: "Mapping[str, int] | pd.Series", ylabel: str) -> Image.Image:
-    """A bar for each name, in the order given."""
+    """Plot a bar for each name, in the order given."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.6), dpi=110, layout="constrained")
@@ -171,11 +168,11 @@ def bars(counts: "Mapping[str, int] | pd.Series", ylabel: str) -> Image.Image:
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(ylabel=ylabel, xlim=(-0.7, max(len(pairs), 12) - 0.3))
     axes.spines[["top", "right"]].set_visible(False)
-    return drawn(figure)
+    return to_image(figure)
 
 
-def drawn(figure: "Figure") -> Image.Image:
-    """A figure of matplotlib as an image."""
+def to_image(figure: "Figure") -> Image.Image:
+    """Render a matplotlib figure as an image."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer)

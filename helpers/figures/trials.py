@@ -1,34 +1,35 @@
-"""A sweep's trials as a table and in pictures, read off what they left in the run's folder."""
+"""The trials of a sweep as a table, plots and previews, read from the run folder."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from helpers.core.files import read_json
 from helpers.core.run import Run
-from helpers.figures.pictures import drawn, evenly, open_rgb, stacked
+from helpers.figures.pictures import evenly, open_rgb, stack, to_image
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from pandas.io.formats.style import Styler
 
-MOST_LABELS = 16  # of an axis
-COLOURS = ("#d1495b", "#8b6fa8", "#c9c0d0")  # the best, other ended ones, pruned ones
+MAX_LABELS = 16  # of an axis
+COLOURS = ("#d1495b", "#8b6fa8", "#c9c0d0")  # the best, other complete ones, all others
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """What came of a trial. `value` is the held-out loss of the model that it left."""
+    """The result of a trial. `value` is the validation loss (on held-out images) of its model."""
 
     number: int
     state: str  # complete, pruned, running, waiting
     params: dict[str, Any]
     value: float | None
-    curve: list[tuple[int, float]]  # (images seen, held-out loss)
+    curve: list[tuple[int, float]]  # (images seen, validation loss)
     steps: int
     images: int  # seen when it ended
     seconds: float
@@ -37,14 +38,14 @@ class TrialRow:
 
     @property
     def name(self) -> str:
-        said = (
+        words = (
             f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.params.items()
         )
-        return f"trial {self.number}: {', '.join(said)}"
+        return f"trial {self.number}: {', '.join(words)}"
 
 
 def read_trials(run: Run) -> list[TrialRow]:
-    """The trials, the best first: complete ones by their loss, then pruned ones, then those to come."""
+    """Read the trials, the best first: complete ones by loss, then pruned, running, waiting and failed ones."""
     if not run.sweep_table.is_file():
         return []
     rows = [TrialRow(**row) for row in read_json(run.sweep_table)]
@@ -57,13 +58,13 @@ def _loss(row: TrialRow) -> float:
 
 
 def best_of(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """The complete trial of the lowest loss."""
-    ended = [row for row in rows if row.state == "complete"]
-    return min(ended, key=lambda row: (_loss(row), row.number), default=None)
+    """The complete trial with the lowest loss, or None."""
+    complete = [row for row in rows if row.state == "complete"]
+    return min(complete, key=lambda row: (_loss(row), row.number), default=None)
 
 
 def table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
-    """The trials as a table, for a notebook."""
+    """Put the trials into a table for a notebook."""
     import pandas as pd
 
     shown = [
@@ -76,7 +77,7 @@ def table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
 
 
 def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
-    """Parallel coordinates of settings and loss, and the held-out curves over images seen."""
+    """Plot parallel coordinates of settings and loss, and validation loss over images seen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7.2), dpi=110, layout="constrained")
@@ -87,32 +88,35 @@ def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
     for row in sorted(begun, key=lambda r: r is best):
         curves.plot(*zip(*row.curve, strict=True), "o-", markersize=3, **_style(row, best))
     complete = [loss for r in begun if r.state == "complete" for _, loss in r.curve]
-    top = max(complete, default=None)  # a diverged one leaves the picture
+    top = max(complete, default=None)  # a diverged curve is cut off
     curves.set(xlabel="images seen", ylabel="held-out loss", ylim=(None, top and 1.1 * top))
     curves.spines[["top", "right"]].set_visible(False)
     curves.grid(alpha=0.25)
     _number_curves(curves, begun, best)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
-    """Each curve's trial at its end; those that end at the same step stand above each other."""
+    """Write each trial's number at the end of its curve, without overlaps."""
     low, high = axes.get_ylim()
     for step in {row.curve[-1][0] for row in rows}:
         here = sorted((r for r in rows if r.curve[-1][0] == step), key=lambda r: r.curve[-1][1])
         heights = [min((r.curve[-1][1] - low) / (high - low), 1) for r in here]
-        for row, height in zip(here, spread(heights), strict=True):
+        for row, height in zip(here, spread_labels(heights), strict=True):
             place, colour = (step, low + height * (high - low)), _style(row, best)["color"]
             axes.annotate(f" {row.number}", place, color=colour, fontsize=8, va="center")
 
 
-def spread(heights: Sequence[float], gap: float = 0.06) -> list[float]:
-    """Where labels of rising heights from 0 to 1 are written: `gap` apart, or as far as there is room, and near."""
+def spread_labels(heights: Sequence[float], gap: float = 0.06) -> list[float]:
+    """Move labels apart, so that none overlap: at least `gap`, or as much as there is room for.
+
+    `heights` are sorted, from 0 to 1.
+    """
     gap = min(gap, 1 / max(len(heights) - 1, 1))
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
-    for i in reversed(range(len(placed))):  # what was pushed out above comes down again
+    for i in reversed(range(len(placed))):  # labels above 1 are moved down again
         above = placed[i + 1] - gap if i + 1 < len(placed) else 1
         placed[i] = min(placed[i], above)
     return placed
@@ -124,7 +128,7 @@ def _style(row: TrialRow, best: TrialRow | None) -> dict[str, Any]:
 
 
 def _draw_coordinates(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
-    """A line a trial, over an upright axis for each setting and for the loss; lower is better."""
+    """Draw each trial as a line over vertical axes, one for each setting and one for the loss (lower is better)."""
     names = [*(rows[0].params if rows else ()), "held-out loss"]
     columns = [[{**r.params, "held-out loss": r.value}[name] for r in rows] for name in names]
     places = [_places(column) for column in columns]
@@ -132,17 +136,13 @@ def _draw_coordinates(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | N
         axes.plot(range(len(names)), [place[i] for place in places], **_style(row, best))
     for x, (column, heights) in enumerate(zip(columns, places, strict=True)):
         axes.axvline(x, color="#2a2230", linewidth=0.8)
-        labels = sorted(dict(zip(map(_label, column), heights, strict=True)).items(), key=_height)
-        labels = evenly(labels, MOST_LABELS)
-        for (value, _), height in zip(labels, spread([h for _, h in labels]), strict=True):
+        labels = dict(zip(map(_label, column), heights, strict=True)).items()
+        labels = evenly(sorted(labels, key=itemgetter(1)), MAX_LABELS)
+        for (value, _), height in zip(labels, spread_labels([h for _, h in labels]), strict=True):
             axes.annotate(f" {value}", (x, height), fontsize=8, va="center")
     words = [name.replace("_", "_\n") if len(name) > 14 else name for name in names]
     axes.set(xticks=range(len(names)), xticklabels=words, yticks=[], xlim=(-0.1, len(names) - 0.7))
     axes.spines[:].set_visible(False)
-
-
-def _height(label: tuple[str, float]) -> float:
-    return label[1]
 
 
 def _label(value: Any) -> str:
@@ -150,7 +150,7 @@ def _label(value: Any) -> str:
 
 
 def _places(column: Sequence[Any]) -> list[float]:
-    """Heights from 0 to 1: numbers by size, by logarithm over a factor of ten; words in order of name."""
+    """Scale a column to heights from 0 to 1: numbers linearly, or by logarithm from a factor of 10; words by name."""
     if not all(type(v) in (int, float) for v in column):
         words = sorted({str(v) for v in column})
         column = [words.index(str(v)) for v in column]
@@ -160,22 +160,22 @@ def _places(column: Sequence[Any]) -> list[float]:
     return [(v - low) / (high - low) if high > low else 0.5 for v in column]
 
 
-def previews_of(run: Run, rows: Sequence[TrialRow], most: int = 12) -> Image.Image | None:
-    """The last previews of each trial under each other: the same prompts at the same seeds, the best first."""
+def previews_of(run: Run, rows: Sequence[TrialRow], max_trials: int = 12) -> Image.Image | None:
+    """Stack the last previews of each trial, the best first: the same prompts with the same seeds."""
     files = [(row, run.trial(row.number).preview_files()) for row in rows]
-    shown = [(row, found[-1]) for row, found in files if found][:most]
+    shown = [(row, found[-1]) for row, found in files if found][:max_trials]
     titles = [
         f"{r.name} ({r.state}{'' if r.value is None else f', {r.value:.4f}'})" for r, _ in shown
     ]
-    return stacked([open_rgb(path) for _, path in shown], titles) if shown else None
+    return stack([open_rgb(path) for _, path in shown], titles) if shown else None
 
 
 def views(run: Run) -> "list[Styler | Image.Image]":
-    """What is to be seen of a run's sweep, in order: table, plots, previews; nothing where there was none."""
+    """The views of a run's sweep, in order: table, plots, previews; [] without a sweep."""
     rows = read_trials(run)
     if not rows:
         return []
-    # pandas cuts a text of over 50 letters, and a reason ends with what to set
-    whole = table(rows).style.format(precision=4, na_rep="")
-    shown = [whole, plot_trials(rows), previews_of(run, rows)]
+    # a Styler, since pandas cuts plain texts after 50 characters, and a reason ends with what to set
+    styled = table(rows).style.format(precision=4, na_rep="")
+    shown = [styled, plot_trials(rows), previews_of(run, rows)]
     return [view for view in shown if view is not None]

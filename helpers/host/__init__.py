@@ -1,1 +1,1 @@
-"""What machine this is: what it has, what it keeps, and what it must be told."""
+"""The machine: Colab or not, device, installed packages, and pushes to the Hub."""

@@ -1,6 +1,6 @@
-"""What an issue needs: `python -m helpers.about [RUN]` prints versions, the machine and a run's settings.
+"""What a bug report needs: `python -m helpers.about [RUN]` prints versions, the machine and a run's settings.
 
-Nothing in it names a person, a place or a key: settings that could are left out, and of a path its last part stays.
+It names no person, place or key: settings that could are left out, and paths are cut to their last part.
 """
 
 import importlib.metadata
@@ -21,20 +21,22 @@ PACKAGES = (
     *("pandas", "pillow", "ipywidgets", "papermill", "instaloader", "anthropic", "xformers"),
 )
 PLAIN = (int, float, bool)  # a text may be an account, a path or a prompt
-PATH = re.compile(
-    r"(?<!\w)/.*/"
-)  # up to the last one on the line, since a folder's name may have spaces
-TOLD = ("source", "captioner", "model", "mode", "preset", "method", "mixed_precision", "optimizer")
+PATH = re.compile(r"(?<!\w)/.*/")  # to the last / of the line: folder names may contain spaces
+SHOWN = ("source", "captioner", "model", "mode", "preset", "method", "mixed_precision", "optimizer")
 
 
 def about(run: Run | None = None) -> str:
-    """Versions, machine and, of a run, the settings that are not the default."""
+    """Versions, the machine and, for a run, the settings that differ from the default."""
     lines = [
         f"annalaura-diffusion {_own_version()}, Python {platform.python_version()}, {sys.platform}",
         ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         _machine(),
     ]
-    return redact("\n".join(lines + (_stages(run) if run else [])))
+    if run and run.folder.is_dir():
+        lines += [_settings(run, stage) for stage in STAGES]
+    elif run:
+        lines.append("no run of that name is here")
+    return redact("\n".join(lines))
 
 
 def _own_version() -> str:
@@ -54,15 +56,9 @@ def _machine() -> str:
         from helpers.host.device import pick_device
 
         return "; ".join(pick_device().reasons)
-    except Exception as error:  # whatever keeps torch from loading is what the issue is about
+    except Exception as error:  # if torch does not load, that is what the report is about
         words = " ".join(f"{type(error).__name__}: {error}".split())
         return f"no device: {PATH.sub('', words)}"
-
-
-def _stages(run: Run) -> list[str]:
-    if not run.folder.is_dir():
-        return ["no run of that name is here"]
-    return [_settings(run, stage) for stage in STAGES]
 
 
 def _settings(run: Run, stage: str) -> str:
@@ -74,12 +70,12 @@ def _settings(run: Run, stage: str) -> str:
     except (OSError, ValueError, AttributeError):
         return f"{stage}: its settings cannot be read ({path.parent.name}/{path.name})"
     defaults = {f.name: f.default for f in fields(CONFIGS[stage])}
-    told = [
+    shown = [
         f"{name}={PATH.sub('', str(value))}"
         for name, value in settings
-        if value != defaults.get(name) and (type(value) in PLAIN or name in TOLD)
+        if value != defaults.get(name) and (type(value) in PLAIN or name in SHOWN)
     ]
-    return f"{stage}: {', '.join(told) or 'defaults'}"
+    return f"{stage}: {', '.join(shown) or 'defaults'}"
 
 
 if __name__ == "__main__":

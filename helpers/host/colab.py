@@ -1,4 +1,4 @@
-"""Google Colab: the only module that knows it. Elsewhere everything here is a plain answer or does nothing."""
+"""Google Colab: Drive, Secrets, and whether a person is there. The only module that knows Colab."""
 
 import importlib.util
 import logging
@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from helpers.core.errors import RunError
-from helpers.core.redact import hide
+from helpers.core.redact import register_secret
 
 log = logging.getLogger(__name__)
 MOUNT = Path("/content/drive")  # Google Drive is mounted here and nowhere else
@@ -18,17 +18,16 @@ GOOGLES = MOUNT / "MyDrive"
 DRIVE = Path(os.environ.get("RUNS_MIRROR") or GOOGLES).expanduser().absolute()
 IS_GOOGLES = DRIVE == GOOGLES  # if not, a folder of the user's own takes its place
 FOLDER_ON_DRIVE = "annalaura-diffusion/runs"
-STOP_S = 20.0  # to mirror what a stop saved: Kubernetes and Slurm give 30 from SIGTERM to SIGKILL
-SESSION_HOURS = 12  # of a free one at most; Google promises no figure
+SESSION_HOURS = 12  # of a free session, at most; Google promises no figure
 SESSION = (
     "session    a free one ends after about 90 minutes without you, and after about "
-    f"{SESSION_HOURS} hours in all; what is on Drive is there for the next"
+    f"{SESSION_HOURS} hours in all; what is on Drive is there for the next one"
 )
 ALONE = """runs stay on this machine and end with it.
            Each notebook gets a machine of its own, so the next one will not find this run: run this cell again
            and allow Drive, or run all five on this machine by !python -m helpers.batch RUN"""
 NOBODY = f"nobody is there to be asked: if you are, google.colab.drive.mount('{MOUNT}') asks"
-# what a person's notebooks are run by: Colab's is `python3 /usr/local/bin/jupyter-server ...`
+# the servers that run a person's notebooks: Colab's is `python3 /usr/local/bin/jupyter-server ...`
 SERVERS = ("jupyter-server", "jupyter-notebook", "jupyter-lab")
 
 
@@ -39,10 +38,10 @@ def on_colab() -> bool:
 
 
 def is_attended() -> bool:
-    """Whether a person in Colab's browser can be asked: in a kernel that Jupyter's server itself began.
+    """Whether a person in Colab's browser can be asked: only in a kernel that Jupyter's own server started.
 
-    Not from a shell, nor in a kernel that another program runs, whatever its name: there `drive.mount` waits two
-    minutes for an answer, even where the drive is mounted already, and Secrets ten seconds.
+    In a shell, or in a kernel that another program runs, `drive.mount` waits two minutes for an answer, even if Drive
+    is mounted already, and Secrets wait ten seconds.
     """
     if not on_colab() or "google.colab" not in sys.modules:
         return False
@@ -51,9 +50,9 @@ def is_attended() -> bool:
 
 
 def mount_drive() -> bool:
-    """Mount Google Drive if it is to be had; say whether it is there. Who refused is not asked again.
+    """Mount Google Drive if possible, and return whether it is there. A person who refused is not asked again.
 
-    A folder that RUNS_MIRROR names is made instead. Raises RunError if it cannot be.
+    If RUNS_MIRROR names a folder, that is made instead. Raises RunError if it cannot be.
     """
     if not is_there() and is_attended():
         _ask_for_drive()
@@ -70,7 +69,7 @@ def is_there() -> bool:
 
 
 def _make_own() -> None:
-    """Make the folder that RUNS_MIRROR names, but never where Google Drive would be mounted."""
+    """Make the folder that RUNS_MIRROR names, but never in Drive's mount point while Drive is not mounted."""
     if MOUNT in (DRIVE, *DRIVE.parents) and not GOOGLES.is_dir():
         raise RunError(
             f"RUNS_MIRROR is {DRIVE}, where Google Drive is not mounted: mount it, or name a folder elsewhere"
@@ -84,18 +83,18 @@ def _make_own() -> None:
 
 
 def why_not_there(path: Path) -> str:
-    """What to add where a path of the user's is not there: that Google Drive is not mounted, if it lies on it."""
+    """The end of an error about a missing path: that Google Drive is not mounted, if the path is on it."""
     is_on_drive = MOUNT in path.absolute().parents and not GOOGLES.is_dir()
     return "; Google Drive is not mounted: run Setup again and allow it" if is_on_drive else ""
 
 
 def name_of_place() -> str:
-    """What the mirror's place is called."""
+    """The mirror's name in messages: Google Drive, or the folder's path."""
     return "Google Drive" if IS_GOOGLES else str(DRIVE)
 
 
 def drive_free_bytes() -> float:
-    """What is free where runs are mirrored; no limit where it is not mounted, or does not say."""
+    """The free bytes where runs are mirrored; infinite if it is not mounted or does not answer."""
     try:
         return shutil.disk_usage(DRIVE).free
     except OSError:
@@ -104,18 +103,18 @@ def drive_free_bytes() -> float:
 
 @cache
 def _ask_for_drive() -> str:
-    """Ask once; the reason if it is not to be had."""
+    """Ask a person once to mount Drive; return why it is not mounted, or ""."""
     from google.colab import drive
 
     try:
         drive.mount(str(MOUNT))
-    except Exception as error:  # Google's own, private kinds, and ValueError
+    except Exception as error:  # private exceptions of Google's, and ValueError
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return ""
 
 
 def drive_words() -> str:
-    """Ask for Google Drive, again if it was refused before, and say what came of it.
+    """Ask for Google Drive, even if it was refused before, and describe the result in a line.
 
     Raises RunError if the folder that RUNS_MIRROR names cannot be made.
     """
@@ -128,13 +127,13 @@ def drive_words() -> str:
 
 
 def secret(name: str) -> str:
-    """A key from the environment or from Colab's Secrets, shown by nothing from then on.
+    """Get a key from the environment or from Colab's Secrets, and redact it from now on.
 
-    Raises RunError that tells how to set it.
+    Raises RunError that says how to set it.
     """
     value = os.environ.get(name) or (_ask_for_secret(name) if is_attended() else None)
     if value:
-        return hide(name, value)
+        return register_secret(name, value)
     if on_colab() and not is_attended():
         raise RunError(
             f"{name} is not set, and Colab's Secrets cannot be read from here: in a cell of your own, before this, run "
@@ -147,7 +146,7 @@ def secret(name: str) -> str:
 
 
 def _ask_for_secret(name: str) -> str | None:
-    """What Colab's Secrets hold under this name. Raises RunError where they do not let it be read."""
+    """Read a value from Colab's Secrets; None if there is none. Raises RunError if it may not be read."""
     from google.colab import userdata
 
     try:

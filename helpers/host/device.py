@@ -1,7 +1,6 @@
-"""What the machine can do, each choice with its reason."""
+"""Device, precision, attention kernel and CUDA graphs for this machine, each with the reason for the choice."""
 
 import importlib.util
-import logging
 import os
 import resource
 from contextlib import AbstractContextManager, nullcontext
@@ -10,26 +9,11 @@ from dataclasses import dataclass
 import torch
 
 GB = 1e9
-PIPELINE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
-WALLS = (  # what libraries say at length of what is told in a line of our own, or is as it should be
-    (PIPELINE, "The following part of your input"),
-    ("transformers.tokenization_utils_base", "Token indices sequence length is longer"),
-    (PIPELINE, "You have disabled the safety checker"),  # to read a file back
-    (
-        "diffusers.loaders.lora_base",
-        "No LoRA keys associated to",
-    ),  # the text encoder was not trained
-    ("diffusers.models.modeling_utils", "should be kept in float32: []"),
-)
-for _name, _words in WALLS:
-    logging.getLogger(_name).addFilter(
-        lambda record, words=_words: words not in record.getMessage()
-    )
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where and how tensors are computed; printing one tells why."""
+    """Where and how tensors are computed; printing it shows the reasons."""
 
     device: torch.device
     precision: str  # no, fp16 or bf16, as accelerate names it
@@ -39,11 +23,11 @@ class Device:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of frozen weights and activations."""
+        """The dtype of frozen weights and activations."""
         return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
 
     def autocast(self) -> AbstractContextManager:
-        """Compute in half precision inside, where that was chosen; weights of either dtype will do."""
+        """A context that computes in half precision if that was chosen; weights may have either dtype."""
         if self.precision == "no":
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -55,7 +39,7 @@ class Device:
 def pick_device(
     mixed_precision: str = "auto", attention: str = "auto", capture: str = "auto"
 ) -> Device:
-    """Choose device, precision, attention kernel, and whether kernels are captured, for this machine."""
+    """Choose device, precision and attention kernel, and whether to capture CUDA graphs, for this machine."""
     device, why_device = _device()
     precision, why_precision = _precision(device, mixed_precision)
     kernel, why_kernel = _attention(device, attention)
@@ -85,10 +69,8 @@ def _precision(device: torch.device, wanted: str) -> tuple[str, str]:
 
 def _attention(device: torch.device, wanted: str) -> tuple[str, str]:
     if wanted == "sdpa" or device.type == "cpu":
-        return (
-            "sdpa",
-            f"sdpa: PyTorch's own attention ({'asked for' if wanted == 'sdpa' else 'no GPU'})",
-        )
+        why = "asked for" if wanted == "sdpa" else "no GPU"
+        return "sdpa", f"sdpa: PyTorch's own attention ({why})"
     if what := _fault_of_xformers(device):
         return "sdpa", f"sdpa: xformers {what}"
     if wanted == "auto":
@@ -107,13 +89,10 @@ def _capture(device: torch.device, wanted: str) -> tuple[bool, str]:
 
 
 def _fault_of_xformers(device: torch.device) -> str:
-    """What keeps xformers from a forward and a backward pass here, tried on the UNet's widest head; or nothing."""
+    """Why xformers cannot be used here, or "": tried by a forward and a backward pass at the UNet's widest head."""
     try:
         if importlib.util.find_spec("xformers") is None:
             return "is not installed"
-        logging.getLogger("xformers").setLevel(
-            logging.ERROR
-        )  # a build for another torch says so in seven lines
         import xformers.ops
 
         query = torch.zeros(1, 8, 1, 160, device=device, dtype=torch.float16, requires_grad=True)
@@ -126,7 +105,7 @@ def _fault_of_xformers(device: torch.device) -> str:
 
 
 def memory_gb() -> float:
-    """What this process holds of the GPU's memory; without a GPU the most that it has held of the machine's."""
+    """The GPU memory that this process has reserved, in GB; without a GPU, its peak of main memory."""
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved() / GB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB

@@ -1,4 +1,4 @@
-"""What every push to the Hugging Face hub keeps to: private first, read back after, refusals in a line."""
+"""Rules for every push to the Hugging Face Hub: private first, read back afterwards, errors in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,19 +8,19 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 
 from helpers.core.errors import RunError
-from helpers.core.redact import hide
+from helpers.core.redact import register_secret
 from helpers.host.colab import secret
 
 
 def open_hub() -> HfApi:
-    """The hub, by its own login's token, the environment's or Colab's Secrets'. Raises RunError without one."""
-    return HfApi(token=hide("HF_TOKEN", get_token() or secret("HF_TOKEN")))
+    """Open the Hub with the token of its login, the environment or Colab's Secrets. Raises RunError without one."""
+    return HfApi(token=register_secret("HF_TOKEN", get_token() or secret("HF_TOKEN")))
 
 
 def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | ModelInfo:
-    """See to it that a repository is there, and private before a file leaves.
+    """Create a private repository, or check that it is private, before any file is uploaded.
 
-    Raises RunError if it is public already, or the hub does not make it private.
+    Raises RunError if it is public, or the Hub does not make it private.
     """
     try:
         if api.repo_info(hub_id, repo_type=repo_type).private is not True:
@@ -33,15 +33,15 @@ def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | Model
     info = api.repo_info(hub_id, repo_type=repo_type)
     if info.private is not True:
         raise RunError(
-            f"{hub_id} is not private though it was asked to be: look at its settings on the hub"
+            f"{hub_id} is not private though that was requested: check its settings on the hub"
         )
     return info
 
 
 def release(api: HfApi, hub_id: str, repo_type: str, files: set[str], *, private: bool) -> str:
-    """Read a push back, make it public where that was asked for, and say what is there and who sees it.
+    """Check that a push is complete, make it public if requested, and say what is there and who can see it.
 
-    Raises RunError if a file is missing, or the repository is not as private as asked.
+    Raises RunError if a file is missing, or the visibility is not as requested.
     """
     info = api.repo_info(hub_id, repo_type=repo_type)
     if missing := files - {sibling.rfilename for sibling in info.siblings or ()}:
@@ -50,15 +50,17 @@ def release(api: HfApi, hub_id: str, repo_type: str, files: set[str], *, private
         api.update_repo_settings(hub_id, private=False, repo_type=repo_type)
         info = api.repo_info(hub_id, repo_type=repo_type)
     if bool(info.private) != private:
-        raise RunError(f"{hub_id} is not as private as asked: look at its settings on the hub")
+        raise RunError(
+            f"{hub_id} does not have the visibility requested: check its settings on the hub"
+        )
     place = "datasets/" if repo_type == "dataset" else ""
     seen = "private" if info.private else "public"
     return f"{len(files)} files in {api.endpoint}/{place}{hub_id}, {seen}"
 
 
 @contextmanager
-def told(hub_id: str) -> Iterator[None]:
-    """Whatever the hub or the way to it says, in one line."""
+def hub_errors(hub_id: str) -> Iterator[None]:
+    """Turn every error of the Hub or the network inside into a RunError of one line."""
     try:
         yield
     except RunError:
@@ -66,5 +68,5 @@ def told(hub_id: str) -> Iterator[None]:
     except Exception as error:
         what = " ".join(str(error).split())[:300] or type(error).__name__
         raise RunError(
-            f"the hub and {hub_id}: {what}; look at the name, the token's rights and the network, and try again"
+            f"the hub and {hub_id}: {what}; check the name, the token's rights and the network, and try again"
         ) from None

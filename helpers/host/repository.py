@@ -1,7 +1,7 @@
-"""Where this repository lives: its badges, and what Setup clones.
+"""This repository's address: the badges, and what Setup clones.
 
-`python -m helpers.colab OWNER/NAME [REF]` writes a new home of the repository into every badge and clone line,
-and the tag or branch to clone.
+`python -m helpers.colab OWNER/NAME [REF]` writes a new address into every badge and clone line, and the tag or branch
+to clone.
 """
 
 import re
@@ -25,9 +25,9 @@ def badge(notebook: str) -> str:
 
 
 def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[Path]:
-    """Replace REPOSITORY by `new` wherever it stands, and RELEASE by `ref` where it is cloned; return what changed.
+    """Replace REPOSITORY by `new` everywhere, and RELEASE by `ref` where it is cloned; return the changed files.
 
-    Raises RunError for what GitHub would not take as a name.
+    Raises RunError for names that GitHub does not allow.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/(?!\.\.?$|.*\.git$)[A-Za-z0-9_.-]+", new):
         raise RunError(

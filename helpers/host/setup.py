@@ -1,6 +1,6 @@
-"""What a notebook does first: have what the runtime lacks, and say what there is. Needs Python alone.
+"""Setup, a notebook's first cell: install missing packages, and describe the machine. It needs only Python.
 
-`python -m helpers.setup` installs as Setup does, from a shell.
+`python -m helpers.setup` installs the same from a shell.
 """
 
 import importlib
@@ -20,17 +20,16 @@ from helpers.core.process import prepare_process, run_command
 from helpers.host.colab import SESSION, drive_words, on_colab
 
 GB = 1e9
-CHECKED = Path(__file__).with_name("runtime.txt")  # what Colab's images have, a block each
-ELSE = """
+CHECKED = Path(__file__).with_name("runtime.txt")  # the versions in Colab's images, a block each
+IF_IT_FAILS = """
            Should a cell fail: *Runtime*, *Change runtime type*, *Runtime version*, 2026.07"""
 NO_ANSWER = re.compile(r"connection broken by '(.*?)': /|(Could not fetch URL .*)")
 
 
 def set_up() -> str:
-    """On Colab install what is missing and mount Drive; anywhere, say what the machine has.
+    """On Colab, install missing packages and mount Drive; everywhere, describe the machine.
 
-    Run again it does nothing twice, but asks again for a Drive that was refused.
-    Raises RunError if the packages cannot be installed.
+    A rerun repeats nothing, but asks again for a Drive that was refused. Raises RunError if installing fails.
     """
     prepare_process()
     gpu = gpu_words()
@@ -43,7 +42,7 @@ def set_up() -> str:
 
 
 def installed_words(has_gpu: bool) -> str:
-    """Install what is missing, and name it; a GPU's additions may fail. Raises RunError if another cannot be had."""
+    """Install missing packages and list them; those for a GPU may fail, the others raise RunError."""
     came, without = install("-r", "requirements.txt"), []
     for name in Path("requirements-gpu.txt").read_text().splitlines() if has_gpu else []:
         try:
@@ -54,7 +53,7 @@ def installed_words(has_gpu: bool) -> str:
 
 
 def gpu_words() -> str:
-    """The first GPU and its memory, as NVIDIA's driver names it; empty without one."""
+    """The first GPU's name and memory, by nvidia-smi; "" without a GPU."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         name, mebibytes = subprocess.check_output(query, text=True).splitlines()[0].split(", ")
@@ -64,7 +63,7 @@ def gpu_words() -> str:
 
 
 def install(*what: str) -> list[str]:
-    """Have pip install what of this is not here, torch left as it is; name what came.
+    """Install by pip what is missing of `what`, without changing torch; return what was installed.
 
     Raises RunError with pip's reason.
     """
@@ -84,14 +83,14 @@ def install(*what: str) -> list[str]:
 
 
 def _reason(said: str) -> str:
-    """Why pip failed: its last line, but that a package was not found may have its reason further up."""
+    """Why pip failed: its last line, or the network error above it if no package was found."""
     last = (said.strip().splitlines() or ["no reason given"])[-1]
     found = NO_ANSWER.search(said) if "No matching distribution" in last else None
     return f"the package index does not answer ({found[1] or found[2]})" if found else last
 
 
 def runtime_words() -> str:
-    """Which of Colab's images this is, by its Python, and what of it has moved since this was checked with it."""
+    """Compare this runtime with the Colab image of the same Python: which versions differ from those tested."""
     python = ".".join(platform.python_version_tuple()[:2])
     images = {}
     for block in CHECKED.read_text(encoding="utf-8").strip().split("\n\n"):
@@ -106,7 +105,7 @@ def runtime_words() -> str:
             moved.append(f"{name} {found or 'missing'} (checked with {checked})")
     if not moved:
         return f"runtime    as this was checked with ({title})"
-    return f"runtime    not quite what this was checked with, mostly harmless: {', '.join(moved)}{ELSE}"
+    return f"runtime    not quite what this was checked with, mostly harmless: {', '.join(moved)}{IF_IT_FAILS}"
 
 
 def _version(name: str) -> str:

@@ -1,7 +1,10 @@
-"""A run's small files on Drive: a few tar files that never change, under an index of what lies in which.
+"""A run's small files on Drive: a few tar archives that never change, and an index of which file is in which.
 
-Drive is slow with thousands of small files and takes its rate limit for a full disk. A change makes one more part;
-small or mostly outdated parts are folded into it, and go when neither slot of the index names them any more.
+Drive is slow with thousands of small files and reports its rate limit as a full disk. A change makes one new archive;
+small or mostly outdated archives are merged into it, and deleted once neither slot of the index lists them.
+
+tarfile and this index, rather than a backup program or a database file: Drive replaces files as a whole, may keep an
+old version of one, and a person can still unpack a tar by hand.
 """
 
 import hashlib
@@ -15,34 +18,34 @@ from copy import deepcopy
 from pathlib import Path
 
 from helpers.core.files import MANIFEST, read_json
-from helpers.mirror.drive import NotKept, Uploads
+from helpers.mirror.drive import NotMirrored, Uploads
 from helpers.mirror.index import (
     SLOTS,
+    Archive,
     File,
     Folder,
     Index,
-    Part,
     copies,
     is_hidden,
     is_of_series,
     read_indexes,
 )
 
-LARGE = 64_000_000  # bytes of a part, about
-LARGEST = 500_000_000  # bytes of a file in one: it is made in memory
+ARCHIVE_BYTES = 64_000_000  # of an archive, about
+MAX_FILE_BYTES = 500_000_000  # of a file in one: archives are made in memory
 
 
 def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
-    """The small files of a run's folder, by name, as they are now.
+    """The small files of a run's folder, by name, with their stat.
 
-    Work in progress (a leading dot), links, and what lies in a folder of `apart` are left out.
+    Temporary files (a leading dot), links, and files in the folders `apart` are left out.
     """
     found = {}
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         if (
             not is_hidden(name)
-            and not above(name.as_posix()) & apart
+            and not parents_of(name.as_posix()) & apart
             and path.is_file()
             and not path.is_symlink()
         ):
@@ -51,26 +54,26 @@ def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
     return found
 
 
-def unfit(source: Path, found: dict[str, os.stat_result]) -> dict[str, str]:
-    """What of a run no part can hold as it is, and why: its names, of files and folders."""
+def find_unmirrorable(source: Path, found: dict[str, os.stat_result]) -> dict[str, str]:
+    """The files and folders that no archive can hold as they are, by name, each with the reason."""
     why = {}
     for path in source.rglob("*"):
         name = path.relative_to(source)
         if path.is_symlink() and not is_hidden(name) and not _is_inside(path, source):
-            why[name.as_posix()] = f"{path} is a link: put what it leads to in its place"
+            why[name.as_posix()] = f"{path} is a link: replace it by what it links to"
     for name, stat in found.items():
-        if stat.st_size > LARGEST:
+        if stat.st_size > MAX_FILE_BYTES:
             why[name] = f"{source / name} is too large for the mirror: move it elsewhere"
-        for folder in above(name):
+        for folder in parents_of(name):
             if is_of_series(folder):
                 why[folder] = f"{source / folder} has no {MANIFEST}: move that folder away"
-        if name.endswith(f"/{MANIFEST}") and (file := _lacks(source / name)):
+        if name.endswith(f"/{MANIFEST}") and (file := _first_incomplete(source / name)):
             why[name.rpartition("/")[0]] = f"{file} is not what {MANIFEST} says"
     return why
 
 
-def above(name: str) -> set[str]:
-    """The names of the folders that a file lies in."""
+def parents_of(name: str) -> set[str]:
+    """The names of the folders that a file is in."""
     return {parent.as_posix() for parent in Path(name).parents}
 
 
@@ -78,8 +81,8 @@ def _is_inside(path: Path, source: Path) -> bool:
     return path.resolve().is_relative_to(source.resolve())
 
 
-def _lacks(manifest: Path) -> Path | None:
-    """The first file of a folder, such as the dataset, that is not there as its manifest lists it."""
+def _first_incomplete(manifest: Path) -> Path | None:
+    """The first file that is missing, or of another size than its folder's manifest lists."""
     with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):
         for file, entry in read_json(manifest).items():
             path = manifest.parent / file
@@ -89,23 +92,23 @@ def _lacks(manifest: Path) -> Path | None:
 
 
 def read_small(path: Path) -> bytes:
-    """A file's content; of a log that is being written, its whole lines."""
+    """A file's content; of a log that is being written, its complete lines."""
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if path.suffix != ".jsonl" or whole == len(content):
+    complete = content.rfind(b"\n") + 1
+    if path.suffix != ".jsonl" or complete == len(content):
         return content
     try:
-        json.loads(content[whole:])
+        json.loads(content[complete:])
     except ValueError:
-        return content[:whole]
+        return content[:complete]
     return content
 
 
 def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """The names in groups of about LARGE bytes."""
+    """The names in groups of about ARCHIVE_BYTES."""
     group: list[str] = []
     for name, size in sizes.items():
-        if group and sum(sizes[n] for n in group) + size > LARGE:
+        if group and sum(sizes[n] for n in group) + size > ARCHIVE_BYTES:
             yield group
             group = []
         group.append(name)
@@ -113,8 +116,11 @@ def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
         yield group
 
 
-def pack(found: Iterable[tuple[str, int, bytes]]) -> tuple[str, Part, bytes, dict[str, File]]:
-    """Make a part of files, each a name, a time and its content: its name (of its content), itself, and its files."""
+def pack(found: Iterable[tuple[str, int, bytes]]) -> tuple[str, Archive, bytes, dict[str, File]]:
+    """Make an archive of files, each given as (name, time in ns, content).
+
+    Returns the archive's name (by its content), its entry in the index, its bytes, and its files' entries.
+    """
     made, read = io.BytesIO(), {}
     with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, mtime_ns, content in found:
@@ -124,15 +130,16 @@ def pack(found: Iterable[tuple[str, int, bytes]]) -> tuple[str, Part, bytes, dic
             read[name] = (len(content), hashlib.sha256(content).hexdigest(), mtime_ns)
     content = made.getvalue()
     sha256 = hashlib.sha256(content).hexdigest()
-    part = f"parts/{sha256[:16]}.tar"
-    files = {name: File(*values, part) for name, values in read.items()}
-    return part, Part(len(content), sha256, sum(f.size for f in files.values())), content, files
+    name = f"parts/{sha256[:16]}.tar"
+    files = {file: File(*values, name) for file, values in read.items()}
+    archive = Archive(len(content), sha256, sum(f.size for f in files.values()))
+    return name, archive, content, files
 
 
 def unpack(tar_path: Path, wanted: dict[str, File]) -> Iterator[tuple[str, bytes]]:
-    """The wanted files of a part, each with the content that the index promises; whatever else is in it stays there.
+    """Yield the wanted files of an archive whose content is what the index says; everything else is ignored.
 
-    A name that leads out of the folder is no name of ours (`tarfile.data_filter` refuses it), nor is a link.
+    Links are skipped, and `tarfile.data_filter` refuses a name that leads out of the folder.
     """
     with tarfile.open(tar_path) as tar:
         for member in tar:
@@ -145,58 +152,58 @@ def unpack(tar_path: Path, wanted: dict[str, File]) -> Iterator[tuple[str, bytes
                 yield member.name, content
 
 
-class Parts:
-    """The small files of a run and its index, as they are on Drive and as they are brought there."""
+class ArchiveSet:
+    """The archives of a run and its index, on Drive."""
 
     def __init__(self, source: Path, uploads: Uploads) -> None:
         self.source, self.uploads, self.drive = source, uploads, uploads.drive
         self.published = read_indexes(self.drive.text)[::-1]  # at most two, the newest last
         self.index = deepcopy(self.published[-1]) if self.published else Index()
         self.seen: dict[str, tuple[int, int]] = {}  # size and time (ns) of each file when last read
-        self.unread: list[NotKept] = []  # files here that this round could not read
+        self.unread: list[NotMirrored] = []  # files here that this round could not read
 
     def copy(
         self,
         found: dict[str, os.stat_result],
         folders: dict[str, Folder],
         broken: Set[str] = frozenset(),
-    ) -> list[NotKept]:
-        """Have Drive hold the files found, and an index that names them and `folders`; what of them it cannot hold.
+    ) -> list[NotMirrored]:
+        """Copy the files `found` to Drive, and write an index of them and `folders`; return what could not be copied.
 
-        What it has of the `broken` folders stays as it is. Raises NotKept or OSError if Drive fails.
+        Drive's copies of the `broken` folders stay as they are. Raises NotMirrored or OSError if Drive fails.
         """
         self.unread = []
         self._drop(found, broken)
-        lost = [name for part in self._bad_parts() for name in self.index.of_part(part)]
+        corrupt = [name for archive in self._corrupt() for name in self.index.files_of(archive)]
         changed = {name for name, stat in found.items() if self._is_changed(name, stat)}
-        changed |= found.keys() & set(lost)
+        changed |= found.keys() & set(corrupt)
         if changed:
             self._add(changed, found)
         self.publish(folders)
-        gone = [name for name in lost if name not in found]
-        words = f"{len(gone)} files that are not here do not verify on Google Drive ({', '.join(gone[:1])})"
-        return [*self.unread, *([NotKept(words)] if gone else [])]
+        lost = [name for name in corrupt if name not in found]
+        words = f"{len(lost)} files that are not here do not verify on Google Drive ({', '.join(lost[:1])})"
+        return [*self.unread, *([NotMirrored(words)] if lost else [])]
 
     def _drop(self, found: dict[str, os.stat_result], broken: Set[str]) -> None:
-        """Take out of the index what was here and is no longer; what never came here stays."""
+        """Remove from the index what was here and is no longer; what was never here stays."""
         complete = {name.rsplit("/", 1)[0] for name in found if name.endswith(f"/{MANIFEST}")}
         for name in self.index.files.keys() - found.keys():
-            if not {name, *above(name)} & broken and (
-                self.seen.pop(name, None) or above(name) & complete
+            if not {name, *parents_of(name)} & broken and (
+                self.seen.pop(name, None) or parents_of(name) & complete
             ):
                 del self.index.files[name]
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
-        """The named files that can be read: name, time and content."""
+        """Yield (name, time in ns, content) of each named file that can be read."""
         for name in names:
             path = self.source / name
             try:
                 yield name, path.stat().st_mtime_ns, read_small(path)
             except FileNotFoundError:
-                continue  # gone meanwhile
+                continue  # deleted meanwhile
             except OSError as error:
                 what = f"{path} cannot be read here ({error.strerror}): move it away"
-                self.unread.append(NotKept(f"{what}, then run keep(here)"))
+                self.unread.append(NotMirrored(f"{what}, then run sync(here)"))
                 self.seen.pop(name, None)
 
     def _is_changed(self, name: str, stat: os.stat_result) -> bool:
@@ -208,40 +215,45 @@ class Parts:
             return known is None or known.sha256 != hashlib.sha256(content).hexdigest()
         return False
 
-    def _bad_parts(self) -> list[str]:
-        """The parts that Drive does not hold; each is read once, or again where `good` was emptied."""
-        bad = []
+    def _corrupt(self) -> list[str]:
+        """The archives that do not verify on Drive; each is read once, or again after `verified` was cleared."""
+        corrupt = []
         for name in {file.part for file in self.index.files.values()}:
-            part = self.index.parts[name]
-            if (name, part.sha256) in self.uploads.good:
+            archive = self.index.parts[name]
+            key = (name, archive.sha256)
+            if key in self.uploads.verified:
                 continue
-            if self.drive.holds(name, part.size, part.sha256) and self.drive.is_uploaded(name):
-                self.uploads.good.add((name, part.sha256))
+            if self.drive.holds(name, archive.size, archive.sha256) and self.drive.is_uploaded(
+                name
+            ):
+                self.uploads.verified.add(key)
             else:
-                bad.append(name)
-        return bad
+                corrupt.append(name)
+        return corrupt
 
-    def _add(self, names: set[str], found: dict[str, os.stat_result], least: float = 0.5) -> None:
-        """Make parts of the named files and of those in outdated parts."""
-        folded = {name for part in self.index.outdated(least) for name in self.index.of_part(part)}
-        sizes = {name: found[name].st_size for name in sorted(names | folded & found.keys())}
+    def _add(
+        self, names: set[str], found: dict[str, os.stat_result], min_used: float = 0.5
+    ) -> None:
+        """Make archives of the named files and of those in outdated archives."""
+        merged = {n for name in self.index.outdated(min_used) for n in self.index.files_of(name)}
+        sizes = {name: found[name].st_size for name in sorted(names | merged & found.keys())}
         try:
             for group in batches(sizes):
-                name, part, content, files = pack(self._read(group))
-                self.uploads.put(name, part.size, part.sha256, lambda tar=content: [tar])
-                self.index.parts[name] = part
+                name, archive, content, files = pack(self._read(group))
+                self.uploads.put(name, archive.size, archive.sha256, lambda tar=content: [tar])
+                self.index.parts[name] = archive
                 self.index.files |= files
         except BaseException:
             for name in sizes:
                 self.seen.pop(name, None)  # to be looked at again
             raise
 
-    def publish(self, folders: dict[str, Folder], anew: bool = False) -> None:
-        """Write the index into the older slot if it says anything new, then let go what no slot names."""
+    def publish(self, folders: dict[str, Folder], force: bool = False) -> None:
+        """Write the index into the older slot if it has changed, then delete archives that no slot lists."""
         self.index.folders = dict(folders)
         used = {file.part for file in self.index.files.values()}
-        self.index.parts = {n: part for n, part in self.index.parts.items() if n in used}
-        if not anew and self.published and self.index == self.published[-1]:
+        self.index.parts = {n: archive for n, archive in self.index.parts.items() if n in used}
+        if not force and self.published and self.index == self.published[-1]:
             self.uploads.put_bytes(self.index.slot(), self.index.dump())
             return
         self.index.generation += 1
@@ -253,19 +265,15 @@ class Parts:
         before, self.published = self.published, [*self.published[-1:], deepcopy(self.index)]
         for name in before[0].parts if before else ():
             if not any(name in index.parts for index in self.published):
-                self._remove(name)
+                for copy in copies(name):
+                    self.drive.remove(copy)
 
     def purge(self, found: dict[str, os.stat_result], folders: dict[str, Folder]) -> None:
-        """Have nothing on Drive that is not here: not in a part, nor by the older index."""
+        """Delete from Drive every file that is not here, also from archives and the older index."""
         self.index.files = {n: file for n, file in self.index.files.items() if n in found}
         for problem in self.copy(found, folders):
             raise problem
-        self._add(set(), found, least=1.0)
+        self._add(set(), found, min_used=1.0)
         for slot in SLOTS:
-            self.publish(folders, anew=True)
+            self.publish(folders, force=True)
             self.drive.remove([*copies(slot)][1])
-
-    def _remove(self, name: str) -> None:
-        """Have Drive let go of a file, under whatever names it keeps it."""
-        for copy in copies(name):
-            self.drive.remove(copy)

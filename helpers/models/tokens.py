@@ -1,4 +1,4 @@
-"""How many CLIP tokens a text has and a base model reads, and a text cut to that with its suffix kept."""
+"""Count CLIP tokens, find a base model's token limit, and shorten a text to it without losing its suffix."""
 
 import re
 from bisect import bisect_right
@@ -16,18 +16,18 @@ from helpers.core.files import read_json
 from helpers.core.run import Run
 from helpers.host.colab import on_colab
 
-CLIP_TOKENS = 77  # of Stable Diffusion, begin and end included; what comes after is cut
-CLIP = "openai/clip-vit-large-patch14"  # whose tokens Stable Diffusion's are
+CLIP_TOKENS = 77  # Stable Diffusion's limit, with begin and end tokens; further tokens are cut
+CLIP = "openai/clip-vit-large-patch14"  # Stable Diffusion's tokenizer
 WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_+")
-LENGTHS = {  # where a pipeline tells it
-    "tokenizer_config.json": "model_max_length",  # of a tokenizer by itself
+LENGTHS = {  # the files and keys of a model that give the limit
+    "tokenizer_config.json": "model_max_length",  # of a tokenizer alone
     "tokenizer/tokenizer_config.json": "model_max_length",
     "text_encoder/config.json": "max_position_embeddings",
 }
 
 
 def base_model_of(run: Run) -> str:
-    """The base model that 04 was last set to; before, that of the preset for 01's source, or Stable Diffusion's."""
+    """The base model of 04's last settings; before 04 ran, that of the preset for 01's source, or of preset t4."""
     with suppress(RunError):
         return run.read_config("train")["base_model"]
     with suppress(RunError, KeyError):
@@ -36,19 +36,19 @@ def base_model_of(run: Run) -> str:
 
 
 def token_limit(base_model: str) -> int:
-    """The tokens that a base model reads, or its tokenizer by itself; 77 where their files do not tell."""
-    told = [CLIP_TOKENS]
+    """The maximum number of tokens of a base model, or of a tokenizer alone; 77 if their files do not say."""
+    limits = [CLIP_TOKENS]
     for name, key in LENGTHS.items():
         with suppress(OSError, ValueError, AttributeError):
             value = read_json(_file(base_model, name)).get(key)
-            told += [value] if isinstance(value, int) else []  # some tokenizers say 1e30
-    return min(told)
+            limits += [value] if isinstance(value, int) else []  # some tokenizers say 1e30
+    return min(limits)
 
 
 def _file(base_model: str, name: str) -> Path:
-    """A file of a folder, or of a hub id's copy in the cache. Raises OSError or ValueError if it is not here."""
+    """A file in a model's folder, or in the Hub's cache. Raises OSError or ValueError if it is missing."""
     path = Path(base_model).expanduser()
-    if path.exists():  # beside a one-file model lies its tokenizer
+    if path.exists():  # a one-file model's tokenizer is beside it
         return (path if path.is_dir() else path.parent) / name
     found = try_to_load_from_cache(base_model, name)
     if not isinstance(found, str):
@@ -58,10 +58,10 @@ def _file(base_model: str, name: str) -> Path:
 
 @cache
 def token_counter(base_model: str) -> tuple[Callable[[str], int], str]:
-    """A function that counts a text's CLIP tokens, begin and end included, and a note if it only estimates them.
+    """A function that counts a text's CLIP tokens, with begin and end, and a note if it only estimates them.
 
-    An exact count needs a tokenizer's list of merges: it is read from `base_model`, a folder, one file's folder or a
-    hub id, else from CLIP's own (from the hub's cache; on Colab from the hub, 2 MB).
+    An exact count needs a tokenizer.json: that of `base_model` (a folder, a one-file model's folder or a hub id), or
+    else CLIP's own, from the Hub's cache, or on Colab from the Hub (2 MB).
     """
     from huggingface_hub import hf_hub_download
 
@@ -70,7 +70,7 @@ def token_counter(base_model: str) -> tuple[Callable[[str], int], str]:
             if (path := _file(base_model, name)).is_file():
                 return _exact_counter(path), ""
     for model in (base_model, CLIP):
-        with suppress(OSError, ValueError):  # without a network: half a minute of tries
+        with suppress(OSError, ValueError):  # without a network it retries for half a minute
             path = hf_hub_download(model, "tokenizer.json", local_files_only=not on_colab())
             return _exact_counter(Path(path)), ""
     return estimate_tokens, " (estimated)"
@@ -81,12 +81,12 @@ def _exact_counter(path: Path) -> Callable[[str], int]:
 
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
-    tokenizer.no_truncation()  # else the file may cut at 77, and every text would fit
+    tokenizer.no_truncation()  # or the count may stop at 77
     return lambda text: len(tokenizer.encode(text).ids)
 
 
 def estimate_tokens(text: str) -> int:
-    """CLIP tokens estimated by word length: 1 up to six letters, then 1 more for each four begun.
+    """Estimate CLIP tokens by word length: 1 up to six letters, then 1 more for every four.
 
     Measured against CLIP's own merges on 3,168 lines of English: 10% too many on average, too few in a
     fifth of the lines, by 27% at the worst hundredth; letters beyond ASCII count by their bytes.
@@ -96,20 +96,20 @@ def estimate_tokens(text: str) -> int:
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
-    """The tokens of a text by a transformers tokenizer, begin and end included; nothing is cut or warned of."""
+    """Count a text's tokens by a transformers tokenizer, with begin and end, without truncation or warnings."""
     return len(tokenizer(text, truncation=False, verbose=False).input_ids)
 
 
-def shorten(tokenizer: Any, text: str, suffix: str, longest: int) -> str:
-    """A text, or as much of it as `longest` tokens hold, up to the end of a word; a suffix that it has stays.
+def shorten(tokenizer: Any, text: str, suffix: str, max_tokens: int) -> str:
+    """Shorten a text at the end of a word to at most `max_tokens` tokens, and keep its suffix.
 
-    A suffix that takes them all is what is left, whole.
+    If the suffix alone takes all of them, the suffix is returned in full.
     """
-    if count_tokens(tokenizer, text) <= longest:
+    if count_tokens(tokenizer, text) <= max_tokens:
         return text
     ending = suffix if text.endswith(suffix) else ""
     words = text.removesuffix(ending)
-    room = longest - count_tokens(tokenizer, ending) + 2  # begin and end are counted twice
+    room = max_tokens - count_tokens(tokenizer, ending) + 2  # begin and end are counted twice
     if room <= 2:
         return ending
     lengths = range(len(words) + 1)

@@ -1,9 +1,8 @@
-"""Models that others made: read as safetensors and JSON alone, so that nothing in them can run.
+"""Models of others are untrusted: only safetensors and JSON are read, so that nothing in them can run.
 
-A pickle runs what its maker wrote into it when it is loaded, and so does a module that lies beside the weights
-where a loader looks for one. Neither is ever opened, whatever the versions of the libraries allow. A loader is
-given a folder in diffusers layout, never a hub id or a one-file checkpoint: `model_folder` makes one of whatever a
-user gave, and it is looked at as any folder is.
+Loading a pickle runs any code in it, and so does a Python module beside the weights where a loader looks for one.
+Neither is ever opened, whatever the libraries would allow. Loaders get a folder in diffusers layout, never a hub id or
+a one-file checkpoint: `model_folder` makes one from what a user gave, and checks it.
 """
 
 import re
@@ -18,13 +17,13 @@ from torch import Tensor
 
 from helpers.core.errors import RunError
 from helpers.core.files import read_json
-from helpers.models.hub_model import fetch, successor, without_variants
+from helpers.models.hub_model import fetch_model, rename_variants, successor
 from helpers.models.single_file import convert, find_single_file
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
 PIPELINES = {"StableDiffusionPipeline"}
-PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
+PARTS = {  # the classes of Stable Diffusion's pipelines, and their libraries
     "AutoencoderKL": "diffusers",
     "UNet2DConditionModel": "diffusers",
     "CLIPTextModel": "transformers",
@@ -40,10 +39,12 @@ PARTS = {  # that Stable Diffusion's pipelines are made of, and whose they are
 
 
 @contextmanager
-def reading(setting: str, model: str, advice: str, *, weights: bool = True) -> Iterator[Path]:
-    """The folder to load a model from inside, `model_folder`'s.
+def open_model(setting: str, model: str, advice: str, *, weights: bool = True) -> Iterator[Path]:
+    """Yield the folder to load a model from, by `model_folder`; errors inside become a RunError of one line.
 
-    Whatever the hub or the libraries raise becomes a RunError in one line.
+    setting  the setting that names the model, for the error
+    advice   what to do next, for the error
+    weights  False downloads only the config files
     """
     folder = Path(model)
     try:
@@ -56,40 +57,36 @@ def reading(setting: str, model: str, advice: str, *, weights: bool = True) -> I
 
 
 def model_folder(model: str, *, weights: bool = True) -> Path:
-    """The folder in diffusers (or transformers) layout of whatever a user gave as a model.
+    """Find, download or convert a model; return its folder in diffusers (or transformers) layout.
 
-    model    a folder; a hub id, which is fetched; a one-file .safetensors of Stable Diffusion 1 or 2, or a folder
-             that holds one, which is converted once (single_file.py); where all weights of a part are a variant's,
-             such as `diffusion_pytorch_model.fp16.safetensors`, a folder of links in which they have the plain name
-    weights  False fetches the settings alone
-    Raises ValueError or OSError, whose words say what is wrong, for what is not there, pickled or holds an adapter.
+    model    a folder; a hub id, which is downloaded; a one-file .safetensors of Stable Diffusion 1 or 2, or a folder
+             with one, which is converted once (single_file.py); if a part has only weights of a variant, such as
+             `diffusion_pytorch_model.fp16.safetensors`, a folder of links with the usual names is returned
+    weights  False downloads only the config files
+    Raises ValueError or OSError, with the reason, for a model that is missing, pickled, or has an adapter.
     """
     path = Path(model).expanduser()
     if path.is_file():
-        return _convert(path)
+        if path.suffix in PICKLED:
+            raise ValueError(
+                f"{path.name} is a pickle, which could run any code and is not read: take the .safetensors file"
+            )
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path.name} is no .safetensors file")
+        return convert(path)
     if not path.is_dir():
         _refuse_missing_path(model)
-        path = fetch(successor(model), weights)
+        path = fetch_model(successor(model), weights)
     _refuse_unsafe(path)
     if single_file := find_single_file(path):
         return convert(single_file)
-    if (plain := without_variants(path)) != path:
+    if (plain := rename_variants(path)) != path:
         _refuse_unsafe(plain)
     return plain
 
 
-def _convert(path: Path) -> Path:
-    if path.suffix in PICKLED:
-        raise ValueError(
-            f"{path.name} is a pickle, which could run anything and is not read: take the .safetensors file"
-        )
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path.name} is no .safetensors file")
-    return convert(path)
-
-
 def _refuse_missing_path(model: str) -> None:
-    """A path that leads nowhere is not looked for on the hub, which would speak of ids."""
+    """Raise OSError for a path that does not exist, instead of asking the Hub, whose error would be about ids."""
     is_id = HUB_ID.fullmatch(model)
     is_near = "/" in model and Path(model).parent.is_dir()
     if not is_id or is_near or Path(model).suffix in (*PICKLED, ".safetensors"):
@@ -97,27 +94,35 @@ def _refuse_missing_path(model: str) -> None:
 
 
 def _refuse_unsafe(folder: Path) -> None:
-    _refuse_linked_folders(folder)
-    _refuse_pickled_shards(folder)
-    _refuse_adapters(folder)
+    """Raise ValueError for a folder from which a loader could read anything but safetensors and JSON inside it."""
+    files = sorted(folder.rglob("*"))
+    # files in a linked folder are loaded, but would not be checked; the Hub's cache links only files
+    if linked := [path for path in files if path.is_symlink() and path.is_dir()]:
+        raise ValueError(
+            f"it holds a link to a folder, {linked[0].relative_to(folder)}, which is not followed"
+        )
+    # transformers opens any file that an index of shards names
+    for index in folder.rglob("[!.]*.safetensors.index.json"):  # loaders ignore hidden ones
+        for name in read_json(index)["weight_map"].values():
+            if not name.endswith(".safetensors"):
+                raise ValueError(f"{index.relative_to(folder)} names {name}, which is not read")
+    # some versions of transformers load an adapter with the weights, even if it is pickled
+    if found := [path for path in files if path.name == "adapter_config.json"]:
+        raise ValueError(f"it holds an adapter, {found[0].relative_to(folder)}, which is not read")
 
 
 def _unloadable(setting: str, model: str, folder: Path, error: Exception, advice: str) -> RunError:
-    """What to tell of a model that cannot be loaded: what is wrong with it, in a line, and what to give."""
+    """The RunError for a model that cannot be loaded: what is wrong with it, and what to do next."""
     what = str(error).strip().split("\n")[0] or type(error).__name__
-    pickled = sorted(path for path in _files(folder) if path.suffix in PICKLED)
+    pickled = sorted(path for path in folder.rglob("*") if path.suffix in PICKLED)
     if pickled and isinstance(error, OSError):
         name = pickled[0].relative_to(folder)
-        what = f"it has only pickled weights, such as {name}, which could run anything and are not read: {what}"
+        what = f"it has only pickled weights, such as {name}, which could run any code and are not read: {what}"
     return RunError(f"{setting} {model!r} could not be loaded ({what}): {advice}")
 
 
 def refuse_code(folder: Path) -> None:
-    """Refuse a pipeline's folder with modules of Python in it, or that names parts which Stable Diffusion has not.
-
-    A part that is a pipeline itself would bring an index of its own. Raises ValueError, as loaders do for whatever is
-    wrong in a model.
-    """
+    """Raise ValueError if a pipeline's folder has Python modules, nested pipelines, or parts of unknown classes."""
     if modules := sorted(path for path in folder.rglob("*.py")):
         raise ValueError(f"it holds code, {modules[0].relative_to(folder)}, which is not run")
     top = folder / "model_index.json"
@@ -131,7 +136,7 @@ def refuse_code(folder: Path) -> None:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """What a JSON file of a model holds. Raises ValueError that names it where it is none."""
+    """Read a JSON config file of a model. Raises ValueError, naming the file, if it is not one."""
     name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
     try:
         content = read_json(path)
@@ -143,7 +148,7 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 
 def fit_tokenizer(tokenizer: Any, text_encoder: Any) -> None:
-    """Have a CLIP tokenizer pad and cut to what its text encoder reads, where its own settings do not say."""
+    """Set a CLIP tokenizer's maximum length and padding token to fit its text encoder, if it has none."""
     longest = text_encoder.config.max_position_embeddings
     tokenizer.model_max_length = min(int(tokenizer.model_max_length), longest)
     if tokenizer.pad_token is None:
@@ -156,34 +161,8 @@ def _is_known(library: str | None, kind: str | None) -> bool:
     return (library, kind) == (None, None) or PARTS.get(kind) == library is not None
 
 
-def _refuse_linked_folders(folder: Path) -> None:
-    """What lies in one is loaded, and would not be looked at; the hub's cache links files alone."""
-    if linked := sorted(path for path in _files(folder) if path.is_symlink() and path.is_dir()):
-        raise ValueError(
-            f"it holds a link to a folder, {linked[0].relative_to(folder)}, which is not followed"
-        )
-
-
-def _refuse_pickled_shards(folder: Path) -> None:
-    """An index of safetensors may name other files, which transformers would open."""
-    for index in folder.rglob("[!.]*.safetensors.index.json"):  # loaders take none that is hidden
-        for name in read_json(index)["weight_map"].values():
-            if not name.endswith(".safetensors"):
-                raise ValueError(f"{index.relative_to(folder)} names {name}, which is not read")
-
-
-def _refuse_adapters(folder: Path) -> None:
-    """An adapter beside a model's weights is loaded with them by some versions of transformers, pickled or not."""
-    if found := sorted(path for path in _files(folder) if path.name == "adapter_config.json"):
-        raise ValueError(f"it holds an adapter, {found[0].relative_to(folder)}, which is not read")
-
-
-def _files(folder: Path) -> list[Path]:
-    return list(folder.rglob("*"))
-
-
 def load_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises RunError if it is none."""
+    """Read a safetensors file's tensors to the CPU. Raises RunError if it is not one."""
     try:
         return read_tensors(path)
     except SafetensorError as error:

@@ -20,7 +20,6 @@ from helpers.config import TrainConfig
 from helpers.core.errors import RunError
 from helpers.core.files import (
     MANIFEST,
-    damage,
     on_disk,
     read_json,
     recover_folders,
@@ -28,6 +27,9 @@ from helpers.core.files import (
     replacing_folder,
     write_json,
     write_text,
+)
+from helpers.core.files import (
+    find_corruption as find_folder_corruption,
 )
 from helpers.core.records import log_lines, read_log
 from helpers.core.run import Run
@@ -74,7 +76,7 @@ def save(
             _write_tensors(tmp_path / AVERAGE, _on_cpu(state.ema.average))
         write_text(tmp_path / run.train_log.name, log_lines(rows))
         write_json(tmp_path / STATE, kept)
-    if what := damage(folder):
+    if what := find_folder_corruption(folder):
         raise RunError(
             f"{what}: the disk did not keep the checkpoint; free some space and run 04_train again"
         )
@@ -127,7 +129,7 @@ def find_corruption(run: Run, folder: Path) -> str | None:
     Its files must verify and be listed in the manifest, and its log must hold every step once. A checkpoint of a
     newer version counts as good here; loading it is refused.
     """
-    if what := damage(folder):
+    if what := find_folder_corruption(folder):
         return what
     listed, log_name = read_json(folder / MANIFEST), run.train_log.name
     if STATE not in listed:

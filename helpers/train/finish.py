@@ -14,7 +14,7 @@ from torch import nn
 
 from helpers.config import TrainConfig, read_settings
 from helpers.core.errors import RunError
-from helpers.core.files import MANIFEST, damage, folder_hash, replacing_folder, write_json
+from helpers.core.files import MANIFEST, find_corruption, folder_hash, replacing_folder, write_json
 from helpers.core.records import read_log
 from helpers.core.run import Run
 from helpers.models.capture import Captured
@@ -44,7 +44,7 @@ def is_finished(config: TrainConfig, run: Run) -> bool:
         verdict, done = run.read_verdict(), read_settings(TrainConfig, run.read_config("train"))
     except RunError:  # missing or damaged; both are written anew
         return False
-    if damage(run.model):
+    if find_corruption(run.model):
         return False
     resumable = [f.name for f in fields(TrainConfig) if f.metadata.get("resumable")]
     same_settings = replace(done, **{name: getattr(config, name) for name in resumable}) == config
@@ -90,7 +90,7 @@ def _load_weights_to_export(training: Training, state: TrainState, verdict: Verd
     """Load the weights to export into the model, and return their step."""
     run, best_step = training.run, best_of(training.log.val_curve)[0]
     for step in [best_step, state.step] if verdict.rose else [state.step]:
-        if (what := damage(run.checkpoint(step))) is None:
+        if (what := find_corruption(run.checkpoint(step))) is None:
             checkpoint.load_weights(run.checkpoint(step), state.weights, use_ema=True)
             return step
         log.warning("%s: its weights are not taken for the model", what)
@@ -170,7 +170,7 @@ def verify_model(run: Run) -> str:
     Raises RunError if a file is missing or changed, or training has not ended.
     """
     verdict = run.read_verdict()
-    if what := damage(run.model):
+    if what := find_corruption(run.model):
         raise RunError(f"{what}: run 04_train again")
     change = verdict["last"] / verdict["base"] - 1
     return (

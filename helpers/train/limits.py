@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.config import TrainConfig
 from helpers.core.errors import OutOfMemoryError, RunError
 from helpers.host.device import Device
-from helpers.models.untrusted import reading
+from helpers.models.untrusted import open_model
 from helpers.train.check_base import check_part_settings
 from helpers.train.model import ADVICE
 
@@ -70,7 +70,7 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
     """
     if device.device.type != "cpu" or config.allow_slow:
         return
-    with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
+    with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
         check_part_settings(folder / "unet", "UNet2DConditionModel")
         unet_config = UNet2DConditionModel.load_config(folder, subfolder="unet")
     with torch.device("meta"):

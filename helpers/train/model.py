@@ -29,9 +29,9 @@ from helpers.config import TrainConfig
 from helpers.core.files import read_json, write_json
 from helpers.host.device import Device
 from helpers.models.capture import CapturedForward
-from helpers.models.pipeline import load_pipeline, most_steps
+from helpers.models.pipeline import clamp_steps, load_pipeline
 from helpers.models.readback import fingerprint
-from helpers.models.untrusted import fit_tokenizer, reading, refuse_code
+from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 from helpers.train.check_base import check_files, check_parts, load_model
 from helpers.train.half_precision import keep_half_precision
 
@@ -119,7 +119,7 @@ class ModelComponents:
                 prompts,
                 height=config.resolution_px,
                 width=config.resolution_px,
-                num_inference_steps=most_steps(config.num_inference_steps, self.noise_scheduler),
+                num_inference_steps=clamp_steps(config.num_inference_steps, self.noise_scheduler),
                 guidance_scale=config.guidance_scale,
                 generator=generators,
                 output_type=output_type,
@@ -157,7 +157,7 @@ def load_components(
     components do not fit one another.
     """
     text_dtype = torch.float32 if train_text_encoder else device.dtype
-    with reading("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
+    with open_model("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         refuse_code(folder)
         check_files(folder)

@@ -20,7 +20,7 @@ from helpers.host.colab import SESSION_HOURS, on_colab
 from helpers.host.device import GB, Device
 from helpers.mirror.sync import remote_room_bytes
 from helpers.models.capture import Captured
-from helpers.models.untrusted import reading
+from helpers.models.untrusted import open_model
 from helpers.train.check_base import check_part_settings
 from helpers.train.footprint import pass_bytes, random_inputs
 from helpers.train.limits import machine_errors, refuse_slow, what_to_change
@@ -170,7 +170,7 @@ def _passing(config: TrainConfig, device: Device) -> int:
 
 def _build(config: TrainConfig, device: Device) -> tuple[UNet2DConditionModel, torch.nn.Module]:
     """A UNet of the base's shapes and random weights, and the module that would be trained."""
-    with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
+    with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
         check_part_settings(folder / "unet", "UNet2DConditionModel")
         check_part_settings(folder / "text_encoder", "CLIPTextModel")
         unet = UNet2DConditionModel.from_config(
@@ -182,7 +182,7 @@ def _build(config: TrainConfig, device: Device) -> tuple[UNet2DConditionModel, t
 
 def latent_side(config: TrainConfig) -> int:
     """The side of the latents of a square image."""
-    with reading("base_model", config.base_model, ADVICE, weights=False) as folder:
+    with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
         check_part_settings(folder / "vae", "AutoencoderKL")
         vae = AutoencoderKL.load_config(folder, subfolder="vae")
     return config.resolution_px // 2 ** (len(vae["block_out_channels"]) - 1)

@@ -18,10 +18,10 @@ from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json, write_text
 from helpers.core.run import Run
 from helpers.models.licence import licence_of, public_name
-from helpers.models.lora import LORA_FILE, load_lora, lora_of, write_lora
+from helpers.models.lora import LORA_FILE, extract_lora, load_lora, write_lora
 from helpers.models.pipeline import load_pipeline
-from helpers.models.readback import effective_weights, place, require_equal, require_names
-from helpers.models.untrusted import reading
+from helpers.models.readback import effective_weights, final_path, require_equal, require_names
+from helpers.models.untrusted import open_model
 from helpers.train.model import ModelComponents
 from helpers.train.portable import write_text_encoder_names, write_tokenizer
 
@@ -88,14 +88,14 @@ def lora_on_its_base(
     Raises RunError that names the layers in which it differs from what was trained.
     """
     path, modules = folder / LORA_FILE, trained_modules(config, components)
-    trained = lora_of(modules)
+    trained = extract_lora(modules)
     write_lora(path, trained, {})
     require_names(path, trained.tensors.items())
     pipeline = load_pipeline(
         config.base_model, torch.float32, tokenizer=components.tokenizer, **UNCHECKED
     )
     load_lora(pipeline, path)
-    loaded = lora_of({name: getattr(pipeline, name) for name in modules})
+    loaded = extract_lora({name: getattr(pipeline, name) for name in modules})
     require_equal(path, trained.scaled.items(), loaded.scaled.items(), rounded=True)
     return pipeline.to(components.device.device)
 
@@ -125,7 +125,7 @@ def save_pipeline(
 
 def _copy_safety_checker(base_model: str, folder: Path) -> None:
     """Copy the base's safety checker, where it has one in safetensors; it is not loaded."""
-    with reading("base_model", base_model, "put back the base model") as base:
+    with open_model("base_model", base_model, "put back the base model") as base:
         index = read_json(base / "model_index.json")
         if not (index.get("safety_checker") or [None])[0]:
             return
@@ -181,7 +181,7 @@ def read_back(
         require_equal(folder / name / file, effective_weights(modules[name]), loaded, merged)
     if pipeline.tokenizer.get_vocab() != components.tokenizer.get_vocab():
         raise RunError(
-            f"{place(folder / 'tokenizer')} does not hold the base's words: run 04 again"
+            f"{final_path(folder / 'tokenizer')} does not hold the base's words: run 04 again"
         )
     return pipeline.to(components.device.device)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from helpers.config import TrainConfig
 from helpers.core.errors import DivergedError, RunError, Stopped
-from helpers.core.files import damage, locked_by_process
+from helpers.core.files import find_corruption, locked_by_process
 from helpers.core.run import Run
 from helpers.host.device import Device, memory_gb, pick_device
 from helpers.mirror.sync import sync_soon
@@ -122,7 +122,7 @@ def _only_process(run: Run) -> Iterator[None]:
 
 def _check(config: TrainConfig, run: Run) -> Device:
     """Return the device to train on; refuse what cannot be trained there before anything is loaded."""
-    if what := damage(run.dataset):
+    if what := find_corruption(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
     device = pick_device(config.mixed_precision, config.attention, config.capture)
     refuse_slow(config, device)

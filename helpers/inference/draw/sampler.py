@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from helpers.config import InferenceConfig, configure
 from helpers.core.errors import RunError
-from helpers.core.files import damage
+from helpers.core.files import find_corruption
 from helpers.core.run import Run
 from helpers.figures.pictures import INK
 from helpers.host.device import Device, pick_device
@@ -64,7 +64,7 @@ class Sampler:
 
     def __init__(self, run: Run, *, safety_checker: bool = True) -> None:
         run.require(run.verdict, "train")
-        if what := damage(run.model):
+        if what := find_corruption(run.model):
             raise RunError(f"{what}: run 04_train again")
         self.run = run
         self.trained = read_trained(run)

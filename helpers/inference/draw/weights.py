@@ -8,11 +8,11 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from helpers.core.errors import RunError
-from helpers.core.files import MANIFEST, damage, folder_hash, read_json
+from helpers.core.files import MANIFEST, find_corruption, folder_hash, read_json
 from helpers.core.run import Run
 from helpers.models.pipeline import load_pipeline
 from helpers.models.readback import fingerprint
-from helpers.models.untrusted import load_file, reading, refuse_code
+from helpers.models.untrusted import load_file, open_model, refuse_code
 
 STEP = re.compile(r"step-\d{6,}")
 # of a checkpoint; previews and the model use the moving average (EMA), where there is one
@@ -43,7 +43,7 @@ class Weights:
     @cached_property
     def base(self) -> dict[str, Tensor]:
         """The base model's weights. Raises RunError if they are not those that training started from."""
-        with reading("base_model", self.base_model, ADVICE) as folder:
+        with open_model("base_model", self.base_model, ADVICE) as folder:
             refuse_code(folder)
             unet = UNet2DConditionModel.from_pretrained(  # float32, as its fingerprint was taken
                 folder, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True
@@ -120,7 +120,7 @@ class Weights:
         if not STEP.fullmatch(name):
             return self.model_hash
         folder = self.run.checkpoints / name
-        if what := damage(folder):
+        if what := find_corruption(folder):
             raise RunError(f"{what}: choose one of {', '.join([*self.steps(), 'tuned'])}")
         return folder_hash(folder)
 

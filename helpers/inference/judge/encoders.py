@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from helpers.core.errors import RunError
 from helpers.inference.judge.style import features
-from helpers.models.untrusted import reading
+from helpers.models.untrusted import open_model
 
 Encoder = Callable[[Sequence[Image.Image]], np.ndarray]  # (N, D) float32
 BUILT_IN = "built-in, no weights"
@@ -35,7 +35,7 @@ class ImageModel:
     """
 
     def __init__(self, name: str) -> None:
-        with reading("the encoder", name, ADVICE) as folder, warnings.catch_warnings():
+        with open_model("the encoder", name, ADVICE) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
@@ -68,7 +68,7 @@ class ClipScore(ImageModel):
             raise RunError(
                 f"clip_model {name!r} reads no text: give a CLIP, such as openai/clip-vit-base-patch16"
             )
-        with reading("clip_model", name, ADVICE) as folder:
+        with open_model("clip_model", name, ADVICE) as folder:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     @torch.no_grad()

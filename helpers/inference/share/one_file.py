@@ -13,7 +13,7 @@ from torch import Tensor
 
 from helpers.core.errors import RunError
 from helpers.core.files import (
-    damage,
+    find_corruption,
     folder_hash,
     read_json,
     replacing_folder,
@@ -35,7 +35,16 @@ from helpers.inference.share.original_names import (
     unet_to_original,
     vae_to_original,
 )
-from helpers.models.lora import DOWN, LORA_FILE, UP, Lora, load_lora, lora_of, read_lora, write_lora
+from helpers.models.lora import (
+    DOWN,
+    LORA_FILE,
+    UP,
+    Lora,
+    extract_lora,
+    load_lora,
+    read_lora,
+    write_lora,
+)
 from helpers.models.readback import effective_weights, require_equal, unreadable
 
 WEIGHTS = {
@@ -58,10 +67,10 @@ def export(run: Run) -> list[Path]:
     Raises RunError if model/ is missing or corrupt, or a file that was read back differs from it.
     """
     run.require(run.verdict, "train")
-    if what := damage(run.model):
+    if what := find_corruption(run.model):
         raise RunError(f"{what}: run 04_train again")
     made_from = {"model": folder_hash(run.model), "format": FORMAT}
-    if damage(run.export) or read_json(run.export / MADE_FROM) != made_from:
+    if find_corruption(run.export) or read_json(run.export / MADE_FROM) != made_from:
         with replacing_folder(run.export) as folder:
             _write_model(run, folder / f"{run.name}.safetensors")
             if (run.model / "lora" / LORA_FILE).is_file():
@@ -146,7 +155,7 @@ def _read_back(run: Run, folder: Path) -> None:
     for path, tensors in layouts.items():  # compared scaled: diffusers has one alpha for all layers
         require_equal(path, tensors.items(), load_file(path).items())
         load_lora(pipeline, path)
-        require_equal(path, lora.scaled.items(), lora_of(parts).scaled.items(), rounded=True)
+        require_equal(path, lora.scaled.items(), extract_lora(parts).scaled.items(), rounded=True)
         pipeline.unload_lora_weights()
 
 

@@ -7,11 +7,11 @@ from huggingface_hub import CommitOperationAdd
 
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
-from helpers.core.files import MANIFEST, damage, read_json
+from helpers.core.files import MANIFEST, find_corruption, read_json
 from helpers.core.permission import require_shareable
 from helpers.core.records import Post, latest, read_rows
 from helpers.core.run import Run
-from helpers.host.hub import make_private, open_hub, release, told
+from helpers.host.hub import hub_errors, make_private, open_hub, release
 from helpers.inference.share.model_card import find_card_files
 
 
@@ -24,12 +24,12 @@ def push(config: InferenceConfig, run: Run) -> str:
     """
     if not config.push_to:
         return "not pushed: push_to is empty"
-    if what := damage(run.model):
+    if what := find_corruption(run.model):
         raise RunError(f"{what}: run 04_train again")
     if not config.private:
         require_shareable(post.permission for post in latest(read_rows(run.posts, Post)).values())
     files = find_files_to_push(run)
-    with told(config.push_to):
+    with hub_errors(config.push_to):
         api = open_hub()
         make_private(api, config.push_to, "model")
         additions = [CommitOperationAdd(name, files[name]) for name in sorted(files)]

@@ -18,7 +18,7 @@ import instaloader
 
 from helpers.core.errors import RunError
 from helpers.core.process import run_command
-from helpers.core.redact import hide
+from helpers.core.redact import register_secret
 from helpers.host.colab import secret
 
 SECRET = "INSTAGRAM_COOKIES"
@@ -64,7 +64,11 @@ def parse(line: str) -> dict[str, str]:
         raise RunError(f"{SECRET} has no usable {', '.join(missing)}: {HOW}")
     if not found["ds_user_id"].isdecimal():
         raise RunError(f"{SECRET} has a ds_user_id that is no number: {HOW}")
-    return {n: hide(SECRET, value) for n, value in found.items() if COOKIE_VALUE.fullmatch(value)}
+    return {
+        n: register_secret(SECRET, value)
+        for n, value in found.items()
+        if COOKIE_VALUE.fullmatch(value)
+    }
 
 
 def keep(found: dict[str, str]) -> Path:
@@ -103,7 +107,7 @@ def log_in(user: str) -> Path:
 def _answer(loader: instaloader.Instaloader, user: str) -> None:
     try:
         password = getpass.getpass(f"password of {user} on Instagram: ", sys.stdout)
-        loader.login(user, hide("password", password))
+        loader.login(user, register_secret("password", password))
     except instaloader.TwoFactorAuthRequiredException:
         loader.two_factor_login(getpass.getpass("code of your second factor: ", sys.stdout))
 

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from helpers.core.errors import ElsewhereError, RunError
-from helpers.core.files import damage, folder_hash, read_json, write_json
+from helpers.core.files import (
+    find_corruption,
+    folder_hash,
+    read_json,
+    replacing_file,
+    replacing_folder,
+    write_json,
+)
 from helpers.core.run import Run
 from helpers.figures.trials import best_of, read_trials
 from helpers.mirror.sync import restore
@@ -30,7 +37,7 @@ def promote(run: Run) -> str:
         )
     trial = run.trial(best.number)
     restore(trial, follow=False)  # another machine may have left it on the same Drive
-    if what := damage(trial.model):
+    if what := find_corruption(trial.model):
         raise ElsewhereError(
             f"{what}: trial {best.number} is the best and ran on another machine; promote it there, or copy "
             f"its folder to {trial.folder}"
@@ -44,7 +51,9 @@ def promote(run: Run) -> str:
 
 def _is_promoted(run: Run, mark: dict[str, Any]) -> bool:
     is_marked = run.promoted.is_file() and read_json(run.promoted) == mark
-    return is_marked and damage(run.model) is None and folder_hash(run.model) == mark["model"]
+    return (
+        is_marked and find_corruption(run.model) is None and folder_hash(run.model) == mark["model"]
+    )
 
 
 def _parts(run: Run) -> list[Path]:
@@ -62,10 +71,10 @@ def _parts(run: Run) -> list[Path]:
 
 
 def _replace_training(run: Run, trial: Run) -> None:
-    aside = next(p for i in range(10_000) if not (p := run.sweep / f"before-{i}").exists())
+    backup = next(p for i in range(10_000) if not (p := run.sweep / f"before-{i}").exists())
     for old in reversed(_parts(run)):
         if old.exists():
-            kept = aside / old.relative_to(run.folder)
+            kept = backup / old.relative_to(run.folder)
             kept.parent.mkdir(parents=True, exist_ok=True)
             old.rename(kept)
     for source, target in zip(_parts(trial), _parts(run), strict=True):
@@ -74,15 +83,13 @@ def _replace_training(run: Run, trial: Run) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or folder beside its place, and rename it into it."""
-    beside = target.with_name(f".{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Copy a file or folder, so that the copy appears complete or not at all."""
     if source.is_dir():
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(source, beside, copy_function=_link_or_copy)
+        with replacing_folder(target, manifest=False) as tmp_path:
+            shutil.copytree(source, tmp_path, copy_function=_link_or_copy, dirs_exist_ok=True)
     else:
-        shutil.copy2(source, beside)
-    beside.rename(target)
+        with replacing_file(target) as tmp_path:
+            shutil.copy2(source, tmp_path)
 
 
 def _link_or_copy(source: str, target: str) -> None:

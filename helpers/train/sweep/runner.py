@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from helpers.config import TrainConfig, read_settings
 from helpers.core.errors import DatabaseError
-from helpers.core.files import damage, folder_hash, write_json
+from helpers.core.files import find_corruption, folder_hash, write_json
 from helpers.core.run import Run
 from helpers.figures.trials import best_of, read_trials
 from helpers.host.device import pick_device
@@ -109,7 +109,11 @@ def _run_left(sweep: Sweep) -> Iterator[str]:
 def _mend_best(sweep: Sweep) -> Iterator[str]:
     """Train the best trial again where its model was lost, which gives the same; with a database it is elsewhere."""
     best = best_of(read_trials(sweep.run))
-    if best and isinstance(sweep.place, Journal) and damage(sweep.run.trial(best.number).model):
+    if (
+        best
+        and isinstance(sweep.place, Journal)
+        and find_corruption(sweep.run.trial(best.number).model)
+    ):
         yield f"{best.name}: its model is not here any more, so it is trained again"
         for _ in train(trial_config(sweep.config, best.params), sweep.run.trial(best.number)):
             pass
