@@ -47,11 +47,11 @@ class Checked:
         check(self)
 
     def defaults(self) -> dict[str, Any]:
-        """What each setting is where nobody chose."""
+        """The default of each setting."""
         return {f.name: _default(f) for f in fields(self)}
 
     def _ipython_display_(self) -> None:
-        """Print the run and the settings that are not the defaults, a line each."""
+        """Print the run's name and the settings that differ from the defaults, or from the preset, a line each."""
         defaults, preset = self.defaults(), getattr(self, "preset", "")
         names = [name for name, value in defaults.items() if getattr(self, name) != value]
         shown = dict.fromkeys(["run", *(["preset"] if preset else []), *names])

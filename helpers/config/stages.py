@@ -250,6 +250,7 @@ class TrainConfig(Checked):
     usd_per_hour: float = number(0.0, 0.0, 1000.0, resumable=True)
 
     def defaults(self) -> dict[str, Any]:
+        """The preset's value of each setting."""
         return super().defaults() | PRESETS[self.preset]
 
     @property

@@ -1,4 +1,4 @@
-"""The explaining figures of the notebooks, drawn beforehand by tools/figures."""
+"""Load the notebooks' explaining figures, which tools/figures draws into assets/figures."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ FOLDER = Path(__file__).parents[2] / "assets" / "figures"
 
 
 def show_figure(name: str) -> Image.Image:
-    """A figure of assets/figures as an image, which a notebook shows and keeps when it is saved.
+    """Load assets/figures/NAME.png as an image, which a notebook shows and keeps in its saved copy.
 
-    Raises RunError if there is none of this name.
+    Raises RunError if there is no such file.
     """
     path = FOLDER / f"{name}.png"
     if not path.is_file():
