@@ -260,7 +260,7 @@ BROKEN = {  # how, and words that name the file and what to do
     ),
     "weights cut short": (
         lambda b: cut_short(b / f"{WEIGHTS}.safetensors"),
-        ["unet/diffusion_pytorch_model.safetensors is no whole", "download it again"],
+        ["unet/diffusion_pytorch_model.safetensors is not a complete", "download it again"],
     ),
     "a layer missing": (
         lambda b: change(b, "unet", lambda t: t.pop("mid_block.resnets.0.conv1.weight")),
@@ -276,7 +276,7 @@ BROKEN = {  # how, and words that name the file and what to do
     ),
     "an inpainting UNet": (
         lambda b: another_unet(b, in_channels=9),
-        ["unet/config.json has in_channels 9", "take a text-to-image model"],
+        ["unet/config.json has in_channels 9", "use a text-to-image model"],
     ),
     "a UNet of another width": (
         lambda b: another_unet(b, cross_attention_dim=24),
@@ -361,8 +361,11 @@ BROKEN_FILES = {
         ["its unet is not of this shape", "is missing"],
     ),
     "inpainting": (nine_channels, ["9 channels", "inpainting"]),
-    "cut short": (cut_short, ["anime-v3.safetensors is no whole safetensors file", "download"]),
-    "no model at all": (lambda p: p.write_text("<html>"), ["is no whole safetensors file"]),
+    "cut short": (
+        cut_short,
+        ["anime-v3.safetensors is not a complete safetensors file", "download"],
+    ),
+    "no model at all": (lambda p: p.write_text("<html>"), ["is not a complete safetensors file"]),
     "quantised": (
         lambda p: save_file({k: t.to(torch.float8_e4m3fn) for k, t in load_file(p).items()}, p),
         ["quantised, F8_E4M3", "fp16 or fp32"],

@@ -205,7 +205,7 @@ def test_a_safety_checker_that_blocks_everything_leaves_a_report_of_what_was_blo
     assert "the safety checker blocked 8" in figures["style_gain"]["left_out"]
     assert (
         "the safety checker blocked 8" in figures["verdict"]
-        and "held-out loss" in figures["verdict"]
+        and "validation loss" in figures["verdict"]
     )
     assert figures["style_order"] is None and figures["copies"]["pairs"] == []
     page, card = run.report_html.read_text(), write_card(run).read_text()

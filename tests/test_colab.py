@@ -217,9 +217,10 @@ def test_a_drive_that_may_only_be_read_is_told_as_such():
 
 
 def test_a_training_longer_than_a_session_says_that_it_goes_on(monkeypatch):
-    from helpers.train import plan
+    from helpers.train import resources
 
-    monkeypatch.setattr(plan, "on_colab", lambda: True)
-    short = plan.Plan(1, 1, 1.0, 2.0, 0.1, 3, 9.0, steps_per_s=1.0, step_hours=9.0, hours=11.0)
+    monkeypatch.setattr(resources, "on_colab", lambda: True)
+    counted = resources.ResourceEstimate(1, 1, 1.0, 2.0, 0.1, 3, 9.0)
+    short = replace(counted, steps_per_s=1.0, step_hours=9.0, hours=11.0)
     assert "session" not in str(short)
     assert "lasts 12 hours at most" in str(replace(short, hours=13.0))

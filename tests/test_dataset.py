@@ -117,7 +117,9 @@ def test_the_words_say_what_a_small_held_out_set_means():
         images.loc[: posts // 5 - 1, "split"] = "validation"
         return meaning(images)
 
-    assert words(20).startswith("4 of 20 images are held out: with fewer than 20 the held-out loss")
+    assert words(20).startswith(
+        "4 of 20 images are held out: with fewer than 20 the validation loss"
+    )
     assert words(100) == (
         "20 of 100 images are held out: enough to see in 04 whether the model learns or memorises"
     )

@@ -33,7 +33,7 @@ from helpers.scrape.ingest import find, take
 from helpers.scrape.instagram import login
 from helpers.train.limits import refuse_slow
 from helpers.train.model import load_components
-from helpers.train.plan import latent_side
+from helpers.train.resources import latent_side
 from helpers.train.trainer import train
 from tests.conftest import ROOT, SMALL_TRAINING, photograph
 from tests.loopback_hub import Repo, loopback_hub
@@ -392,7 +392,7 @@ FETCH = """
 from pathlib import Path
 from helpers.config import TrainConfig, configure
 from helpers.models.pipeline import load_pipeline
-from helpers.train.plan import latent_side
+from helpers.train.resources import latent_side
 import torch
 print(latent_side(configure(TrainConfig, base_model="someone/base")))
 print(any(Path("hf").rglob("*.safetensors")))

@@ -192,7 +192,7 @@ DAMAGED = {
         "scheduler/scheduler_config.json", "<html>"
     ),
     "tokenizer/tokenizer.json is no JSON": write("tokenizer/tokenizer.json", "{"),
-    "tokenizer/ reads no words": empty_words,
+    "tokenizer/ cannot tokenize": empty_words,
 }
 
 

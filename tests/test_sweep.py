@@ -18,7 +18,7 @@ from helpers.config import TrainConfig, configure
 from helpers.core.errors import ElsewhereError, RunError
 from helpers.core.files import find_corruption, folder_hash
 from helpers.core.run import Run
-from helpers.figures.trials import best_of, plot_trials, previews_of, read_trials, table
+from helpers.figures.trials import best_trial, plot_trials, read_trials, stack_previews, table
 from helpers.host import colab
 from helpers.mirror import sync
 from helpers.train import trainer
@@ -93,6 +93,17 @@ def test_ranges_are_spread_evenly_and_more_trials_begin_with_the_same():
     assert all(1e-5 <= t["learning_rate"] <= 1e-2 for t in eight)
 
 
+def test_a_sweep_that_an_older_version_began_goes_on_with_the_same_points():
+    points = plan_trials(settings(sweep=RANGE | {"caption_dropout": "0.0..0.3"}, sweep_trials=3))
+    assert [tuple(point.values()) for point in points] == [
+        (0.00356, 8, 0.109),
+        (1.46e-05, 4, 0.267),
+        (0.000101, 8, 0.001),
+    ]
+    lists = plan_trials(settings(sweep=RATES | {"rank": [4, 8]}, sweep_trials=3))
+    assert [tuple(t.values()) for t in lists] == [(0.003, 4), (1.0, 4), (1e-06, 8)]
+
+
 def test_numbers_are_told_apart_however_narrow_their_range():
     narrow = settings(sweep={"ema_decay": "0.999..0.99999"}, use_ema=True)
     assert len({t["ema_decay"] for t in plan_trials(narrow)}) == 8
@@ -133,15 +144,15 @@ def test_every_trial_sees_as_many_images_and_is_measured_as_often(batch):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"learning_rat": "1..2"}, "'learning_rat', which is not to be swept"),
-        ({"seed": [1, 2]}, "sets the order and the noise"),
+        ({"learning_rat": "1..2"}, "'learning_rat', which cannot be swept"),
+        ({"seed": [1, 2]}, "sets the order of images and the noise"),
         ({"max_steps": [10, 20]}, "as many images"),
         ({"learning_rate": 1e-3}, "give a range as in"),
         ({"learning_rate": "1e-3..1e-5"}, "give a range as in"),
         ({"rank": "4..many"}, "give a range as in"),
         ({"learning_rate": [1e-3, 7.0]}, "learning_rate is 7.0: give a number"),
         ({"method": ["full", "dreambooth"]}, "choose one of full, lora"),
-        ({"validation_pairs": [8, 256]}, "another measure"),
+        ({"validation_pairs": [8, 256]}, "cannot be compared"),
         ({"effective_batch": [0, 4]}, "0 among its values"),
         ({"effective_batch": [2.5, 4]}, "2.5 among its values"),
         ({"effective_batch": "-4..4"}, "give a range as in"),
@@ -182,13 +193,13 @@ def test_the_second_trial_computes_no_latent_again(swept_folder):
 
 def test_of_the_ended_trials_the_best_alone_keeps_its_model_and_state(swept):
     kept = [row.number for row in read_trials(swept) if swept.trial(row.number).model.exists()]
-    assert kept == [best_of(read_trials(swept)).number]
+    assert kept == [best_trial(read_trials(swept)).number]
     states = [folder.parent.name for folder in swept.sweep.glob("trial-*/checkpoints")]
     assert states == [f"trial-{kept[0]:03d}"]
 
 
 def test_a_best_model_that_was_lost_is_trained_again_to_the_same(swept, tiny_base):
-    best, before = swept.trial(best_of(read_trials(swept)).number), figures(swept)
+    best, before = swept.trial(best_trial(read_trials(swept)).number), figures(swept)
     was = folder_hash(best.model)
     shutil.rmtree(best.folder)
     assert "is trained again" in "".join(run_trials(settings(tiny_base), swept))
@@ -236,9 +247,9 @@ def test_a_fresh_machine_with_nothing_but_the_mirror_goes_on_in_the_middle_of_a_
     for row in read_trials(fresh):
         steps = [line["step"] for line in lines(fresh.trial(row.number).train_log)]
         assert steps == list(range(row.steps + 1))
-    assert previews_of(fresh, read_trials(fresh)).height > 3 * 160  # those of ended trials too
+    assert stack_previews(fresh, read_trials(fresh)).height > 3 * 160  # those of ended trials too
     on_drive = {path.parent.parent.name for path in colab.DRIVE.rglob("trial-*/*/manifest.json")}
-    assert on_drive == {f"trial-{best_of(read_trials(fresh)).number:03d}"}
+    assert on_drive == {f"trial-{best_trial(read_trials(fresh)).number:03d}"}
 
 
 def test_a_rerun_of_an_ended_sweep_trains_nothing(swept, tiny_base):
@@ -313,10 +324,10 @@ def ended(pid):
 
 
 def test_the_best_trial_becomes_the_runs_own_training(swept, tiny_base):
-    best = best_of(read_trials(swept))
+    best = best_trial(read_trials(swept))
     said = promote(swept)
     assert f"trial {best.number}: learning_rate 0.003" in said
-    assert "is complete: held-out loss" in verify_model(swept)
+    assert "is complete: validation loss" in verify_model(swept)
     config = TrainConfig(**swept.read_config("train"))
     assert config.learning_rate == 3e-3 and list(train(config, swept)) == []
     assert [row["step"] for row in lines(swept.train_log)] == list(range(9))
@@ -337,7 +348,7 @@ def test_trials_are_seen_in_a_table_and_pictures(swept):
     rows = read_trials(swept)
     assert list(table(rows)["state"]) == ["complete", "complete", "pruned"]
     assert plot_trials(rows).width > 500
-    sheet = previews_of(swept, rows)
+    sheet = stack_previews(swept, rows)
     assert sheet.height > 3 * 160
 
 
@@ -395,7 +406,7 @@ def test_two_workers_on_one_postgresql_share_and_take_over(
 
 def test_a_server_that_ends_every_connection_is_waited_for(fresh, tiny_base, monkeypatch):
     monkeypatch.setattr(study, "BEAT_S", 0.05)
-    monkeypatch.setattr(runner, "PAUSES_S", (0, 0.2, 0.2, 0.2))
+    monkeypatch.setattr(runner, "RETRY_S", (0, 0.2, 0.2, 0.2))
     with postgres() as address:
         monkeypatch.setenv(SECRET, address)
         config = settings(tiny_base, sweep_storage="postgresql")
@@ -460,8 +471,8 @@ def test_a_worker_that_fell_silent_loses_its_trial_and_is_told(workplace, monkey
     ("storage", "words"),
     [
         ("postgresql://me:hush@host/db", "holds a password"),
-        ("mysql://host/db", "is no PostgreSQL address"),
-        ("nonsense", "is no PostgreSQL address"),
+        ("mysql://host/db", "is not a PostgreSQL address"),
+        ("nonsense", "is not a PostgreSQL address"),
         ("postgresql://me@host/db?password=hush", "holds a password"),
         ("postgresql://me:p@hush/w@host/db", "write them as %40 and %2F"),
         ("postgresql://me@/db?host=/nowhere", "database cannot be used"),

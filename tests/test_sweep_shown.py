@@ -9,9 +9,9 @@ from helpers.figures.trials import (
     MAX_LABELS,
     TrialRow,
     plot_trials,
-    previews_of,
     read_trials,
     spread_labels,
+    stack_previews,
     views,
 )
 from tests.conftest import photograph
@@ -64,5 +64,5 @@ def test_a_reason_is_shown_to_its_end_where_the_setting_is_named(dataset):
 def test_the_title_of_a_trial_is_not_cut_at_its_pictures_edge(dataset):
     rows = rows_of(1)
     photograph(dataset.trial(0).preview(4), 1, size=(300, 100))
-    narrow = previews_of(dataset, rows_of(1, params=1))
-    assert previews_of(dataset, rows).height > narrow.height and narrow.width == 300
+    narrow = stack_previews(dataset, rows_of(1, params=1))
+    assert stack_previews(dataset, rows).height > narrow.height and narrow.width == 300

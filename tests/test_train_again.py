@@ -39,7 +39,9 @@ def test_previews_belong_to_a_training(dataset, tiny_base, caplog):
     kept = dataset.previews / "before-1"
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == earlier
     assert len(names(dataset.previews / "before-2")) == 3
-    assert "previews of an earlier training are in runs/pictures/previews/before-1" in caplog.text
+    assert (
+        "previews of an earlier training are now in runs/pictures/previews/before-1" in caplog.text
+    )
 
 
 def test_a_training_that_goes_on_or_has_only_its_first_preview_moves_nothing(dataset, tiny_base):

@@ -4,8 +4,8 @@ import pytest
 from transformers import CLIPTokenizer
 
 from helpers.models.tokens import count_tokens, shorten
-from helpers.train.buckets import Framing
-from helpers.train.inputs import what_does_not_fit
+from helpers.train.buckets import Crop
+from helpers.train.inputs import dataset_warnings
 from helpers.train.trainer import train
 from tests.conftest import make_dataset, photograph
 from tests.test_train import settings
@@ -79,10 +79,10 @@ def test_where_all_fits_nothing_is_told(dataset, tiny_base, caplog):
 
 
 def test_of_pictures_on_their_side_the_upright_size_counts(tmp_path):
-    side, upright = Framing(88, step_px=8), {}
+    side, upright = Crop(88, step_px=8), {}
     for orientation in (1, 6):
         path = photograph(tmp_path / f"{orientation}.jpg", 0, (64, 128), orientation)
-        upright[orientation] = what_does_not_fit([path], side, cut=0, longest=77)
+        upright[orientation] = dataset_warnings([path], side, cut=0, longest=77)
     assert upright == {1: [], 6: []}
     small = photograph(tmp_path / "small.jpg", 0, (40, 128))
-    assert "1 of 1 pictures are smaller" in what_does_not_fit([small], side, cut=0, longest=77)[0]
+    assert "1 of 1 pictures are smaller" in dataset_warnings([small], side, cut=0, longest=77)[0]

@@ -26,20 +26,25 @@ from helpers.core.files import folder_bytes, read_json, write_json
 from helpers.core.records import read_metadata
 from helpers.core.run import Run
 from helpers.host.device import Device, _attention
-from helpers.train import plan as plan_module
-from helpers.train import trainer
-from helpers.train.buckets import Framing, bucket_of
+from helpers.train import resources, trainer
+from helpers.train.buckets import Crop, nearest_bucket
 from helpers.train.checkpoint import TrainingSignature, resume, save
 from helpers.train.data import BatchOrder, augmentation_at, image_at, sample_noise_and_timestep
 from helpers.train.finish import verify_model
 from helpers.train.footprint import random_inputs
 from helpers.train.latents import _digest
-from helpers.train.limits import machine_errors, what_to_change
+from helpers.train.limits import machine_errors, memory_advice
 from helpers.train.model import LORA_TARGETS
 from helpers.train.optim import MovingAverage, TrainState, make_optimizer
-from helpers.train.plan import _build, _passing, latent_side, plan, refuse_too_large
+from helpers.train.resources import (
+    activation_memory,
+    build_model,
+    estimate_resources,
+    latent_side,
+    refuse_too_large,
+)
 from helpers.train.trainer import train
-from helpers.train.verdict import best_of, worst_first
+from helpers.train.verdict import best_point, rank_by_loss
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph, train_until, typed
 from tests.test_train import same, settings, weights
 
@@ -188,7 +193,7 @@ def plain_losses(run, base, unet, schedule, positions):
     tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
     rows = read_metadata(run.split_metadata("train"))
     picked = [rows[image_at(position, len(rows), 0)] for position in positions]
-    pixels = torch.cat([Framing(32).variants(run.split("train") / name) for name, _ in picked])
+    pixels = torch.cat([Crop(32).augmentations(run.split("train") / name) for name, _ in picked])
     texts = [text for _, text in picked]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
@@ -289,19 +294,19 @@ def test_batches_are_of_one_bucket_and_every_image_comes_equally_often(sizes):
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.66, 0.8, 1.0, 1.25, 1.5, 1.91, 3.0, 5.0])
 def test_buckets_keep_the_ratio_and_the_area(ratio):
-    width, height = bucket_of(ratio, 512, 64)
+    width, height = nearest_bucket(ratio, 512, 64)
     assert width % 64 == height % 64 == 0 and 0.8 <= width * height / 512**2 <= 1.13
     if 0.5 <= ratio <= 2:
         assert abs(math.log(width / height / ratio)) < 0.07
 
 
-def test_variants_are_crops_along_the_cut_side_and_their_mirrors(tmp_path):
+def test_augmentations_are_crops_along_the_cropped_side_and_their_mirrors(tmp_path):
     path = photograph(tmp_path / "wide.png", 0, size=(96, 32))
-    variants = Framing(32, crops=3, flip=True).variants(path)
-    assert variants.shape == (6, 3, 32, 32)
-    assert torch.equal(variants[1], variants[0].flip(-1))
-    assert torch.equal(variants[0], Framing(32).variants(path)[0])
-    whole = Framing(32, step_px=4).variants(path)
+    crops = Crop(32, crops=3, flip=True).augmentations(path)
+    assert crops.shape == (6, 3, 32, 32)
+    assert torch.equal(crops[1], crops[0].flip(-1))
+    assert torch.equal(crops[0], Crop(32).augmentations(path)[0])
+    whole = Crop(32, step_px=4).augmentations(path)
     assert whole.shape[-1] > 1.6 * whole.shape[-2]
     picked = [augmentation_at(p, 6, 0) for p in range(200)]
     assert set(picked) == set(range(6)) and picked == [augmentation_at(p, 6, 0) for p in range(200)]
@@ -389,7 +394,7 @@ def test_the_best_checkpoint_is_kept_and_exported_where_the_loss_rose(dataset, t
     list(train(settings(tiny_base, **more, validate_every_steps=1, prior_share=0.0), dataset))
     verdict = read_json(dataset.verdict)
     curve = [(r["step"], r["held_out_loss"]) for r in lines(dataset.train_log)]
-    best = best_of(curve)[0]
+    best = best_point(curve)[0]
     assert verdict["rose"] and verdict["exported_step"] == best < 12
     assert {p.name for p in dataset.checkpoints.iterdir()} == {f"step-{best:06d}", "step-000012"}
     assert same(weights(dataset), load_file(dataset.checkpoint(best) / "weights.safetensors"))
@@ -452,15 +457,15 @@ def test_what_cannot_fit_is_refused_with_the_setting_to_change(dataset, full_siz
         refuse_too_large(config, dataset, CPU)
 
 
-def test_the_plan_counts_and_times(dataset, tiny_base):
+def test_the_estimate_counts_memory_and_times_steps(dataset, tiny_base):
     state = torch.get_rng_state()
-    said = plan(settings(tiny_base), dataset, CPU)
+    said = estimate_resources(settings(tiny_base), dataset, CPU)
     assert torch.equal(state, torch.get_rng_state())
     assert said.trained == said.parameters > 10_000 and said.steps_per_s > 0
     assert said.checkpoint_gb == pytest.approx(said.trained * 12 / 1e9)
     assert "GB counted" in str(said) and "of steps at" in str(said)
     more = settings(tiny_base, prior_share=4.0, validate_every_steps=1, num_inference_steps=50)
-    longer = plan(more, dataset, CPU)
+    longer = estimate_resources(more, dataset, CPU)
     assert longer.hours - longer.step_hours > 5 * (said.hours - said.step_hours) > 0
 
 
@@ -469,10 +474,10 @@ def test_checkpoints_that_are_there_are_no_reason_to_refuse_the_next(
 ):
     config = settings(tiny_base)
     list(train(config, dataset))
-    needed = 4 * plan(config, dataset, CPU).checkpoint_gb * 1e9
+    needed = 4 * estimate_resources(config, dataset, CPU).checkpoint_gb * 1e9
     free = int(needed - folder_bytes(dataset.checkpoints) / 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    monkeypatch.setattr(plan_module, "remote_room_bytes", lambda _: math.inf)
+    monkeypatch.setattr(resources, "remote_room_bytes", lambda _: math.inf)
     refuse_too_large(config, dataset, CPU)
     shutil.rmtree(dataset.checkpoints)
     with pytest.raises(RunError, match="4 checkpoints of .* do not fit"):
@@ -542,7 +547,7 @@ def allocated_at_peak(act):
 )
 def test_the_memory_counted_is_what_the_allocator_gives_out(tiny_base, more):
     config = settings(tiny_base, **{"train_batch_size": 4, **more})
-    module = _build(config, CPU)[1].train()
+    module = build_model(config, CPU).train()
     inputs = random_inputs(module, config.train_batch_size, latent_side(config))
 
     def act():
@@ -551,13 +556,13 @@ def test_the_memory_counted_is_what_the_allocator_gives_out(tiny_base, more):
 
     act()
     module.zero_grad()
-    assert _passing(config, CPU) == pytest.approx(allocated_at_peak(act), rel=0.05)
+    assert activation_memory(config, CPU) == pytest.approx(allocated_at_peak(act), rel=0.05)
 
 
 def test_checkpointing_is_counted_as_less_memory(full_size):
     given = {"run": "x", "preset": "a100", "train_batch_size": 1, "base_model": str(full_size)}
     kept, again = (
-        _passing(configure(TrainConfig, given, gradient_checkpointing=on), CPU)
+        activation_memory(configure(TrainConfig, given, gradient_checkpointing=on), CPU)
         for on in (False, True)
     )
     assert again < kept
@@ -664,9 +669,9 @@ def test_an_xformers_that_fails_in_its_own_way_is_told_and_is_no_error(
 )
 def test_what_to_change_goes_on_from_a_checkpoint_or_says_that_it_does_not(given, advice):
     config = configure(TrainConfig, run="x", gradient_checkpointing=True, **given)
-    assert advice in what_to_change(config)
+    assert advice in memory_advice(config)
 
 
 def test_the_worst_fitting_come_first():
-    rows = worst_first(["a", "b", "c"], [0.1, math.nan, 0.3])
+    rows = rank_by_loss(["a", "b", "c"], [0.1, math.nan, 0.3])
     assert [row["file_name"] for row in rows] == ["b", "c", "a"]

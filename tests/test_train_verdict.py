@@ -75,7 +75,7 @@ def curves(count, seed, every=EVERY, held_out=85):
 def assert_judged_right(seed, every=EVERY, held_out=85):
     """At each length of the curves: an overfit is called where it is, and is not where there is none.
 
-    It is where the held-out loss was lowest, and the model is that step's. With 85 images that is within two
+    It is where the validation loss was lowest, and the model is that step's. With 85 images that is within two
     measurements of where a thousand's was; 20 may differ.
     """
     few, probe, truth = curves(8, seed, every, held_out)
@@ -108,7 +108,9 @@ def test_a_rise_that_training_images_share_is_no_overfitting():
     memorised = [(100 * i, loss) for i, loss in enumerate([1.0, 0.3, 0.25, 0.2, 0.15])]
     assert judge(curve, memorised).words == "overfitting since step 100"
     shared = judge(curve, curve)
-    assert shared.rose and shared.words.startswith("flat: the loss rose on training images as well")
+    assert shared.rose and shared.words.startswith(
+        "converged: the loss rose on training images as well"
+    )
 
 
 def test_a_loss_that_only_rose_is_told_as_that():

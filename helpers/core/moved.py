@@ -28,6 +28,7 @@ MOVED = {
     "dataset.card": "dataset.dataset_card",
     "dataset.publish": "dataset.push_dataset",
     "train.loop": "train.trainer",
+    "train.plan": "train.resources",
     "train.promote": "train.sweep.promote",
     "inference.card": "inference.share.model_card",
     "inference.export": "inference.share.one_file",
@@ -42,6 +43,7 @@ RENAMED = {  # names that did not move with their module
     "inference.sample.requests_of": "inference.draw.sampler.make_requests",
     "inference.sample.settings_of": "inference.draw.sampler.make_config",
     "train.loop.verify_model": "train.finish.verify_model",
+    "train.plan.plan": "train.resources.estimate_resources",
 }
 NOTICE = (
     "this notebook is a copy of an older version, and still works; today's is in notebooks/ of the repository, "

@@ -8,7 +8,7 @@ import pandas as pd
 from helpers.dataset.resemblance import joined
 
 LEAST_HELD_OUT = 4  # images; fewer say nothing
-A_FEW = 20  # images; below them the held-out loss is a rough guide
+A_FEW = 20  # images; below them the validation loss is a rough guide
 
 
 def split(
@@ -89,6 +89,6 @@ def meaning(images: pd.DataFrame) -> str:
     if count >= A_FEW:
         return f"{line}: enough to see in 04 whether the model learns or memorises"
     return (
-        f"{line}: with fewer than {A_FEW} the held-out loss is a rough guide, trust its course more than its "
+        f"{line}: with fewer than {A_FEW} the validation loss is a rough guide, trust its course more than its "
         "value; more posts or a larger validation_share help"
     )

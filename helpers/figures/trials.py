@@ -1,9 +1,8 @@
-"""The trials of a sweep as a table, plots and previews, read from the run folder."""
+"""A sweep's trials, read from the run's folder, as a table and plots."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 MAX_LABELS = 16  # of an axis
-COLOURS = ("#d1495b", "#8b6fa8", "#c9c0d0")  # the best, other complete ones, all others
+COLOURS = ("#d1495b", "#8b6fa8", "#c9c0d0")  # the best, other complete ones, pruned ones
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """The result of a trial. `value` is the validation loss (on held-out images) of its model."""
+    """A trial's settings and results. `value` is the validation loss of its model."""
 
     number: int
     state: str  # complete, pruned, running, waiting
@@ -31,21 +30,21 @@ class TrialRow:
     value: float | None
     curve: list[tuple[int, float]]  # (images seen, validation loss)
     steps: int
-    images: int  # seen when it ended
+    images: int  # seen so far
     seconds: float
     cost_usd: float
     reason: str = ""  # why it was pruned
 
     @property
     def name(self) -> str:
-        words = (
+        params = (
             f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.params.items()
         )
-        return f"trial {self.number}: {', '.join(words)}"
+        return f"trial {self.number}: {', '.join(params)}"
 
 
 def read_trials(run: Run) -> list[TrialRow]:
-    """Read the trials, the best first: complete ones by loss, then pruned, running, waiting and failed ones."""
+    """Read the trials, the best first: complete ones by loss, then pruned, running and waiting ones."""
     if not run.sweep_table.is_file():
         return []
     rows = [TrialRow(**row) for row in read_json(run.sweep_table)]
@@ -57,47 +56,47 @@ def _loss(row: TrialRow) -> float:
     return math.inf if row.value is None else row.value
 
 
-def best_of(rows: Sequence[TrialRow]) -> TrialRow | None:
+def best_trial(rows: Sequence[TrialRow]) -> TrialRow | None:
     """The complete trial with the lowest loss, or None."""
     complete = [row for row in rows if row.state == "complete"]
     return min(complete, key=lambda row: (_loss(row), row.number), default=None)
 
 
 def table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
-    """Put the trials into a table for a notebook."""
+    """The trials as a DataFrame, a row per trial."""
     import pandas as pd
 
-    shown = [
-        {"trial": r.number, **r.params, "held-out loss": r.value, "state": r.state}
+    records = [
+        {"trial": r.number, **r.params, "validation loss": r.value, "state": r.state}
         | {"images": r.images, "minutes": round(r.seconds / 60, 1), "usd": round(r.cost_usd, 2)}
         | {"why": r.reason}
         for r in rows
     ]
-    return pd.DataFrame(shown).set_index("trial")
+    return pd.DataFrame(records).set_index("trial")
 
 
 def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
-    """Plot parallel coordinates of settings and loss, and validation loss over images seen."""
+    """Plot parallel coordinates of settings and loss, and below them each trial's validation loss over images seen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7.2), dpi=110, layout="constrained")
     coordinates, curves = figure.subplots(2)
-    best = best_of(rows)
-    begun = [row for row in rows if row.curve]
-    _draw_coordinates(coordinates, [r for r in begun if r.value is not None], best)
-    for row in sorted(begun, key=lambda r: r is best):
+    best = best_trial(rows)
+    started = [row for row in rows if row.curve]
+    _draw_coordinates(coordinates, [r for r in started if r.value is not None], best)
+    for row in sorted(started, key=lambda r: r is best):
         curves.plot(*zip(*row.curve, strict=True), "o-", markersize=3, **_style(row, best))
-    complete = [loss for r in begun if r.state == "complete" for _, loss in r.curve]
-    top = max(complete, default=None)  # a diverged curve is cut off
-    curves.set(xlabel="images seen", ylabel="held-out loss", ylim=(None, top and 1.1 * top))
+    complete = [loss for r in started if r.state == "complete" for _, loss in r.curve]
+    top = max(complete, default=None)  # a diverged trial is cut off
+    curves.set(xlabel="images seen", ylabel="validation loss", ylim=(None, top and 1.1 * top))
     curves.spines[["top", "right"]].set_visible(False)
     curves.grid(alpha=0.25)
-    _number_curves(curves, begun, best)
+    _number_curves(curves, started, best)
     return to_image(figure)
 
 
 def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
-    """Write each trial's number at the end of its curve, without overlaps."""
+    """Write each trial's number at the end of its curve; numbers at the same step are spread vertically."""
     low, high = axes.get_ylim()
     for step in {row.curve[-1][0] for row in rows}:
         here = sorted((r for r in rows if r.curve[-1][0] == step), key=lambda r: r.curve[-1][1])
@@ -108,15 +107,12 @@ def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None
 
 
 def spread_labels(heights: Sequence[float], gap: float = 0.06) -> list[float]:
-    """Move labels apart, so that none overlap: at least `gap`, or as much as there is room for.
-
-    `heights` are sorted, from 0 to 1.
-    """
+    """Move labels at rising heights (0 to 1) at least `gap` apart, or evenly if there is no room; each stays near."""
     gap = min(gap, 1 / max(len(heights) - 1, 1))
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
-    for i in reversed(range(len(placed))):  # labels above 1 are moved down again
+    for i in reversed(range(len(placed))):  # those pushed above 1 come down again
         above = placed[i + 1] - gap if i + 1 < len(placed) else 1
         placed[i] = min(placed[i], above)
     return placed
@@ -128,16 +124,18 @@ def _style(row: TrialRow, best: TrialRow | None) -> dict[str, Any]:
 
 
 def _draw_coordinates(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
-    """Draw each trial as a line over vertical axes, one for each setting and one for the loss (lower is better)."""
-    names = [*(rows[0].params if rows else ()), "held-out loss"]
-    columns = [[{**r.params, "held-out loss": r.value}[name] for r in rows] for name in names]
+    """Draw a line per trial over one vertical axis per setting, and one for the loss; lower is better."""
+    names = [*(rows[0].params if rows else ()), "validation loss"]
+    columns = [[{**r.params, "validation loss": r.value}[name] for r in rows] for name in names]
     places = [_places(column) for column in columns]
     for i, row in enumerate(rows):
         axes.plot(range(len(names)), [place[i] for place in places], **_style(row, best))
     for x, (column, heights) in enumerate(zip(columns, places, strict=True)):
         axes.axvline(x, color="#2a2230", linewidth=0.8)
-        labels = dict(zip(map(_label, column), heights, strict=True)).items()
-        labels = evenly(sorted(labels, key=itemgetter(1)), MAX_LABELS)
+        labels = sorted(
+            dict(zip(map(_label, column), heights, strict=True)).items(), key=lambda label: label[1]
+        )
+        labels = evenly(labels, MAX_LABELS)
         for (value, _), height in zip(labels, spread_labels([h for _, h in labels]), strict=True):
             axes.annotate(f" {value}", (x, height), fontsize=8, va="center")
     words = [name.replace("_", "_\n") if len(name) > 14 else name for name in names]
@@ -150,7 +148,7 @@ def _label(value: Any) -> str:
 
 
 def _places(column: Sequence[Any]) -> list[float]:
-    """Scale a column to heights from 0 to 1: numbers linearly, or by logarithm from a factor of 10; words by name."""
+    """Scale a column to 0..1: numbers linearly, or by logarithm from a factor of ten; words in alphabetical order."""
     if not all(type(v) in (int, float) for v in column):
         words = sorted({str(v) for v in column})
         column = [words.index(str(v)) for v in column]
@@ -160,10 +158,10 @@ def _places(column: Sequence[Any]) -> list[float]:
     return [(v - low) / (high - low) if high > low else 0.5 for v in column]
 
 
-def previews_of(run: Run, rows: Sequence[TrialRow], max_trials: int = 12) -> Image.Image | None:
-    """Stack the last previews of each trial, the best first: the same prompts with the same seeds."""
-    files = [(row, run.trial(row.number).preview_files()) for row in rows]
-    shown = [(row, found[-1]) for row, found in files if found][:max_trials]
+def stack_previews(run: Run, rows: Sequence[TrialRow], max_trials: int = 12) -> Image.Image | None:
+    """Stack each trial's last previews, the best first: the same prompts at the same seeds."""
+    previews = [(row, run.trial(row.number).preview_files()) for row in rows]
+    shown = [(row, files[-1]) for row, files in previews if files][:max_trials]
     titles = [
         f"{r.name} ({r.state}{'' if r.value is None else f', {r.value:.4f}'})" for r, _ in shown
     ]
@@ -171,11 +169,11 @@ def previews_of(run: Run, rows: Sequence[TrialRow], max_trials: int = 12) -> Ima
 
 
 def views(run: Run) -> "list[Styler | Image.Image]":
-    """The views of a run's sweep, in order: table, plots, previews; [] without a sweep."""
+    """A sweep's table, plots and previews, in order; empty if the run has no sweep."""
     rows = read_trials(run)
     if not rows:
         return []
-    # a Styler, since pandas cuts plain texts after 50 characters, and a reason ends with what to set
+    # a Styler, since pandas truncates texts over 50 letters, and a reason ends with what to set
     styled = table(rows).style.format(precision=4, na_rep="")
-    shown = [styled, plot_trials(rows), previews_of(run, rows)]
+    shown = [styled, plot_trials(rows), stack_previews(run, rows)]
     return [view for view in shown if view is not None]

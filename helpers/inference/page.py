@@ -23,7 +23,7 @@ from helpers.figures.pictures import (
     loss_curves,
     open_rgb,
 )
-from helpers.figures.trials import plot_trials, previews_of, read_trials
+from helpers.figures.trials import plot_trials, read_trials, stack_previews
 from helpers.inference.draw.sampler import is_blocked
 from helpers.inference.judge.groups import Groups
 from helpers.inference.judge.metrics import load_metrics
@@ -101,7 +101,7 @@ def _sweep(run: Run) -> dict[str, Any] | None:
     rows = read_trials(run)
     if not rows:
         return None
-    previews = previews_of(run, rows)
+    previews = stack_previews(run, rows)
     return {
         "rows": rows,
         "plots": data_url(plot_trials(rows)),

@@ -136,7 +136,7 @@ def _style_text(gain: dict[str, Any]) -> str:
 
 def _loss_text(verdict: dict[str, Any]) -> str:
     change = verdict["last"] / verdict["base"] - 1
-    text = f"The held-out loss {'fell' if change <= 0 else 'rose'} by {abs(change):.0%}; {verdict['words']}"
+    text = f"The validation loss {'fell' if change <= 0 else 'rose'} by {abs(change):.0%}; {verdict['words']}"
     if (step := verdict.get("exported_step", verdict["steps"])) != verdict["steps"]:
         text += f", and the model is step {step}'s"
         if "exported_loss" in verdict:  # not in older versions' verdict.json

@@ -122,7 +122,7 @@ def _read_header(path: Path) -> _Header:
             return header
     except SafetensorError as error:
         raise ValueError(
-            f"{path.name} is no whole safetensors file, {error}: copy or download it again"
+            f"{path.name} is not a complete safetensors file, {error}: copy or download it again"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""04: the fine-tune. loop.py is the place to begin reading."""
+"""04: the fine-tune. Begin reading in trainer.py."""

@@ -1,6 +1,6 @@
-"""The training of 04 from a shell, on any number of processes: `accelerate launch -m helpers.train RUN`.
+"""04's training from a shell, on one GPU or several: `accelerate launch -m helpers.train RUN`.
 
-The settings are those that 04_train left in the run, or a preset's: `--preset t4 -p max_steps 500`.
+The settings are those that 04_train left in the run, or those of a preset: `--preset t4 -p max_steps 500`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from helpers.mirror.sync import STOP_S, sync, sync_before_end
 
 def main() -> None:
     from helpers.train.finish import verify_model
-    from helpers.train.trainer import train  # diffusers, once it is told to be quiet
+    from helpers.train.trainer import train  # imports diffusers, once its logging is set
 
     parser = argparse.ArgumentParser(prog="python -m helpers.train", description=__doc__)
     parser.add_argument("run")
@@ -26,18 +26,20 @@ def main() -> None:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     args = parser.parse_args()
     run = Run(args.run)
-    kept = {} if args.preset or not run.config("train").is_file() else run.read_config("train")
+    saved = {} if args.preset or not run.config("train").is_file() else run.read_config("train")
     given = {"run": args.run} | ({"preset": args.preset} if args.preset else {})
     typed = {name: from_text(TrainConfig, name, value) for name, value in args.p}
-    config = configure(TrainConfig, kept | typed | given)
-    say = PartialState(cpu=not torch.cuda.is_available()).print  # once, however many processes
+    config = configure(TrainConfig, saved | typed | given)
+    say = PartialState(cpu=not torch.cuda.is_available()).print  # in the main process only
     try:
         for step in train(config, run):
             if step.held_out_loss is not None:
-                say(f"step {step.step}/{config.max_steps}: held-out loss {step.held_out_loss:.4f}")
+                say(
+                    f"step {step.step}/{config.max_steps}: validation loss {step.held_out_loss:.4f}"
+                )
     except Stopped:
-        if PartialState().is_main_process and (words := sync_before_end(run, STOP_S)):
-            print(words, file=sys.stderr)
+        if PartialState().is_main_process and (message := sync_before_end(run, STOP_S)):
+            print(message, file=sys.stderr)
         raise
     say(verify_model(run))
     if PartialState().is_main_process:

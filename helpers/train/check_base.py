@@ -1,4 +1,4 @@
-"""The base model, checked before the first step: what would fail at the end is refused at the start."""
+"""Checks of the base model before the first step: whatever would make the export fail is refused at the start."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from helpers.models.untrusted import settings_in
 Model = TypeVar("Model", bound=nn.Module)
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TRAINABLE = ("epsilon", "v_prediction")
-SETTINGS = {  # of a part, by the end of its class's name; a model has weights as well
+SETTINGS = {  # a component's settings file, by the end of its class name; a model has weights as well
     "Scheduler": "scheduler_config.json",
     "ImageProcessor": "preprocessor_config.json",
     "ImageProcessorFast": "preprocessor_config.json",
@@ -23,21 +23,21 @@ SETTINGS = {  # of a part, by the end of its class's name; a model has weights a
 }
 NO_CHECKER = (
     'convert it to safetensors, or write "safety_checker": [null, null] in model_index.json of a copy of that folder, '
-    "and nothing checks the pictures"
+    "which turns the check of pictures off"
 )
 
 
 def check_files(folder: Path) -> None:
-    """Raise ValueError where model_index.json or a file that it calls for is missing, pickled or cut short."""
-    for name, kind in check_settings(folder).items():
+    """Raise ValueError if model_index.json or a file that it requires is missing, pickled or truncated."""
+    for name, kind in _check_index(folder).items():
         _check_weights(folder / name, kind)
 
 
-def check_settings(folder: Path) -> dict[str, str]:
-    """The class of each part. Raises ValueError where settings or a tokenizer are missing, or no JSON."""
+def _check_index(folder: Path) -> dict[str, str]:
+    """The class of each component. Raises ValueError if settings or a tokenizer are missing or not JSON."""
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ValueError("it has no model_index.json, which says what its parts are")
+        raise ValueError("it has no model_index.json, which lists its components")
     named = settings_in(index).items()
     parts = {k: v[1] for k, v in named if isinstance(v, list) and v[1] is not None}
     if missing := [name for name in NEEDED if name not in parts]:
@@ -50,7 +50,7 @@ def check_settings(folder: Path) -> dict[str, str]:
 
 
 def check_part_settings(part: Path, kind: str) -> None:
-    """Raise ValueError where the settings or the words of a part are missing, or no JSON."""
+    """Raise ValueError if a component's settings, or a tokenizer's vocabulary, are missing or not JSON."""
     if "Tokenizer" in kind:
         if not (part / "tokenizer.json").is_file():
             _require(part / "vocab.json"), _require(part / "merges.txt")
@@ -78,7 +78,7 @@ def _check_weights(part: Path, kind: str) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(
-                f"{part.name}/{path.name} is no whole safetensors file, {error}: copy or download it again"
+                f"{part.name}/{path.name} is not a complete safetensors file, {error}: copy or download it again"
             ) from error
 
 
@@ -90,20 +90,20 @@ def _require(path: Path) -> None:
 def load_model(
     kind: type[Model], folder: Path, part: str, dtype: torch.dtype, device: torch.device
 ) -> Model:
-    """A part of a base model on the CPU, all of its weights from its files; `device` looks them through.
+    """Load a component of a base model onto the CPU; `device` checks its weights for NaN.
 
-    Raises ValueError where a weight is missing, which loaders would draw at random, or is NaN or inf.
+    Raises ValueError if a weight is missing, which loaders would initialize at random, or is NaN or inf.
     """
-    given: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "subfolder": part}
+    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "subfolder": part}
     try:
-        model, info = kind.from_pretrained(folder, output_loading_info=True, **given)
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
     except (RuntimeError, ValueError) as error:
         what = str(error).strip().split("\n")[0].split(". ")[0]
-        raise ValueError(f"{part}/ has not the weights of its config.json, {what}") from error
+        raise ValueError(f"{part}/ does not have the weights of its config.json, {what}") from error
     missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
     if missing:
         raise ValueError(
-            f"{part}/ lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}"
+            f"{part}/ lacks {len(missing)} of the weights that its config.json needs, such as {missing[0]}"
         )
     for name, tensor in model.state_dict().items():
         if not tensor.to(device).isfinite().all():
@@ -118,36 +118,40 @@ def check_parts(
     tokenizer: CLIPTokenizer,
     noise_scheduler: DDPMScheduler,
 ) -> None:
-    """Raise ValueError where the parts do not fit one another, or predict what cannot be trained here."""
+    """Raise ValueError if the components do not fit one another, or the prediction type cannot be trained."""
     kind, latents = noise_scheduler.config.prediction_type, vae.config.latent_channels
     if kind not in TRAINABLE:
         raise ValueError(
             f"scheduler/scheduler_config.json has prediction_type {kind!r}: {' and '.join(TRAINABLE)} can be trained"
         )
     if not noise_scheduler.alphas_cumprod.isfinite().all():
-        raise ValueError("scheduler/scheduler_config.json has betas that are no noise schedule")
+        raise ValueError(
+            "scheduler/scheduler_config.json has betas that give no finite noise schedule"
+        )
     if (unet.config.in_channels, unet.config.out_channels) != (latents, latents):
         raise ValueError(
             f"unet/config.json has in_channels {unet.config.in_channels} and out_channels "
-            f"{unet.config.out_channels}, and the VAE's latents have {latents}: take a text-to-image model"
+            f"{unet.config.out_channels}, and the VAE's latents have {latents}: use a text-to-image model"
         )
     width = text_encoder.config.hidden_size
     if unet.config.cross_attention_dim != width:
         raise ValueError(
             f"unet/config.json has cross_attention_dim {unet.config.cross_attention_dim} and "
-            f"text_encoder/config.json hidden_size {width}: they are of two models"
+            f"text_encoder/config.json hidden_size {width}: they belong to different models"
         )
     for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
         if getattr(unet.config, name, None) is not None:
-            raise ValueError(f"unet/config.json has {name}, which no prompt alone can fill")
+            raise ValueError(
+                f"unet/config.json has {name}, an input that a text prompt cannot fill"
+            )
     try:
         tokenizer("a picture")
-    except Exception as error:  # the library's own
+    except Exception as error:  # of any kind, from the library
         raise ValueError(
-            f"tokenizer/ reads no words, {error}: copy or download it again"
+            f"tokenizer/ cannot tokenize, {error}: copy or download it again"
         ) from error
     if len(tokenizer) > text_encoder.config.vocab_size:
         raise ValueError(
             f"tokenizer/ has {len(tokenizer)} words and text_encoder/config.json a vocab_size of "
-            f"{text_encoder.config.vocab_size}: they are of two models"
+            f"{text_encoder.config.vocab_size}: they belong to different models"
         )

@@ -1,7 +1,7 @@
 """Checkpoints: weights, their moving average, optimizer and learning-rate state, and what they may resume.
 
 safetensors and JSON only. A folder is filled under a temporary name and renamed, with a manifest of hashes; a
-reader takes the newest one that verifies. No random state is kept, since none is needed (data.py).
+reader takes the newest one that verifies. No random state is saved, since none is needed (data.py).
 """
 
 import logging
@@ -64,18 +64,18 @@ def save(
     """
     folder = run.checkpoint(state.step)
     tensors, numbers, groups = _flatten(state.optimizer.state_dict())
-    kept = {"format": FORMAT, "step": state.step, "groups": groups, "numbers": numbers}
-    kept |= vars(signature)
-    kept["moments"] = sorted(tensors)
-    kept["schedule"] = state.lr_scheduler.state_dict()
-    kept["scaler"] = state.scaler.state_dict() if state.scaler else None
+    saved = {"format": FORMAT, "step": state.step, "groups": groups, "numbers": numbers}
+    saved |= vars(signature)
+    saved["moments"] = sorted(tensors)
+    saved["schedule"] = state.lr_scheduler.state_dict()
+    saved["scaler"] = state.scaler.state_dict() if state.scaler else None
     with replacing_folder(folder) as tmp_path:
         _write_tensors(tmp_path / WEIGHTS, _on_cpu(state.weights))
         _write_tensors(tmp_path / OPTIMIZER, tensors)
         if state.ema:
             _write_tensors(tmp_path / AVERAGE, _on_cpu(state.ema.average))
         write_text(tmp_path / run.train_log.name, log_lines(rows))
-        write_json(tmp_path / STATE, kept)
+        write_json(tmp_path / STATE, saved)
     if what := find_folder_corruption(folder):
         raise RunError(
             f"{what}: the disk did not keep the checkpoint; free some space and run 04_train again"
@@ -135,11 +135,11 @@ def find_corruption(run: Run, folder: Path) -> str | None:
     if STATE not in listed:
         return f"{folder / MANIFEST} does not list {STATE}"
     try:
-        kept = read_json(folder / STATE)
-        if kept["format"] > FORMAT:
+        saved = read_json(folder / STATE)
+        if saved["format"] > FORMAT:
             return None
-        if kept["step"] != step_of(folder):
-            return f"{folder} holds step {kept['step']}"
+        if saved["step"] != step_of(folder):
+            return f"{folder} holds step {saved['step']}"
     except CORRUPT_ERRORS as error:
         return f"{folder / STATE} is damaged ({type(error).__name__}: {error})"
     for name in (WEIGHTS, OPTIMIZER, log_name):
@@ -154,12 +154,12 @@ def find_corruption(run: Run, folder: Path) -> str | None:
 def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str | None:
     """Load a checkpoint completely or not at all; return why it could not be loaded, or None."""
     try:
-        kept = read_json(folder / STATE)
-        _refuse_newer(folder, kept)
-        _check_compatible(folder, kept, signature)
-        weights, average, tensors = _read_tensors(folder, state, kept)
-        optimizer = _optimizer_state(state, kept, tensors)
-        lr_scheduler, scaler = _lr_scheduler_state(state, kept), _scaler_state(state, kept)
+        saved = read_json(folder / STATE)
+        _refuse_newer(folder, saved)
+        _check_compatible(folder, saved, signature)
+        weights, average, tensors = _read_tensors(folder, state, saved)
+        optimizer = _optimizer_state(state, saved, tensors)
+        lr_scheduler, scaler = _lr_scheduler_state(state, saved), _scaler_state(state, saved)
         # everything is known to fit now
         state.optimizer.load_state_dict(optimizer)
         state.lr_scheduler.load_state_dict(lr_scheduler)
@@ -174,7 +174,7 @@ def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str 
 
 
 def _read_tensors(
-    folder: Path, state: TrainState, kept: dict[str, Any]
+    folder: Path, state: TrainState, saved: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """The weights, their moving average and the optimizer's tensors. Raises ValueError if any does not fit."""
     if state.ema and AVERAGE not in read_json(folder / MANIFEST):
@@ -187,7 +187,7 @@ def _read_tensors(
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     moments = {key: value for key, value in tensors.items() if ".exp_avg" in key}
     _compare_shapes(moments, {key: trained[int(key.split(".")[0])] for key in moments})
-    if sorted(tensors) != kept["moments"]:
+    if sorted(tensors) != saved["moments"]:
         raise ValueError(f"{OPTIMIZER} lacks a tensor, or has one too many")
     return weights, average, tensors
 
@@ -203,32 +203,32 @@ def _compare_shapes(theirs: dict[str, Tensor], ours: dict[str, Any]) -> None:
 
 
 def _optimizer_state(
-    state: TrainState, kept: dict[str, Any], tensors: dict[str, Tensor]
+    state: TrainState, saved: dict[str, Any], tensors: dict[str, Tensor]
 ) -> dict[str, Any]:
     """The checkpoint's optimizer state with today's settings, except the learning rate that it had."""
-    groups, rates = state.optimizer.state_dict()["param_groups"], kept["schedule"]["_last_lr"]
-    if [group["params"] for group in kept["groups"]] != [group["params"] for group in groups]:
+    groups, rates = state.optimizer.state_dict()["param_groups"], saved["schedule"]["_last_lr"]
+    if [group["params"] for group in saved["groups"]] != [group["params"] for group in groups]:
         raise ValueError("its optimizer's groups are not this one's")
-    _require_finite("its optimizer", kept["numbers"].values())
+    _require_finite("its optimizer", saved["numbers"].values())
     groups = [group | {"lr": rate} for group, rate in zip(groups, rates, strict=True)]
-    return _unflatten(tensors, kept["numbers"], groups)
+    return _unflatten(tensors, saved["numbers"], groups)
 
 
-def _lr_scheduler_state(state: TrainState, kept: dict[str, Any]) -> dict[str, Any]:
+def _lr_scheduler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, Any]:
     """The learning-rate schedule's position and last rates; the rest follows from the settings."""
-    rates, step = kept["schedule"]["_last_lr"], kept["step"]
+    rates, step = saved["schedule"]["_last_lr"], saved["step"]
     _require_finite("its schedule", rates)
-    if kept["schedule"]["last_epoch"] != step:
-        raise ValueError(f"its schedule is at step {kept['schedule']['last_epoch']!r}")
+    if saved["schedule"]["last_epoch"] != step:
+        raise ValueError(f"its schedule is at step {saved['schedule']['last_epoch']!r}")
     position = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
     return state.lr_scheduler.state_dict() | position
 
 
-def _scaler_state(state: TrainState, kept: dict[str, Any]) -> dict[str, Any] | None:
+def _scaler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, Any] | None:
     """The fp16 gradient scale; None if there is no scaler now, or was none, as on a GPU that trained in bf16."""
-    if not (state.scaler and kept["scaler"]):
+    if not (state.scaler and saved["scaler"]):
         return None
-    scale = {name: kept["scaler"][name] for name in ("scale", "_growth_tracker")}
+    scale = {name: saved["scaler"][name] for name in ("scale", "_growth_tracker")}
     _require_finite("its scaler", scale.values())
     if scale["scale"] <= 0:
         raise ValueError(f"its scaler has {scale['scale']}")
@@ -241,16 +241,16 @@ def _require_finite(what: str, values: Iterable[Any]) -> None:
             raise ValueError(f"{what} has {value}")
 
 
-def _refuse_newer(folder: Path, kept: dict[str, Any]) -> None:
-    if kept["format"] > FORMAT:
+def _refuse_newer(folder: Path, saved: dict[str, Any]) -> None:
+    if saved["format"] > FORMAT:
         raise RunError(
-            f"{folder} was written by a newer version of this project (format {kept['format']}, "
+            f"{folder} was written by a newer version of this project (format {saved['format']}, "
             f"this one reads {FORMAT}): update it; on Colab a new runtime does"
         )
 
 
 def load_weights(folder: Path, weights: dict[str, nn.Parameter], use_ema: bool = False) -> None:
-    """Copy a checkpoint's weights into the model's, or their moving average where it has one."""
+    """Copy a checkpoint's weights into the model, or with `use_ema` their moving average if it has one."""
     name = AVERAGE if use_ema and AVERAGE in read_json(folder / MANIFEST) else WEIGHTS
     _copy_into({name: p.data for name, p in weights.items()}, load_file(folder / name))
 
@@ -271,7 +271,7 @@ def latest_step(run: Run) -> int:
 
 
 def _newest_first(run: Run) -> list[Path]:
-    """The folders named as checkpoints, which a copy such as `step-000250 (1)` is not."""
+    """Checkpoint folders, the newest first; a sync client's copy `step-000250 (1)` is not one."""
     named = [p for p in run.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
     folders = [p for p in named if p.is_dir() and p == run.checkpoint(step_of(p))]
     return sorted(folders, key=step_of, reverse=True)
@@ -288,10 +288,10 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _check_compatible(folder: Path, kept: dict[str, Any], signature: TrainingSignature) -> None:
-    """Raise RunError, with each difference, if a checkpoint is of another training."""
+def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSignature) -> None:
+    """Raise RunError, listing the differences, if a checkpoint belongs to another training."""
     defaults = {f.name: f.default for f in fields(TrainConfig)}  # of what was no setting yet
-    theirs, ours = defaults | kept["config"], signature.config
+    theirs, ours = defaults | saved["config"], signature.config
     changed = [
         f"{name} was {theirs.get(name)!r}, not {ours[name]!r}"
         for name in ours
@@ -302,11 +302,11 @@ def _check_compatible(folder: Path, kept: dict[str, Any], signature: TrainingSig
     changed += [
         f"the {what.replace('_', ' ')} was another"
         for what in ("base_model", "dataset")
-        if kept[what] != getattr(signature, what)
+        if saved[what] != getattr(signature, what)
     ]
     changed += [
         f"the base model's {part} was another"
-        for part, hashed in kept.get("parts", {}).items()  # the first checkpoints had none
+        for part, hashed in saved.get("parts", {}).items()  # the first checkpoints had none
         if hashed != signature.parts.get(part, hashed)
     ]
     if changed:

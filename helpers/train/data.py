@@ -127,7 +127,7 @@ class TrainData:
         return choices[augmentation_at(position, len(choices), self.config.seed)]
 
     def _offset(self, noise: Tensor, positions: range) -> Tensor:
-        """Noise offset (crosslabs.org, 2023): lets a model learn images that are dark or bright as a whole."""
+        """Add noise offset (crosslabs.org, 2023), by which a model learns images that are dark or bright overall."""
         if self.config.noise_offset == 0:
             return noise
         shape, seed = torch.Size((noise.shape[1], 1, 1)), self.config.seed + 1
@@ -168,7 +168,7 @@ def augmentation_at(position: int, count: int, seed: int) -> int:
 
 
 class BatchOrder:
-    """Which images make a batch, where all images of a batch come from one aspect-ratio bucket.
+    """The order of batches; all images of a batch come from one aspect-ratio bucket.
 
     The images of a bucket come in the order of image_at; what a bucket has left over at the end of an
     epoch, always less than a batch, comes with the next. With one bucket, batch b is positions

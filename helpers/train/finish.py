@@ -24,22 +24,22 @@ from helpers.train.model import TextAndUNet
 from helpers.train.optim import TrainState
 from helpers.train.prepare import Training
 from helpers.train.save_model import (
-    fine_tuned,
-    lora_on_its_base,
+    export_lora,
+    finetuned_pipeline,
     merge_lora,
     read_back,
     save_pipeline,
     write_card,
 )
 from helpers.train.validation_loss import ValidationLoss
-from helpers.train.verdict import Verdict, best_of, judge, worst_first
+from helpers.train.verdict import Verdict, best_point, judge, rank_by_loss
 
 log = logging.getLogger(__name__)
 ROUNDING = {"no": 1e-4, "bf16": 3e-2, "fp16": 3e-2}  # relative, of a loss, by precision
 
 
 def is_finished(config: TrainConfig, run: Run) -> bool:
-    """Whether this very training has reached its last step and left its model."""
+    """Whether this training has already reached its last step and exported its model."""
     try:
         verdict, done = run.read_verdict(), read_settings(TrainConfig, run.read_config("train"))
     except RunError:  # missing or damaged; both are written anew
@@ -88,7 +88,7 @@ def finish(training: Training, state: TrainState) -> None:
 
 def _load_weights_to_export(training: Training, state: TrainState, verdict: Verdict) -> int:
     """Load the weights to export into the model, and return their step."""
-    run, best_step = training.run, best_of(training.log.val_curve)[0]
+    run, best_step = training.run, best_point(training.log.val_curve)[0]
     for step in [best_step, state.step] if verdict.rose else [state.step]:
         if (what := find_corruption(run.checkpoint(step))) is None:
             checkpoint.load_weights(run.checkpoint(step), state.weights, use_ema=True)
@@ -103,17 +103,17 @@ def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusi
     in_memory = training.val_loss(training.evaluated_model(), training.device)
     if not math.isfinite(in_memory):
         raise RunError(
-            f"the held-out loss of step {state.step} is NaN or inf, so no model is written: lower learning_rate, "
+            f"the validation loss of step {state.step} is NaN or inf, so no model is written: lower learning_rate, "
             f"and move {run.checkpoints} away to train anew"
         )
     _free_step_memory(training, state)
     with replacing_folder(run.model) as folder:
         if config.method == "lora":
-            pipeline = lora_on_its_base(config, components, folder / "lora")
+            pipeline = export_lora(config, components, folder / "lora")
             _evaluate(training, pipeline, in_memory, run.model / "lora")
             merge_lora(pipeline)
         else:
-            pipeline = fine_tuned(config, components)
+            pipeline = finetuned_pipeline(config, components)
         save_pipeline(config, components, pipeline, folder)
         loaded = read_back(config, components, folder)
         loss = _evaluate(training, loaded, in_memory, run.model)
@@ -146,7 +146,7 @@ def _evaluate(
     loss = measure(TextAndUNet(pipeline.unet, pipeline.text_encoder), training.device)
     if not math.isclose(loss, in_memory, rel_tol=ROUNDING[training.device.precision]):
         raise RunError(
-            f"{path} has a held-out loss of {loss:.4f} where training measured {in_memory:.4f}, so nothing was "
+            f"{path} has a validation loss of {loss:.4f} where training measured {in_memory:.4f}, so nothing was "
             "replaced: run 04_train again, and report it if it stays"
         )
     return loss
@@ -161,7 +161,7 @@ def _rank_training_images(training: Training, pipeline: StableDiffusionPipeline)
     if training.config.train_text_encoder:
         trained = TextAndUNet(pipeline.unet, pipeline.text_encoder)
     losses = measure.per_image(trained, training.device)
-    write_json(training.run.image_losses, worst_first(dataset.names, losses))
+    write_json(training.run.image_losses, rank_by_loss(dataset.names, losses))
 
 
 def verify_model(run: Run) -> str:
@@ -174,7 +174,7 @@ def verify_model(run: Run) -> str:
         raise RunError(f"{what}: run 04_train again")
     change = verdict["last"] / verdict["base"] - 1
     return (
-        f"{run.model} is complete: held-out loss {verdict['base']:.4f} -> {verdict['last']:.4f} "
+        f"{run.model} is complete: validation loss {verdict['base']:.4f} -> {verdict['last']:.4f} "
         f"({change:+.0%}); {verdict['words']}{_remarks(run, verdict)}{_unfinished(run, verdict)}"
     )
 

@@ -1,4 +1,4 @@
-"""The memory of forward and backward passes, counted on a model without memory (PyTorch's fake tensors)."""
+"""The activation memory of forward and backward passes, counted with PyTorch's fake tensors, which take none."""
 
 import weakref
 from typing import Any
@@ -13,8 +13,8 @@ from helpers.host.device import Device
 from helpers.train.model import TextAndUNet
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside and still alive."""
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of live tensors that were created inside it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,16 +24,16 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        self._new_storages((args, kwargs))  # of weights: views of them take no memory
+        self._new_storages((args, kwargs))  # weights are not counted, nor are views of them
         result = function(*args, **(kwargs or {}))
         for storage in self._new_storages(result):
             self.bytes += storage.nbytes()
             self.peak = max(self.peak, self.bytes)
-            weakref.finalize(storage, self._gone, storage.nbytes())
+            weakref.finalize(storage, self._free, storage.nbytes())
         return result
 
     def _new_storages(self, tree: Any) -> list[torch.UntypedStorage]:
-        """The storages of the tensors in a tree that were not met before."""
+        """Return the storages in a tree of tensors that were not seen before."""
         storages = [
             leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)
         ]
@@ -41,12 +41,12 @@ class _Live(TorchDispatchMode):
         self.seen.update(dict.fromkeys(new))
         return new
 
-    def _gone(self, count: int) -> None:
+    def _free(self, count: int) -> None:
         self.bytes -= count
 
 
-def _on_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Have a module on the meta device pass for one on a CPU, whose autocast and attention kernels then act."""
+def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Make a module on the meta device look as if on the CPU, so that autocast and attention kernels run."""
     cpu = torch.device("cpu")
     for part in module.modules():
         for name, p in part._parameters.items():
@@ -59,7 +59,7 @@ def _on_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a module that is trained takes: latents of `side` squared, timesteps, and texts or their token ids."""
+    """Random inputs of the trained module: latents (batch, C, side, side), timesteps, text embeddings or token ids."""
     if isinstance(module, TextAndUNet):
         unet, length = module.unet, module.text_encoder.config.max_position_embeddings
         texts = torch.zeros(batch, length, dtype=torch.long)
@@ -69,19 +69,21 @@ def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Ten
     return torch.randn(batch, unet.config.in_channels, side, side), torch.zeros(batch), texts
 
 
-def pass_bytes(module: nn.Module, batch: int, side: int, device: Device, passes: int = 1) -> int:
-    """What forward and backward passes hold at their peak, gradients included, weights and moments not.
+def peak_activation_bytes(
+    module: nn.Module, batch: int, side: int, device: Device, passes: int = 1
+) -> int:
+    """Count the bytes that forward and backward passes hold at their peak, gradients included, weights not.
 
-    module  what is trained, on the meta device; it is spoilt for other uses
+    module  the trained module on the meta device; it cannot be used for anything else after
     side    of the square latents
-    passes  one after another into the same gradients, as in gradient accumulation
+    passes  gradient accumulation steps
     """
     mode = FakeTensorMode()
-    _on_cpu(module, mode)
+    _fake_cpu(module, mode)
     module.train()
-    with mode, _Live() as live:
+    with mode, _LiveBytes() as live:
         inputs = random_inputs(module, batch, side)
-        # a third holds what the second does; captured, the gradients' buffers are there in the first
+        # a third pass holds what the second does; if captured, gradient buffers exist in the first
         for _ in range(2 if device.captures else min(passes, 2)):
             with torch.autocast("cpu", device.dtype, enabled=device.precision != "no"):
                 noise = module(*inputs).sample

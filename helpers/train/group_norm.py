@@ -1,10 +1,11 @@
-"""Group normalisation that leaves channels last, in Triton (Wu and He 2018, arXiv:1803.08494).
+"""Group normalization of channels-last tensors, in Triton (Wu and He 2018, arXiv:1803.08494).
 
 PyTorch's own on a GPU works channels first: before and after each of a UNet's 61 norms all activations are copied into
-the other layout, a sixth of a step. These kernels read and write channels-last tensors as they are.
+the other layout, which takes a sixth of a step. These kernels read and write channels-last tensors as they are.
 
-A tensor (N, C, h, w) with channels last is read as (N, P, C) with P = h * w pixels. Sums over pixels go chunk by chunk
-(S chunks of ROWS pixels), are folded to what each channel is multiplied by and given, and applied.
+A channels-last tensor (N, C, h, w) is read as (N, P, C) with P = h * w pixels. Three kernels each way: sums over
+chunks of pixels (S chunks of ROWS pixels), each channel's scale and shift from them, and y = x * scale + shift.
+Triton takes pointers and sizes one by one, hence the kernels' many parameters.
 """
 
 from typing import Any
@@ -29,7 +30,7 @@ def _tile(n, s, c, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _moments(x, means, squares, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Each chunk's mean of a channel, and the sum of squares around it (Chan et al. 1979)."""
+    """Compute each chunk's mean per channel, and the sum of squared deviations from it (Chan et al. 1979)."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     values = tl.load(x + at, inside, 0.0).to(tl.float32)
@@ -46,7 +47,7 @@ def _fold_moments(
     means, squares, weight, bias, mean, rstd, scale, shift, pixels, channels, chunks, size, eps,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """A group's mean and 1 / standard deviation, and what each of its channels is multiplied by and given."""
+    """Compute a group's mean and 1 / standard deviation, and the scale and shift of each of its channels."""
     n, g = tl.program_id(0), tl.program_id(1)
     row, own = tl.arange(0, CHUNKS), tl.arange(0, OWN)
     total, spread = 0.0, 0.0
@@ -78,7 +79,7 @@ def _fold_moments(
 
 @triton.jit
 def _apply(x, y, scale, shift, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """y = x * scale + shift."""
+    """Compute y = x * scale + shift."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     times = tl.load(scale + n * channels + columns, columns < channels, 0.0)
@@ -89,7 +90,7 @@ def _apply(x, y, scale, shift, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl
 
 @triton.jit
 def _sums(dy, x, sums, products, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Each chunk's sum of dy and of dy * x, for each channel."""
+    """Sum dy and dy * x over each chunk, per channel."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     gradients = tl.load(dy + at, inside, 0.0).to(tl.float32)
@@ -104,7 +105,7 @@ def _fold_sums(
     sums, products, weight, mean, rstd, dweight, dbias, of_dy, of_x, rest,
     pixels, channels, chunks, size, CHUNKS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """A picture's gradients of weight and bias, and dx = dy * of_dy + x * of_x + rest for each channel of a group."""
+    """Compute an image's gradients of weight and bias, and of_dy, of_x, rest: dx = dy * of_dy + x * of_x + rest."""
     n, g = tl.program_id(0), tl.program_id(1)
     row, own = tl.arange(0, CHUNKS), tl.arange(0, OWN)
     average = tl.load(mean + n * tl.num_programs(1) + g)
@@ -191,6 +192,6 @@ class _GroupNorm(torch.autograd.Function):
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`F.group_norm` of a channels-last tensor (N, C, h, w) on a GPU; statistics in float32, any dtype in and out."""
+    """`F.group_norm` for a channels-last tensor (N, C, h, w) on a GPU, of any dtype; statistics are in float32."""
     x = x.contiguous(memory_format=torch.channels_last)
     return _GroupNorm.apply(x, groups, weight, bias, eps)

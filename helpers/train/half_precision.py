@@ -1,4 +1,4 @@
-"""Norms and LoRA layers that stay in half precision, where autocast and peft would widen and narrow again."""
+"""Norms and LoRA layers that stay in half precision, where autocast and peft would cast to float32 and back."""
 
 import logging
 from collections.abc import Callable
@@ -31,16 +31,18 @@ class _LayerNorm(nn.LayerNorm):
 
 @lru_cache(maxsize=1)
 def _channels_last_norm() -> Callable[..., Tensor] | None:
-    """The channels-last group norm in Triton (a part of PyTorch for CUDA), or None if it does not run on this GPU."""
+    """The channels-last group norm in Triton (part of PyTorch for CUDA), or None if it does not run on this GPU."""
     try:
         from helpers.train.group_norm import group_norm
 
         inputs = torch.randn(1, 32, 4, 4, device="cuda", dtype=torch.float16)
         weight, bias = torch.ones(2, 32, device="cuda")
-        found, wanted = (norm(inputs, 8, weight, bias, 1e-5) for norm in (group_norm, _plain_norm))
-        if (found - wanted).abs().max() > 0.01:
+        result, expected = (
+            norm(inputs, 8, weight, bias, 1e-5) for norm in (group_norm, _plain_norm)
+        )
+        if (result - expected).abs().max() > 0.01:
             raise ValueError("its result is wrong")
-    except Exception as error:  # of an old GPU, a missing compiler
+    except Exception as error:  # an old GPU, a missing compiler
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         log.warning("Triton does not run here (%s): norms take somewhat longer", reason)
         return None
@@ -52,9 +54,9 @@ def _plain_norm(inputs: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: 
 
 
 def keep_half_precision(unet: UNet2DConditionModel) -> None:
-    """Have a UNet's norms and LoRA layers return half precision, which saves thousands of cast kernels a step.
+    """Make a UNet's norms and LoRA layers return half precision, which saves thousands of cast kernels a step.
 
-    Norms still sum in float32 inside their kernel, as in a pipeline that samples in half precision.
+    Norms still sum in float32 inside their kernel, as when a pipeline samples in half precision.
     """
     for module in unet.modules():
         if type(module) is nn.GroupNorm:

@@ -1,4 +1,4 @@
-"""Latents and text embeddings, computed once and cached under a hash of all that they depend on."""
+"""Latents and text embeddings: computed once, and cached under a hash of everything that they depend on."""
 
 import hashlib
 import json
@@ -19,39 +19,39 @@ from helpers.core.errors import RunError
 from helpers.core.files import replacing_file, sha256
 from helpers.core.run import Run
 from helpers.models.readback import as_bytes
-from helpers.train.buckets import Framing
+from helpers.train.buckets import Crop
 from helpers.train.data import LatentDataset, generator
 from helpers.train.model import ModelComponents, settings_of
 
-AT_ONCE = 4  # pictures that are encoded together
+ENCODE_BATCH = 4  # images
 
 
 def cached(
     run: Run, name: str, key: object, compute: Callable[[], Iterable[Tensor]]
 ) -> list[Tensor]:
-    """Tensors from this run's cache or another run's, else computed and cached."""
+    """Return tensors from this run's cache or another run's; compute and cache them if they are in neither."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = run.cache / f"{name}-{digest}.safetensors"
     others = run.folder.parent.glob(f"*/{run.cache.name}/{path.name}")
-    for found in [path, *others]:
-        if tensors := _read(found):
+    for file in [path, *others]:
+        if tensors := _read_cache(file):
             return tensors
     computed = [tensor.clone() for tensor in compute()]
-    with replacing_file(path) as beside:
+    with replacing_file(path) as tmp_path:
         named = {f"{i:08d}": tensor for i, tensor in enumerate(computed)}
-        save_file(named, beside, {"sha256": _digest(computed)})
+        save_file(named, tmp_path, {"sha256": _digest(computed)})
     return computed
 
 
-def _read(path: Path) -> list[Tensor]:
-    """The tensors of a cache file; none if it is missing, damaged or holds NaN, for a cache may be lost at any time."""
+def _read_cache(path: Path) -> list[Tensor]:
+    """The tensors of a cache file; empty if it is missing, damaged or holds NaN, since it can be computed again."""
     try:
         with safe_open(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in sorted(file.keys())]
-            kept = (file.metadata() or {}).get("sha256")
+            digest = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
         return []
-    if kept != _digest(tensors) or not all(tensor.isfinite().all() for tensor in tensors):
+    if digest != _digest(tensors) or not all(tensor.isfinite().all() for tensor in tensors):
         return []
     return tensors
 
@@ -70,20 +70,21 @@ def image_dataset(
     split: str,
     rows: Sequence[tuple[str, str]],
 ) -> LatentDataset:
-    """A split's images as latents and its captions as embeddings; `rows` are (file_name, caption)."""
+    """Encode a split's images and captions, or take them from the cache; `rows` are (file_name, caption)."""
     names, texts = zip(*rows, strict=True)
     paths = [run.split(split) / name for name in names]
-    framing = Framing.of(config, components.step_px, augmented=split == "train")
+    crop = Crop.from_config(config, components.step_px, augmented=split == "train")
     encoder = [components.hashes["vae"], settings_of(components.vae)]
-    key = [asdict(framing), *encoder, [sha256(path) for path in paths]]
-    latents = cached(run, f"{split}-images", key, lambda: encode_images(components, paths, framing))
+    # a cache of an older version is found again as long as this key stays as it is
+    key = [asdict(crop), *encoder, [sha256(path) for path in paths]]
+    latents = cached(run, f"{split}-images", key, lambda: encode_images(components, paths, crop))
     return LatentDataset(latents, text_embeddings(run, components, config, split, texts), names)
 
 
 def text_embeddings(
     run: Run, components: ModelComponents, config: TrainConfig, name: str, texts: Sequence[str]
 ) -> Tensor:
-    """Captions as the text encoder's embeddings, or as token ids if the text encoder is trained."""
+    """Encode captions, or take their embeddings from the cache; token ids if the text encoder is trained."""
     ids = token_ids(components.tokenizer, texts)
     if config.train_text_encoder:
         return ids
@@ -94,10 +95,10 @@ def text_embeddings(
 def prior_dataset(
     run: Run, components: ModelComponents, config: TrainConfig, captions: Sequence[str]
 ) -> LatentDataset:
-    """The base model's own samples of captions without the suffix, mixed into the training images.
+    """Sample the base model's own images of captions without the suffix, to be mixed into the training images.
 
-    Prior preservation (Ruiz et al. 2023, arXiv:2208.12242): captions without the suffix keep giving what the base
-    model draws, so the suffix becomes a switch.
+    Prior preservation (Ruiz et al. 2023, arXiv:2208.12242): without the suffix the model keeps drawing as the base
+    does, so the suffix becomes a switch.
     """
     key = [
         config.resolution_px,
@@ -122,28 +123,31 @@ def prior_dataset(
 
 
 @torch.no_grad()
-def encode_images(
-    components: ModelComponents, paths: Sequence[Path], framing: Framing
-) -> list[Tensor]:
-    """Encode image files to scaled latents, each (V, 4, height / f, width / f), float32 on the CPU."""
-    together = AT_ONCE if components.device.device.type == "cuda" else 1  # a CPU gains nothing
+def encode_images(components: ModelComponents, paths: Sequence[Path], crop: Crop) -> list[Tensor]:
+    """Encode image files to scaled latents, each (V, 4, height / f, width / f), float32 on the CPU; f is 8 for SD v1.
+
+    Raises RunError for a file that does not decode, or whose latents hold NaN or inf.
+    """
+    batch = ENCODE_BATCH if components.device.device.type == "cuda" else 1  # a CPU gains nothing
     latents: list[Tensor] = []
     with (
         components.on_device(),
         ThreadPoolExecutor(2) as pool,
         tqdm(total=len(paths), desc="encode images", leave=False) as bar,
     ):
-        for start in range(0, len(paths), together):
-            pixels = list(pool.map(framing.variants, paths[start : start + together]))
+        for start in range(0, len(paths), batch):
+            pixels = list(pool.map(crop.augmentations, paths[start : start + batch]))
             latents += _encode(components, pixels)
             bar.update(len(pixels))
-    for path, of_image in zip(paths, latents, strict=True):
-        if not of_image.isfinite().all():
-            raise RunError(
-                f"{path} has latents with NaN or inf: set mixed_precision to 'no', or take the picture out with "
-                "helpers.dataset.takedown"
-            )
+    names = [f"the latents of {path}" for path in paths]
+    _require_finite(latents, names, ", or remove the picture with helpers.dataset.takedown")
     return latents
+
+
+def _require_finite(tensors: Iterable[Tensor], names: Iterable[str], advice: str = "") -> None:
+    for name, tensor in zip(names, tensors, strict=True):
+        if not tensor.isfinite().all():
+            raise RunError(f"NaN or inf in {name}: set mixed_precision to 'no'{advice}")
 
 
 def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tensor]:
@@ -152,14 +156,14 @@ def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tenso
     for shape in {images.shape for images in pixels}:
         same = [i for i, images in enumerate(pixels) if images.shape == shape]
         batch = torch.cat([pixels[i] for i in same]).to(components.vae.device, components.vae.dtype)
-        means = [components.vae.encode(some).latent_dist.mean for some in batch.split(AT_ONCE)]
+        means = [components.vae.encode(part).latent_dist.mean for part in batch.split(ENCODE_BATCH)]
         scaled = torch.cat(means).float().cpu() * components.vae.config.scaling_factor
         latents |= dict(zip(same, scaled.split(shape[0]), strict=True))
     return [latents[i].clone() for i in range(len(pixels))]
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Captions as token ids (N, T), padded and cut to the text encoder's length."""
+    """Captions as token ids (N, T), padded and truncated to the text encoder's length."""
     return tokenizer(
         list(texts), padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
@@ -175,9 +179,7 @@ def encode_texts(components: ModelComponents, texts: Sequence[str], batch: int =
             for part in token_ids(components.tokenizer, texts).split(batch)
         ]
     embeddings = torch.cat(encoded)
-    for text, embedding in zip(texts, embeddings, strict=True):
-        if not embedding.isfinite().all():
-            raise RunError(f"the text encoder gives NaN for {text!r}: set mixed_precision to 'no'")
+    _require_finite(embeddings, [f"the embedding of {text!r}" for text in texts])
     return embeddings
 
 
@@ -187,13 +189,9 @@ def _sample_latents(
     latents = []
     starts = range(0, len(captions), batch)
     for start in tqdm(starts, "draw the base model's own style", leave=False):
-        some = list(captions[start : start + batch])
-        generators = [generator(config.seed, "prior", start + i) for i in range(len(some))]
-        latents.append(components.draw(config, some, generators, "latent").float().cpu())
-        for caption, latent in zip(some, latents[-1], strict=True):
-            if not latent.isfinite().all():
-                raise RunError(
-                    f"the base's sample of {caption!r} has NaN in its latents: set mixed_precision to 'no', "
-                    "or prior_share to 0"
-                )
+        part = list(captions[start : start + batch])
+        generators = [generator(config.seed, "prior", start + i) for i in range(len(part))]
+        latents.append(components.draw(config, part, generators, "latent").float().cpu())
+        names = [f"the base's sample of {caption!r}" for caption in part]
+        _require_finite(latents[-1], names, ", or prior_share to 0")
     return torch.cat(latents)

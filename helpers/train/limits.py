@@ -1,12 +1,12 @@
-"""What is too much for a machine, told before it starts or when it happens, with the setting to change."""
+"""Limits of the machine: out of memory (OOM), or too slow without a GPU. Each error names the setting to change."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch._dynamo.exc import TorchDynamoException
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.config import TrainConfig
@@ -16,13 +16,13 @@ from helpers.models.untrusted import open_model
 from helpers.train.check_base import check_part_settings
 from helpers.train.model import ADVICE
 
-LARGE = 100e6  # parameters; a UNet beyond this wants a GPU
-MEMORY_WORDS = ("out of memory", "can't allocate", "not enough memory", "alloc_failed")
-ANEW = ", which changes what is learnt: where there are checkpoints, under another run name"
+MAX_CPU_PARAMETERS = 100e6  # of a UNet that is trained without a GPU
+OOM_MESSAGES = ("out of memory", "can't allocate", "not enough memory", "alloc_failed")
+NEW_RUN = ", which changes what is learned: if there are checkpoints, use another run name"
 
 
-def what_to_change(config: TrainConfig) -> str:
-    """The setting that saves most memory at the least cost, of those not yet used."""
+def memory_advice(config: TrainConfig) -> str:
+    """Advise the setting that saves most memory at the least cost, of those not yet used."""
     size = config.train_batch_size
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing to True"
@@ -32,41 +32,44 @@ def what_to_change(config: TrainConfig) -> str:
         advice = (
             f"set train_batch_size to {size // parts} and gradient_accumulation_steps to {more}"
         )
-        return advice + (ANEW if config.aspect_ratio_buckets else "")
+        return advice + (NEW_RUN if config.aspect_ratio_buckets else "")
     if config.use_ema and not config.offload_ema:
         return "set offload_ema to True"
     if config.method == "full" and config.optimizer == "adamw":
-        return f"set optimizer to 'adamw8bit'{ANEW}"
+        return f"set optimizer to 'adamw8bit'{NEW_RUN}"
     if config.method == "full":
-        return f"set method to 'lora'{ANEW}"
-    return f"lower resolution_px, which is {config.resolution_px}, or choose a larger GPU{ANEW}"
+        return f"set method to 'lora'{NEW_RUN}"
+    return f"lower resolution_px, which is {config.resolution_px}, or choose a larger GPU{NEW_RUN}"
 
 
 @contextmanager
 def machine_errors(config: TrainConfig) -> Iterator[None]:
-    """Name the setting to change where memory is short (OutOfMemoryError) or nothing compiles (RunError)."""
-    again = "run 04_train again and it goes on from the last checkpoint if there is one"
+    """Turn an out-of-memory (OOM) or torch.compile failure into an error of one line that names the setting to change.
+
+    Raises OutOfMemoryError for memory, of the GPU or of the machine, and RunError for torch.compile.
+    """
+    again = "run 04_train again, and it resumes from the last checkpoint if there is one"
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        words = str(error).strip()
-        is_told = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if is_told or any(w in words.lower() for w in MEMORY_WORDS):
-            what = words.split("\n")[0][:120] or type(error).__name__
-            advice = f"{what_to_change(config)}; {again}"
+        message = str(error).strip()
+        is_oom = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if is_oom or any(words in message.lower() for words in OOM_MESSAGES):
+            what = message.split("\n")[0][:120] or type(error).__name__
+            advice = f"{memory_advice(config)}; {again}"
             raise OutOfMemoryError(f"out of memory ({what}): {advice}") from error
         if isinstance(error, TorchDynamoException):
-            what = " ".join(words.split())[:120]
+            what = " ".join(message.split())[:120]
             advice = f"set torch_compile to False; {again}"
             raise RunError(f"the model did not compile ({what}): {advice}") from error
         raise
 
 
 def refuse_slow(config: TrainConfig, device: Device) -> None:
-    """Stop before a full-size model is trained without a GPU, saying what it would cost.
+    """Refuse to train a full-size model without a GPU, and say how long it would take.
 
-    Counts the floating-point operations of a step on a UNet without memory, and times this machine.
-    Raises RunError unless config.allow_slow.
+    Counts a step's floating-point operations on the meta device, and times a matrix product on this CPU.
+    Raises RunError unless config.allow_slow is set.
     """
     if device.device.type != "cpu" or config.allow_slow:
         return
@@ -76,7 +79,7 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)
     parameters = sum(p.numel() for p in unet.parameters())
-    if parameters < LARGE:
+    if parameters < MAX_CPU_PARAMETERS:
         return
     images = config.effective_batch_size
     seconds = 3 * images * forward_flops(unet, config.resolution_px // 8) / _flops_per_s()
@@ -88,6 +91,7 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
 
 
 def forward_flops(unet: UNet2DConditionModel, latent_side: int) -> float:
+    """Count the floating-point operations of one image's forward pass."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         latents = torch.empty(1, unet.config.in_channels, latent_side, latent_side)
         unet(latents, torch.zeros(1), torch.empty(1, 77, unet.config.cross_attention_dim))
@@ -95,10 +99,8 @@ def forward_flops(unet: UNet2DConditionModel, latent_side: int) -> float:
 
 
 def _flops_per_s(side: int = 1024) -> float:
-    """What a matrix product reaches on this CPU; a UNet comes to about half of it."""
-    a = torch.randn(side, side)
-    a @ a
-    began = time.perf_counter()
-    for _ in range(3):
-        a @ a
-    return 0.5 * 3 * 2 * side**3 / (time.perf_counter() - began)
+    """Measure FLOP/s that a UNet reaches on this CPU: about half of what a matrix product does."""
+    timer = Timer(
+        "a @ a", globals={"a": torch.randn(side, side)}, num_threads=torch.get_num_threads()
+    )
+    return 0.5 * 2 * side**3 / timer.timeit(3).mean

@@ -26,26 +26,26 @@ log = logging.getLogger(__name__)
 class TrainLog:
     """One row per optimizer step, however often training was resumed; the main process writes them.
 
-    A checkpoint holds the rows up to its step, so the two agree whatever a kill, or a copy of the run folder made
-    meanwhile, left of train_log.jsonl. The file is repaired whenever a checkpoint is saved.
+    A checkpoint holds the rows up to its step, so that the log agrees with it whatever a kill, or a copy of the run
+    folder, left of train_log.jsonl. The file is repaired whenever a checkpoint is saved.
     """
 
     def __init__(
         self, run: Run, step: int, accelerator: Accelerator, config: TrainConfig, began: float
     ) -> None:
-        """`step` is the one to resume from, whose checkpoint holds the rows up to it; `began` by perf_counter."""
+        """`step` is the checkpoint to resume from, which holds the rows up to it; `began` is a time.perf_counter()."""
         self.run, self.accelerator, self.counted_until = run, accelerator, began
-        self.rows = kept = read_log(run.checkpoint(step) / run.train_log.name) if step else []
+        self.rows = logged = read_log(run.checkpoint(step) / run.train_log.name) if step else []
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_text(run.train_log, log_lines(kept))
-        self.val_curve = [(r["step"], r["held_out_loss"]) for r in kept if "held_out_loss" in r]
-        self.train_eval_curve = [(r["step"], r["probe_loss"]) for r in kept if "probe_loss" in r]
-        self.skipped = int(max((row.get("skipped", 0) for row in kept), default=0))
-        self._start_trackers(kept, config)
+            write_text(run.train_log, log_lines(logged))
+        self.val_curve = [(r["step"], r["held_out_loss"]) for r in logged if "held_out_loss" in r]
+        self.train_eval_curve = [(r["step"], r["probe_loss"]) for r in logged if "probe_loss" in r]
+        self.skipped = int(max((row.get("skipped", 0) for row in logged), default=0))
+        self._start_trackers(config)
 
-    def _start_trackers(self, kept: list[dict[str, Any]], config: TrainConfig) -> None:
-        """Start the tracker; TensorBoard's events are rewritten, since a kill may lose the last minutes of them."""
+    def _start_trackers(self, config: TrainConfig) -> None:
+        """Start the tracker. TensorBoard's events are written anew, since a kill may have lost the last minutes."""
         run, accelerator = self.run, self.accelerator
         with on_disk("write", run.tensorboard):
             if config.tracker == "tensorboard":
@@ -54,39 +54,37 @@ class TrainLog:
                         events.unlink()
                 options = {"tensorboard": {"purge_step": 0}}
                 accelerator.init_trackers(run.tensorboard.name, init_kwargs=options)
-                self._replay(kept)
+                self._replay()
             elif config.tracker != "none":
-                plain = {k: v for k, v in vars(config).items() if isinstance(v, int | float | str)}
-                again = {"id": self._id(bool(kept)), "name": run.name, "resume": "allow"}
-                options = {"wandb": again | {"dir": run.folder}}
-                accelerator.init_trackers("annalaura-diffusion", plain, options)
+                settings = vars(config).items()
+                settings = {k: v for k, v in settings if isinstance(v, int | float | str)}
+                wandb = {"id": self._wandb_id(), "name": run.name, "resume": "allow"}
+                options = {"wandb": wandb | {"dir": run.folder}}
+                accelerator.init_trackers("annalaura-diffusion", settings, options)
 
-    def _replay(self, kept: list[dict[str, Any]]) -> None:
-        steps = {row["step"] for row in kept}
+    def _replay(self) -> None:
+        """Give the trackers the rows and previews of steps before this resume."""
+        steps = {row["step"] for row in self.rows}
         for tracker in self.accelerator.trackers:
-            for row in kept:
+            for row in self.rows:
                 _track(tracker, row)
         for path in self.run.preview_files():
             if int(path.stem.removeprefix("step-")) in steps:
                 try:
                     self.show(path)
-                except (
-                    OSError,
-                    SyntaxError,
-                    ValueError,
-                ) as error:  # Pillow's, for what is no image
+                except (OSError, SyntaxError, ValueError) as error:  # Pillow's, if it is no image
                     log.warning("%s cannot be read, and is not shown (%s)", path, error)
 
-    def _id(self, goes_on: bool) -> str:
+    def _wandb_id(self) -> str:
         """This training's W&B id, the same on every machine and after every resume."""
         path = self.run.tracker
-        if self.accelerator.is_main_process and not (goes_on and _kept_id(path)):
+        if self.accelerator.is_main_process and not (self.rows and _read_id(path)):
             write_json(path, {"id": uuid.uuid4().hex})
         self.accelerator.wait_for_everyone()
-        return _kept_id(path)
+        return _read_id(path)
 
     def show(self, path: Path) -> None:
-        """Log the preview of a step to trackers that take images."""
+        """Log a step's preview to TensorBoard or W&B."""
         step = int(path.stem.removeprefix("step-"))
         pixels = np.asarray(open_rgb(path))[None]
         for tracker in self.accelerator.trackers:
@@ -96,7 +94,7 @@ class TrainLog:
                 tracker.log_images({"previews": pixels}, step=step)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Log a step, leaving out values that are None or NaN. Raises RunError if the disk refuses it."""
+        """Log a step without its values that are None or NaN. Raises RunError if the disk refuses it."""
         row = {k: v for k, v in row.items() if v is not None and not math.isnan(v)}
         self.rows.append(row)
         if "held_out_loss" in row:
@@ -104,14 +102,14 @@ class TrainLog:
         if "probe_loss" in row:
             self.train_eval_curve.append((row["step"], row["probe_loss"]))
         if self.accelerator.is_main_process:
-            # checkpoints hold it, synced
+            # not synced: checkpoints hold a synced copy
             append_line(self.run.train_log, json.dumps(row), sync=False)
         with on_disk("write", self.run.tensorboard):
             for tracker in self.accelerator.trackers:
                 _track(tracker, row)
 
     def repair(self) -> None:
-        """Rewrite train_log.jsonl if it is not what this training logged."""
+        """Rewrite train_log.jsonl if it differs from what this training logged."""
         path, expected = self.run.train_log, log_lines(self.rows)
         if not path.is_file() or path.read_bytes() != expected.encode():
             write_text(path, expected)
@@ -123,13 +121,14 @@ class TrainLog:
         self.counted_until = now
 
     def close(self) -> None:
+        """Finish the trackers."""
         with on_disk("write", self.run.tensorboard):
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         self.accelerator.trackers = []
 
 
-def _kept_id(path: Path) -> str:
+def _read_id(path: Path) -> str:
     with suppress(OSError, ValueError, TypeError, LookupError):
         return str(read_json(path)["id"])
     return ""
@@ -140,7 +139,7 @@ def _track(tracker: GeneralTracker, row: dict[str, Any]) -> None:
 
 
 def tracker_of(config: TrainConfig) -> str | None:
-    """The tracker as accelerate names it. Raises RunError if it is not installed."""
+    """The tracker's name in accelerate, or None. Raises RunError if it is not installed."""
     if config.tracker == "none":
         return None
     if config.tracker not in [tracker.value for tracker in get_available_trackers()]:

@@ -1,4 +1,4 @@
-"""The components of a Stable Diffusion model, and what is trained of them: the UNet or a LoRA."""
+"""The components of a Stable Diffusion model, and which of them are trained: the UNet or a LoRA on it."""
 
 import hashlib
 import json
@@ -47,8 +47,11 @@ ADVICE = (
     "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, a one-file .safetensors of Stable Diffusion "
     "1 or 2, or a folder in diffusers layout with safetensors weights"
 )
-RECOMPUTE = {"use_reentrant": False, "preserve_rng_state": False}  # no part drops anything out
-TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as diffusers' own LoRA training
+GRADIENT_CHECKPOINTING = {
+    "use_reentrant": False,
+    "preserve_rng_state": False,
+}  # there is no dropout
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as in diffusers' LoRA training scripts
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class ModelComponents:
     hashes: dict[str, str]  # fingerprints of unet, vae and text_encoder, as they were loaded
 
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of what makes latents and embeddings, each in its precision, and of the noise schedule."""
+        """Hashes of all that latents, embeddings and noise depend on; a checkpoint resumes only with the same ones."""
         schedule = self.noise_scheduler
         kind = f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
         words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
@@ -78,13 +81,13 @@ class ModelComponents:
 
     @property
     def step_px(self) -> int:
-        """The multiple that an image's sides must be, so that the UNet can halve them at every level: 64 for v1."""
+        """Image sides must be multiples of this, so that the UNet can halve them at every level: 64 for SD v1."""
         levels = len(self.unet.config.block_out_channels) - 1
         return 2 ** (len(self.vae.config.block_out_channels) - 1 + levels)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Move the frozen encoders to the GPU inside, and back to the CPU after."""
+        """Move the frozen VAE and text encoder to the GPU inside, and back to the CPU after."""
         frozen = [self.vae]
         if not any(p.requires_grad for p in self.text_encoder.parameters()):
             frozen.append(self.text_encoder)
@@ -107,9 +110,9 @@ class ModelComponents:
         generators: list[torch.Generator],
         output_type: str = "pil",
     ) -> Any:
-        """Sample prompts with the current weights: images, or with `latent` a (N, 4, h, w) tensor.
+        """Sample prompts with the current weights: PIL images, or a (N, 4, h, w) tensor if `output_type` is latent.
 
-        Each image has its own generator, so the random state of training is left alone.
+        Each image has its own generator, so that training's random state does not change.
         """
         was_training = self.unet.training
         self.unet.eval()
@@ -152,9 +155,9 @@ def load_components(
 ) -> ModelComponents:
     """Load a base model and check everything that training and its export need.
 
-    What is fully trained is in float32, the rest in the device's dtype. `known_hashes` caches fingerprints, so weights
-    are hashed once. Raises RunError if the model is missing, incomplete, not of safetensors and JSON alone, or its
-    components do not fit one another.
+    Fully trained components are in float32, the others in the device's dtype. `known_hashes` is a file that caches
+    fingerprints, so that weights are hashed once. Raises RunError if the model is missing, incomplete, holds anything
+    but safetensors and JSON, or its components do not fit one another.
     """
     text_dtype = torch.float32 if train_text_encoder else device.dtype
     with open_model("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
@@ -172,36 +175,38 @@ def load_components(
             folder, {"unet": unet, "vae": vae, "text_encoder": text_encoder}, known_hashes
         )
         own = {"vae": vae, "unet": unet, "text_encoder": text_encoder, "tokenizer": tokenizer}
-        load_pipeline(str(folder), device.dtype, **own)  # as the end will: now, not after hours
+        load_pipeline(
+            str(folder), device.dtype, **own
+        )  # as the export will, so that it fails now and not after hours
     vae.requires_grad_(False).eval()
     text_encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
-    if not train_unet:  # a LoRA's base: never whole on the GPU
-        nn.Module.to(unet, device.dtype)  # a model's own to() warns, of nothing
+    if not train_unet:  # a LoRA's base: never in float32 on the GPU
+        nn.Module.to(unet, device.dtype)  # the model's own to() warns without cause
     unet.to(device.device)
     return ModelComponents(tokenizer, text_encoder, vae, unet, noise_scheduler, device, hashes)
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
-    """Each model's fingerprint, from the cache in `known` while its files keep their sizes and times."""
-    kept: dict[str, str] = {}
+    """Each model's fingerprint, read from the file `known` as long as sizes and times of its weights are the same."""
+    cached: dict[str, str] = {}
     if known:
         with suppress(OSError, ValueError):
-            kept = read_json(known)
-    hashes, found = {}, {}
+            cached = read_json(known)
+    hashes, by_key = {}, {}
     for name, model in models.items():
         stats = [path.stat() for path in sorted((folder / name).glob("*.safetensors"))]
         times = [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
         key = hashlib.sha256(repr((name, model.dtype, times)).encode()).hexdigest()
-        hashes[name] = found[key] = kept.get(key) or fingerprint(model)
-    if known and found != kept:
-        write_json(known, kept | found)
+        hashes[name] = by_key[key] = cached.get(key) or fingerprint(model)
+    if known and by_key != cached:
+        write_json(known, cached | by_key)
     return hashes
 
 
 class TextAndUNet(nn.Module):
-    """A text encoder and a UNet trained together: takes token ids where a UNet takes their embeddings."""
+    """A text encoder and a UNet that are trained together: called like a UNet, but with token ids."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -221,13 +226,13 @@ def make_trainable(
 ) -> nn.Module:
     """Unfreeze the UNet, or add a LoRA to it (Hu et al. 2021, arXiv:2106.09685); the text encoder too if asked.
 
-    Returns the module that is trained. Under a LoRA the base's weights are kept in `dtype`.
+    Returns the module that is trained. With a LoRA, the base's weights are in `dtype`.
     """
     unet.requires_grad_(config.method == "full")
     if config.train_text_encoder:
         text_encoder.requires_grad_(config.method == "full").train()
     if config.method == "lora":
-        nn.Module.to(unet, dtype)  # a model's own to() warns, of nothing
+        nn.Module.to(unet, dtype)  # the model's own to() warns without cause
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             unet.add_adapter(_lora(config, LORA_TARGETS[config.lora_targets]))
@@ -235,9 +240,9 @@ def make_trainable(
                 text_encoder.add_adapter(_lora(config, TEXT_TARGETS))
         cast_training_params([unet, text_encoder])  # trained weights in float32
     if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing(partial(checkpoint, **RECOMPUTE))
+        unet.enable_gradient_checkpointing(partial(checkpoint, **GRADIENT_CHECKPOINTING))
         if config.train_text_encoder:
-            text_encoder.gradient_checkpointing_enable(RECOMPUTE)
+            text_encoder.gradient_checkpointing_enable(GRADIENT_CHECKPOINTING)
     if dtype != torch.float32:
         keep_half_precision(unet)
     unet.to(memory_format=torch.channels_last)

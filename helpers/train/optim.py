@@ -110,15 +110,15 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimizer step `step`, counted from 1."""
+        """Update the average with the weights after optimizer step `step`, counted from 1."""
         decay = min(self.decay, step / (9 + step)) if step > 1 else 0.0
         averages = list(self.average.values())
-        weights = [self.weights[n].detach().to(kept.device) for n, kept in self.average.items()]
+        weights = [self.weights[n].detach().to(a.device) for n, a in self.average.items()]
         torch._foreach_lerp_(averages, weights, 1 - decay)  # all weights in a few kernels
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the average in the weights' place inside, and the same weights back, to the bit, after."""
+        """Swap the average in for the weights inside, and restore the weights, equal to the bit, after."""
         own = {n: p.detach().to(self.average[n].device, copy=True) for n, p in self.weights.items()}
         self._copy(self.average)
         yield

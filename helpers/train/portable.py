@@ -1,8 +1,7 @@
-"""What older loaders need of a pipeline that transformers 5 wrote: diffusers 0.3 with transformers 4 reads it alike.
+"""Files that transformers 4 needs of a pipeline saved by transformers 5, so that both load the same.
 
-transformers 5 writes a tokenizer as one tokenizer.json, and a text encoder that was made anew without `text_model.` in
-its names. transformers 4 looks for vocab.json and merges.txt, and where it finds none of a text encoder's names it goes
-on with random weights.
+transformers 5 saves a tokenizer as one tokenizer.json, and a new text encoder without `text_model.` in its names.
+transformers 4 needs vocab.json and merges.txt, and silently takes random weights for names that it does not find.
 """
 
 import json
@@ -18,7 +17,7 @@ SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the files of a CLIPTokenizer of transformers 4 beside its tokenizer.json."""
+    """Write a CLIPTokenizer's files of transformers 4 next to its tokenizer.json."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     special = {name: str(getattr(tokenizer, name)) for name in SPECIAL}
@@ -38,7 +37,7 @@ def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def write_text_encoder_names(path: Path) -> None:
-    """Give a CLIPTextModel's weights the names that all its published files have."""
+    """Rename a saved CLIPTextModel's weights to `text_model.*`, as in all published files."""
     state = load_file(path)
     named = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
     if named.keys() != state.keys():

@@ -23,15 +23,15 @@ from helpers.core.suffix import append_suffix, strip_suffix
 from helpers.host.device import Device
 from helpers.models.capture import Captured
 from helpers.train import checkpoint
-from helpers.train.buckets import Framing
+from helpers.train.buckets import Crop
 from helpers.train.data import LatentDataset, TrainData
-from helpers.train.inputs import fit_texts, require_room, what_does_not_fit
+from helpers.train.inputs import check_suffix_length, dataset_warnings, truncate_captions
 from helpers.train.latents import image_dataset, prior_dataset, text_embeddings
 from helpers.train.log import TrainLog, tracker_of
 from helpers.train.loss import forward_backward
 from helpers.train.model import ModelComponents, load_components, make_trainable
 from helpers.train.optim import MovingAverage, TrainState, make_optimizer, restore_layout
-from helpers.train.preview import set_aside_previews
+from helpers.train.preview import archive_previews
 from helpers.train.validation_loss import ValidationLoss
 from helpers.train.verdict import has_stopped_improving
 
@@ -103,7 +103,7 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
     _follow_lr_schedule(config, state)
     if accelerator.is_main_process:
         if state.step == 0:
-            set_aside_previews(run)
+            archive_previews(run)
         run.write_config("train", config)
     noise_scheduler = components.noise_scheduler
     measure = partial(ValidationLoss, noise_scheduler=noise_scheduler, seed=config.seed)
@@ -146,7 +146,7 @@ def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep memory that a step frees for the next one (mallopt(3)), which is some per cent faster."""
+    """Have glibc keep memory that a step frees for the next one (mallopt(3)), which is a few per cent faster."""
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with suppress(AttributeError, OSError):  # other systems have other allocators
         mallopt = ctypes.CDLL(None).mallopt
@@ -186,7 +186,7 @@ def _make_datasets(
         prior=prior,
         validation=images["validation"],
         captions=dict(validation),
-        prompts=fit_texts(prompts, suffix, components.tokenizer) or held_out_prompts,
+        prompts=truncate_captions(prompts, suffix, components.tokenizer) or held_out_prompts,
         null_embedding=text_embeddings(run, components, config, "empty", [""]),
     )
 
@@ -201,16 +201,16 @@ def _read_rows(
     """Each split's file names and captions, cut to the text encoder's length; a warning says what was cut."""
     tokenizer = components.tokenizer
     rows, paths, cut = {}, [], 0
-    require_room(suffix, tokenizer)
+    check_suffix_length(suffix, tokenizer)
     for split in ("train", "validation"):
         names, texts = zip(*read_metadata(run.split_metadata(split)), strict=True)
-        fitting = fit_texts(texts, suffix, tokenizer)
+        fitting = truncate_captions(texts, suffix, tokenizer)
         rows[split] = list(zip(names, fitting, strict=True))
         paths += [run.split(split) / name for name in names]
         cut += sum(a != b for a, b in zip(texts, fitting, strict=True))
-    framing = Framing.of(config, components.step_px, augmented=False)
+    crop = Crop.from_config(config, components.step_px, augmented=False)
     if accelerator.is_main_process:
-        for line in what_does_not_fit(paths, framing, cut, tokenizer.model_max_length):
+        for line in dataset_warnings(paths, crop, cut, tokenizer.model_max_length):
             log.warning(line)
     return rows
 
@@ -219,7 +219,9 @@ def _prior_captions(config: TrainConfig, captions: list[str], suffix: str) -> li
     """The captions that the base model draws for prior preservation."""
     count = round(config.prior_share * len(captions))
     if count and not suffix:
-        log.warning("no suffix, no prior: the base's own samples would say the same words")
+        log.warning(
+            "prior_share is ignored: without a suffix the base's samples would have the captions of the images"
+        )
         return []
     return [captions[i % len(captions)] for i in range(count)]
 
@@ -231,7 +233,7 @@ def _make_state(
     trained = make_trainable(components.unet, components.text_encoder, config, device.dtype)
     weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(weights, config)
-    # before accelerate wraps the optimizer, whose step it puts back as it found it
+    # before accelerate wraps the optimizer, whose step() it puts back as it found it
     lr_scheduler = get_scheduler(
         config.lr_scheduler,
         optimizer,

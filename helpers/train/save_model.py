@@ -1,7 +1,7 @@
-"""What training leaves: a pipeline that `DiffusionPipeline.from_pretrained` loads, and the LoRA by itself.
+"""The export: a pipeline that `DiffusionPipeline.from_pretrained` loads, and the LoRA as a file of its own.
 
-Each file is written, read back by its own loader in modules that share nothing with training, and compared with
-what was trained before it takes its place.
+Each file is read back by its own loader, into modules that share nothing with training, and compared with the trained
+weights before it replaces an older one.
 """
 
 import logging
@@ -31,12 +31,12 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
-UNCHECKED = {  # neither training nor what is written of it needs a safety checker's gigabyte
+NO_SAFETY_CHECKER = {  # loading one would take another gigabyte
     "safety_checker": None,
     "feature_extractor": None,
     "requires_safety_checker": False,
 }
-CHECKER = {  # copied as files, under classes that every version has
+SAFETY_CHECKER = {  # copied as files, under classes that every version has
     "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
 }
@@ -57,42 +57,41 @@ Made for study on one artist's work. Do not pass its pictures off as theirs. Lic
 
 
 def trained_modules(config: TrainConfig, components: ModelComponents) -> dict[str, nn.Module]:
-    """What was trained, by its name in a pipeline."""
+    """The trained modules, by their names in a pipeline."""
     trained: dict[str, nn.Module] = {"unet": components.unet}
     if config.train_text_encoder:
         trained["text_encoder"] = components.text_encoder
     return trained
 
 
-def fine_tuned(config: TrainConfig, components: ModelComponents) -> StableDiffusionPipeline:
-    """The base's pipeline with the modules that were trained, or whose frozen copies are at hand, in place."""
-    at_hand = {
-        "unet": components.unet,
-        "text_encoder": components.text_encoder,
-        "vae": components.vae,
-    }
+def finetuned_pipeline(config: TrainConfig, components: ModelComponents) -> StableDiffusionPipeline:
+    """The base's pipeline with the trained UNet, and the other components as training has them."""
     return load_pipeline(
         config.base_model,
         components.device.dtype,
         tokenizer=components.tokenizer,
-        **at_hand,
-        **UNCHECKED,
+        **_modules(components),
+        **NO_SAFETY_CHECKER,
     )
 
 
-def lora_on_its_base(
+def _modules(components: ModelComponents) -> dict[str, nn.Module]:
+    return {name: getattr(components, name) for name in WEIGHTS}
+
+
+def export_lora(
     config: TrainConfig, components: ModelComponents, folder: Path
 ) -> StableDiffusionPipeline:
-    """Write the LoRA's file into `folder`, and load it onto the base as a user would: a pipeline in float32.
+    """Write the LoRA's file into `folder`, and load it onto the base as a user would; return that float32 pipeline.
 
-    Raises RunError that names the layers in which it differs from what was trained.
+    Raises RunError, naming the layers, if it differs from the trained LoRA.
     """
     path, modules = folder / LORA_FILE, trained_modules(config, components)
     trained = extract_lora(modules)
     write_lora(path, trained, {})
     require_names(path, trained.tensors.items())
     pipeline = load_pipeline(
-        config.base_model, torch.float32, tokenizer=components.tokenizer, **UNCHECKED
+        config.base_model, torch.float32, tokenizer=components.tokenizer, **NO_SAFETY_CHECKER
     )
     load_lora(pipeline, path)
     loaded = extract_lora({name: getattr(pipeline, name) for name in modules})
@@ -101,7 +100,7 @@ def lora_on_its_base(
 
 
 def merge_lora(pipeline: StableDiffusionPipeline) -> None:
-    """Add a loaded LoRA to the weights that it changes."""
+    """Merge a loaded LoRA into the base's weights."""
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 
@@ -112,19 +111,19 @@ def save_pipeline(
     pipeline: StableDiffusionPipeline,
     folder: Path,
 ) -> None:
-    """Write a pipeline in the device's dtype, so that the newest loaders and those of 2024 read it alike."""
-    for name in WEIGHTS:  # a model's own to() warns, of nothing
+    """Save a pipeline in the device's dtype, in files that transformers 4 and 5 load the same."""
+    for name in WEIGHTS:  # the model's own to() warns without cause
         nn.Module.to(getattr(pipeline, name), components.device.dtype)
     pipeline.save_pretrained(folder)
     write_tokenizer(components.tokenizer, folder / "tokenizer")
     write_text_encoder_names(folder / "text_encoder" / WEIGHTS["text_encoder"])
     _copy_safety_checker(config.base_model, folder)
     for path in (*folder.glob("*/*config.json"), folder / "model_index.json"):
-        _clean(path)
+        _clean_config(path)
 
 
 def _copy_safety_checker(base_model: str, folder: Path) -> None:
-    """Copy the base's safety checker, where it has one in safetensors; it is not loaded."""
+    """Copy the base's safety checker if it has one in safetensors, without loading it."""
     with open_model("base_model", base_model, "put back the base model") as base:
         index = read_json(base / "model_index.json")
         if not (index.get("safety_checker") or [None])[0]:
@@ -135,22 +134,25 @@ def _copy_safety_checker(base_model: str, folder: Path) -> None:
         processor = base / "feature_extractor/preprocessor_config.json"
         if not weights or not processor.is_file():
             log.warning(
-                "the base's safety checker is not taken over: it has no safetensors, or no feature_extractor"
+                "the base's safety checker is not copied: it has no safetensors, or no feature_extractor"
             )
             return
-        for part in CHECKER:
+        for part in SAFETY_CHECKER:
             (folder / part).mkdir()
         shutil.copyfile(weights[0], folder / "safety_checker/model.safetensors")
         shutil.copyfile(base / "safety_checker/config.json", folder / "safety_checker/config.json")
         shutil.copyfile(processor, folder / "feature_extractor" / processor.name)
     index = read_json(folder / "model_index.json")
-    write_json(folder / "model_index.json", index | CHECKER | {"requires_safety_checker": True})
+    write_json(
+        folder / "model_index.json", index | SAFETY_CHECKER | {"requires_safety_checker": True}
+    )
 
 
-def _clean(path: Path) -> None:
-    """Take a path out of a config, and have its part load in float32 unless asked otherwise, as diffusers' own do.
+def _clean_config(path: Path) -> None:
+    """Remove a local path from a config, and make float32 the dtype that its component loads in by default.
 
-    transformers' load as they were saved, and a text encoder in fp16 beside a UNet in float32 cannot draw.
+    diffusers' models load in float32, transformers' as they were saved; an fp16 text encoder and a float32 UNet cannot
+    draw together.
     """
     config = read_json(path)
     cleaned = {name: value for name, value in config.items() if name != "_name_or_path"}
@@ -163,38 +165,34 @@ def _clean(path: Path) -> None:
 def read_back(
     config: TrainConfig, components: ModelComponents, folder: Path
 ) -> StableDiffusionPipeline:
-    """Load a written model/ as a user would, and compare each weight with the one that training holds.
+    """Load a written model/ as a user would, and compare every weight with the trained one.
 
     Raises RunError that names the layers which differ.
     """
-    modules = {
-        "unet": components.unet,
-        "text_encoder": components.text_encoder,
-        "vae": components.vae,
-    }
+    modules = _modules(components)
     for name, file in WEIGHTS.items():
         require_names(folder / name / file, effective_weights(modules[name]))
-    pipeline = load_pipeline(str(folder), components.device.dtype, **UNCHECKED)
+    pipeline = load_pipeline(str(folder), components.device.dtype, **NO_SAFETY_CHECKER)
     for name, file in WEIGHTS.items():
         loaded = effective_weights(getattr(pipeline, name))
         merged = config.method == "lora" and name in trained_modules(config, components)
         require_equal(folder / name / file, effective_weights(modules[name]), loaded, merged)
     if pipeline.tokenizer.get_vocab() != components.tokenizer.get_vocab():
         raise RunError(
-            f"{final_path(folder / 'tokenizer')} does not hold the base's words: run 04 again"
+            f"{final_path(folder / 'tokenizer')} does not have the base's vocabulary: run 04_train again"
         )
     return pipeline.to(components.device.device)
 
 
 def write_card(run: Run, config: TrainConfig, components: ModelComponents, folder: Path) -> None:
-    """A card for a pipeline that leaves without the report; 05 writes the whole one."""
+    """Write a short model card; 05_inference replaces it by the full one."""
     is_v2 = bool(components.unet.config.use_linear_projection)
     licence = licence_of(config.base_model, is_v2)
     header = ModelCardData(
         **licence.fields(), pipeline_tag="text-to-image", library_name="diffusers"
     )
     suffix = run.read_config("dataset")["suffix"]
-    told = {
+    values = {
         "header": header.to_yaml(),
         "licence": licence.name,
         "run": run.name,
@@ -205,4 +203,4 @@ def write_card(run: Run, config: TrainConfig, components: ModelComponents, folde
         if suffix
         else "It needs no suffix.",
     }
-    write_text(folder / "README.md", CARD.format(**vars(config) | told))
+    write_text(folder / "README.md", CARD.format(**vars(config) | values))

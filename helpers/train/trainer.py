@@ -29,10 +29,10 @@ from helpers.train.finish import finish, is_finished
 from helpers.train.interrupt import Interrupts
 from helpers.train.limits import machine_errors, refuse_slow
 from helpers.train.optim import TrainState, clip_and_step
-from helpers.train.plan import refuse_too_large
 from helpers.train.prepare import Training, prepare
 from helpers.train.preview import write_preview
-from helpers.train.verdict import best_of, has_stopped_improving
+from helpers.train.resources import refuse_too_large
+from helpers.train.verdict import best_point, has_stopped_improving
 
 MAX_NONFINITE_STEPS = 5  # in a row
 Sync = Callable[[Run], None]  # schedules a copy of what is new in a run
@@ -103,7 +103,7 @@ def _train(config: TrainConfig, run: Run, sync: Sync) -> Generator[Step]:
     with machine_errors(config), Interrupts(_stop_before) as interrupts, _only_process(run):
         training, state = prepare(config, run, _check(config, run))
         interrupts.stop = partial(_stop, training, state, sync)
-        interrupts.is_one_of_many = training.accelerator.num_processes > 1
+        interrupts.is_distributed = training.accelerator.num_processes > 1
         with closing(training.log):
             yield from _steps(training, state, sync, interrupts)
             finish(training, state)
@@ -246,7 +246,7 @@ def _is_time_to_save(training: Training, state: TrainState) -> bool:
         or 0 < config.save_every_minutes <= minutes
         or state.step == config.max_steps
         or state.stopped_early
-        or best_of(training.log.val_curve)[0] == state.step
+        or best_point(training.log.val_curve)[0] == state.step
     )
 
 
@@ -256,7 +256,7 @@ def _save(training: Training, state: TrainState, sync: Sync) -> None:
     if training.accelerator.is_main_process:
         log.repair()
         folder = checkpoint.save(run, state, training.signature, log.rows)
-        checkpoint.prune(run, folder, config.keep_checkpoints, best_of(log.val_curve)[0])
+        checkpoint.prune(run, folder, config.keep_checkpoints, best_point(log.val_curve)[0])
         log.count_seconds()
         sync(run)
     state.saved_step, state.saved_at = state.step, time.monotonic()
@@ -271,7 +271,7 @@ def _stop_if_asked(
 ) -> None:
     """Stop if a signal came during the step; in all processes if it came to one of them."""
     asked = bool(interrupts.asked)
-    if interrupts.is_one_of_many:
+    if interrupts.is_distributed:
         if asked:
             training.accelerator.set_trigger()
         asked = training.accelerator.check_trigger()

@@ -61,7 +61,7 @@ def main() -> None:
     figures = json.loads((RUN / "report.json").read_text())
     loss = figures["validation_loss"]
     measured |= {
-        "fall of the held-out loss": 1 - loss["best"] / loss["base"],
+        "fall of the validation loss": 1 - loss["best"] / loss["base"],
         "style gain": figures["style_gain"]["value"],
         "own classifier, with the suffix": figures["suffix_switch"]["with_suffix"],
         "own classifier, without": figures["suffix_switch"]["without_suffix"],
@@ -70,7 +70,7 @@ def main() -> None:
     promised = {
         "first walk, s": ("<=", 360),
         "second walk, s": ("<=", 60),
-        "fall of the held-out loss": (">=", 0.60),
+        "fall of the validation loss": (">=", 0.60),
         "style gain": (">=", 0.6),
         "own classifier, with the suffix": (">=", 0.95),
         "own classifier, without": (">=", 0.80),

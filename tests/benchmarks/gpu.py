@@ -70,7 +70,7 @@ def training(args: argparse.Namespace, cap_gb: float = 0, **given: Any) -> Row:
     from helpers.config import TrainConfig, configure
     from helpers.core.run import Run
     from helpers.host.device import pick_device
-    from helpers.train.plan import refuse_too_large
+    from helpers.train.resources import refuse_too_large
     from helpers.train.trainer import train
 
     cap(cap_gb)

@@ -73,7 +73,7 @@ def settings(run: Run, steps: int, seed: int) -> TrainConfig:
 
 
 def outcome(run: Run, config: TrainConfig) -> tuple[str, list[tuple[int, float]]]:
-    """The verdict's words, and the held-out curve."""
+    """The verdict's words, and the validation curve."""
     from helpers.core.records import read_log
     from helpers.train.trainer import train
 

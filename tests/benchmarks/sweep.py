@@ -82,7 +82,7 @@ def main() -> None:
         f"rates by rank: {[r.params['learning_rate'] for r in ranked]}": (
             [r.params["learning_rate"] for r in ranked] == [1e-3, 1e-6, 0.3]
         ),
-        f"held-out loss {good.value:.4f} and {low.value:.4f}": good.value < 0.7 * low.value,
+        f"validation loss {good.value:.4f} and {low.value:.4f}": good.value < 0.7 * low.value,
         f"the diverging one {high.state} at {high.images / budget:.0%} of its budget, < 50%": (
             high.state == "pruned" and high.images < budget / 2
         ),

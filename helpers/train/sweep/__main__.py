@@ -16,27 +16,27 @@ def _arguments() -> argparse.Namespace:
     from helpers.train.sweep.study import SECRET
 
     parser = argparse.ArgumentParser(prog="python -m helpers.train.sweep", description=__doc__)
-    say = parser.add_argument
-    say("run")
-    tried = "a setting: a range 1e-5..1e-3 or choices 4,8,16 are tried, one value is kept"
-    say("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=tried)
-    say("--preset", help="start from a preset, not from the run's own settings")
-    say("--trials", type=int, help="how many; 8 by default")
-    say(
+    add = parser.add_argument
+    add("run")
+    swept = "a setting: a range 1e-5..1e-3 or choices 4,8,16 are swept, one value is fixed"
+    add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=swept)
+    add("--preset", help="start from a preset, not from the run's own settings")
+    add("--trials", type=int, help="how many (default 8)")
+    add(
         "--storage",
-        help=f"postgresql, whose address is the secret {SECRET}; the run's folder by default",
+        help=f"postgresql, whose address is the secret {SECRET} (default: the run's folder)",
     )
-    say("--usd-per-hour", type=float, help="the price of this machine")
-    say("--plan", action="store_true", help="say what it would take, and stop")
+    add("--usd-per-hour", type=float, help="the price of this machine")
+    add("--plan", action="store_true", help="print the trials, hours and price, and stop")
     return parser.parse_args()
 
 
 def _settings(args: argparse.Namespace, run: Run) -> TrainConfig:
-    """The settings typed, over those of the sweep that is there, or those that 04_train left in the run."""
+    """The command line's settings, over those of the run's sweep if there is one, or those that 04_train left."""
     from helpers.train.sweep.search import is_dimension, read_dimension
 
-    kept = run.sweep_config if run.sweep_config.is_file() else run.config("train")
-    values = read_json(kept) if kept.is_file() and not args.preset else {}
+    saved = run.sweep_config if run.sweep_config.is_file() else run.config("train")
+    values = read_json(saved) if saved.is_file() and not args.preset else {}
     swept = {n: read_dimension(n, v) for n, v in args.p if is_dimension(n, v)}
     values |= {n: from_text(TrainConfig, n, v) for n, v in args.p if n not in swept}
     given = {"sweep": swept or None, "sweep_trials": args.trials, "preset": args.preset}
@@ -45,7 +45,10 @@ def _settings(args: argparse.Namespace, run: Run) -> TrainConfig:
 
 
 def main() -> None:
-    from helpers.train.sweep.runner import describe, sweep_if_asked  # diffusers, once it is quiet
+    from helpers.train.sweep.runner import (  # imports diffusers, once its logging is set
+        describe,
+        sweep_if_asked,
+    )
 
     args = _arguments()
     run = Run(args.run)
@@ -57,7 +60,7 @@ def main() -> None:
         return
     try:
         sweep_if_asked(config, run)
-    except ElsewhereError as error:  # this machine has done its share
+    except ElsewhereError as error:  # the best trial's model is on another machine
         print(error)
     print(table(read_trials(run)).to_string())
     print(
@@ -70,4 +73,4 @@ if __name__ == "__main__":
     try:
         run_command(main)
     except KeyboardInterrupt:
-        sys.exit("stopped: start the same command again, it goes on from the last checkpoint")
+        sys.exit("stopped: start the same command again, and it resumes from the last checkpoint")

@@ -1,9 +1,8 @@
-"""The best trial of a sweep becomes the run's own training, as if it had been the only one."""
+"""The best trial of a sweep becomes the run's own training."""
 
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from helpers.core.errors import ElsewhereError, RunError
 from helpers.core.files import (
@@ -15,49 +14,43 @@ from helpers.core.files import (
     write_json,
 )
 from helpers.core.run import Run
-from helpers.figures.trials import best_of, read_trials
+from helpers.figures.trials import best_trial, read_trials
 from helpers.mirror.sync import restore
 
-SUFFIX_OF_LARGE = (
-    ".safetensors"  # these are replaced whole, never written into: a second name costs no disk
+HARD_LINKED = (
+    ".safetensors"  # files that are only ever replaced, so a hard link is as good as a copy
 )
 
 
 def promote(run: Run) -> str:
-    """Put the best trial's model, verdict, log, previews and checkpoints into the run; a second call does nothing.
+    """Copy the best trial's model, verdict, log, previews and checkpoints into the run; a second call does nothing.
 
-    What the run had of its own training is moved beside, to sweep/before-N. Raises RunError if no trial came to
-    its end, ElsewhereError if the best one's model is on another machine.
+    The run's own earlier training is moved to sweep/before-N. Raises RunError if no trial is complete,
+    ElsewhereError if the best one's model is on another machine.
     """
-    best = best_of(read_trials(run))
+    best = best_trial(read_trials(run))
     if best is None:
         raise RunError(
-            f"no trial of {run.sweep} came to its end: lower learning_rate's range and sweep again "
+            f"no trial of {run.sweep} is complete: lower learning_rate's range and sweep again "
             "under another run name"
         )
     trial = run.trial(best.number)
     restore(trial, follow=False)  # another machine may have left it on the same Drive
     if what := find_corruption(trial.model):
         raise ElsewhereError(
-            f"{what}: trial {best.number} is the best and ran on another machine; promote it there, or copy "
+            f"{what}: trial {best.number} is the best and ran on another machine; run the sweep again there, or copy "
             f"its folder to {trial.folder}"
         )
-    mark = {"trial": best.number, "value": best.value, "model": folder_hash(trial.model)}
-    if not _is_promoted(run, mark):
+    record = {"trial": best.number, "value": best.value, "model": folder_hash(trial.model)}
+    is_promoted = run.promoted.is_file() and read_json(run.promoted) == record
+    if not is_promoted or find_corruption(run.model) or folder_hash(run.model) != record["model"]:
         _replace_training(run, trial)
-        write_json(run.promoted, mark)
-    return f"{best.name}: held-out loss {best.value:.4f}, now the model of {run.folder}"
+        write_json(run.promoted, record)
+    return f"{best.name}: validation loss {best.value:.4f}, now the model of {run.folder}"
 
 
-def _is_promoted(run: Run, mark: dict[str, Any]) -> bool:
-    is_marked = run.promoted.is_file() and read_json(run.promoted) == mark
-    return (
-        is_marked and find_corruption(run.model) is None and folder_hash(run.model) == mark["model"]
-    )
-
-
-def _parts(run: Run) -> list[Path]:
-    """All that a training leaves; the verdict comes last."""
+def _outputs(run: Run) -> list[Path]:
+    """All files and folders that a training leaves; the verdict comes last."""
     return [
         run.checkpoints,
         run.train_log,
@@ -71,13 +64,13 @@ def _parts(run: Run) -> list[Path]:
 
 
 def _replace_training(run: Run, trial: Run) -> None:
-    backup = next(p for i in range(10_000) if not (p := run.sweep / f"before-{i}").exists())
-    for old in reversed(_parts(run)):
+    backup_path = next(p for i in range(10_000) if not (p := run.sweep / f"before-{i}").exists())
+    for old in reversed(_outputs(run)):
         if old.exists():
-            kept = backup / old.relative_to(run.folder)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            old.rename(kept)
-    for source, target in zip(_parts(trial), _parts(run), strict=True):
+            moved = backup_path / old.relative_to(run.folder)
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            old.rename(moved)
+    for source, target in zip(_outputs(trial), _outputs(run), strict=True):
         if source.exists():
             _copy(source, target)
 
@@ -93,10 +86,10 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    if source.endswith(SUFFIX_OF_LARGE):
+    if source.endswith(HARD_LINKED):
         try:
             os.link(source, target)
             return
-        except OSError:  # a disk without links
+        except OSError:  # a disk without hard links
             pass
     shutil.copy2(source, target)

@@ -1,6 +1,6 @@
-"""Several trainings, compared: `python -m helpers.train.sweep RUN -p learning_rate 1e-5..1e-3 -p rank 4,8,16`.
+"""A hyperparameter sweep: `python -m helpers.train.sweep RUN -p learning_rate 1e-5..1e-3 -p rank 4,8,16`.
 
-Each trial is the ordinary training in a folder of its own inside the run's, and goes on from its checkpoints. Start the
+Each trial is the ordinary training in a folder of its own inside the run's, and resumes from its checkpoints. Start the
 command again after whatever stopped it; start it on another machine with the same database, and both share the work.
 """
 
@@ -8,63 +8,57 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 
 from optuna.pruners import MedianPruner
-from optuna.trial import FrozenTrial
 
 from helpers.config import TrainConfig, read_settings
 from helpers.core.errors import DatabaseError
 from helpers.core.files import find_corruption, folder_hash, write_json
 from helpers.core.run import Run
-from helpers.figures.trials import best_of, read_trials
+from helpers.figures.trials import best_trial, read_trials
 from helpers.host.device import pick_device
 from helpers.mirror.sync import restore
-from helpers.train.plan import plan, refuse_too_large
 from helpers.train.prepare import training_signature
+from helpers.train.resources import estimate_resources, refuse_too_large
 from helpers.train.sweep.promote import promote
 from helpers.train.sweep.search import (
-    measures_of,
+    num_evaluations,
     parse_dimension,
     plan_trials,
     trial_config,
-    warnings_of,
+    unused_settings,
 )
-from helpers.train.sweep.study import (
-    Journal,
-    database_errors,
-    open_place,
-    open_study,
-    unended,
-)
+from helpers.train.sweep.study import Journal, database_errors, open_place, open_study
 from helpers.train.sweep.trial import Sweep, run_trial
 from helpers.train.trainer import train
 
 POLL_S = 2.0
-PAUSES_S = (0, 1, 5, 20, 60, 60, 60, 60)  # after failures of a database, one after another
+RETRY_S = (0, 1, 5, 20, 60, 60, 60, 60)  # before each retry after a database failure
 
 
 def open_sweep(config: TrainConfig, run: Run) -> Sweep:
-    """Make a sweep, or take up the one that is there. Raises RunError if that is another."""
+    """Create a sweep, or resume the one that is there. Raises RunError if that one has other settings or data."""
     run.require(run.split_metadata("train"), "dataset")
     planned = plan_trials(config)
     place = open_place(run, config.sweep_storage)
-    measures = measures_of(config)
-    pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=math.ceil(measures / 3))
-    learnt = training_signature(config, processes=1) | {"max_steps": config.max_steps}
-    belongs = learnt | {"sweep": config.sweep, "dataset": folder_hash(run.dataset)}
+    warmup = math.ceil(num_evaluations(config) / 3)
+    pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
+    signature = training_signature(config, processes=1) | {"max_steps": config.max_steps}
+    signature |= {"sweep": config.sweep, "dataset": folder_hash(run.dataset)}
     dimensions = {name: parse_dimension(name, asked) for name, asked in config.sweep.items()}
     with database_errors():
-        study = open_study(place, run, planned, dimensions, belongs, pruner)
+        study = open_study(place, run, planned, dimensions, signature, pruner)
     write_json(run.sweep_config, asdict(config))
     return Sweep(config, run, place, study)
 
 
 def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
-    """Run what is left of a sweep, yielding a line of news at a time, until every trial has ended, here or elsewhere.
+    """Run a sweep's remaining trials, yielding lines of progress, until all have ended here or on other machines.
 
-    A database that falls silent is waited for. Raises RunError where training would, but for a trial whose loss is
-    no number or that needs more memory than there is: that one is pruned.
+    A lost database connection is retried. A trial whose loss is NaN or that runs out of memory (OOM) is pruned; other
+    errors of training are raised as RunError.
     """
     sweep, failures = open_sweep(config, run), 0
     for trial in sweep.study.get_trials(deepcopy=False):
@@ -72,77 +66,80 @@ def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
     while True:
         try:
             with database_errors():
-                for line in chain(_run_left(sweep), _mend_best(sweep)):
+                for line in chain(_run_remaining(sweep), _retrain_lost_best(sweep)):
                     failures = 0
                     yield line
             return
         except DatabaseError as error:
             failures += 1
-            if failures == len(PAUSES_S):
+            if failures == len(RETRY_S):
                 raise
-            yield f"{error}; tried again in {PAUSES_S[failures]:g} s"
-            time.sleep(PAUSES_S[failures])
+            yield f"{error}; tried again in {RETRY_S[failures]:g} s"
+            time.sleep(RETRY_S[failures])
 
 
-def _run_left(sweep: Sweep) -> Iterator[str]:
-    """Run the trials that nobody has ended or runs, one after another."""
+def _run_remaining(sweep: Sweep) -> Iterator[str]:
+    """Run the trials that no other worker runs or has ended, one after another."""
     waiting = False
     sweep.write_table()
-    while left := unended(sweep.study):
+    trials = partial(sweep.study.get_trials, deepcopy=False)
+    while left := [trial for trial in trials() if not trial.state.is_finished()]:
         ran = False
         for trial in left:
             with sweep.place.claim(trial.number) as claim:
-                trial = sweep.study.get_trials(deepcopy=False)[trial.number]
+                trial = trials()[trial.number]
                 if claim and not trial.state.is_finished():
                     yield from run_trial(sweep, trial, claim)
                     ran, waiting = True, False
                     break
         if not ran:
             if not waiting:
-                yield f"waiting for {_numbers(left)}, which other workers have"
+                numbers = ", ".join(str(trial.number) for trial in left)
+                yield f"waiting for trial {numbers}, which other workers run"
             waiting = True
             time.sleep(POLL_S)
     if waiting:
         sweep.write_table()
 
 
-def _mend_best(sweep: Sweep) -> Iterator[str]:
-    """Train the best trial again where its model was lost, which gives the same; with a database it is elsewhere."""
-    best = best_of(read_trials(sweep.run))
+def _retrain_lost_best(sweep: Sweep) -> Iterator[str]:
+    """Train the best trial again if its model is lost, which gives the same model.
+
+    With a database its model may be on another machine, so nothing is done.
+    """
+    best = best_trial(read_trials(sweep.run))
     if (
         best
         and isinstance(sweep.place, Journal)
         and find_corruption(sweep.run.trial(best.number).model)
     ):
-        yield f"{best.name}: its model is not here any more, so it is trained again"
+        yield f"{best.name}: its model is missing or damaged, so it is trained again"
         for _ in train(trial_config(sweep.config, best.params), sweep.run.trial(best.number)):
             pass
 
 
-def _numbers(trials: list[FrozenTrial]) -> str:
-    return "trial " + ", ".join(str(trial.number) for trial in trials)
-
-
 def describe(config: TrainConfig, run: Run) -> str:
-    """What a sweep will try and take: its trials, and hours by a few steps on random weights of the same shapes."""
+    """Describe a sweep before it starts: its trials, and its hours and price from a few timed steps.
+
+    Raises RunError if a trial would not fit into memory or onto the disk.
+    """
     planned = plan_trials(config)
     device = pick_device(config.mixed_precision, config.attention, config.capture)
     for params in planned:
         refuse_too_large(trial_config(config, params), run, device)
-    hours = len(planned) * (plan(config, run, device).hours or 0.0)
+    hours = len(planned) * (estimate_resources(config, run, device).hours or 0.0)
     images = config.max_steps * config.effective_batch_size
     price = f", {hours * config.usd_per_hour:.2f} USD" if config.usd_per_hour else ""
     lines = [f"{number:5}  {params}" for number, params in enumerate(planned)]
-    head = f"{len(planned)} trials of {images} images, {hours:.1f} hours at most{price}; hopeless ones end sooner:"
-    return "\n".join([head, *lines, *warnings_of(config)])
+    head = f"{len(planned)} trials of {images} images, {hours:.1f} hours at most{price}; hopeless trials are pruned:"
+    return "\n".join([head, *lines, *unused_settings(config)])
 
 
 def sweep_if_asked(config: TrainConfig, run: Run) -> TrainConfig:
-    """Run the sweep that the settings ask for, saying how it goes, and promote its best.
+    """Run the sweep that the settings ask for, print its progress, and promote its best trial.
 
-    Returns the settings of what is to be trained now: the best trial's, or those given where there is no sweep.
-    Raises RunError where training would, or no trial came to its end, and ElsewhereError where the best one's
-    model is on another machine.
+    Returns the best trial's settings, or the given ones if they ask for no sweep. Raises RunError if training does or
+    no trial is complete, ElsewhereError if the best one's model is on another machine.
     """
     if not config.sweep:
         return config

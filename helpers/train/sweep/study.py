@@ -1,8 +1,8 @@
-"""A sweep's study in Optuna, and who runs which of its trials: one process each, whatever dies.
+"""A sweep's Optuna study, and the locks by which each trial is run by one process at a time.
 
-A trial that is not ended belongs to whoever holds its lock. A lock ends with its holder, so a trial that a lost
-machine left is free at once, under its own number, and goes on from its checkpoint. Optuna's own way, to fail
-it and queue a copy, would lose it to a kill between the two, and count it twice.
+A running trial belongs to the process that holds its lock. A lock is released when its holder dies, so that another
+process resumes that trial from its checkpoint, under the same number. Optuna's own retry callbacks instead
+fail the trial and queue a copy: a kill between the two would lose it, and it would count twice.
 """
 
 import json
@@ -17,8 +17,8 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from optuna.trial import TrialState
+from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from helpers.core.errors import DatabaseError, RunError
@@ -26,10 +26,10 @@ from helpers.core.files import cut_half_line, locked
 from helpers.core.run import Run
 from helpers.host.colab import secret
 
-OPENING = -1  # the lock of making a study; others go by their trial's number
-BEAT_S, GRACE_S = 20, 120  # of a worker on a database; silent for longer, it has lost its trial
+CREATING = -1  # the number of the lock for creating a study; other locks have their trial's
+BEAT_S, GRACE_S = 20, 120  # a worker's heartbeat; after GRACE_S without one it loses its trial
 SECRET = "OPTUNA_STORAGE"
-# a connection that was lost is found out in a minute, and made anew
+# a lost connection is noticed within a minute, and replaced
 ENGINE = {
     "pool_pre_ping": True,
     "connect_args": {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 60_000},
@@ -38,7 +38,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 class Journal:
-    """A study in the run's folder, for the processes of one machine."""
+    """A study in the run's folder, shared by the processes of one machine."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -51,13 +51,13 @@ class Journal:
     @contextmanager
     def claim(self, number: int) -> Iterator["Claim | None"]:
         """Hold a trial's lock inside, if nobody else does; None otherwise."""
-        path = self.run.sweep_lock if number == OPENING else self.run.trial(number).lock
+        path = self.run.sweep_lock if number == CREATING else self.run.trial(number).lock
         with locked(path, wait=False) as is_mine:
             yield Claim() if is_mine else None
 
 
 class JournalLock:
-    """Optuna's lock of its journal by the kernel, which a kill releases; what a kill left half written is cut off."""
+    """The lock of Optuna's journal file. A kill releases it, and the next holder cuts off a half-written line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,16 +76,21 @@ class JournalLock:
 class Database:
     """A study in PostgreSQL, for any number of machines.
 
-    A lock is an advisory one of a session that says something every BEAT_S; after GRACE_S of silence the
-    server ends the session and the lock with it (idle_session_timeout, PostgreSQL 14 and newer).
+    A trial's lock is an advisory lock of a session with a heartbeat every BEAT_S; after GRACE_S without one the
+    server ends the session and releases the lock (idle_session_timeout, PostgreSQL 14 and newer).
     """
 
     def __init__(self, run: Run, address: str) -> None:
-        """Raises RunError if the database is not to be had."""
+        """Connect. Raises RunError if the database cannot be reached."""
         self.space = zlib.crc32(run.name.encode()) >> 1
         with database_errors():
-            self.engine = _engine(address)
-            with wait_for(self, OPENING):  # two workers would make the tables at once
+            try:
+                self.engine = create_engine(address, **ENGINE)
+            except ModuleNotFoundError as error:
+                raise RunError(
+                    f"{error.name} is not installed: pip install psycopg2-binary, and start the sweep again"
+                ) from None
+            with wait_for(self, CREATING):  # or two workers create the tables at once
                 self.storage: BaseStorage = RDBStorage(address, ENGINE)
 
     @contextmanager
@@ -93,35 +98,26 @@ class Database:
         """Hold a trial's lock inside, if nobody else does; None otherwise."""
         with self.engine.connect() as pooled:
             session = pooled.execution_options(isolation_level="AUTOCOMMIT")
-            session.detach()  # so that closing it ends it, and its lock
+            session.detach()  # not pooled, so that closing it releases the lock
             session.execute(text(f"SET idle_session_timeout = '{GRACE_S}s'"))
-            ask = text("SELECT pg_try_advisory_lock(:space, :number)")
-            space = 0 if number == OPENING else self.space
-            if not session.scalar(ask, {"space": space, "number": number}):
+            try_lock = text("SELECT pg_try_advisory_lock(:space, :number)")
+            space = 0 if number == CREATING else self.space
+            if not session.scalar(try_lock, {"space": space, "number": number}):
                 yield None
                 return
             with Heartbeat(session) as claim:
                 yield claim
 
 
-def _engine(address: str) -> Engine:
-    try:
-        return create_engine(address, **ENGINE)
-    except ModuleNotFoundError as error:
-        raise RunError(
-            f"{error.name} is not installed: pip install psycopg2-binary, and start the sweep again"
-        ) from None
-
-
 class Claim:
-    """The right to run a trial."""
+    """A held lock of a trial."""
 
     def check(self) -> None:
-        """Raise DatabaseError if it is lost."""
+        """Raise DatabaseError if the lock is lost."""
 
 
 class Heartbeat(Claim):
-    """A claim that lasts while its session is heard of."""
+    """A claim that is kept by a heartbeat in a thread."""
 
     def __init__(self, session: Connection) -> None:
         self.session, self.ended = session, threading.Event()
@@ -134,7 +130,7 @@ class Heartbeat(Claim):
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
-        self.thread.join(timeout=1)  # it may wait for a server that is silent
+        self.thread.join(timeout=1)  # it may wait for a server that does not answer
 
     def _beat(self) -> None:
         while not self.ended.wait(BEAT_S):
@@ -148,14 +144,14 @@ class Heartbeat(Claim):
     def check(self) -> None:
         if time.monotonic() - self.heard_at > GRACE_S / 2:
             raise DatabaseError(
-                "the database has not been heard of, and another worker may have this trial: "
-                "start the sweep again, it goes on"
+                "the database has not answered, and another worker may have this trial: "
+                "start the sweep again, and it resumes"
             )
 
 
 @contextmanager
 def wait_for(place: Journal | Database, number: int) -> Iterator[None]:
-    """Hold a lock inside, after whoever has it now."""
+    """Wait for a lock, and hold it inside."""
     while True:
         with place.claim(number) as claim:
             if claim:
@@ -166,23 +162,23 @@ def wait_for(place: Journal | Database, number: int) -> Iterator[None]:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn a database's errors into a line without its address."""
+    """Turn a database's errors into a DatabaseError of one line without its address."""
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
-        words = str(getattr(cause, "orig", cause)).strip().splitlines()[0]
+        reason = str(getattr(cause, "orig", cause)).strip().splitlines()[0]
         raise DatabaseError(
-            f"the sweep's database cannot be used ({words}): look at {SECRET} and at the "
-            "server, then start the sweep again, it goes on"
+            f"the sweep's database cannot be used ({reason}): check {SECRET} and the "
+            "server, then start the sweep again, and it resumes"
         ) from None
 
 
 def open_place(run: Run, storage: str) -> Journal | Database:
-    """Where the study lies: the run's folder, or PostgreSQL.
+    """Open the study's storage: the run's folder, or PostgreSQL.
 
     storage  empty; `postgresql`, whose address is the secret OPTUNA_STORAGE; or an address without a password
-    Raises RunError for another.
+    Raises RunError for anything else.
     """
     if not storage:
         return Journal(run)
@@ -193,17 +189,17 @@ def open_place(run: Run, storage: str) -> Journal | Database:
         url = None
     if url and "@" in f"{url.host}{url.database}":
         raise RunError(
-            f"the address in {SECRET} has an @ or / in its password: write them as %40 and %2F there"
+            f"the address in {SECRET} has an @ or / in its password: write them as %40 and %2F"
         )
     if url is None or not url.drivername.startswith("postgres"):
         raise RunError(
-            "sweep_storage is no PostgreSQL address: leave it empty, or set it to 'postgresql' with "
+            "sweep_storage is not a PostgreSQL address: leave it empty, or set it to 'postgresql' with "
             f"postgresql://user:password@host/database as the secret {SECRET}"
         )
     if (url.password or "password" in url.query) and storage != "postgresql":
         raise RunError(
-            "sweep_storage holds a password, which would be kept with the settings: set it to "
-            f"'postgresql', and the address as the secret {SECRET}"
+            "sweep_storage holds a password, which would be saved with the settings: set it to "
+            f"'postgresql', and the secret {SECRET} to the address"
         )
     backend = url.drivername.replace("postgres+", "postgresql+")
     url = url.set(drivername="postgresql" if backend == "postgres" else backend)
@@ -215,18 +211,21 @@ def open_study(
     run: Run,
     planned: list[dict[str, Any]],
     dimensions: dict[str, optuna.distributions.BaseDistribution],
-    belongs: dict[str, Any],
+    signature: dict[str, Any],
     pruner: optuna.pruners.BasePruner,
 ) -> optuna.Study:
-    """The study with all planned trials in it, made or completed; raises RunError if it is of another sweep."""
-    with wait_for(place, OPENING):
+    """Open or create the study, and add the planned trials that it lacks.
+
+    Raises RunError if it belongs to another sweep.
+    """
+    with wait_for(place, CREATING):
         study = optuna.create_study(
             storage=place.storage, study_name=run.name, load_if_exists=True, pruner=pruner
         )
-        _refuse_stranger(study, run, json.loads(json.dumps(belongs)))
-        there = [trial.params for trial in study.get_trials(deepcopy=False)]
+        _check_same_sweep(study, run, json.loads(json.dumps(signature)))
+        known = [trial.params for trial in study.get_trials(deepcopy=False)]
         for params in planned:
-            if params not in there:
+            if params not in known:
                 waiting = optuna.create_trial(
                     state=TrialState.WAITING, params=params, distributions=dimensions
                 )
@@ -234,23 +233,18 @@ def open_study(
     return study
 
 
-def _refuse_stranger(study: optuna.Study, run: Run, belongs: dict[str, Any]) -> None:
+def _check_same_sweep(study: optuna.Study, run: Run, signature: dict[str, Any]) -> None:
     theirs = study.user_attrs.get("belongs")
     if theirs is None:
-        study.set_user_attr("belongs", belongs)
+        study.set_user_attr("belongs", signature)
         return
     changed = [
-        f"{name} was {theirs.get(name)!r}, not {belongs.get(name)!r}"
-        for name in sorted(theirs.keys() | belongs.keys())
-        if theirs.get(name) != belongs.get(name)
+        f"{name} was {theirs.get(name)!r}, not {signature.get(name)!r}"
+        for name in sorted(theirs.keys() | signature.keys())
+        if theirs.get(name) != signature.get(name)
     ]
     if changed:
         raise RunError(
             f"{run.sweep} is another sweep ({'; '.join(changed)[:400]}): give this one a run name of "
             "its own, or move that folder away"
         )
-
-
-def unended(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that still have to be run or ended, by number."""
-    return [t for t in study.get_trials(deepcopy=False) if not t.state.is_finished()]

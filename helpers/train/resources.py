@@ -1,0 +1,264 @@
+"""What a training will take, before it starts: memory (so that it will not run out: OOM), disk and hours."""
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from helpers.config import TrainConfig
+from helpers.core.errors import RunError
+from helpers.core.files import folder_bytes
+from helpers.core.run import Run
+from helpers.host.colab import SESSION_HOURS, on_colab
+from helpers.host.device import GB, Device
+from helpers.mirror.sync import remote_room_bytes
+from helpers.models.capture import Captured
+from helpers.models.untrusted import open_model
+from helpers.train.check_base import check_part_settings
+from helpers.train.footprint import peak_activation_bytes, random_inputs
+from helpers.train.limits import machine_errors, memory_advice, refuse_slow
+from helpers.train.model import ADVICE, make_trainable
+from helpers.train.optim import make_optimizer
+
+CUDA_CONTEXT_GB = 0.6
+MIN_PARAMETERS = 100_000_000  # of a model that draws real pictures
+ALLOCATOR_OVERHEAD = 1.1  # what is reserved per byte that is used
+
+
+@dataclass(frozen=True)
+class ResourceEstimate:
+    """Memory, disk and hours that a training will take, and what there is."""
+
+    parameters: int
+    trained: int
+    memory_gb: float  # at its peak, counted
+    available_gb: float  # memory of the GPU, or of the machine
+    checkpoint_gb: float
+    checkpoints: int  # on disk at once: keep_checkpoints, the best, and the one being written
+    free_gb: float  # disk
+    model_gb: float = 0.0  # of the UNet and the text encoder in model/
+    measured_gb: float | None = None  # of GPU memory
+    steps_per_s: float | None = None
+    step_hours: float | None = None
+    hours: float | None = None  # steps, evaluations and previews
+
+    def __str__(self) -> str:
+        is_toy = self.parameters < MIN_PARAMETERS
+        toy = ": a toy; for pictures of your own set preset to 't4' or another" if is_toy else ""
+        measured = "" if self.measured_gb is None else f", {self.measured_gb:.1f} GB measured"
+        lines = [
+            f"trained     {self.trained / 1e6:.1f} M of {self.parameters / 1e6:.1f} M parameters{toy}",
+            f"memory      {self.memory_gb:.1f} GB counted{measured}, of {self.available_gb:.0f} GB",
+            f"checkpoints {self.checkpoints} x {_format_size(self.checkpoint_gb)}, "
+            f"of {_format_size(self.free_gb)} free",
+        ]
+        if self.hours is not None:
+            lines.append(
+                f"time        about {_format_hours(self.hours)}: {_format_hours(self.step_hours)} of steps at "
+                f"{self.steps_per_s:.2f} a second, the rest for evaluations and previews"
+            )
+            if on_colab() and self.hours > SESSION_HOURS:
+                lines.append(
+                    f"            a free Colab session lasts {SESSION_HOURS} hours at most: run this notebook "
+                    "again on the next machine, and with Drive mounted it resumes"
+                )
+        return "\n".join(lines)
+
+
+def _format_hours(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} min"
+
+
+def _format_size(gb: float) -> str:
+    """A size in GB, MB or kB, whichever gives a digit before the point."""
+    large = f"{gb:.1f} GB" if gb >= 1 else f"{1e3 * gb:.1f} MB"
+    return large if gb >= 1e-3 else f"{1e6 * gb:.0f} kB"
+
+
+def estimate_resources(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:
+    """Estimate memory and disk, and time ten steps (three on a CPU) on random weights of the same shapes.
+
+    Raises RunError, naming the setting to change, if it will not fit or would take days without a GPU, and where the
+    dataset is missing; OutOfMemoryError if a timed step runs out of memory (OOM).
+    """
+    run.require(run.split_metadata("train"), "dataset")
+    refuse_slow(config, device)
+    estimate = refuse_too_large(config, run, device)
+    with machine_errors(config):
+        _reset_peak_gb(device)
+        step_s, forward_s, peak_gb = benchmark_step(config, device, 10 if _is_gpu(device) else 3)
+        if _is_gpu(device):  # leave it to the training
+            torch.cuda.empty_cache()
+    step_hours = config.max_steps * step_s / 3600
+    hours = step_hours + _count_forwards_beside_steps(config, run) * forward_s / 3600
+    times = {"steps_per_s": 1 / step_s, "step_hours": step_hours, "hours": hours}
+    return replace(estimate, measured_gb=peak_gb, **times)
+
+
+def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
+    """The UNet's forward passes outside of steps, each of one image: prior samples, evaluations, previews."""
+    images, suffix = len(run.split_images("train")), run.read_config("dataset")["suffix"]
+    per_sample = config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
+    prior = round(config.prior_share * images) if suffix else 0
+    previews = config.max_steps // config.preview_every_steps + 2
+    evaluations = config.max_steps // config.validate_every_steps + 2
+    pairs = config.validation_pairs + config.validation_pairs // 2
+    samples = prior + previews * (len(config.prompts) or 4)
+    return samples * per_sample + evaluations * pairs + 4 * images
+
+
+def refuse_too_large(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:
+    """Estimate memory and disk. Raises RunError, naming the setting to change, if the training will not fit."""
+    estimate = _estimate_memory_and_disk(config, run, device)
+    if estimate.memory_gb > estimate.available_gb:
+        raise RunError(
+            f"this training needs about {estimate.memory_gb:.1f} GB of memory and there are "
+            f"{estimate.available_gb:.1f} GB: {memory_advice(config)}"
+        )
+    if estimate.checkpoints * estimate.checkpoint_gb + estimate.model_gb > estimate.free_gb:
+        raise RunError(
+            f"{estimate.checkpoints} checkpoints of {_format_size(estimate.checkpoint_gb)} and a model of "
+            f"{_format_size(estimate.model_gb)} do not fit into the {_format_size(estimate.free_gb)} free at "
+            f"{run.folder}: lower keep_checkpoints, set method to 'lora', or free some space"
+        )
+    return estimate
+
+
+def _estimate_memory_and_disk(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:
+    weights = list(_meta_model(config, device).parameters())
+    trained = sum(p.numel() for p in weights if p.requires_grad)
+    frozen_bytes = sum(p.numel() * p.element_size() for p in weights if not p.requires_grad)
+    optimizer_bytes = trained * (2 if config.optimizer == "adamw8bit" else 8)
+    ema_bytes = trained * 4 if config.use_ema else 0
+    checkpoint_bytes = trained * 4 + optimizer_bytes + ema_bytes
+    memory = trained * 4 + frozen_bytes + optimizer_bytes + activation_memory(config, device)
+    memory += 0 if config.offload_ema else ema_bytes
+    return ResourceEstimate(
+        parameters=sum(p.numel() for p in weights),
+        trained=trained,
+        memory_gb=memory * ALLOCATOR_OVERHEAD / GB + (CUDA_CONTEXT_GB if _is_gpu(device) else 0.0),
+        available_gb=_memory_bytes(device) / GB,
+        checkpoint_gb=checkpoint_bytes / GB,
+        checkpoints=config.keep_checkpoints + 2,
+        free_gb=_free_disk_bytes(run, checkpoint_bytes) / GB,
+        model_gb=sum(p.numel() for p in weights) * device.dtype.itemsize / GB,
+    )
+
+
+@lru_cache(maxsize=8)  # the notebook counts, and the training does again
+def activation_memory(config: TrainConfig, device: Device) -> int:
+    """Bytes that a step's forward and backward passes hold at their peak, gradients included."""
+    batch, passes = config.train_batch_size, config.gradient_accumulation_steps
+    model, side = _meta_model(config, device), latent_side(config)
+    return peak_activation_bytes(model, batch, side, device, passes)
+
+
+def _meta_model(config: TrainConfig, device: Device) -> torch.nn.Module:
+    """The trained module on the meta device, which takes no memory."""
+    with torch.device("meta"):
+        return build_model(config, device)
+
+
+def build_model(config: TrainConfig, device: Device) -> torch.nn.Module:
+    """The module that would be trained, of the base model's shapes with random weights."""
+    with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
+        check_part_settings(folder / "unet", "UNet2DConditionModel")
+        check_part_settings(folder / "text_encoder", "CLIPTextModel")
+        unet = UNet2DConditionModel.from_config(
+            UNet2DConditionModel.load_config(folder, subfolder="unet")
+        )
+        text = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
+    return make_trainable(unet, CLIPTextModel(text), config, device.dtype)
+
+
+def latent_side(config: TrainConfig) -> int:
+    """The side of a square image's latents: resolution_px / 8 for Stable Diffusion."""
+    with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
+        check_part_settings(folder / "vae", "AutoencoderKL")
+        vae = AutoencoderKL.load_config(folder, subfolder="vae")
+    return config.resolution_px // 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _is_gpu(device: Device) -> bool:
+    return device.device.type == "cuda"
+
+
+def _memory_bytes(device: Device) -> float:
+    """The memory of the GPU, or of the machine if there is none."""
+    if _is_gpu(device):
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_disk_bytes(run: Run, checkpoint_bytes: float) -> float:
+    """Free space for checkpoints: the run's disk, or Google Drive where mounted, which needs room for one fewer.
+
+    Space that this run's checkpoints already take counts as free.
+    """
+    disk = next(p for p in (run.folder, *run.folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(disk).free + folder_bytes(run.checkpoints)
+    return min(free, remote_room_bytes(run) + checkpoint_bytes)
+
+
+def benchmark_step(
+    config: TrainConfig, device: Device, steps: int
+) -> tuple[float, float, float | None]:
+    """Time steps on random weights: seconds a step, seconds an image's forward pass, peak GPU memory in GB."""
+    with torch.random.fork_rng(), torch.device(device.device):
+        module = build_model(config, device)
+        weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        optimizer = make_optimizer(weights, config)
+        inputs = random_inputs(module, config.train_batch_size, latent_side(config))
+
+        def forward(*inputs: torch.Tensor) -> torch.Tensor:
+            with device.autocast():
+                return module(*inputs).sample.float().square().mean()
+
+        def forward_backward(*inputs: torch.Tensor) -> torch.Tensor:
+            loss = forward(*inputs)
+            loss.backward()
+            return loss.detach()
+
+        if device.captures:
+            for weight in weights.values():
+                weight.grad = torch.zeros_like(weight)
+            forward_backward = Captured(forward_backward, "the training step")
+
+        def step() -> None:
+            for _ in range(config.gradient_accumulation_steps):
+                forward_backward(*inputs)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=not device.captures)
+
+        step_s, peak_gb = _median_s(step, 2 + steps), _reset_peak_gb(device)
+        with torch.no_grad():
+            forward_s = _median_s(lambda: forward(*inputs), 4) / config.train_batch_size
+    return step_s, forward_s, peak_gb
+
+
+def _reset_peak_gb(device: Device) -> float | None:
+    """Reset the peak of GPU memory, and return what it was, in GB."""
+    if not _is_gpu(device):
+        return None
+    peak = torch.cuda.max_memory_reserved() / GB + CUDA_CONTEXT_GB
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def _median_s(function: Callable[[], object], times: int) -> float:
+    """The median seconds of a call, the first two left out as warm-up."""
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[2:])
