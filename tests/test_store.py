@@ -8,7 +8,7 @@ import pytest
 
 from helpers.core.errors import RunError
 from helpers.core.files import append_line, find_corruption, replacing_file, replacing_folder
-from helpers.core.records import Caption, Rejection, append_row, latest, read_rows, reject
+from helpers.core.records import Caption, append_row, latest, read_rows
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
@@ -69,9 +69,3 @@ def test_a_line_that_is_no_row_is_named(tmp_path):
     path.write_text('{"file_name": "a"}\n')
     with pytest.raises(RunError, match="captions.jsonl line 1 is not a Caption"):
         read_rows(path, Caption)
-
-
-def test_a_rejection_is_kept_once(tmp_path):
-    for _ in range(3):
-        reject(tmp_path / "rejected.jsonl", Rejection("a.jpg", "scrape", "too big"))
-    assert len(read_rows(tmp_path / "rejected.jsonl", Rejection)) == 1

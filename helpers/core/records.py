@@ -139,12 +139,6 @@ def caption_costs(path: Path) -> tuple[float, int]:
     return sum(row.cost_usd for row in rows), tokens
 
 
-def reject(path: Path, row: Rejection) -> None:
-    """Append a rejection, unless it is there already."""
-    if row not in read_rows(path, Rejection):
-        append_row(path, row)
-
-
 def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = ()) -> None:
     """Rewrite a file atomically with the lines that `keep` accepts, unchanged, and then `rows`."""
     old = path.read_bytes() if path.is_file() else b""
