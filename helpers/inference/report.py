@@ -4,8 +4,6 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
-import pandas as pd
-
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
 from helpers.core.files import (
@@ -159,28 +157,6 @@ def _copies_text(copies: dict[str, Any]) -> str:
     if "left_out" in copies:
         return f"Whether it copies is not judged: {copies['left_out']}."
     return f"{copies['share']:.0%} of the samples come nearer to a training image than held-out art does."
-
-
-def figures_table(figures: dict[str, Any]) -> pd.DataFrame:
-    """What report.json holds, a row per measure: of the base model, of the tuned model, and of art to compare with."""
-    loss, gain, distance, switch = (
-        figures[name] for name in ("validation_loss", "style_gain", "kid", "suffix_switch")
-    )
-    rows = {"validation loss": (f"{loss['base']:.3f}", f"{loss['last']:.3f}", "")}
-    if "left_out" not in gain:
-        rows["style gain"] = ("0", _interval(gain), "1")
-    if "left_out" not in distance:
-        apart = [_interval(distance[name]) for name in ("ceiling", "tuned", "floor")]
-        rows["style distance to held-out art"] = tuple(apart)
-    if "left_out" not in switch:
-        with_it, art = (f"{switch[name]:.0%}" for name in ("with_suffix", "held_out_art"))
-        rows["in the style, with the suffix"] = ("", with_it, art)
-        rows["not in the style, without it"] = ("", f"{switch['without_suffix']:.0%}", "")
-    return pd.DataFrame(rows, index=["base model", "tuned model", "art"]).T
-
-
-def _interval(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
 
 
 def verify_report(run: Run) -> str:
