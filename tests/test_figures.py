@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.core.errors import RunError
 from helpers.figures.explain import show_figure
 from tools.figures import FIGURES
 from tools.figures.__main__ import MAX_BYTES
@@ -71,8 +70,7 @@ def test_each_figure_that_a_notebook_shows_is_there_and_its_own(path):
 def test_a_figure_is_shown_from_wherever_a_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert show_figure("04_lora").size == Image.open(FOLDER / "04_lora.png").size
-    with pytest.raises(RunError, match="05_gone.png is not in assets/figures"):
-        show_figure("05_gone")
+    assert show_figure("05_gone").height == 40  # a line that says so, and the notebook goes on
 
 
 def test_a_figure_is_known_by_a_call_and_by_an_address():
