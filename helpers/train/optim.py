@@ -3,7 +3,6 @@
 `TrainState` is all that a step changes.
 """
 
-import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,13 +55,13 @@ def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> tor
 
 
 def _bitsandbytes() -> Any:
-    if importlib.util.find_spec("bitsandbytes") is None:
+    try:
+        import bitsandbytes
+    except ImportError:
         raise RunError(
             "optimizer is 'adamw8bit' but bitsandbytes is not installed: "
             "run `pip install -r requirements-gpu.txt`, or set optimizer to 'adamw'"
-        )
-    import bitsandbytes
-
+        ) from None
     return bitsandbytes
 
 
