@@ -54,3 +54,11 @@ def test_text_from_a_shell_gets_the_fields_type():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid(preset):
     assert configure(TrainConfig, run="x", preset=preset).preset == preset
+
+
+def test_a_notebook_shows_the_settings_that_differ_alone(capsys):
+    configure(TrainConfig, {"use_ema": True}, run="x", preset="t4")._ipython_display_()
+    said = "run = 'x'\npreset = 't4'\nuse_ema = True\nAll other settings are those of the preset.\n"
+    assert capsys.readouterr().out == said
+    ScrapeConfig(run="x")._ipython_display_()
+    assert capsys.readouterr().out == "run = 'x'\nAll other settings are the defaults.\n"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.figures.explain import show_figure
 from tools.figures import FIGURES
 from tools.figures.__main__ import MAX_BYTES
 from tools.figures.sheet import MIN_WORDS_PX, WIDTH_PX, Sheet
@@ -64,6 +65,12 @@ def test_each_figure_that_a_notebook_shows_is_there_and_its_own(path):
     text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
     assert not named_in(text) - set(FIGURES)
     assert all(name[:2] == path.name[:2] for name in named_in(text))
+
+
+def test_a_figure_is_shown_from_wherever_a_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert show_figure("04_lora").size == Image.open(FOLDER / "04_lora.png").size
+    assert show_figure("05_gone").height == 40  # a line that says so, and the notebook goes on
 
 
 def test_a_figure_is_known_by_a_call_and_by_an_address():

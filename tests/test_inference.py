@@ -22,6 +22,7 @@ from helpers.inference.judge.copies import CopyFinder
 from helpers.inference.judge.groups import Groups
 from helpers.inference.judge.judgement import judge
 from helpers.inference.judge.style import StyleAxis, features, style_gain
+from helpers.inference.page import figures_table
 from helpers.inference.report import report, verify_report
 
 CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8)
@@ -74,6 +75,27 @@ def test_the_report_is_one_page_that_needs_nothing(sampler):
     assert {"with_suffix", "without_suffix"} <= figures["suffix_switch"].keys()
     assert {"copies", "seconds", "cost_usd", "hashes"} <= figures.keys()
     assert figures["verdict"] in verify_report(sampler.run)
+
+
+def test_a_notebook_shows_the_figures_with_how_to_read_them():
+    interval = {"value": 0.8123, "low": 0.75, "high": 0.84}
+    figures = {
+        "validation_loss": {"base": 0.4566, "last": 0.1276},
+        "style_gain": interval,
+        "suffix_switch": {"with_suffix": 1.0, "without_suffix": 0.9167},
+        "kid": {"left_out": "there are 2 held-out images; it takes three of each"},
+    }
+    shown = figures_table(figures).data.set_index("figure")
+    assert dict(shown["value"]) == {
+        "validation loss": "0.457 to 0.128",
+        "style gain": "0.81 (0.75 to 0.84)",
+        "suffix switch": "100% and 92%",
+        "style distance": "not judged",
+    }
+    assert "it takes three" in figures_table(figures).to_html()
+    none = {"left_out": "no image was held out"}
+    few = figures_table(figures | {"style_gain": none, "suffix_switch": none})
+    assert list(few.data["value"]) == ["0.457 to 0.128", "not judged", "not judged"]
 
 
 def test_the_report_counts_what_was_left_out_by_reason(trained_folder, tmp_path, monkeypatch):

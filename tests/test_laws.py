@@ -55,6 +55,13 @@ def test_the_house_is_seen_at_a_glance():
     assert len(entries) <= 14, sorted(p.name for p in entries)
 
 
+def test_a_step_is_read_in_four_files():
+    files = [f"helpers/train/{name}.py" for name in ("trainer", "data", "loss", "optim")]
+    named = (ROOT / "CONTRIBUTING.md").read_text().split("## How one step is read")[1]
+    assert all(name in named.split("## ")[0] for name in files)
+    assert sum(len((ROOT / name).read_text().splitlines()) for name in files) <= 700
+
+
 def test_no_two_files_share_a_name_but_the_doors():
     names = [path.name for path in MODULES if path.name not in ("__init__.py", "__main__.py")]
     assert sorted(names) == sorted(set(names))

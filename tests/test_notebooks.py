@@ -18,6 +18,7 @@ from helpers.config import CONFIGS
 from helpers.core.run import STAGES, notebook_name
 from helpers.host.repository import badge
 from tests.image import IMAGES
+from tools.figures import FIGURES
 
 ROOT = Path(__file__).parent.parent
 PATHS = {stage: ROOT / "notebooks" / f"{notebook_name(stage)}.ipynb" for stage in STAGES}
@@ -29,6 +30,10 @@ def read(stage):
 
 def code_of(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def words_of(stage):
+    return [cell for cell in read(stage).cells if cell.cell_type == "markdown"]
 
 
 def parameters(notebook):
@@ -147,9 +152,27 @@ def test_cells_are_short_and_only_choose_look_and_narrate(stage):
 
 def test_words_go_before_every_action(stage):
     cells = read(stage).cells
-    words = [cell for cell in cells if cell.cell_type == "markdown"]
-    assert len(words) >= 0.8 * len(code_of(read(stage)))
-    assert cells[-1].cell_type == "markdown" and cells[-1].source.startswith("## Next")
+    assert len(words_of(stage)) >= 0.8 * len(code_of(read(stage)))
+    assert [cell.cell_type for cell in cells[-3:]] == ["code", "markdown", "markdown"]
+    assert cells[-2].source.startswith("## Next\n")
+
+
+def test_a_text_cell_is_one_idea_of_at_most_90_words_but_the_first(stage):
+    lengths = [len(cell.source.split()) for cell in words_of(stage)[1:]]
+    assert max(lengths) <= 90 and sorted(lengths)[len(lengths) // 2] <= 60
+
+
+def test_at_least_four_figures_explain_and_every_figure_is_shown(stage):
+    """Each shown by its name; the pictures that a run makes itself come on top."""
+    code = "\n".join(cell.source for cell in code_of(read(stage)))
+    shown = re.findall(r"""show_figure\("(\w+)"\)""", code)
+    own = {name for name in FIGURES if name[:2] == PATHS[stage].name[:2]}
+    assert len(shown) == len(set(shown)) >= 4 and set(shown) == own
+
+
+def test_what_is_kept_is_said_before_the_check_that_may_fail(stage):
+    kept, checked = code_of(read(stage))[-1].source.splitlines()
+    assert kept == "print(sync(here))" and re.fullmatch(r"print\(verify_\w+\(here\)\)", checked)
 
 
 def test_no_line_has_two_dollars_which_jupyter_takes_for_mathematics(stage):
@@ -159,16 +182,16 @@ def test_no_line_has_two_dollars_which_jupyter_takes_for_mathematics(stage):
 
 
 def test_it_says_what_to_do_when_it_looks_wrong_and_names_no_program_that_colab_ends(stage):
-    assert "**If this looks wrong**" in read(stage).cells[-1].source
+    assert read(stage).cells[-1].source.startswith("## If this looks wrong\n")
     assert not re.search("A1111|webui|ngrok|gradio", PATHS[stage].read_text(), re.IGNORECASE)
 
 
 def test_it_says_where_the_next_notebook_finds_the_run(stage):
-    last = read(stage).cells[-1].source
-    here = re.search(r"finds this run on Google Drive alone.*--from (\d\d)", last)
+    following, wrong = (cell.source for cell in read(stage).cells[-2:])
+    here = re.search(r"finds this run on Google Drive alone.*--from (\d\d)", following)
     assert bool(here) == (stage != STAGES[-1])
     assert not here or STAGES[int(here[1]) - 1] == STAGES[STAGES.index(stage) + 1]
-    assert "`!python -m helpers.about {run}`" in last
+    assert "`!python -m helpers.about {run}`" in wrong
 
 
 def test_links_lead_to_notebooks_that_are_there(stage):

@@ -167,7 +167,6 @@ def test_the_notebook_runs_headlessly_with_claude_and_tells_price_cost_and_revie
     for words in (
         "9 images by claude-haiku-5-5",
         "mode=batch  $0.00",
-        "p-00002_1.jpg: a green owl with 2 apples",
         "no caption: 1",
         "review skipped; it would have shown",
         "8 captions in runs/art/captions.jsonl, 1 images without one, for $0.0",

@@ -261,6 +261,7 @@ def test_only_who_has_the_notebook_open_is_asked(tmp_path, program):
 )
 def test_a_secret_comes_or_a_line_says_how_to_set_it(tmp_path, monkeypatch, secrets, said):
     code = (
+        "from helpers.core.process import prepare_process\nprepare_process()\n"  # as Setup does
         "from helpers.host.colab import secret\nfrom helpers.core.errors import RunError\n"
         "try:\n    print(secret('KEY'))\nexcept RunError as error:\n    print(error)"
     )

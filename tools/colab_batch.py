@@ -17,7 +17,7 @@ import tarfile
 from pathlib import Path
 
 REPOSITORY = "https://github.com/annalaura-diffusion/annalaura-diffusion"
-RELEASE = "v0.2.0"
+RELEASE = "v0.3.0"
 NOT_PACKED = ("cache", "checkpoints")  # can be computed again; resume from Google Drive instead
 MOST_BYTES = 200_000_000  # of a file: `colab download` holds all it fetches in memory, as text
 

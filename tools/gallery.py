@@ -1,12 +1,10 @@
 """The README's pictures from the demo's run: `make gallery`, after `make demo`.
 
 Before and after, the curve, the report's page and the prompt box go to assets/, each below 300 kB. The last two
-are photographed in headless Chromium, and left as they are where there is none. `reading-curves.png` is drawn.
+are photographed in headless Chromium, and left as they are where there is none.
 """
 
 import argparse
-import io
-import math
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +17,6 @@ from helpers.figures.pictures import loss_curves, open_rgb
 
 ASSETS = Path("assets")
 MOST_BYTES = 300_000
-STEPS = range(0, 451, 25)
 
 
 def keep(image: Image.Image, name: str) -> None:
@@ -35,42 +32,6 @@ def keep(image: Image.Image, name: str) -> None:
     if path.stat().st_size > MOST_BYTES:
         sys.exit(f"{path} has {path.stat().st_size / 1000:.0f} kB: make it smaller")
     print(f"{path}: {image.width} x {image.height}, {path.stat().st_size / 1000:.0f} kB")
-
-
-def reading_curves() -> Image.Image:
-    """How a training looks that learns, one that has stopped, one that learns by heart: drawn, not measured."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 2.4), dpi=100, layout="constrained")
-    for axes, (title, held_out, training) in zip(
-        figure.subplots(1, 3, sharey=True), _three_ways(), strict=True
-    ):
-        axes.plot(STEPS, training, "o-", color="#4a90c2", markersize=3, label="training images")
-        axes.plot(STEPS, held_out, "o-", color="#d1495b", markersize=3, label="held-out images")
-        axes.set(title=title, xticks=[], yticks=[], xlabel="steps", ylim=(0, 1.1))
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("loss at fixed noise")
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer)
-
-
-def _three_ways() -> list[tuple[str, list[float], list[float]]]:
-    falling = [0.35 + 0.65 * math.exp(-step / 300) for step in STEPS]
-    level = [0.45 + 0.55 * math.exp(-step / 60) for step in STEPS]
-    turning = [
-        0.45 + 0.55 * math.exp(-step / 60) + (max(0, step - 150) / 520) ** 1.3 for step in STEPS
-    ]
-    return [
-        ("still learning: train on", falling, [loss - 0.03 for loss in falling]),
-        ("converged: more brings little", level, [loss - 0.04 for loss in level]),
-        (
-            "overfitting: learning by heart",
-            turning,
-            [0.1 + 0.9 * math.exp(-step / 110) for step in STEPS],
-        ),
-    ]
 
 
 def photograph(run: Run, chromium: str) -> None:
@@ -111,7 +72,6 @@ def main() -> None:
     run = Run(args.run)
     keep(open_rgb(run.require(run.before_and_after, "inference")), "before-after.jpg")
     keep(loss_curves(read_log(run.train_log)), "curves.png")
-    keep(reading_curves(), "reading-curves.png")
     if args.chromium:
         photograph(run, args.chromium)
     else:

@@ -1,7 +1,6 @@
 """The fields of a stage's settings: bounds, checks, and parsing of values from a command line."""
 
 import ast
-import textwrap
 from contextlib import suppress
 from dataclasses import MISSING, Field, field, fields
 from typing import Any
@@ -47,12 +46,18 @@ class Checked:
     def __post_init__(self) -> None:
         check(self)
 
+    def defaults(self) -> dict[str, Any]:
+        """The default of each setting."""
+        return {f.name: _default(f) for f in fields(self)}
+
     def _ipython_display_(self) -> None:
-        """Print all settings; a line may end between two settings, never within one."""
-        words = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)]
-        text = ", ".join(word.replace(" ", "\xa0") for word in words)
-        lines = textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
-        print(lines.replace("\xa0", " "))
+        """Print the run's name and the settings that differ from the defaults, or from the preset, a line each."""
+        defaults, preset = self.defaults(), getattr(self, "preset", "")
+        names = [name for name, value in defaults.items() if getattr(self, name) != value]
+        shown = dict.fromkeys(["run", *(["preset"] if preset else []), *names])
+        for name in shown:
+            print(f"{name} = {getattr(self, name)!r}")
+        print(f"All other settings are {'those of the preset' if preset else 'the defaults'}.")
 
 
 def refuse_secrets(given: dict[str, Any]) -> None:
@@ -126,9 +131,13 @@ _KINDS = {
 }
 
 
-def _default_type(f: Field) -> type:
+def _default(f: Field) -> Any:
     assert f.default is not MISSING or f.default_factory is not MISSING
-    return type(f.default) if f.default is not MISSING else type(f.default_factory())
+    return f.default if f.default is not MISSING else f.default_factory()
+
+
+def _default_type(f: Field) -> type:
+    return type(_default(f))
 
 
 def _check_bounds(f: Field, value: Any) -> None:

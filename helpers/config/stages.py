@@ -200,6 +200,10 @@ class TrainConfig(Checked):
     lr_scheduler: str = choice("cosine", "constant", "constant_with_warmup", "linear")
     lr_warmup_steps: int = number(20, 0, 100_000)
     optimizer: str = choice("adamw", "adamw8bit")  # the second by bitsandbytes, for a GPU's memory
+    # step each weight in the backward pass and free its gradient: a gradient's memory less, and no accumulation
+    optimizer_in_backward: bool = False
+    # bf16 halves the weights' memory, with stochastic rounding; needs a GPU with bf16 and optimizer_in_backward
+    weights_dtype: str = choice("float32", "bf16")
     weight_decay: float = number(1e-2, 0.0, 1.0)
     max_grad_norm: float = number(1.0, 0.0, 1000.0)  # 0: no gradient clipping
     snr_gamma: float = number(5.0, 0.0, 100.0)  # of min-SNR weighting; 0 weights timesteps equally
@@ -248,6 +252,10 @@ class TrainConfig(Checked):
     sweep_storage: str = plain("", resumable=True)
     # this machine's price, so that a sweep reports its cost
     usd_per_hour: float = number(0.0, 0.0, 1000.0, resumable=True)
+
+    def defaults(self) -> dict[str, Any]:
+        """The preset's value of each setting."""
+        return super().defaults() | PRESETS[self.preset]
 
     @property
     def effective_batch_size(self) -> int:

@@ -138,10 +138,12 @@ def loss_curves(log: Sequence[dict[str, float]]) -> Image.Image:
     if losses := _points(log, "loss"):
         steps, values = zip(*losses, strict=True)
         axes.plot(steps, values, color="#d9cfe0", linewidth=0.8)
-        axes.plot(steps, _moving_mean(values), color="#8b6fa8", label="training, at random noise")
+        axes.plot(
+            steps, _moving_mean(values), color="#8b6fa8", label="training loss, at random noise"
+        )
     for name, colour, label in (
         ("probe_loss", "#4a90c2", "training images, at fixed noise"),
-        ("held_out_loss", "#d1495b", "validation: held-out images, at fixed noise"),
+        ("held_out_loss", "#d1495b", "validation loss: held-out images, at fixed noise"),
     ):
         if points := _points(log, name):
             axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=label)

@@ -13,7 +13,7 @@ from helpers.core.files import write_text
 from helpers.core.process import run_command
 
 REPOSITORY = "annalaura-diffusion/annalaura-diffusion"
-RELEASE = "v0.2.0"  # the tag that Setup clones
+RELEASE = "v0.3.0"  # the tag that Setup clones
 HERE = Path(__file__).parent.parent.parent
 
 

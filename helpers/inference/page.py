@@ -6,7 +6,7 @@ Each slider has an inline event handler of one line.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
@@ -28,6 +28,9 @@ from helpers.inference.draw.sampler import is_blocked
 from helpers.inference.judge.groups import Groups
 from helpers.inference.judge.metrics import load_metrics
 from helpers.inference.trained import Trained, summarize_posts
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 TEMPLATE = "report.html.j2"
 MAX_IN_ROW = 6  # prompts that a preview shows side by side
@@ -84,6 +87,28 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
         sweep=_sweep(run),
         configs={stage: _read_settings(trained, stage) for stage in STAGES},
     )
+
+
+def figures_table(figures: dict[str, Any]) -> "Styler":
+    """The main figures of report.json as a table for a notebook: what, its value, how to read it."""
+    import pandas as pd
+
+    loss, gain, switch = (figures[k] for k in ("validation_loss", "style_gain", "suffix_switch"))
+    fell = f"{loss['base']:.3f} to {loss['last']:.3f}"
+    rows = [("validation loss", fell, "before and after training; smaller is better")]
+    if reason := gain.get("left_out"):
+        rows.append(("style gain", "not judged", reason))
+    else:
+        value = f"{gain['value']:.2f} ({gain['low']:.2f} to {gain['high']:.2f})"
+        rows.append(("style gain", value, "0 is the base model, 1 held-out art; 95% interval"))
+    if "left_out" not in switch:
+        shares = f"{switch['with_suffix']:.0%} and {switch['without_suffix']:.0%}"
+        words = "in the style with the suffix, and not in the style without it"
+        rows.append(("suffix switch", shares, words))
+    rows += _describe_metrics(figures)
+    columns = ["figure", "value", "how to read it"]
+    # a Styler, since pandas truncates texts over 50 letters
+    return pd.DataFrame(rows, columns=columns).style.hide().set_properties(**{"text-align": "left"})
 
 
 def _describe_metrics(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -69,6 +69,8 @@ def save(
     saved["moments"] = sorted(tensors)
     saved["schedule"] = state.lr_scheduler.state_dict()
     saved["scaler"] = state.scaler.state_dict() if state.scaler else None
+    if state.in_backward and state.in_backward.last_norm is not None:
+        saved["grad_norm"] = float(state.in_backward.last_norm)  # the next step clips by it
     with replacing_folder(folder) as tmp_path:
         _write_tensors(tmp_path / WEIGHTS, _on_cpu(state.weights))
         _write_tensors(tmp_path / OPTIMIZER, tensors)
@@ -168,9 +170,23 @@ def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str 
         _copy_into({name: p.data for name, p in state.weights.items()}, weights)
         if state.ema:
             _copy_into(state.ema.average, average)
+        if state.in_backward:
+            state.in_backward.resume(saved["step"], saved.get("grad_norm"))
+            _restore_dtypes(state, tensors)
     except CORRUPT_ERRORS as error:
         return f"{folder} is damaged ({type(error).__name__}: {error})"
     return None
+
+
+def _restore_dtypes(state: TrainState, tensors: dict[str, Tensor]) -> None:
+    """Undo an optimizer's cast of its loaded state to the dtype of its weights, which is bf16 for bf16 weights."""
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    for index, weight in enumerate(trained):
+        values = state.optimizer.state[weight]
+        for name, value in values.items():
+            kept = tensors.get(f"{index}.{name}")
+            if kept is not None and kept.dtype != value.dtype:
+                values[name] = kept.to(value.device)
 
 
 def _read_tensors(

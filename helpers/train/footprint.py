@@ -70,21 +70,31 @@ def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Ten
 
 
 def peak_activation_bytes(
-    module: nn.Module, batch: int, side: int, device: Device, passes: int = 1
+    module: nn.Module,
+    batch: int,
+    side: int,
+    device: Device,
+    passes: int = 1,
+    frees_gradients: bool = False,
 ) -> int:
     """Count the bytes that forward and backward passes hold at their peak, gradients included, weights not.
 
     module  the trained module on the meta device; it cannot be used for anything else after
     side    of the square latents
     passes  gradient accumulation steps
+    frees_gradients  each as soon as it is there, as with optimizer_in_backward
     """
     mode = FakeTensorMode()
     _fake_cpu(module, mode)
     module.train()
+    if frees_gradients:
+        for p in module.parameters():
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     with mode, _LiveBytes() as live:
         inputs = random_inputs(module, batch, side)
         # a third pass holds what the second does; if captured, gradient buffers exist in the first
-        for _ in range(2 if device.captures else min(passes, 2)):
+        for _ in range(2 if device.captures and not frees_gradients else min(passes, 2)):
             with torch.autocast("cpu", device.dtype, enabled=device.precision != "no"):
                 noise = module(*inputs).sample
             noise.float().square().mean().backward()

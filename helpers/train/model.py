@@ -150,14 +150,14 @@ def load_components(
     base_model: str,
     device: Device,
     train_text_encoder: bool = False,
-    train_unet: bool = True,
+    unet_dtype: torch.dtype = torch.float32,
     known_hashes: Path | None = None,
 ) -> ModelComponents:
     """Load a base model and check everything that training and its export need.
 
-    Fully trained components are in float32, the others in the device's dtype. `known_hashes` is a file that caches
-    fingerprints, so that weights are hashed once. Raises RunError if the model is missing, incomplete, holds anything
-    but safetensors and JSON, or its components do not fit one another.
+    The UNet comes in `unet_dtype`, a trained text encoder in float32, the others in the device's dtype.
+    `known_hashes` is a file that caches fingerprints, so that weights are hashed once. Raises RunError if the model
+    is missing, incomplete, holds anything but safetensors and JSON, or its components do not fit one another.
     """
     text_dtype = torch.float32 if train_text_encoder else device.dtype
     with open_model("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
@@ -182,8 +182,9 @@ def load_components(
     text_encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
-    if not train_unet:  # a LoRA's base: never in float32 on the GPU
-        nn.Module.to(unet, device.dtype)  # the model's own to() warns without cause
+    nn.Module.to(
+        unet, unet_dtype
+    )  # before the GPU has it; the model's own to() warns without cause
     unet.to(device.device)
     return ModelComponents(tokenizer, text_encoder, vae, unet, noise_scheduler, device, hashes)
 
@@ -231,6 +232,8 @@ def make_trainable(
     unet.requires_grad_(config.method == "full")
     if config.train_text_encoder:
         text_encoder.requires_grad_(config.method == "full").train()
+        if config.method == "full":
+            nn.Module.to(text_encoder, unet.dtype)
     if config.method == "lora":
         nn.Module.to(unet, dtype)  # the model's own to() warns without cause
         with torch.random.fork_rng(devices=[]):

@@ -3,9 +3,8 @@
 `TrainState` is all that a step changes.
 """
 
-import importlib.util
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from helpers.config import TrainConfig
 from helpers.core.errors import RunError
+from helpers.train.in_backward import StepInBackward
 
 
 @dataclass
@@ -33,6 +33,7 @@ class TrainState:
     saved_step: int = 0
     saved_at: float = 0.0  # time.monotonic()
     stopped_early: bool = False
+    in_backward: StepInBackward | None = None  # if each weight is stepped in the backward pass
 
 
 def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
@@ -54,24 +55,25 @@ def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> tor
 
 
 def _bitsandbytes() -> Any:
-    if importlib.util.find_spec("bitsandbytes") is None:
+    try:
+        import bitsandbytes
+    except ImportError:
         raise RunError(
             "optimizer is 'adamw8bit' but bitsandbytes is not installed: "
             "run `pip install -r requirements-gpu.txt`, or set optimizer to 'adamw'"
-        )
-    import bitsandbytes
-
+        ) from None
     return bitsandbytes
 
 
-def clip_and_step(
-    accelerator: Accelerator, optimizer: Any, weights: Iterable[Tensor], max_grad_norm: float
-) -> Tensor:
+def clip_and_step(accelerator: Accelerator, state: TrainState, max_grad_norm: float) -> Tensor:
     """Clip the gradient norm to `max_grad_norm` (0: no clipping) and step unless it is NaN or inf; return the norm.
 
     Fused AdamW clips and skips inside its kernel, without a GPU sync, by the attributes that GradScaler sets on it.
-    `optimizer` is accelerate's; with fp16's scaler it checks for NaN and inf itself.
+    With fp16's scaler accelerate's optimizer checks for NaN and inf itself.
     """
+    if state.in_backward:
+        return state.in_backward.end_step()
+    optimizer, weights = state.optimizer, state.weights.values()
     inner, max_grad_norm = optimizer.optimizer, max_grad_norm or math.inf
     if optimizer.scaler is not None or not inner.defaults.get("fused"):
         norm = accelerator.clip_grad_norm_(weights, max_grad_norm)
@@ -104,7 +106,7 @@ class MovingAverage:
     def __init__(self, weights: dict[str, nn.Parameter], decay: float, offload: bool) -> None:
         self.weights, self.decay = weights, decay
         self.average = {
-            name: p.detach().to("cpu" if offload else p.device, copy=True)
+            name: p.detach().to("cpu" if offload else p.device, torch.float32, copy=True)
             for name, p in weights.items()
         }
 
@@ -113,7 +115,7 @@ class MovingAverage:
         """Update the average with the weights after optimizer step `step`, counted from 1."""
         decay = min(self.decay, step / (9 + step)) if step > 1 else 0.0
         averages = list(self.average.values())
-        weights = [self.weights[n].detach().to(a.device) for n, a in self.average.items()]
+        weights = [self.weights[n].detach().to(a) for n, a in self.average.items()]
         torch._foreach_lerp_(averages, weights, 1 - decay)  # all weights in a few kernels
 
     @contextmanager

@@ -25,6 +25,7 @@ from helpers.models.capture import Captured
 from helpers.train import checkpoint
 from helpers.train.buckets import Crop
 from helpers.train.data import LatentDataset, TrainData
+from helpers.train.in_backward import StepInBackward, check_settings, weights_dtype
 from helpers.train.inputs import check_suffix_length, dataset_warnings, truncate_captions
 from helpers.train.latents import image_dataset, prior_dataset, text_embeddings
 from helpers.train.log import TrainLog, tracker_of
@@ -80,11 +81,12 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
     began = time.perf_counter()
     _keep_freed_memory()
     accelerator = _make_accelerator(config, run, device)
+    check_settings(config, device, accelerator.num_processes)
     components = load_components(
         config.base_model,
         device,
         config.train_text_encoder,
-        train_unet=config.method == "full",
+        unet_dtype=weights_dtype(config) if config.method == "full" else device.dtype,
         known_hashes=run.cache / "hashes.json" if accelerator.is_main_process else None,
     )
     signature = checkpoint.TrainingSignature(
@@ -244,7 +246,16 @@ def _make_state(
     if config.torch_compile:
         components.unet.compile_repeated_blocks()
     ema = MovingAverage(weights, config.ema_decay, config.offload_ema) if config.use_ema else None
-    return model, TrainState(weights, optimizer, lr_scheduler, accelerator.scaler, ema)
+    state = TrainState(weights, optimizer, lr_scheduler, accelerator.scaler, ema)
+    if config.optimizer_in_backward:
+        state.in_backward = StepInBackward(
+            optimizer.optimizer,
+            weights.values(),
+            config.max_grad_norm,
+            accelerator.scaler,
+            config.seed,
+        )
+    return model, state
 
 
 def _forward_backward(
@@ -258,7 +269,7 @@ def _forward_backward(
     run = partial(
         forward_backward, model, accelerator, components.noise_scheduler, config.snr_gamma
     )
-    if not components.device.captures:
+    if not components.device.captures or state.in_backward:
         return run
     for weight in state.weights.values():  # replays add to the same buffers, step after step
         weight.grad = torch.zeros_like(weight)

@@ -23,6 +23,7 @@ from helpers.models.capture import Captured
 from helpers.models.untrusted import open_model
 from helpers.train.check_base import check_part_settings
 from helpers.train.footprint import peak_activation_bytes, random_inputs
+from helpers.train.in_backward import StepInBackward, check_settings, weights_dtype
 from helpers.train.limits import machine_errors, memory_advice, refuse_slow
 from helpers.train.model import ADVICE, make_trainable
 from helpers.train.optim import make_optimizer
@@ -116,6 +117,7 @@ def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
 
 def refuse_too_large(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:
     """Estimate memory and disk. Raises RunError, naming the setting to change, if the training will not fit."""
+    check_settings(config, device, processes=1)
     estimate = _estimate_memory_and_disk(config, run, device)
     if estimate.memory_gb > estimate.available_gb:
         raise RunError(
@@ -134,11 +136,12 @@ def refuse_too_large(config: TrainConfig, run: Run, device: Device) -> ResourceE
 def _estimate_memory_and_disk(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:
     weights = list(_meta_model(config, device).parameters())
     trained = sum(p.numel() for p in weights if p.requires_grad)
+    weight_bytes = sum(p.numel() * p.element_size() for p in weights if p.requires_grad)
     frozen_bytes = sum(p.numel() * p.element_size() for p in weights if not p.requires_grad)
     optimizer_bytes = trained * (2 if config.optimizer == "adamw8bit" else 8)
     ema_bytes = trained * 4 if config.use_ema else 0
-    checkpoint_bytes = trained * 4 + optimizer_bytes + ema_bytes
-    memory = trained * 4 + frozen_bytes + optimizer_bytes + activation_memory(config, device)
+    checkpoint_bytes = weight_bytes + optimizer_bytes + ema_bytes
+    memory = weight_bytes + frozen_bytes + optimizer_bytes + activation_memory(config, device)
     memory += 0 if config.offload_ema else ema_bytes
     return ResourceEstimate(
         parameters=sum(p.numel() for p in weights),
@@ -157,7 +160,11 @@ def activation_memory(config: TrainConfig, device: Device) -> int:
     """Bytes that a step's forward and backward passes hold at their peak, gradients included."""
     batch, passes = config.train_batch_size, config.gradient_accumulation_steps
     model, side = _meta_model(config, device), latent_side(config)
-    return peak_activation_bytes(model, batch, side, device, passes)
+    if not config.optimizer_in_backward:
+        return peak_activation_bytes(model, batch, side, device, passes)
+    largest = max(p.numel() for p in model.parameters() if p.requires_grad)
+    # and the largest weight with its gradient in float32, for its own step
+    return peak_activation_bytes(model, batch, side, device, 1, frees_gradients=True) + 8 * largest
 
 
 def _meta_model(config: TrainConfig, device: Device) -> torch.nn.Module:
@@ -175,6 +182,8 @@ def build_model(config: TrainConfig, device: Device) -> torch.nn.Module:
             UNet2DConditionModel.load_config(folder, subfolder="unet")
         )
         text = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
+    if config.method == "full":
+        unet.to(weights_dtype(config))
     return make_trainable(unet, CLIPTextModel(text), config, device.dtype)
 
 
@@ -226,7 +235,10 @@ def benchmark_step(
             loss.backward()
             return loss.detach()
 
-        if device.captures:
+        in_backward = None
+        if config.optimizer_in_backward:
+            in_backward = StepInBackward(optimizer, weights.values(), config.max_grad_norm)
+        elif device.captures:
             for weight in weights.values():
                 weight.grad = torch.zeros_like(weight)
             forward_backward = Captured(forward_backward, "the training step")
@@ -234,6 +246,9 @@ def benchmark_step(
         def step() -> None:
             for _ in range(config.gradient_accumulation_steps):
                 forward_backward(*inputs)
+            if in_backward:
+                in_backward.end_step()
+                return
             optimizer.step()
             optimizer.zero_grad(set_to_none=not device.captures)
 

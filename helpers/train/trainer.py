@@ -58,6 +58,11 @@ class Step:
             f"{memory_gb():.1f} GB"
         )
 
+    def __str__(self) -> str:
+        if self.step == 0:
+            return f"step 0, the base model: validation loss {self.held_out_loss:.4f}"
+        return f"step {self.step}: {self.progress}"
+
 
 class Steps(Iterator[Step]):
     """The steps of a training. Iterating again after a stop or an error, as by rerunning a cell, resumes it."""
@@ -179,9 +184,7 @@ def optimizer_step(training: Training, state: TrainState, batch: Batch) -> tuple
         with accelerator.accumulate(training.model):
             losses.append(training.forward_backward(*micro_batch))
             if accelerator.sync_gradients:
-                weights = state.weights.values()
-                max_norm = training.config.max_grad_norm
-                grad_norm = clip_and_step(accelerator, state.optimizer, weights, max_norm)
+                grad_norm = clip_and_step(accelerator, state, training.config.max_grad_norm)
             # a captured step adds to the same gradient buffers every time
             state.optimizer.zero_grad(set_to_none=not training.device.captures)
     state.lr_scheduler.step()

@@ -41,7 +41,7 @@ def prepare() -> Run:
 
 def show_table(page: Page) -> None:
     """Scroll to the table and wait for its first picture."""
-    page.evaluate("jupyterapp.shell.currentWidget.content.widgets.at(-4).node.scrollIntoView()")
+    page.evaluate("jupyterapp.shell.currentWidget.content.widgets.at(-5).node.scrollIntoView()")
     page.locator(".widget-dropdown select").first.wait_for(timeout=60_000)
     page.locator(".widget-image").first.wait_for(timeout=60_000)
     page.locator(".widget-dropdown select").first.scroll_into_view_if_needed()

@@ -78,7 +78,7 @@ def run_notebook(page: Page, address: str, limit_s: float) -> None:
 
 def draw_in_the_prompt_box(page: Page) -> None:
     """Type a prompt, press Draw and wait for eight pictures: four of each model."""
-    page.evaluate("jupyterapp.shell.currentWidget.content.widgets.at(-6).node.scrollIntoView()")
+    page.evaluate("jupyterapp.shell.currentWidget.content.widgets.at(-7).node.scrollIntoView()")
     box = page.locator("textarea[rows='2']").first
     box.scroll_into_view_if_needed()
     box.fill("a purple cat next to a yellow house at sunset")

@@ -42,7 +42,7 @@ def reasons() -> Sheet:
         (strip, "too long", f"{aspect:g} : 1, at most {config.max_aspect:g}", 1.0),
     )
     sheet = Sheet(660)
-    sheet.title("One example of each reason")
+    sheet.title("Why a picture is left out")
     for i, (image, name, figure, scale) in enumerate(examples):
         x, y = 20 + 218 * (i % 4), 64 + 300 * (i // 4)
         sheet.box(x, y, 206, 206, PALE)

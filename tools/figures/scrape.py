@@ -4,27 +4,29 @@ import io
 
 from PIL import ExifTags, Image, ImageFile
 
+from helpers.config import ScrapeConfig
 from helpers.core.decode import ImageError, decode
-from helpers.demo.scenes import DEMO_SCENES_FROM, random_scene
+from helpers.core.run import Run
+from helpers.scrape import demo_account
 from tests.profiles import PRIMARIES, rgb_profile
 from tools.figures.drawn import BEAR, CAT, jpeg, watercolour
 from tools.figures.sheet import BLUE, GREEN, GREY, PALE, RED, SKY, WIDTH_PX, Sheet
 
-POST = "DRTatVnCpCB"  # the demo's first
 SIDEWAYS = 6  # EXIF orientation: to be turned by 90 degrees
 
 
 def carousel() -> Sheet:
+    """The demo's first post."""
     sheet = Sheet(520)
     sheet.title("One post, three pictures, three files")
     sheet.box(20, 60, 860, 268)
-    for i in range(3):
+    for i, item in enumerate(demo_account.find(ScrapeConfig(), Run("demo")).items[:3]):
         left = 50 + 290 * i
-        sheet.picture(watercolour(random_scene(DEMO_SCENES_FROM + i)), left + 5, 76, 210)
+        sheet.picture(Image.open(io.BytesIO(item.load())), left + 5, 76, 210)
         sheet.write(WIDTH_PX / 2 + 22 * (i - 1), 306, "●", 22, BLUE if i == 0 else GREY, "center")
         sheet.arrow((left + 110, 332), (left + 110, 372))
         sheet.box(left - 25, 376, 270, 48, SKY)
-        sheet.write(left + 110, 400, f"{POST}_{i + 1}.jpg", 24, align="center")
+        sheet.write(left + 110, 400, f"{item.name}.jpg", 24, align="center")
     sheet.write(WIDTH_PX / 2, 456, "and a line for each in posts.jsonl:", align="center")
     sheet.write(
         WIDTH_PX / 2,

@@ -1,0 +1,135 @@
+"""The optimizer in the backward pass: each weight is stepped as soon as its gradient is there, which is then freed.
+
+So no more than one weight's gradient exists at a time (LOMO, Lv et al. 2023, arXiv:2306.09782; torchtune calls it
+optimizer_in_bwd), and weights can be kept in bf16, widened to float32 one by one for their step and rounded
+stochastically (Gupta et al. 2015, arXiv:1502.02551), since a small update would be lost in bf16's eight bits.
+
+What changes: no gradient accumulation; a CUDA graph cannot capture it; the gradient norm is known only when the pass
+has ended, so a gradient is clipped by the larger of the last step's norm and the norm so far.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from helpers.config import TrainConfig
+from helpers.core.errors import RunError
+from helpers.host.device import Device
+
+
+def check_settings(config: TrainConfig, device: Device, processes: int) -> None:
+    """Raise RunError if the settings or the machine cannot step in the backward pass, or train bf16 weights."""
+    if config.weights_dtype == "bf16":
+        if config.method != "full":
+            raise RunError(
+                "weights_dtype is 'bf16' but a LoRA's weights are few: set it to 'float32'"
+            )
+        if not config.optimizer_in_backward:
+            raise RunError("weights_dtype is 'bf16': set optimizer_in_backward to True with it")
+        if device.precision != "bf16":
+            raise RunError(
+                f"weights_dtype is 'bf16' but this training computes in {device.precision}: set mixed_precision to "
+                "'bf16' where the GPU has it, else weights_dtype to 'float32'"
+            )
+    if config.optimizer_in_backward and config.gradient_accumulation_steps > 1:
+        raise RunError(
+            "optimizer_in_backward keeps no gradient to accumulate: set gradient_accumulation_steps to 1"
+        )
+    if config.optimizer_in_backward and processes > 1:
+        raise RunError("optimizer_in_backward trains in one process: set it to False")
+
+
+def weights_dtype(config: TrainConfig) -> torch.dtype:
+    """The dtype that fully trained weights are kept in."""
+    return torch.bfloat16 if config.weights_dtype == "bf16" else torch.float32
+
+
+class StepInBackward:
+    """Steps a torch or bitsandbytes optimizer weight by weight, inside the backward pass."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Iterable[nn.Parameter],
+        max_grad_norm: float,
+        scaler: torch.amp.GradScaler | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`max_grad_norm` 0 does not clip; `seed` is of stochastic rounding."""
+        self.optimizer, self.scaler, self.seed = optimizer, scaler, seed
+        self.max_grad_norm = max_grad_norm or math.inf
+        self.weights = list(weights)
+        self.step = 0  # steps taken, by which rounding is seeded
+        self.last_norm: Tensor | None = None  # of the last step's gradient
+        self.squares: list[Tensor] = []  # of each gradient's norm in this pass
+        self.found_inf: list[Tensor] = []
+        for number, weight in enumerate(self.weights):
+            weight.register_post_accumulate_grad_hook(
+                lambda weight, number=number: self._step(weight, number)
+            )
+
+    @torch.no_grad()
+    def _step(self, weight: nn.Parameter, number: int) -> None:
+        gradient, dtype = weight.grad.float(), weight.dtype
+        if self.scaler is not None:
+            gradient /= self.scaler._get_scale_async()
+        is_finite = gradient.isfinite().all()
+        self.found_inf.append(~is_finite)
+        self.squares.append(gradient.square().sum())
+        norm = torch.stack(self.squares).sum().sqrt()
+        if self.last_norm is not None:
+            norm = torch.maximum(norm, self.last_norm)
+        gradient /= (norm / self.max_grad_norm).clamp(min=1)
+        gradient.masked_fill_(
+            ~is_finite, 0
+        )  # without reading it: the weight moves by momentum alone
+        weight.grad = None
+        weight.data = weight.data.float()
+        weight.grad = gradient
+        groups = [(group, group["params"]) for group in self.optimizer.param_groups]
+        for group, params in groups:
+            group["params"] = [p for p in params if p is weight]
+        try:
+            self.optimizer.step()
+        finally:
+            for group, params in groups:
+                group["params"] = params
+        weight.grad = None
+        if dtype == torch.bfloat16:
+            weight.data = round_stochastically(weight.data, f"{self.seed} {self.step} {number}")
+
+    def resume(self, step: int, last_norm: float | None) -> None:
+        """Continue after `step`, clipping by the gradient norm that it had."""
+        self.step = step
+        if last_norm is not None:
+            self.last_norm = torch.tensor(last_norm, device=self.weights[0].device)
+
+    def end_step(self) -> Tensor:
+        """End the pass; return the gradient's norm, and let fp16's scaler lower its scale if it was not finite."""
+        norm = torch.stack(self.squares).sum().sqrt()
+        found_inf = torch.stack(self.found_inf).any()
+        if self.scaler is not None:
+            # GradScaler.step would look at all gradients at once; update() wants what it would have found
+            state = self.scaler._per_optimizer_states[id(self.optimizer)]
+            state["found_inf_per_device"] = {found_inf.device: found_inf.float().reshape(1)}
+            self.scaler.update()
+        self.last_norm = norm.nan_to_num(0, 0)
+        self.squares, self.found_inf = [], []
+        self.step += 1
+        return norm
+
+
+def round_stochastically(values: Tensor, key: str) -> Tensor:
+    """Round float32 to bf16, up or down with the probability of its distance; `key` seeds it.
+
+    The expectation of the rounded value is the value.
+    """
+    digest = hashlib.sha256(key.encode()).digest()
+    source = torch.Generator(values.device).manual_seed(int.from_bytes(digest[:8]) >> 1)
+    bits = values.view(torch.int32)
+    noise = torch.empty_like(bits).random_(0, 1 << 16, generator=source)  # in the same layout
+    rounded = ((bits + noise) & -65536).view(torch.float32)
+    return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
