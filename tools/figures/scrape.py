@@ -20,7 +20,7 @@ def carousel() -> Sheet:
     sheet = Sheet(520)
     sheet.title("One post, three pictures, three files")
     sheet.box(20, 60, 860, 268)
-    for i, item in enumerate(demo_account.find(ScrapeConfig(), Run("demo")).items[:3]):
+    for i, item in enumerate(demo_account.list_items(ScrapeConfig(), Run("demo")).items[:3]):
         left = 50 + 290 * i
         sheet.picture(Image.open(io.BytesIO(item.load())), left + 5, 76, 210)
         sheet.write(WIDTH_PX / 2 + 22 * (i - 1), 306, "●", 22, BLUE if i == 0 else GREY, "center")
