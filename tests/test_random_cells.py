@@ -224,7 +224,7 @@ def test_what_another_run_was_offered_is_refused_and_nothing_is_written(workplac
     )
     with pytest.raises(RunError, match="is not there"):
         list_items(mine, Run("mine"))
-    with pytest.raises(RunError, match="was listed by other settings: run the cell that lists"):
+    with pytest.raises(RunError, match="was listed with other settings: run the cell that lists"):
         list(ingest(mine, Run("mine"), offered))
     with pytest.raises(RunError, match="the settings are of run 'demo'"):
         list(ingest(demo, Run("mine"), offered))
