@@ -662,9 +662,9 @@ def test_an_xformers_that_fails_in_its_own_way_is_told_and_is_no_error(
         ({"train_batch_size": 4}, "train_batch_size to 2 and gradient_accumulation_steps to 2"),
         (
             {"train_batch_size": 4, "aspect_ratio_buckets": True},
-            "gradient_accumulation_steps to 2, which changes what is learnt",
+            "gradient_accumulation_steps to 2, which changes what is learned",
         ),
-        ({"train_batch_size": 1, "method": "full"}, "adamw8bit', which changes what is learnt"),
+        ({"train_batch_size": 1, "method": "full"}, "adamw8bit', which changes what is learned"),
     ],
 )
 def test_what_to_change_goes_on_from_a_checkpoint_or_says_that_it_does_not(given, advice):

@@ -102,7 +102,7 @@ class Captured:
             self.failed = True
             self.recorded.clear()
             reason = str(error).strip().split("\n")[0]
-            log.warning("%s is not captured (%s): it goes on more slowly", self.name, reason)
+            log.warning("%s is not captured (%s): it continues, more slowly", self.name, reason)
         return not self.failed
 
 
