@@ -1,8 +1,9 @@
 """The data of training: cached latents and captions, their order, and the noise of each image.
 
 Everything is a function of the seed and a position, with no memory: position p is the p-th image that training sees,
-over all epochs and processes. So a resumed run needs one integer, and any number of processes or resumes sees the same
-images, noise and timesteps. torch's own samplers keep a state that would have to be saved and shared instead.
+over all epochs and processes. So a resumed run needs one integer, and any number of processes with the same effective
+batch (with buckets, the same micro-batch over all processes) sees the same images, noise and timesteps. torch's own
+samplers keep a state that would have to be saved and shared instead.
 """
 
 import hashlib
@@ -70,16 +71,19 @@ class TrainData:
         config: TrainConfig,
         accelerator: Accelerator,
     ) -> None:
-        """`null_embedding` is the empty caption (1, ...), shaped as one of `dataset.texts`."""
+        """`dataset` holds the artist's images and, with prior_share, samples of the base, which weigh the same.
+
+        `null_embedding` is the empty caption (1, ...), shaped as one of `dataset.texts`.
+        """
         self.dataset, self.null_embedding = dataset, null_embedding
         self.num_timesteps, self.config, self.accelerator = num_timesteps, config, accelerator
-        self.micro_batch = config.train_batch_size * accelerator.num_processes
-        self.order = BatchOrder(dataset.buckets(), self.micro_batch, config.seed)
+        self.images_per_micro_batch = config.train_batch_size * accelerator.num_processes
+        self.order = BatchOrder(dataset.buckets(), self.images_per_micro_batch, config.seed)
 
     @property
     def images_per_step(self) -> int:
-        """The effective batch: micro-batch x gradient accumulation x processes."""
-        return self.micro_batch * self.config.gradient_accumulation_steps
+        """The effective batch: train_batch_size x processes x gradient_accumulation_steps."""
+        return self.images_per_micro_batch * self.config.gradient_accumulation_steps
 
     def get_batch(self, step: int) -> Batch:
         """This process's micro-batches of optimizer step `step`, counted from 0."""
@@ -89,30 +93,26 @@ class TrainData:
     def names(self, step: int) -> list[list[str]]:
         """The images of each micro-batch of a step, over all processes."""
         count = self.config.gradient_accumulation_steps
-        numbers = range(step * count, (step + 1) * count)
-        return [[self.dataset.names[i] for i in self.order.batch(n)] for n in numbers]
+        batches = [self.order.batch(step * count + i) for i in range(count)]
+        return [[self.dataset.names[i] for i in batch] for batch in batches]
 
     def _micro_batch(self, number: int) -> tuple[Tensor, ...]:
         config, size = self.config, self.config.train_batch_size
         offset = self.accelerator.process_index * size
-        first = number * self.micro_batch + offset
+        first = number * self.images_per_micro_batch + offset
         positions = range(first, first + size)
         images = self.order.batch(number)[offset : offset + size]
         latents = torch.stack([self._latent(i, p) for i, p in zip(images, positions, strict=True)])
         # Sample noise and a random timestep for each image
-        noise, timesteps, chances = zip(
-            *(
-                sample_noise_and_timestep(p, latents.shape[1:], self.num_timesteps, config.seed)
-                for p in positions
-            ),
-            strict=True,
-        )
+        shape, timesteps = latents.shape[1:], self.num_timesteps
+        draws = [sample_noise_and_timestep(p, shape, timesteps, config.seed) for p in positions]
+        noise, timesteps, chances = zip(*draws, strict=True)
         texts = self.dataset.texts[images]
         # Drop some captions, for classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598)
-        cfg_drop_mask = torch.tensor(chances) < config.caption_dropout
-        texts = torch.where(
-            cfg_drop_mask.view(-1, *[1] * (texts.ndim - 1)), self.null_embedding, texts
+        cfg_drop_mask = (
+            torch.tensor(chances).view(-1, *[1] * (texts.ndim - 1)) < config.caption_dropout
         )
+        texts = torch.where(cfg_drop_mask, self.null_embedding, texts)
         noise = self._offset(torch.stack(noise), positions)
         tensors = (latents, texts, noise, torch.tensor(timesteps))
         device = self.accelerator.device
@@ -130,8 +130,8 @@ class TrainData:
         """Add noise offset (crosslabs.org, 2023), by which a model learns images that are dark or bright overall."""
         if self.config.noise_offset == 0:
             return noise
-        shape, seed = torch.Size((noise.shape[1], 1, 1)), self.config.seed + 1
-        offsets = [sample_noise_and_timestep(p, shape, 1, seed)[0] for p in positions]
+        sources = [generator(self.config.seed + 1, "draws", p) for p in positions]
+        offsets = [torch.randn(noise.shape[1], 1, 1, generator=source) for source in sources]
         return noise + self.config.noise_offset * torch.stack(offsets)
 
 
@@ -146,9 +146,9 @@ def _permutation(seed: int, epoch: int, count: int) -> list[int]:
     return torch.randperm(count, generator=generator(seed, "epoch", epoch)).tolist()
 
 
-def image_at(position: int, count: int, seed: int) -> int:
-    """The image at a position: every epoch is a new permutation of `count` images."""
-    epoch, place = divmod(position, count)
+def image_at(turn: int, count: int, seed: int) -> int:
+    """The image of a bucket's `turn`: every `count` turns are a new permutation of its `count` images."""
+    epoch, place = divmod(turn, count)
     return _permutation(seed, epoch, count)[place]
 
 
@@ -171,7 +171,7 @@ class BatchOrder:
     """The order of batches; all images of a batch come from one aspect-ratio bucket.
 
     The images of a bucket come in the order of image_at; what a bucket has left over at the end of an
-    epoch, always less than a batch, comes with the next. With one bucket, batch b is positions
+    epoch, always less than a batch, comes with the next. With one bucket, batch b is its turns
     b * size to (b + 1) * size.
     """
 
@@ -188,21 +188,22 @@ class BatchOrder:
             epoch += 1
         labels, place = self._bucket_of_batch(epoch), number - self._batches_before(epoch)
         bucket = self.buckets[labels[place]]
-        first = epoch * len(bucket) // self.size + labels[:place].count(labels[place])
-        positions = range(first * self.size, (first + 1) * self.size)
-        return [bucket[image_at(p, len(bucket), self.seed)] for p in positions]
+        first = self._whole_batches(bucket, epoch) + labels[:place].count(labels[place])
+        turns = range(first * self.size, (first + 1) * self.size)
+        return [bucket[image_at(turn, len(bucket), self.seed)] for turn in turns]
+
+    def _whole_batches(self, bucket: Sequence[int], epoch: int) -> int:
+        """How many whole batches a bucket has given before an epoch."""
+        return epoch * len(bucket) // self.size
 
     def _batches_before(self, epoch: int) -> int:
-        return sum(epoch * len(bucket) // self.size for bucket in self.buckets)
+        return sum(self._whole_batches(bucket, epoch) for bucket in self.buckets)
 
     def _shuffle_buckets(self, epoch: int) -> list[int]:
         """The bucket of each batch of an epoch."""
-        labels = [
-            label
-            for label, bucket in enumerate(self.buckets)
-            for _ in range(
-                (epoch + 1) * len(bucket) // self.size - epoch * len(bucket) // self.size
-            )
-        ]
-        shuffled = torch.randperm(len(labels), generator=generator(self.seed, "buckets", epoch))
-        return [labels[i] for i in shuffled]
+        labels = []
+        for label, bucket in enumerate(self.buckets):
+            count = self._whole_batches(bucket, epoch + 1) - self._whole_batches(bucket, epoch)
+            labels += [label] * count
+        order = torch.randperm(len(labels), generator=generator(self.seed, "buckets", epoch))
+        return [labels[i] for i in order]

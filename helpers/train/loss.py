@@ -57,7 +57,7 @@ def forward_backward(
     snr_gamma: float,
     *batch: Tensor,
 ) -> Tensor:
-    """Forward and backward pass of a micro-batch; its gradients are added to those of the others.
+    """Run the forward and backward pass of a micro-batch, adding to the gradients of the micro-batches before.
 
     batch    latents, texts, noise and timesteps, as `diffusion_loss` takes them
     returns  the unweighted loss of each image, (B,) float32
@@ -65,6 +65,7 @@ def forward_backward(
     """
     with accelerator.autocast():
         losses = diffusion_loss(unet, noise_scheduler, *batch)
-    weights = snr_weights(noise_scheduler, batch[-1], snr_gamma)
+    weights = snr_weights(noise_scheduler, batch[-1], snr_gamma)  # of its timesteps
+    # accelerate divides by gradient_accumulation_steps, and averages over processes
     accelerator.backward((losses * weights).mean())
     return losses.detach()

@@ -1,7 +1,4 @@
-"""The optimizer step: AdamW in 32 or 8 bits, clipping, skipped NaN gradients, the weights' moving average.
-
-`TrainState` is all that a step changes.
-"""
+"""The optimizer step: AdamW, clipping, skipped NaN gradients, EMA; and `TrainState`, all that a step changes."""
 
 import math
 from collections.abc import Iterator
@@ -71,7 +68,7 @@ def clip_and_step(accelerator: Accelerator, state: TrainState, max_grad_norm: fl
     Fused AdamW clips and skips inside its kernel, without a GPU sync, by the attributes that GradScaler sets on it.
     With fp16's scaler accelerate's optimizer checks for NaN and inf itself.
     """
-    if state.in_backward:
+    if state.in_backward:  # every weight was clipped and stepped during backward, by in_backward.py
         return state.in_backward.end_step()
     optimizer, weights = state.optimizer, state.weights.values()
     inner, max_grad_norm = optimizer.optimizer, max_grad_norm or math.inf

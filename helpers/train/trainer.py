@@ -44,9 +44,9 @@ class Step:
 
     step: int
     loss: float
-    learning_rate: float
+    learning_rate: float  # after the step, which is the next one's
     images_per_s: float
-    skipped: int = 0  # steps so far whose loss or gradient was NaN or inf
+    skipped: int = 0  # steps so far whose loss or gradient was NaN or inf; they count as steps
     held_out_loss: float | None = None  # the validation loss
     probe_loss: float | None = None  # the same measure on training images
 
@@ -185,12 +185,13 @@ def optimizer_step(training: Training, state: TrainState, batch: Batch) -> tuple
             losses.append(training.forward_backward(*micro_batch))
             if accelerator.sync_gradients:
                 grad_norm = clip_and_step(accelerator, state, training.config.max_grad_norm)
-            # a captured step adds to the same gradient buffers every time
-            state.optimizer.zero_grad(set_to_none=not training.device.captures)
+                # a captured step adds to the same gradient buffers every time
+                state.optimizer.zero_grad(set_to_none=not training.device.captures)
     state.lr_scheduler.step()
     state.step += 1
     if state.ema:
         state.ema.update(state.step)
+    # (images, micro-batches) of each process, gathered on dim 0
     return accelerator.gather(torch.stack(losses, dim=1)).T, grad_norm
 
 
@@ -202,12 +203,11 @@ def _nonfinite_images(training: Training, state: TrainState, losses: Tensor) -> 
 
 
 def _divergence(training: Training, state: TrainState) -> str:
-    names = sorted(set().union(*state.nonfinite_steps))
-    images = f", with {', '.join(names[:8])}" if names else ""
+    names, last_good = set().union(*state.nonfinite_steps), checkpoint.latest_step(training.run)
+    images = f", with {', '.join(sorted(names)[:8])}" if names else ""
     return (
         f"loss was NaN or inf for {MAX_NONFINITE_STEPS} consecutive steps (last: step {state.step}{images}): lower "
-        "learning_rate, or leave those images out; "
-        f"the last good checkpoint is step {checkpoint.latest_step(training.run)}"
+        f"learning_rate, or leave those images out; the last good checkpoint is step {last_good}"
     )
 
 
@@ -285,7 +285,6 @@ def _stop(training: Training, state: TrainState, sync: Sync, number: int) -> NoR
         _save(training, state, sync)
     training.accelerator.wait_for_everyone()
     raise Stopped(
-        f"stopped after step {state.step} of {training.config.max_steps}, which is kept: "
-        "run 04_train again to go on",
+        f"stopped after step {state.step} of {training.config.max_steps}, which is kept: run 04_train again to go on",
         number,
     )
