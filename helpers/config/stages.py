@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any, TypeVar
 
 from helpers.config.choices import CAPTIONERS, SOURCES
-from helpers.config.fields import Checked, choice, lines, number, plain, refuse_secrets
+from helpers.config.fields import Checked, choice, lines, names_like, number, plain, refuse_secrets
 from helpers.config.presets import PRESETS
 from helpers.core.errors import RunError
 
@@ -320,7 +320,7 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
     for name in more or {}:
         if name not in known:
             raise RunError(
-                f"more has {name!r}, which {kind.__name__} does not know: it knows {', '.join(sorted(known))}"
+                f"more has {name!r}, which {kind.__name__} does not know: {names_like(name, known)}"
             )
     given = {name: value for name, value in (values | (more or {})).items() if value is not None}
     if kind is TrainConfig:
