@@ -138,7 +138,9 @@ def judge(
         np.stack([palettes[n] for n in rest["file_name"]]), rest["shortcode"].to_numpy(str)
     )
     images["oddness"] = pd.Series(odd, rest.index)
-    reason = "it is " + _shown(images["oddness"]) + " spreads from the other posts' pictures"
+    reason = (
+        "its colours are " + _shown(images["oddness"]) + " spreads from the other posts' pictures"
+    )
     reason += f", above max_oddness {config.max_oddness:g}"
     _mark(images, (images["oddness"] > config.max_oddness) & may_go, "odd one out", reason)
 
