@@ -315,6 +315,8 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
 
     Raises RunError for an unknown name, or a value out of its bounds.
     """
+    if not isinstance(more or {}, dict):
+        raise RunError("more is no dict: write it as in more = {'save_every_steps': 5}")
     refuse_secrets(values | (more or {}))
     known = {f.name for f in fields(kind)}
     for name in more or {}:
