@@ -18,6 +18,7 @@ from nbclient.exceptions import DeadKernelError
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from helpers.config import CONFIGS, configure, from_text, refuse_secrets
+from helpers.config.fields import names_like
 from helpers.core.errors import OURS, RunError, Stopped
 from helpers.core.files import on_disk, write_text
 from helpers.core.process import run_command
@@ -66,13 +67,12 @@ def plan_parameters(
     known = {stage: parameters_of(stage) for stage in STAGES}
     for name in given:
         if not any(name in names for names in known.values()):
-            every = sorted({name for names in known.values() for name in names})
-            raise RunError(
-                f"no notebook knows the parameter {name!r}; they know {', '.join(every)}"
-            )
+            every = {name for names in known.values() for name in names}
+            raise RunError(f"no notebook knows the parameter {name!r}: {names_like(name, every)}")
         if not any(name in known[stage] for stage in stages):
+            theirs = " and ".join(notebook_name(s) for s in STAGES if name in known[s])
             raise RunError(
-                f"parameter {name!r} belongs to a notebook that would not run: leave it out"
+                f"parameter {name!r} belongs to a notebook that would not run ({theirs}): leave it out"
             )
     more = _more(given.pop("more", "{}"), stages)
     planned = {}

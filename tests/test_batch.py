@@ -21,10 +21,11 @@ def batch(*arguments):
     ("arguments", "words"),
     [
         (("x", "-p", "nonsense", 1), "no notebook knows the parameter 'nonsense'"),
+        (("x", "-p", "max_step", 5), "parameter 'max_step': did you mean max_steps"),
         (("x", "-p", "max_steps", 0), "max_steps is 0: give a number from 1"),
         (("x", "-p", "max_steps", "soon"), "max_steps is 'soon'"),
         (("x", "-p", "more", "{'no_such_field': 1}"), "more has 'no_such_field'"),
-        (("x", "--only", "01", "-p", "max_steps", 5), "belongs to a notebook that would not run"),
+        (("x", "--only", "01", "-p", "max_steps", 5), "would not run (04_train): leave it out"),
         (("x", "--from", "07"), "there is no notebook '07'"),
         (("x", "--preset", "tpu"), "preset is 'tpu': choose one of demo"),
         (("../x",), "run is '../x'"),

@@ -65,6 +65,21 @@ def make_run(count: int, name: str, first: int = 0) -> Run:
     return run
 
 
+def test_a_cell_that_runs_before_those_above_it_says_so_in_a_line(workplace):
+    fault = "import helpers.core.text as t; exec('def f(): return missing', vars(t)); t.f()"
+    sources = [cells_of("scrape")[0], "print(offered)", fault]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    resources = {"metadata": {"path": str(workplace)}}
+    NotebookClient(
+        notebook, kernel_name="python3", allow_errors=True, resources=resources
+    ).execute()
+    early, ours = (cell.outputs[-1] for cell in notebook.cells[1:])
+    assert (early.ename, early.evalue) == ("NameError", "name 'offered' is not defined")
+    assert len(early.traceback) == 1 and "run the cells above first" in early.traceback[0]
+    assert ours.evalue == "name 'missing' is not defined" and len(ours.traceback) > 1
+    assert "run the cells above" not in "".join(ours.traceback)
+
+
 # 02
 
 

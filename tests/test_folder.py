@@ -264,10 +264,11 @@ def test_a_name_that_is_no_text_comes_in_and_is_told_apart(workplace, tmp_path):
         ("drawing 02.png", "is a file: give the path of its folder"),
         ("mine.zip", "is a ZIP: unpack it, or set source to 'export' if it is Instagram's"),
         ("nothing", "is not there: give the path of a folder with your images"),
+        ("nothing ", "begins or ends with a space or a quotation mark: take it off"),
     ],
 )
 def test_a_path_that_is_no_folder_says_what_it_is(workplace, tmp_path, name, words):
-    if name != "nothing":
+    if name.strip() != "nothing":
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(RunError) as caught:
         scrape(tmp_path / name)

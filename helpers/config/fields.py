@@ -1,8 +1,10 @@
 """The fields of a stage's settings: bounds, checks, and parsing of values from a command line."""
 
 import ast
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import MISSING, Field, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from helpers.core.errors import RunError
@@ -71,13 +73,19 @@ def refuse_secrets(given: dict[str, Any]) -> None:
             )
 
 
+def names_like(name: str, known: Iterable[str]) -> str:
+    """What to write in place of an unknown name: those most like it, or else all that there are."""
+    known = sorted(known)
+    if alike := get_close_matches(str(name), known):
+        return f"did you mean {' or '.join(alike)}?"
+    return f"there are {', '.join(known)}"
+
+
 def from_text(kind: type, name: str, text: str) -> Any:
     """Parse a value from a command line in the type of the field `name`. Raises RunError if it is not one."""
     known = {f.name: f for f in fields(kind)}
     if name not in known:
-        raise RunError(
-            f"{kind.__name__} does not know {name!r}: it knows {', '.join(sorted(known))}"
-        )
+        raise RunError(f"{kind.__name__} does not know {name!r}: {names_like(name, known)}")
     wanted = _default_type(known[name])
     if known[name].metadata.get("lines"):
         with suppress(ValueError, TypeError, SyntaxError):  # a text that is not a list stays a text

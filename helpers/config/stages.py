@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any, TypeVar
 
 from helpers.config.choices import CAPTIONERS, SOURCES
-from helpers.config.fields import Checked, choice, lines, number, plain, refuse_secrets
+from helpers.config.fields import Checked, choice, lines, names_like, number, plain, refuse_secrets
 from helpers.config.presets import PRESETS
 from helpers.core.errors import RunError
 
@@ -315,12 +315,14 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
 
     Raises RunError for an unknown name, or a value out of its bounds.
     """
+    if not isinstance(more or {}, dict):
+        raise RunError("more is no dict: write it as in more = {'save_every_steps': 5}")
     refuse_secrets(values | (more or {}))
     known = {f.name for f in fields(kind)}
     for name in more or {}:
         if name not in known:
             raise RunError(
-                f"more has {name!r}, which {kind.__name__} does not know: it knows {', '.join(sorted(known))}"
+                f"more has {name!r}, which {kind.__name__} does not know: {names_like(name, known)}"
             )
     given = {name: value for name, value in (values | (more or {})).items() if value is not None}
     if kind is TrainConfig:

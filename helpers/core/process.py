@@ -3,7 +3,10 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
+from typing import Any
 
 from helpers.core.errors import RunError, Stopped
 from helpers.core.redact import install
@@ -35,6 +38,24 @@ def prepare_process() -> None:
     for logger in KNOWN:
         logging.getLogger(logger).addFilter(_is_news)  # the same filter is added once
     install()
+    _explain_missing_names()
+
+
+def _explain_missing_names() -> None:
+    """In a notebook, show a line for a name that no cell has given yet, in place of a traceback."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        shell.set_custom_exc((NameError,), _show_name_error)
+
+
+def _show_name_error(
+    shell: Any, kind: type, error: NameError, trace: TracebackType, tb_offset: int | None = None
+) -> None:
+    *_, (frame, _) = traceback.walk_tb(trace)
+    if frame.f_globals is shell.user_ns:  # in a module it is a fault of ours
+        line = f"{kind.__name__}: {error}: run the cells above first, in their order; a text of yours wants quotes"
+        error._render_traceback_ = lambda: [line]
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

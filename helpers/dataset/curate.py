@@ -133,7 +133,11 @@ def judge(
         np.stack([palettes[n] for n in rest["file_name"]]), rest["shortcode"].to_numpy(str)
     )
     images["outlier_score"] = pd.Series(scores, rest.index)
-    reason = "it is " + _format(images["outlier_score"]) + " spreads from the other posts' pictures"
+    reason = (
+        "its colours are "
+        + _format(images["outlier_score"])
+        + " spreads from the other posts' pictures"
+    )
     reason += f", above max_oddness {config.max_oddness:g}"
     is_outlier = images["outlier_score"] > config.max_oddness
     _mark(images, is_outlier & can_exclude, "odd one out", reason)

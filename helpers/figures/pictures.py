@@ -148,6 +148,7 @@ def loss_curves(log: Sequence[dict[str, float]]) -> Image.Image:
         if points := _points(log, name):
             axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=label)
     axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     if log:

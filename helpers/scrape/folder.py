@@ -75,6 +75,8 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
 
 
 def _explain_missing(path: Path) -> str:
+    if str(path) != str(path).strip(" '\""):
+        return f"folder {str(path)!r} begins or ends with a space or a quotation mark: take it off"
     if path.is_file() and path.suffix.lower() == ".zip":
         return f"folder {path} is a ZIP: unpack it, or set source to 'export' if it is Instagram's"
     if path.is_file():

@@ -74,7 +74,7 @@ class ResourceEstimate:
 
 
 def _format_hours(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} min"
+    return f"{hours:.1f} hours" if hours >= 1 else f"{max(60 * hours, 1):.0f} min"
 
 
 def _format_size(gb: float) -> str:

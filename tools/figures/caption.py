@@ -84,10 +84,11 @@ def cost() -> Sheet:
                 sheet.write(x + width / 2, y, f"{share:.0%}", 24, ink, "center")
             x += width
     x = 20.0
-    for name, words in zip(parts, ("style guide, cached", "your picture", "caption"), strict=True):
+    named = ("style guide, kept by Claude", "your picture", "caption")
+    for name, words in zip(parts, named, strict=True):
         sheet.write(x, 276, "■", 26, colours[name])
         sheet.write(x + 30, 276, words, 23)
-        x += 90 + 13.5 * len(words)
+        x += 80 + 12.6 * len(words)
     for x, words in (
         (20, "now: answers in minutes,\nfull price"),
         (460, "batch: answers within a day,\nhalf the price"),

@@ -97,7 +97,7 @@ def line() -> Sheet:
     gain = style_gain(*places)
     low, high = places[0].mean(), places[2].mean()
     sheet = Sheet(500)
-    sheet.title(f"Style gain {gain.value:.2f}: how far the style has moved")
+    sheet.title(f"The demo as it comes: style gain {gain.value:.2f} of 1")
     names = ("base model", "tuned model", "held-out art")
     for name, place, image, colour, above in zip(
         names, places, (base[0], tuned[0], art[0]), (GREY, BLUE, GREEN), (0, 1, 0), strict=True
