@@ -44,7 +44,7 @@ SHORTCODE_INDEX = re.compile(r"([A-Za-z0-9_-]{3,64})_(\d{1,2})", re.ASCII)
 
 @dataclass
 class CaptionFiles:
-    """The result of read_captions: the caption of each image, and which files are texts, masks or other non-art."""
+    """The result of read_captions: the caption of each image, and the files that are not art."""
 
     captions: dict[Path, str]  # by image, on one line
     non_images: set[Path]  # texts, and images that are not art
@@ -68,7 +68,7 @@ def read_captions(root: Path, files: Sequence[Path], choice: str = "first") -> C
 
 
 def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
-    """Return the caption that `choice` selects from `sources` (suffix or column: captions), or None if none matches."""
+    """Return the caption that `choice` selects from `sources`, an image's captions by suffix or column, or None."""
     if choice not in POSITIONS:
         found = sources.get(choice) or []
         return found[0] if found else None
@@ -122,7 +122,10 @@ class _ImageIndex:
                 self.posts[path.parent, fold(match[1])].append(path)
 
     def find_in_folder(self, folder: Path, name: str) -> list[Path]:
-        """Return the images in `folder` with this file name or stem, ignoring case if all matches have one stem."""
+        """Return the images in `folder` with this file name or stem, in any case, or [] if several stems match.
+
+        An exact match comes first.
+        """
         if exact := self.by_name.get((folder, name)):
             return exact
         found = self.by_folded_name.get((folder, fold(name)), [])
@@ -312,7 +315,7 @@ class _Reader:
             )
 
     def _parse_list(self, path: Path, find: Finder) -> tuple[list[Record], str] | None:
-        """Return a list file's rows and its column of image names, or None if it is unreadable or names no image."""
+        """Return a list file's rows and image-name column, or None if the file is unreadable or names no image."""
         try:
             if path.suffix.lower() != ".parquet":
                 texts = self._read_texts([path], MAX_LIST_BYTES)
@@ -324,7 +327,7 @@ class _Reader:
         return None
 
     def _may_read(self, path: Path, max_bytes: int) -> bool:
-        """Return whether a file has at most `max_bytes` and is not a link to outside the folder."""
+        """Return whether a file has at most `max_bytes` bytes and is no link to outside the folder."""
         return is_inside(path, self.root) and path.stat().st_size <= max_bytes
 
     def _read_texts(

@@ -37,7 +37,7 @@ Finder = Callable[[str], list[Path]]  # the images that a name refers to; none i
 
 
 def rank(column: str) -> int | None:
-    """Return the precedence of a column as a source of captions, 0 the highest, or None if its name suggests none."""
+    """Return a column's precedence as a source of captions, 0 the highest, or None if its name suggests no captions."""
     name = column.strip().lower()
     if name in COLUMNS:
         return COLUMNS.index(name)
@@ -52,7 +52,7 @@ def captions_in(value: Any) -> list[str]:
 
 
 def read_records(path: Path, text: str, find_images: Finder) -> tuple[list[Record], str] | None:
-    """Return the rows and the column of image names of a CSV, JSON or JSON lines text, or None without such a column."""
+    """Return the rows and the image-name column of a CSV, JSON or JSON lines text, or None without such a column."""
     match path.suffix.lower():
         case ".json":
             records = _records_from_json(_parse_json(text), find_images)
@@ -68,7 +68,7 @@ def read_records(path: Path, text: str, find_images: Finder) -> tuple[list[Recor
 
 
 def read_parquet(path: Path, find_images: Finder) -> tuple[list[Record], str] | None:
-    """Return the rows and the column of image names of a Parquet file, or None without such a column.
+    """Return the rows and the image-name column of a Parquet file, or None without such a column.
 
     Only columns of strings and of lists of strings are read.
     """
@@ -123,7 +123,7 @@ def _are_records(value: Any) -> bool:
 
 
 def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | None:
-    """Return the column that names the most images, a file name counting twice a stem, or None if no column does."""
+    """Return the column that names the most images (file names count double), or None if no column names any."""
     scores: dict[str, int] = {}
     for record in records:
         for name, value in record.items():
@@ -135,9 +135,9 @@ def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | N
 def _records_from_text(
     text: str, find_images: Finder, *, must_match_half: bool
 ) -> tuple[list[Record], str] | None:
-    """Return the rows and the column of image names of a CSV with a header or of "name, caption" lines, or None.
+    """Return the rows and the image-name column of a CSV with header or of "name, caption" lines, or None for other text.
 
-    With `must_match_half`, a CSV with a header must name an image in at least half of its rows.
+    With `must_match_half`, a CSV with header must name an image in at least half of its rows.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if pairs := _name_caption_pairs(lines, find_images):

@@ -1,4 +1,4 @@
-"""Write each valid image of a source into the run, and a row on its origin into posts.jsonl."""
+"""Write each valid image of a source into the run, with a row in posts.jsonl on where the image came from."""
 
 import hashlib
 import time
@@ -78,7 +78,7 @@ def list_items(config: ScrapeConfig, run: Run) -> Source:
 def _refuse_another_source(
     config: ScrapeConfig, run: Run, names: tuple[str, ...], listing: Listing | None = None
 ) -> None:
-    """Raise RunError if a setting in `names` differs from the run's saved setting, unless its folder was only moved.
+    """Raise RunError if a setting in `names` differs from the run's saved setting, except for a folder that was moved.
 
     A moved folder is recognised by the sizes of its files.
     """

@@ -35,7 +35,7 @@ def find_non_art(root: Path, images: Sequence[Path]) -> NonArt:
 
 
 def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Return masks: beside an image and named as OneTrainer names masks, or at an image's path in a folder of masks."""
+    """Return the masks: files named like OneTrainer's masks, and files in a mask folder at the path of an image."""
     stems = {(path.parent, path.stem) for path in images}
     image_keys, mask_keys = set(), {}
     for path in images:
@@ -54,7 +54,7 @@ def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
 
 
 def _find_regularisation(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the images in kohya's regularisation folders (reg/1_class/), or [] if no other folder is kohya's."""
+    """Return the images in kohya's regularisation folders (reg/1_class/), or [] without training folders (10_name/)."""
     in_kohya = [path for path in images if KOHYA.fullmatch(path.parent.name)]
     found = [
         path

@@ -27,7 +27,7 @@ MAX_FAILED_DOWNLOADS = 12  # in a row: then the cause is not the images
 
 
 def list_items(config: ScrapeConfig, run: Run) -> Source:
-    """Return a source of an account's posts, or of the posts requested, which are listed while downloading.
+    """Return a source that lists the posts of an account, or the posts requested, while they are downloaded.
 
     Raises RunError if the run holds another account's posts, or the cookies are unusable.
     """
