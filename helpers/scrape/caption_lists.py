@@ -135,7 +135,7 @@ def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | N
 def _records_from_text(
     text: str, find_images: Finder, *, must_match_half: bool
 ) -> tuple[list[Record], str] | None:
-    """Return the rows and the image-name column of a CSV with header or of "name, caption" lines, or None for other text.
+    """Return the rows and the image-name column of a CSV with header or of "name, caption" lines, or None if neither.
 
     With `must_match_half`, a CSV with header must name an image in at least half of its rows.
     """
