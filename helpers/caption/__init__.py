@@ -1,1 +1,1 @@
-"""02: a caption for every image."""
+"""Notebook 02: give every image a caption."""

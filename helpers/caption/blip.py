@@ -1,4 +1,4 @@
-"""Captioner: a local image-to-text model from the Hub, such as BLIP; needs no key and costs nothing.
+"""Captioner: an image-to-text model from the Hub that runs locally, such as BLIP, without a key or cost.
 
 The only module of notebooks 01 to 03 that loads torch, and only if it is chosen.
 """
@@ -20,7 +20,10 @@ BEAMS = 3
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption images, saving each row before it is yielded. Raises RunError if the model cannot be loaded."""
+    """Caption each image with the model, appending the row to captions.jsonl before yielding it.
+
+    Raises RunError if the model cannot be loaded.
+    """
     processor, model = load(config.blip_model)
     for post in posts:
         row = _caption(config, run, post, processor, model)
@@ -29,7 +32,10 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 
 def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
-    """Load the model and its processor, onto the GPU if there is one. Raises RunError for any other kind of model."""
+    """Return the processor and the model, the model on the GPU if there is one.
+
+    Raises RunError if `name` is not an image-to-text model.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     advice = "give the hub id or the folder of an image-to-text model such as Salesforce/blip-image-captioning-large"
     with open_model("blip_model", name, advice) as folder:
@@ -61,7 +67,7 @@ def _caption(
 def describe(
     image: Image.Image, processor: AutoProcessor, model: AutoModelForImageTextToText
 ) -> str:
-    """Generate a caption by beam search, which is deterministic."""
+    """Return the caption that the model generates for an image by beam search, which is deterministic."""
     inputs = processor(images=image, return_tensors="pt").to(model.device)
     tokens = model.generate(**inputs, max_new_tokens=MAX_TOKENS, num_beams=BEAMS, do_sample=False)
     return " ".join(processor.batch_decode(tokens, skip_special_tokens=True)[0].split())

@@ -32,7 +32,7 @@ LETTERING = re.compile(
 def find_problems(
     config: CaptionConfig, run: Run, rows: Iterable[Caption]
 ) -> dict[str, list[Caption]]:
-    """Group captions by problem."""
+    """Return a dict of problem name to the captions that have the problem."""
     rows = list(rows)
     usable = [row for row in rows if row.is_usable]
     same = Counter(_plain(row.caption) for row in usable)
@@ -64,7 +64,7 @@ def _plain(text: str) -> str:
 
 
 def suffix_of(config: CaptionConfig, run: Run) -> str:
-    """Return the suffix of the dataset's captions: 02's setting, else 03's."""
+    """Return the suffix that 03 appends to every caption: as set in 02, else as set in 03."""
     if config.suffix:
         return config.suffix
     kept = run.config("dataset")
@@ -72,13 +72,13 @@ def suffix_of(config: CaptionConfig, run: Run) -> str:
 
 
 def style_words(suffix: str) -> list[str]:
-    """Return words that name the style: those of the suffix, and names of media."""
+    """Return words that name the style: the words of the suffix, and names of art media."""
     own = [word for word in re.findall(r"[\w'-]+", suffix.lower()) if word not in SMALL_WORDS]
     return list(dict.fromkeys(own + split_words(MEDIA)))
 
 
 def words_in(text: str, words: Iterable[str]) -> list[str]:
-    """Return those of `words` in a text, singular or plural, in any case."""
+    """Return the `words` that occur in `text`, as singular or plural and in any letter case."""
     return [
         word
         for word in words
@@ -87,5 +87,5 @@ def words_in(text: str, words: Iterable[str]) -> list[str]:
 
 
 def is_incomplete(text: str) -> bool:
-    """Whether a caption is cut off, or has fewer than three words."""
+    """Return whether a caption has fewer than three words or ends as if cut off."""
     return len(text.split()) < 3 or bool(CUT_OFF.search(text.strip()))

@@ -1,4 +1,4 @@
-"""captions.jsonl: a row appended per image; the last row of a file name counts."""
+"""Caption the images of a run, and save each caption in captions.jsonl, where the last row of an image counts."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,12 +27,12 @@ MIRROR_EVERY = 100  # captions, the most that a lost Colab machine costs
 
 
 def load_captioner(config: CaptionConfig) -> ModuleType:
-    """Import the chosen captioner's module."""
+    """Import and return the module of the captioner in the settings."""
     return import_module(CAPTIONERS[config.captioner].module)
 
 
 def pending(config: CaptionConfig, run: Run) -> list[Post]:
-    """Return the images that need a caption: those without a usable one, and those whose .txt has changed.
+    """Return the posts whose image has no usable caption, or whose .txt was changed after the caption was read from it.
 
     With `recaption`, also those with stale captions. A refused image is not retried until another captioner or model
     is chosen. Raises RunError if 01 has not run.
@@ -61,9 +61,9 @@ def _needs_caption(config: CaptionConfig, run: Run, post: Post, caption: Caption
 
 
 def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[Post]:
-    """Return those of `posts` that still need a caption.
+    """Return the posts among `posts` that still need a caption.
 
-    Raises RunError if they belong to another run, or were replaced since.
+    Raises RunError if a post is of another run, or its image was replaced since.
     """
     wanted = {post.file_name for post in pending(config, run)}
     known = latest(read_rows(run.posts, Post))
@@ -77,9 +77,10 @@ def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[P
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption those of `posts` that need it, saving each row at once, so a rerun captions only what is missing.
+    """Caption the images of `posts` that still need a caption, saving each row before it is yielded.
 
-    A stale caption stays until there is a new one. Raises RunError for images of another run.
+    A rerun captions only what is missing. A stale caption stays until there is a new one. Raises RunError for images of
+    another run.
     """
     posts = _still_pending(config, run, posts)
     run.write_config("caption", config)
@@ -93,7 +94,10 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 
 def _restore_caption(run: Run, before: Caption | None, row: Caption) -> None:
-    """Restore the previous caption if the new row has none; batches restore their own."""
+    """Append the previous caption again if the new row must not replace it.
+
+    A batch restores captions itself, and a deleted or empty .txt is intended.
+    """
     words = None if row.request else restored_caption(before, row)
     is_from_text = row.captioner == "sidecar" and before and before.captioner == "sidecar"
     if words and not is_from_text:  # a deleted or empty .txt is intended
@@ -101,7 +105,7 @@ def _restore_caption(run: Run, before: Caption | None, row: Caption) -> None:
 
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
-    """Estimate the cost of captioning these images, in a few lines, before anything is spent."""
+    """Return an estimate of what captioning `posts` costs, in a few lines."""
     posts = _still_pending(config, run, posts)
     if posts and (ask := getattr(load_captioner(config), "price", None)):
         return ask(config, run, posts)
@@ -109,7 +113,7 @@ def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
 
 
 def dry_run(config: CaptionConfig, run: Run, posts: list[Post], count: int = 3) -> list[Caption]:
-    """Caption the first images, to be reviewed before paying for the others."""
+    """Caption the first `count` of `posts` and return their rows, for review before paying for the others."""
     run.check_settings(config)
     first = posts[:count]
     for _ in caption_images(replace(config, mode="now"), run, first):
@@ -119,7 +123,7 @@ def dry_run(config: CaptionConfig, run: Run, posts: list[Post], count: int = 3) 
 
 
 def ask_again(config: CaptionConfig, run: Run, post: Post) -> Caption:
-    """Caption one image again; the new row replaces the old one unless it has no caption."""
+    """Caption one image again and return the new row; if there is no new caption, the previous one is restored."""
     run.check_settings(config)
     before = latest(read_rows(run.captions, Caption)).get(post.file_name)
     *_, row = load_captioner(config).caption_images(replace(config, mode="now"), run, [post])
@@ -129,7 +133,7 @@ def ask_again(config: CaptionConfig, run: Run, post: Post) -> Caption:
 
 
 def edit(run: Run, row: Caption, words: str) -> Caption:
-    """Append a row with a person's caption, or their acceptance of the present one."""
+    """Append and return a row with the caption that a person wrote, or accepted without a change."""
     words = " ".join(words.split())
     if not words:
         raise RunError(f"the caption of {row.file_name} is empty: write what the image shows")
@@ -140,13 +144,13 @@ def edit(run: Run, row: Caption, words: str) -> Caption:
 
 
 def problems(config: CaptionConfig, run: Run) -> dict[str, list[Caption]]:
-    """Return captions to review, by problem."""
+    """Return a dict of problem name to the run's captions that have the problem."""
     run.check_settings(config)
     return find_problems(config, run, latest(read_rows(run.captions, Caption)).values())
 
 
 def verify_captions(run: Run) -> str:
-    """Check captions.jsonl; say how many images have a caption, how many have none, and the cost.
+    """Check captions.jsonl; return a line with the number of captions, the number of images without one, and the cost.
 
     Raises RunError if a row's image is unknown, or no image has a caption.
     """

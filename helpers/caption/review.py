@@ -1,4 +1,4 @@
-"""The table to review and edit captions, for ipywidgets 7.7 (Colab's) and 8.
+"""A table in the notebook to review and edit captions, for ipywidgets 7.7 (Colab's) and 8.
 
 An edit is appended as a new row; nothing is overwritten. By keyboard: Tab moves between fields, Enter saves the text,
 Space presses the focused button.
@@ -30,7 +30,10 @@ EVERY, TO_READ = "all captions", "all that want a look"
 
 
 def review(config: CaptionConfig, run: Run) -> "ReviewTable | None":
-    """Show the table if `review` is set and the notebook is interactive; else print what it would have shown."""
+    """Show the review table if `config.review` is set and a person runs the notebook, else print what it would show.
+
+    Returns the table, or None if it is not shown.
+    """
     run.check_settings(config)
     table = ReviewTable(config, run)
     if config.review and is_interactive():
@@ -44,14 +47,14 @@ def review(config: CaptionConfig, run: Run) -> "ReviewTable | None":
 
 
 def is_interactive() -> bool:
-    """Whether a person runs this cell: a front end allows input requests, papermill does not."""
+    """Return whether a person runs this cell: a front end allows input requests, papermill does not."""
     kernel = getattr(get_ipython(), "kernel", None)
     request = kernel.get_parent("shell") if kernel else {}
     return bool(request.get("content", {}).get("allow_stdin"))
 
 
 class Line(NamedTuple):
-    """The widgets of a row that change."""
+    """The file name of a table row, and the widgets in the row whose content changes."""
 
     name: str
     note: widgets.HTML
@@ -59,7 +62,7 @@ class Line(NamedTuple):
 
 
 class ReviewTable:
-    """A row per image, with its caption and problems. `view` is the widget to show."""
+    """A paged table of images, each with its problems and its caption to edit. `view` is the widget to show."""
 
     def __init__(self, config: CaptionConfig, run: Run) -> None:
         self.config, self.run = config, run
@@ -89,7 +92,10 @@ class ReviewTable:
         self._list()
 
     def names(self, shown: str) -> list[str]:
-        """Return the file names of a filter choice, without captions that a person accepted or edited."""
+        """Return the file names of the captions that the filter choice `shown` selects.
+
+        Under a problem, captions that a person accepted or edited are left out, unless they are too long.
+        """
         if shown == EVERY:
             return list(self.rows)
         if shown == TO_READ:
@@ -102,7 +108,7 @@ class ReviewTable:
         return [TO_READ, *kinds, EVERY] if kinds else [EVERY]
 
     def _reload(self) -> None:
-        """Read captions.jsonl again."""
+        """Read captions.jsonl again, and find the problems in its captions."""
         self.rows = latest(read_rows(self.run.captions, Caption))
         self.found = {
             what: [
@@ -112,7 +118,10 @@ class ReviewTable:
         }
 
     def _list(self) -> None:
-        """List the filter's captions; later edits do not move them, so no page is skipped."""
+        """List the captions that the filter selects, and show the first page.
+
+        Later edits do not change the list, so no page is skipped.
+        """
         self.listed = self.names(self.filter.value)
         self._turn_to(0)
 
@@ -125,7 +134,7 @@ class ReviewTable:
         self.table.children = tuple(self._row(self.rows[name]) for name in shown)
 
     def _count(self) -> None:
-        """Show the number of captions in the filter, and the page."""
+        """Show how many captions the filter selects, and the page number."""
         pages = max(1, -(-len(self.listed) // ROWS_PER_PAGE))
         count = len(self.names(self.filter.value))
         self.where.value = f"{count} captions, page {self.page + 1} of {pages}"
@@ -156,7 +165,7 @@ class ReviewTable:
         )
 
     def _note(self, row: Caption) -> str:
-        """The line above a caption: file, status and problems, escaped."""
+        """Return the HTML line above a caption: file name, status, captioner and problems."""
         parts = [
             f"<b>{html.escape(row.file_name)}</b>",
             html.escape(f"{row.status}, {row.captioner}"),
@@ -175,7 +184,7 @@ class ReviewTable:
             self._save(line)
 
     def _save(self, line: Line) -> None:
-        """Save an edit, or the acceptance of the present caption."""
+        """Save the caption in the text field, whether a person edited or accepted it."""
         try:
             edit(self.run, self.rows[line.name], line.words.value)
             self._refresh(line, "kept")
@@ -183,7 +192,7 @@ class ReviewTable:
             self._show_message(str(error))
 
     def _ask(self, line: Line, button: widgets.Button) -> None:
-        """Caption the image again; the new caption replaces the old one."""
+        """Caption the image of a table row again, and show the new caption."""
         button.disabled = True
         try:
             row = ask_again(self.config, self.run, self.posts[line.name])
@@ -205,7 +214,7 @@ class ReviewTable:
         )
 
     def _update_filter(self) -> None:
-        """Update the filter's choices, and keep the present one."""
+        """Update the choices of the filter, with the present choice still selected."""
         chosen, choices = self.filter.value, self._choices()
         if chosen not in choices:
             choices.append(chosen)
@@ -219,7 +228,7 @@ class ReviewTable:
 
 
 def _thumbnail(run: Run, file_name: str) -> bytes:
-    """A small JPEG of an image; grey if it cannot be read."""
+    """Return a small JPEG of an image, grey if the image cannot be read."""
     try:
         image = open_rgb(run.image(file_name))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

@@ -1,4 +1,4 @@
-"""Captioner: read the caption from the .txt file of the same name."""
+"""Captioner: read the caption of each image from the .txt file of the same name."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from helpers.core.text import read_text
 
 
 def caption_images(_config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Read each image's .txt, saving each row before it is yielded; a missing file gives a failed row."""
+    """Caption each image from its .txt file, appending the row to captions.jsonl before yielding it."""
     for post in posts:
         row = caption_image(run, post)
         append_row(run.captions, row)
@@ -18,7 +18,7 @@ def caption_images(_config: CaptionConfig, run: Run, posts: list[Post]) -> Itera
 
 
 def caption_image(run: Run, post: Post) -> Caption:
-    """Read an image's .txt into a row; a missing or invalid file gives a failed row."""
+    """Return a row with the caption in the image's .txt file, or a failed row if that file is missing or invalid."""
     path = run.sidecar(post.file_name)
     if not path.is_file():
         return Caption(post.file_name, "", "failed: no caption came with it", "sidecar")

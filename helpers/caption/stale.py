@@ -1,4 +1,7 @@
-"""Find stale captions, made with other settings, which `recaption` replaces; and restore captions after a failure."""
+"""Find stale captions: those made with settings that have changed since.
+
+The setting `recaption` replaces stale captions; `restored_caption` says which caption to restore after a failure.
+"""
 
 import hashlib
 import json
@@ -17,13 +20,13 @@ from helpers.core.run import Run
 
 
 def model_name(config: CaptionConfig) -> str:
-    """The model name in a captioner's rows; "" if it has none."""
+    """Return the name of the model that the captioner uses, or "" for a captioner without a model."""
     setting = CAPTIONERS[config.captioner].model
     return getattr(config, setting) if setting else ""
 
 
 def made_with(config: CaptionConfig, run: Run) -> dict[str, str]:
-    """The settings that shape Claude's captions, as numbers or hashes of texts."""
+    """Return the settings that shape Claude's captions, with texts as hashes, or {} for another captioner."""
     if config.captioner != "claude":
         return {}
     return {
@@ -40,17 +43,21 @@ def _hash(value: Any) -> str:
 
 
 def _examples(config: CaptionConfig, run: Run) -> list[Any]:
-    """The example pairs by content, so that an edited caption counts as a new example."""
+    """Return the example pairs as (SHA-256 of the image, caption), or the plain setting if an example is missing.
+
+    An edited caption thus counts as a new example.
+    """
     with suppress(RunError, OSError):  # a missing example is reported when the prompt is built
         return [(sha256(path), caption) for path, caption in example_pairs(config, run)]
     return list(config.examples)
 
 
 def find_stale(config: CaptionConfig, run: Run) -> dict[str, list[str]]:
-    """Return, by file name, the settings that changed since a caption was made. A person's caption is never stale.
+    """Return a dict of each stale caption's file name to the settings that have changed since the caption was made.
 
-    Rows of older versions without settings are compared by captioner and model only. With captioner=sidecar, only an
-    image with a .txt can be stale. Images refused with these settings are left out, as they would be refused again.
+    A person's caption is never stale. Rows of older versions without settings are compared by captioner and model only.
+    With captioner=sidecar, only an image with a .txt can be stale. Images refused with these settings are left out, as
+    they would be refused again.
     """
     rows = read_rows(run.captions, Caption)
     model, settings = model_name(config), made_with(config, run)
@@ -75,7 +82,7 @@ def find_stale(config: CaptionConfig, run: Run) -> dict[str, list[str]]:
 
 
 def stale_note(config: CaptionConfig, run: Run) -> str:
-    """Say how many captions are stale, and how to replace them, in a line; "" if none."""
+    """Return a line that says how many captions are stale and how to replace them, or "" if none is stale."""
     run.check_settings(config)
     stale = find_stale(config, run)
     if not stale:
@@ -91,7 +98,11 @@ def stale_note(config: CaptionConfig, run: Run) -> str:
 
 
 def restored_caption(before: Caption | None, row: Caption) -> Caption | None:
-    """Return the previous caption if a new row must not replace it: a person's, or any if the new row has none."""
+    """Return the previous caption, to be restored, if a person edited it or the new row has no caption; else None.
+
+    An unusable previous caption is not restored. The returned row has no tokens, cost or request, as the row of the
+    answer has them.
+    """
     if before is None or not before.is_usable or (row.is_usable and before.status != "edited"):
         return None
     free = {"input_tokens": 0, "output_tokens": 0, "cache_read_tokens": 0, "cache_write_tokens": 0}

@@ -1,1 +1,1 @@
-"""01: images and where they come from."""
+"""Notebook 01: get the images of a source and record where each came from."""

@@ -1,7 +1,8 @@
-"""Find the captions in a folder: which text files and lists hold them, and for which image.
+"""Read the captions of a folder's images from text files and from lists such as CSV or JSON.
 
-Read are a text file per image, as kohya's trainers, OneTrainer, Google Takeout and others write it; a text file per
-post, as instaloader does; and lists (caption_lists.py). What is used and what is not is reported; no text is an error.
+It reads one text file per image, as kohya's trainers, OneTrainer, Google Takeout and others write it; one per post, as
+instaloader does; and lists (caption_lists.py). A summary says which files were used and which were not; a file that
+cannot be read is listed there and raises no error.
 """
 
 import re
@@ -43,7 +44,7 @@ SHORTCODE_INDEX = re.compile(r"([A-Za-z0-9_-]{3,64})_(\d{1,2})", re.ASCII)
 
 @dataclass
 class CaptionFiles:
-    """The captions of a folder's images, and the files that are not art."""
+    """The result of read_captions: the caption of each image, and the files that are not art."""
 
     captions: dict[Path, str]  # by image, on one line
     non_images: set[Path]  # texts, and images that are not art
@@ -53,21 +54,21 @@ class CaptionFiles:
 
 
 def is_text_file(path: Path) -> bool:
-    """Whether a file is a text, a list or a document, by its suffix."""
+    """Return whether a file is a caption file (.txt), list (.csv, .json) or document (.pdf), by its suffix."""
     return path.suffix.lower() in (*CAPTION_SUFFIXES, *LIST_SUFFIXES, *DOCUMENT_SUFFIXES)
 
 
 def read_captions(root: Path, files: Sequence[Path], choice: str = "first") -> CaptionFiles:
-    """Read the captions of a folder's images; `files` are all its files at or below `root`.
+    """Read the captions of the images in `files` from the text files and lists in `files`, all below the folder `root`.
 
-    If an image has several, `choice` selects one: a position, or the name of a suffix or a column.
-    Raises RunError for a choice that is neither.
+    If an image has several captions, `choice` selects one: by position ("first", "longest"), or by the name of a suffix
+    or a column. Raises RunError for any other choice.
     """
     return _Reader(root, files).read(choice)
 
 
 def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
-    """Choose one of an image's captions, given by source in order; None if the chosen source has none."""
+    """Return the caption that `choice` selects from `sources`, an image's captions by suffix or column, or None."""
     if choice not in POSITIONS:
         found = sources.get(choice) or []
         return found[0] if found else None
@@ -81,7 +82,7 @@ def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
 
 
 def check_caption_choice(choice: str, names: Iterable[str]) -> None:
-    """Raise RunError if `choice` is neither a position nor one of `names`, the suffixes and columns found."""
+    """Raise RunError unless `choice` is a position (such as "first") or in `names`, the suffixes and columns found."""
     known = list(dict.fromkeys(names))
     if choice not in (*POSITIONS, *known):
         raise RunError(
@@ -95,14 +96,14 @@ def _is_default(name: str) -> bool:
 
 
 def some(names: Iterable[str], count: int = 3) -> str:
-    """List the first names, and how many more there are."""
+    """Return the first `count` names joined by commas, then "and N more" if N further names exist."""
     names = list(names)
     first = ", ".join(one_line(name)[:80] for name in names[:count])
     return first + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 class _ImageIndex:
-    """Finds images by the names that texts use: name or stem, in any case, in NFC or NFD."""
+    """Look-up of a folder's images by file name or stem, ignoring case and Unicode normalization (NFC or NFD)."""
 
     def __init__(self, root: Path, images: Iterable[Path]) -> None:
         self.root = root
@@ -121,14 +122,20 @@ class _ImageIndex:
                 self.posts[path.parent, fold(match[1])].append(path)
 
     def find_in_folder(self, folder: Path, name: str) -> list[Path]:
-        """Find the images of a folder with this name or stem; none if it is ambiguous."""
+        """Return the images in `folder` with this file name or stem, in any case, or [] if several stems match.
+
+        An exact match comes first.
+        """
         if exact := self.by_name.get((folder, name)):
             return exact
         found = self.by_folded_name.get((folder, fold(name)), [])
         return found if len({path.stem for path in found}) == 1 else []
 
     def find_listed(self, folder: Path, name: str) -> list[Path]:
-        """Find the image that a list in `folder` names; its paths are compared, never opened."""
+        """Return the images that `name`, from a list file in `folder`, refers to, or [] if unknown or ambiguous.
+
+        The name is compared with the paths of known images and never opened.
+        """
         name = re.sub(r"#\d+$", "", name.strip().replace("\\", "/").removeprefix("./"))
         if not name or len(name) > 1000:
             return []
@@ -145,7 +152,7 @@ class _ImageIndex:
 
 @dataclass
 class _Report:
-    """Counts and names for the summary."""
+    """Counts and file names that the summary of read_captions reports."""
 
     with_several: int = 0  # images with several captions in the source used
     empty: int = 0
@@ -157,7 +164,7 @@ class _Report:
 
 
 class _Reader:
-    """Reads the captions of one folder."""
+    """Reads the captions of the images below one folder."""
 
     def __init__(self, root: Path, files: Sequence[Path]) -> None:
         self.root = root
@@ -194,11 +201,11 @@ class _Reader:
         return CaptionFiles(captions, non_images, self.posts, self._summary(used, choice))
 
     def _default_sources(self, image: Path) -> list[str]:
-        """Return the sources with a caption of an image that are used by default, in order."""
+        """Return an image's non-empty caption sources (suffixes and columns) that are used by default, in order."""
         return [name for name, found in self.sources[image].items() if found and _is_default(name)]
 
     def _read_text_files(self) -> list[Path]:
-        """Read the text files that are named like their images; return the lists among the others."""
+        """Read captions from the text files named like an image; return the paths of the list files among the rest."""
         matched: dict[Path, list[Path]] = {}
         others = []
         for path in self.texts:
@@ -223,7 +230,7 @@ class _Reader:
         return lists
 
     def _match_text_folders(self, texts: Iterable[Path]) -> dict[Path, list[Path]]:
-        """Match text files of a folder without images to images elsewhere, if most match: `captions/a.txt`."""
+        """Match text files in folders without images (captions/a.txt) to images by stem, if at least half match."""
         with_images = {path.parent for path in self.images}
         folders: dict[Path, list[Path]] = defaultdict(list)
         for path in texts:
@@ -237,7 +244,7 @@ class _Reader:
         return matched
 
     def _match_images(self, path: Path) -> list[Path]:
-        """Find the images of a text file by its name; all images of a post, if the post has one text."""
+        """Return the images that a text file is named after; for the text file of a post, all images of the post."""
         folder, name = path.parent, path.name[: -len(path.suffix)]
         if found := self.index.find_in_folder(folder, name):
             return found
@@ -261,7 +268,7 @@ class _Reader:
                 self.labels[image, suffix] = f"{suffix} of posts" if is_post else suffix
 
     def _add_record(self, image: Path, record: Record, label: str) -> int:
-        """Add the captions of a row's columns, default ones first; return the number of default ones."""
+        """Add the captions in a record's columns to `image`; return how many of these columns are default ones."""
         columns = sorted(
             (c for c in record if isinstance(c, str)),
             key=lambda c: 99 if rank(c) is None else rank(c),
@@ -276,7 +283,10 @@ class _Reader:
         return count
 
     def _read_list(self, path: Path) -> None:
-        """Add the captions of a list that names images by file name, or by the stems of most of them."""
+        """Add the captions in the list file `path` to the images that its rows name by file name or stem.
+
+        Stems alone count only if they match at least half of the rows and of the images.
+        """
         name, find_images = self._name(path), partial(self.index.find_listed, path.parent)
         records, column = self._parse_list(path, find_images) or ([], "")
         values = [record.get(column) for record in records]
@@ -305,7 +315,7 @@ class _Reader:
             )
 
     def _parse_list(self, path: Path, find: Finder) -> tuple[list[Record], str] | None:
-        """Parse a list; return its rows and the column that names images, None if it names none of this folder."""
+        """Return a list file's rows and image-name column, or None if the file is unreadable or names no image."""
         try:
             if path.suffix.lower() != ".parquet":
                 texts = self._read_texts([path], MAX_LIST_BYTES)
@@ -317,13 +327,13 @@ class _Reader:
         return None
 
     def _may_read(self, path: Path, max_bytes: int) -> bool:
-        """Whether a file is small enough, and not a link that leads out of the folder."""
+        """Return whether a file has at most `max_bytes` bytes and is no link to outside the folder."""
         return is_inside(path, self.root) and path.stat().st_size <= max_bytes
 
     def _read_texts(
         self, paths: Sequence[Path], max_bytes: int = MAX_TEXT_BYTES
     ) -> list[tuple[Path, str]]:
-        """Read and decode files. Those that are not Unicode are decoded together, as one program wrote them."""
+        """Return the decoded text of each readable file; files that are not Unicode are all read as Windows-1252."""
         contents = {}
         for path in paths:
             try:
@@ -344,7 +354,7 @@ class _Reader:
         return [(path, text) for path, text in texts.items() if text is not None]
 
     def _name(self, path: Path) -> str:
-        """A path as text, even if its name is not UTF-8."""
+        """Return a path relative to the folder as printable text, even if the name is not UTF-8."""
         return printable_path(path.relative_to(self.root))
 
     def _summary(self, used: Counter[str], choice: str) -> str:

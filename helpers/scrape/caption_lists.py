@@ -1,6 +1,7 @@
-"""Parse lists of captions: CSV with or without a header, JSON, JSON lines and parquet, of any program.
+"""Parse files that list captions by image name: CSV with or without a header, JSON, JSON lines and Parquet.
 
-A file is a list if a column names images that were found. Its paths are compared with theirs, never opened.
+A file counts as a list if one of its columns names images of the folder. The paths in that column are compared with the
+paths of the images and never opened.
 """
 
 import csv
@@ -36,7 +37,7 @@ Finder = Callable[[str], list[Path]]  # the images that a name refers to; none i
 
 
 def rank(column: str) -> int | None:
-    """Rank a column as the source of captions, 0 first; None if it is not one."""
+    """Return a column's precedence as a source of captions, 0 the highest, or None if its name suggests no captions."""
     name = column.strip().lower()
     if name in COLUMNS:
         return COLUMNS.index(name)
@@ -45,13 +46,13 @@ def rank(column: str) -> int | None:
 
 
 def captions_in(value: Any) -> list[str]:
-    """Return the captions in a cell: a string, or a list of strings."""
+    """Return the non-empty captions in a table cell, which holds a string or a list of strings."""
     values = value if isinstance(value, list | tuple) else [value]
     return [text for v in values if isinstance(v, str) and (text := one_line(v))]
 
 
 def read_records(path: Path, text: str, find_images: Finder) -> tuple[list[Record], str] | None:
-    """Parse a text list; return its rows and the column that names images, None if it names none."""
+    """Return the rows and the image-name column of a CSV, JSON or JSON lines text, or None without such a column."""
     match path.suffix.lower():
         case ".json":
             records = _records_from_json(_parse_json(text), find_images)
@@ -67,7 +68,10 @@ def read_records(path: Path, text: str, find_images: Finder) -> tuple[list[Recor
 
 
 def read_parquet(path: Path, find_images: Finder) -> tuple[list[Record], str] | None:
-    """Parse a parquet list, of which only columns of strings and lists of strings are read."""
+    """Return the rows and the image-name column of a Parquet file, or None without such a column.
+
+    Only columns of strings and of lists of strings are read.
+    """
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -91,13 +95,13 @@ def _parse_json(text: str) -> Any:
 
 
 def parse_object(text: str) -> Record:
-    """Parse a JSON object; empty if the text is none."""
+    """Return the JSON object in `text`, or {} if `text` is anything else."""
     value = _parse_json(text)
     return value if isinstance(value, dict) else {}
 
 
 def _records_from_json(value: Any, find_images: Finder) -> list[Any]:
-    """Return records from a list, a dict of names to captions or records, or COCO's images and annotations."""
+    """Return the rows in parsed JSON: a list of rows, a dict by image name, or COCO annotations joined with images."""
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
@@ -119,7 +123,7 @@ def _are_records(value: Any) -> bool:
 
 
 def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | None:
-    """Find the column that names the most images, preferring file names to stems; None if none does."""
+    """Return the column that names the most images (file names count double), or None if no column names any."""
     scores: dict[str, int] = {}
     for record in records:
         for name, value in record.items():
@@ -131,7 +135,10 @@ def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | N
 def _records_from_text(
     text: str, find_images: Finder, *, must_match_half: bool
 ) -> tuple[list[Record], str] | None:
-    """Parse a table with a header, or lines of a name and a caption."""
+    """Return the rows and the image-name column of a CSV with header or of "name, caption" lines, or None if neither.
+
+    With `must_match_half`, a CSV with header must name an image in at least half of its rows.
+    """
     lines = [line for line in text.splitlines() if line.strip()]
     if pairs := _name_caption_pairs(lines, find_images):
         return [{"file_name": name, "caption": words} for name, words in pairs], "file_name"
@@ -151,7 +158,10 @@ def _records_from_text(
 
 
 def _rows_with_header(text: str, delimiter: str) -> list[Record]:
-    """Parse a table with a header; a last cell that was split at unquoted commas is joined again."""
+    """Parse a CSV with a header into dicts, joining a last cell that was split at unquoted delimiters.
+
+    Returns [] for any other text.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         header, *rows = [row for row in reader if any(cell.strip() for cell in row)] or [[]]
@@ -169,9 +179,10 @@ def _rows_with_header(text: str, delimiter: str) -> list[Record]:
 
 
 def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str, str]]:
-    """Parse (name, caption) lines that begin with an image name: `a.jpg, a cat`, `a.jpg#0<TAB>A cat.`
+    """Return (image name, caption) from lines such as `a.jpg, a cat` or `a.jpg#0<TAB>A cat.`, or [] for other text.
 
-    Empty if the first line does not, or if all lines have the same number of three or more cells.
+    Other text is one whose first line begins with no image name, or whose lines all have the same number of three or
+    more cells, as a table has.
     """
     for delimiter in (*DELIMITERS, ":", " "):
         parts = [line.partition(delimiter) for line in lines]
@@ -191,7 +202,7 @@ def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str
 
 
 def _row_width(lines: list[str], delimiter: str) -> set[int] | None:
-    """Return the number of cells of the lines as a set; None if it varies, as with commas in captions."""
+    """Return {n} if every line has n cells, None if the number varies, or an empty set if the CSV is malformed."""
     try:
         rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
         widths = {len(row) for row in rows}

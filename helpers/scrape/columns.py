@@ -1,4 +1,4 @@
-"""Choose the image column and the caption columns of a dataset: the ones set, or the likeliest, and report them."""
+"""Choose a Hub dataset's image column and caption columns: those in the settings, else the likeliest by name."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ NOT_ART = re.compile(
 
 
 class Columns:
-    """The image and caption columns to read. Raises RunError for a setting that names no column."""
+    """A Hub dataset's image column and caption columns. Raises RunError if a setting names a column that is missing."""
 
     def __init__(self, features: "Features", config: ScrapeConfig) -> None:
         import datasets
@@ -47,7 +47,7 @@ class Columns:
         return asked or next(iter((*likely, *self.images)), "")
 
     def captions(self, table: "Table") -> list[str | None]:
-        """Return the caption of each row of a split, or None."""
+        """Return the caption of each row of `table`, with None for a row without a caption."""
         columns = {name: table[name].to_pylist() for name in self.texts}
         return [
             self._caption({name: captions_in(values[i]) for name, values in columns.items()})
@@ -65,7 +65,7 @@ class Columns:
         return caption
 
     def __str__(self) -> str:
-        """Say which columns are used, and which are not, a line each."""
+        """Return a summary in lines: the columns that captions and images come from, and the other candidates."""
         sources = " and ".join(f"{n} {name}" for name, n in self.used.most_common())
         words = [
             f"captions from {sources}" if sources else f"no captions for {self.missing} images"
@@ -84,7 +84,7 @@ class Columns:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether a column holds strings or lists of strings."""
+    """Return whether the type of a `datasets` column is string or list of strings."""
     kind = getattr(kind, "feature", kind)
     kind = kind[0] if isinstance(kind, list) and kind else kind
     return getattr(kind, "dtype", "") in ("string", "large_string", "string_view")

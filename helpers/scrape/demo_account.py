@@ -1,6 +1,6 @@
-"""Source: the embedded demo, an invented painter's account of procedurally painted watercolours with captions.
+"""Source: the built-in demo, an invented painter's account of procedurally painted watercolours with captions.
 
-Its last posts are one image for each flaw that 03 detects, and a video, which 01 rejects.
+The last posts are one image for each flaw that 03 detects, and a video, which 01 rejects.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ FIRST_DAY = datetime(2025, 1, 1, 9, tzinfo=UTC)
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """List the account's posts: single images and carousels of two or three, then the flawed images and a video."""
+    """Return the demo account's images: posts of one to three images, then one image per flaw, then a video."""
     rng = Random(0)
     found: list[SourceItem] = []
     for number in range(config.demo_posts):
@@ -45,7 +45,10 @@ def _scene_item(post: int, index: int, picture: int, day: datetime) -> SourceIte
 
 
 def _flawed_items(day: datetime) -> Iterator[SourceItem]:
-    """One post per flaw. Their names sort last, so of two equal files the one posted first is kept."""
+    """Yield one image, in a post of its own, for each flaw that 03 detects, then a video.
+
+    Their shortcodes sort last, so that of two equal files the one posted first stays in the dataset.
+    """
     for kind, flaw in FLAWS.items():
         load = partial(_jpeg, flaw.paint)
         yield _make_item(

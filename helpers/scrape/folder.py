@@ -31,7 +31,7 @@ OF_TAKEOUT = re.compile(r".+\.[a-z0-9]{3,4}(\.[a-z-]+)?(\(\d+\))?\.json", re.IGN
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """List every image below the folder by path, with the captions found in its files; hidden files are skipped.
+    """Return all visible images below the folder `config.folder`, sorted by path, each with the caption found for it.
 
     Raises RunError if the folder does not exist or has no image.
     """
@@ -85,7 +85,7 @@ def _explain_missing(path: Path) -> str:
 
 
 def walk(root: Path) -> tuple[dict[Path, os.stat_result], list[Path]]:
-    """Return the stat of every visible file below a folder, by path, and the paths that cannot be read."""
+    """Return the stat result of each visible file below `root` by path, and the list of paths that cannot be read."""
     paths: list[Path] = []
     unreadable: list[Path] = []
     for folder, folders, names in os.walk(
@@ -110,13 +110,13 @@ def _is_hidden(name: str) -> bool:
 
 
 def count_suffixes(paths: Iterable[Path]) -> str:
-    """Count files by suffix, as in `12 .mov, 3 .aae`."""
+    """Return the number of files with each suffix as text, such as `12 .mov, 3 .aae`."""
     counts = Counter(sorted(path.suffix.lower() for path in paths))
     return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
 
 
 def assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -> list[SourceItem]:
-    """Give images the (shortcode, index) that a list states, unless two would then share a name."""
+    """Return the items with the shortcode and index in `posts`, except those whose new names would collide."""
     renamed = [
         replace(item, shortcode=post[0], index=post[1]) if post else item
         for item, post in zip(items, posts, strict=True)
@@ -129,7 +129,7 @@ def assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -
 
 
 def file_id(name: str, stat: os.stat_result) -> str:
-    """An id that is stable while a file is unchanged: its name, size, mtime and ctime."""
+    """Return the name, size, mtime and ctime of a file in one string, an id that changes when the file changes."""
     return f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
@@ -140,7 +140,7 @@ def _read(path: Path, root: Path, max_mpx: int) -> bytes:
 
 
 class UniqueNames:
-    """Assigns each path a unique shortcode and index, of letters, digits, - and _ only."""
+    """Assigns each path a unique (shortcode, index); a shortcode has only letters, digits, - and _."""
 
     def __init__(self) -> None:
         self.given: set[tuple[str, int]] = set()

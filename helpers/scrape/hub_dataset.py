@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """List every image of every split; a text column becomes the captions.
+    """Return the images of all splits of the dataset `config.dataset_id`, with captions from its text columns.
 
     Raises RunError if the dataset cannot be loaded, or has no image column.
     """
@@ -74,7 +74,7 @@ def _list_split(
 
 
 def _local_file(path: Path, allowed: Path) -> tuple[str, str]:
-    """Return the name and source_id of an image file inside the dataset's folder; empty if it is none."""
+    """Return the name and source_id of a file inside the folder `allowed`, or ("", "") for any other path."""
     if not path.is_absolute() or not path.is_file() or not path.resolve().is_relative_to(allowed):
         return "", ""
     name = printable_path(path.resolve().relative_to(allowed))
@@ -82,7 +82,10 @@ def _local_file(path: Path, allowed: Path) -> tuple[str, str]:
 
 
 def _read_image(part: "Dataset", i: int, column: str, allowed: Path) -> bytes:
-    """Read an image file of the dataset. Raises PermanentRefusal for a path outside the dataset's folder."""
+    """Return the bytes of the image in row `i`, embedded in the dataset or in a file inside the folder `allowed`.
+
+    Raises PermanentRefusal for a path outside that folder.
+    """
     image = part[i][column]
     if image["bytes"]:
         return image["bytes"]

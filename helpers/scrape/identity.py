@@ -1,7 +1,7 @@
-"""Match a source's images to the run's: a file name belongs to an image's content, not to its place in a listing.
+"""Match the images of a source to those already in the run, by source_id or by the SHA-256 of the content.
 
 An image is recognised without reading it while its source gives it the same `source_id`, otherwise by the SHA-256
-of its content. New content is a new image with a new name, wherever it is in the source.
+of its content. New content is a new image with a new file name, whatever its position in the source.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ OWN_NAMES = ("instagram", "demo")  # sources whose shortcodes and indices are st
 
 
 class KnownImages:
-    """The images of a run, and those that the current pass over the source has seen.
+    """The images already in the run, and which of them the present pass over the source has seen.
 
     listed  the items still to come, if known: their images are not matched to other items of equal content
     """
@@ -40,7 +40,7 @@ class KnownImages:
         self._expected = {self._by_id.get(item.source_id) for item in listed}
 
     def match_unread(self, item: SourceItem) -> Post | None:
-        """Return the post that an item certainly is, without reading its image."""
+        """Return the unseen post that matches `item` by source_id or stable name, or None; the image is not read."""
         name = self._by_id.get(item.source_id)
         if name is None and self.source in OWN_NAMES:
             name = self._stems.get(item.stem.lower())
@@ -49,7 +49,7 @@ class KnownImages:
         return self.posts[name] if name and name not in self.seen else None
 
     def match_content(self, item: SourceItem, sha256: str) -> Post | None:
-        """Return the unseen post with this content, preferring one from the same place."""
+        """Return an unseen post with this SHA-256, preferably with the item's name in the source, or None."""
         posts = [
             self.posts[name]
             for name in self._by_hash[sha256]
@@ -60,7 +60,7 @@ class KnownImages:
         return min(posts, key=lambda post: post.source_name != item.name, default=None)
 
     def unused_name(self, item: SourceItem, sha256: str) -> tuple[str, int]:
-        """Return a shortcode and an index that no image of the run has."""
+        """Return the item's (shortcode, index), changed if an image of the run already has that name."""
         shortcode, index = item.shortcode, item.index
         while f"{shortcode}_{index}".lower() in self._stems:
             if INSTAGRAM_NAME.fullmatch(item.stem):
@@ -71,7 +71,7 @@ class KnownImages:
         return shortcode, index
 
     def add(self, post: Post) -> None:
-        """Add or update a post, and mark it as seen."""
+        """Add or replace the post of an image, and mark the image as seen."""
         if (old := self.posts.get(post.file_name)) is None:
             self._stems[post.stem.lower()] = post.file_name
         elif old.source_id != post.source_id:
@@ -80,9 +80,9 @@ class KnownImages:
         self.seen.add(post.file_name)
 
     def mark_seen_at(self, source_name: str) -> None:
-        """Mark the posts of this place as seen: an unreadable file does not replace an image."""
+        """Mark images with this name in the source as seen, so that an unreadable file does not count as deleted."""
         self.seen.update(self._by_place[source_name])
 
     def unseen(self) -> list[Post]:
-        """Return the posts that this pass has not seen."""
+        """Return the run's posts that the present pass over the source has not seen."""
         return [post for name, post in self.posts.items() if name not in self.seen]

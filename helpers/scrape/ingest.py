@@ -1,4 +1,4 @@
-"""Ingest a source into the run: write each valid image, and a row in posts.jsonl that says where it came from."""
+"""Write each valid image of a source into the run, with a row in posts.jsonl on where the image came from."""
 
 import hashlib
 import time
@@ -39,7 +39,7 @@ SYNC_EVERY_S = 300.0  # to Drive, where it is mounted: a Colab machine may be lo
 
 @dataclass(frozen=True)
 class IngestResult:
-    """The result for one image: its post, or the reason it was rejected."""
+    """The result of ingesting one image: its post, or the reason for its rejection."""
 
     name: str
     post: Post | None
@@ -54,7 +54,7 @@ class IngestResult:
 
 
 def list_items(config: ScrapeConfig, run: Run) -> Source:
-    """List the images of the source without reading them.
+    """Return the source that the settings name, with its images listed but not read.
 
     Raises RunError if the source is empty, or the run holds another source's images.
     """
@@ -78,7 +78,10 @@ def list_items(config: ScrapeConfig, run: Run) -> Source:
 def _refuse_another_source(
     config: ScrapeConfig, run: Run, names: tuple[str, ...], listing: Listing | None = None
 ) -> None:
-    """Raise RunError if the settings `names` differ from the run's; a moved folder is known by its files' sizes."""
+    """Raise RunError if a setting in `names` differs from the run's saved setting, except for a folder that was moved.
+
+    A moved folder is recognised by the sizes of its files.
+    """
     if not run.posts.exists():
         return
     before = run.read_config("scrape")
@@ -99,7 +102,7 @@ def _has_moved_to(listing: Listing, run: Run) -> bool:
 
 
 def ingest(config: ScrapeConfig, run: Run, source: Source) -> Iterator[IngestResult]:
-    """Ingest the images one by one; known ones are not read again.
+    """Ingest the images of `source` one by one, and yield the result of each; unchanged images are not read again.
 
     A rejected image gets a row in rejected.jsonl. If the source ends early, `source.stopped` says why; at the
     end `source.news` says what is new, changed and gone. Raises RunError if the source was listed with other settings.
@@ -127,7 +130,7 @@ def ingest(config: ScrapeConfig, run: Run, source: Source) -> Iterator[IngestRes
 
 
 class Ingestion:
-    """One pass over a source."""
+    """One pass over a source, which ingests each image and then marks images that are gone from the source."""
 
     def __init__(self, config: ScrapeConfig, run: Run, source: Source) -> None:
         self.config, self.run, self.source = config, run, source
@@ -140,7 +143,7 @@ class Ingestion:
         self.permission = partial(permission_for, config.permission, owners)
 
     def update_permission(self) -> str:
-        """Give every image the permission set now, dated today; return a line on what changed."""
+        """Set the permission of every image to the present setting, dated today; return a summary of changes, or ""."""
         today = date.today().isoformat()
         corrected = [
             replace(post, permission=now, permission_changed=today)
@@ -154,7 +157,10 @@ class Ingestion:
         return f"the permission of {len(corrected)} images is {self.config.permission!r} from {today} on"
 
     def ingest_item(self, item: SourceItem) -> IngestResult:
-        """Ingest one item; its image is read only if it is not known yet."""
+        """Ingest one image, and return its post or the reason for its rejection.
+
+        The image is read only if it is not recognised by its source_id or name.
+        """
         post = self.known.match_unread(item)
         if not post or not self.run.image(post.file_name).is_file():
             try:
@@ -165,7 +171,10 @@ class Ingestion:
         return IngestResult(item.name, self.known.posts[post.file_name], progress=item.progress)
 
     def _read(self, item: SourceItem, known: Post | None) -> Post:
-        """Read an image, and write it if it is new. Raises ValueError or OSError with the reason it is rejected."""
+        """Read an image, write the file into the run if missing or changed, and return the post.
+
+        Raises ValueError or OSError with the reason for a rejection.
+        """
         if item.shortcode in self.taken_down:
             raise PermanentRefusal("was taken down")
         content, shape = load_image(item, self.config.max_image_mpx)
@@ -209,7 +218,7 @@ class Ingestion:
         )
 
     def _save(self, post: Post, item: SourceItem) -> None:
-        """Write the image's row and caption file if they changed. The image itself is on disk already."""
+        """Append the image's row to posts.jsonl and write its caption file, each only if changed."""
         post = replace(post, source_name=item.name, source_id=item.source_id, gone="")
         if self.known.posts.get(post.file_name) != post:
             append_row(self.run.posts, post)
@@ -229,7 +238,7 @@ class Ingestion:
         return IngestResult(item.name, None, reason, item.progress)
 
     def finish(self) -> str:
-        """Mark images that are gone from the source, after a full pass; say what is new, changed and gone."""
+        """End a full pass: mark images that are gone from the source, and return a summary of all changes."""
         source = self.source
         if source.listing:
             included = {id(item) for item in source.items}
@@ -254,7 +263,7 @@ class Ingestion:
         return "; ".join(filter(None, [", ".join(parts), *notes, source.corrected]))
 
     def _drop_old_rejections(self, excluded: set[str]) -> None:
-        """Delete rows of rejected.jsonl for files that are now valid or gone."""
+        """Delete 01's rows in rejected.jsonl that this pass did not confirm, except the rows of `excluded` files."""
         rows = {(row.file_name, row.reason) for row in self.refused}
         rewrite(
             self.run.rejected,
@@ -266,7 +275,7 @@ class Ingestion:
         )
 
     def _mark_gone(self, listing: Listing, excluded: list[SourceItem]) -> dict[str, Post]:
-        """Mark images that this pass did not see, unless they may be among the excluded or unlisted ones."""
+        """Mark images that the source no longer has as gone; return their posts by file name, or {} if unsure."""
         posts = [self.known.match_unread(item) for item in excluded]
         if not listing.is_complete or None in posts:
             return {}
@@ -280,9 +289,9 @@ class Ingestion:
 
 
 def verify_images(run: Run) -> str:
-    """Check every image against its row in posts.jsonl; say how many there are, and why others were left out.
+    """Check each image file against its SHA-256 in posts.jsonl; return a line that counts images and rejections.
 
-    Raises RunError if there is no image, or naming the first that is missing or changed.
+    Raises RunError if there is no image, or naming the first image that is missing or changed.
     """
     posts = present(run.posts)
     gone = len(latest(read_rows(run.posts, Post))) - len(posts)
@@ -304,7 +313,7 @@ def verify_images(run: Run) -> str:
 
 
 def left_out(run: Run) -> list[Rejection]:
-    """Return what 01 rejected and has not ingested since, with the last reason of each."""
+    """Return the last rejection of each image that 01 rejected and has not ingested since."""
     return [row for row in records.left_out(run.posts, run.rejected) if row.stage == "scrape"]
 
 

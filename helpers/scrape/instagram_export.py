@@ -34,7 +34,10 @@ HOW = "ask Instagram for your information in JSON, and give the ZIP as it comes"
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the export, unpacked or in a ZIP that stays open, as an export has tens of thousands of files."""
+    """A file of the export, unpacked or inside a ZIP that stays open.
+
+    An export has tens of thousands of files, too many to open the ZIP for each.
+    """
 
     name: str  # its path within the ZIP or the folder
     within: zipfile.ZipFile | Path
@@ -46,14 +49,14 @@ class Entry:
 
     @property
     def id(self) -> str:
-        """An id that is stable while the file is unchanged; in a ZIP, its CRC-32."""
+        """An id that changes when the file changes: CRC-32 and size in a ZIP, else size and times."""
         if isinstance(self.info, zipfile.ZipInfo):
             return f"{self.info.CRC:08x} {self.info.file_size}"
         return file_id("", self.info)
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """List every image of every post, newest first as Instagram does.
+    """Return an item for each image and video of each post in the export `config.folder`.
 
     Raises RunError if there is no such ZIP or folder, or it lists no posts.
     """
@@ -73,7 +76,7 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
 
 
 def _entries(path: Path) -> list[Entry]:
-    """List the files of a ZIP, or of a folder with several ZIPs, unpacked ones, or both."""
+    """Return all files of an export: of one ZIP, or of a folder that has ZIPs, unpacked files, or both."""
     if path.is_file():
         return _zip_entries(path)
     files, _ = walk(path)
@@ -99,7 +102,7 @@ def _zip_entries(path: Path) -> list[Entry]:
 
 
 class Media:
-    """Finds files of an export by the paths in posts_1.json, which start at the export's top folder.
+    """Look-up of the export's files by the paths in posts_1.json, which start at the export's top folder.
 
     A repacked ZIP may have extra folders above that, named differently in each ZIP.
     """
@@ -112,7 +115,10 @@ class Media:
                 self.by_ending.setdefault("/".join(parts[i:]), []).append(entry)
 
     def get(self, uri: str, line: Entry) -> Entry | None:
-        """Find the file that an entry names: below the same folder, else in the same ZIP, else in another."""
+        """Return the file that the posts_1.json `line` lists as `uri`, or None if the export lacks that file.
+
+        A file below the same top folder comes first, then one in the same ZIP, then any other.
+        """
         root = POSTS.fullmatch(line.name)[1]
         return min(
             self.by_ending.get(uri, ()),
@@ -137,7 +143,7 @@ def _read_posts(entry: Entry) -> Iterator[dict[str, Any]]:
 
 
 def _shortcode(post: dict[str, Any]) -> str:
-    """Derive a stable shortcode from a post's date and first file name, as the export has none."""
+    """Return a shortcode derived from the post's date and first file name, as the export has no shortcodes."""
     first = post["media"][0]
     made_of = f"{_published_s(post)} {str(first['uri']).rpartition('/')[2]}"
     digest = hashlib.sha256(made_of.encode("utf-8", "replace")).digest()
@@ -145,7 +151,7 @@ def _shortcode(post: dict[str, Any]) -> str:
 
 
 def _published_s(post: dict[str, Any]) -> int:
-    """When the post was published, as a Unix timestamp; 0 if unknown."""
+    """Return the Unix timestamp of the post's publication, or 0 if unknown."""
     stamps = [post.get("creation_timestamp"), post["media"][0].get("creation_timestamp")]
     return next((int(s) for s in stamps if isinstance(s, int | float) and 0 < s < 2**35), 0)
 
@@ -175,7 +181,7 @@ def _post_items(
 
 
 def fix_encoding(text: str) -> str:
-    """Decode text of Instagram's export, which writes each UTF-8 byte as a character of its own."""
+    """Correct a text of the export, in which each byte of the UTF-8 encoding is written as a character of its own."""
     try:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:
@@ -183,7 +189,10 @@ def fix_encoding(text: str) -> str:
 
 
 def _load(uri: str, entry: Entry | None, max_bytes: int) -> bytes:
-    """Read a file. Raises PermanentRefusal for an unsafe path, a video, or a missing file."""
+    """Return the bytes of the image that the export lists as `uri`.
+
+    Raises PermanentRefusal for an unsafe path, a video, or a missing file.
+    """
     parts = uri.split("/")
     if ".." in parts or "" in parts or re.search(r"[\\:\x00-\x1f]", uri):
         raise PermanentRefusal("has a name that leads out of the ZIP")
@@ -195,7 +204,10 @@ def _load(uri: str, entry: Entry | None, max_bytes: int) -> bytes:
 
 
 def _read(entry: Entry, max_bytes: int, ratio: int | None) -> bytes:
-    """Read a file, never more than `max_bytes`. Raises PermanentRefusal if it is too large or damaged."""
+    """Return the bytes of a file of the export.
+
+    Raises PermanentRefusal for a file that is larger than `max_bytes`, compressed more than `ratio` times, or damaged.
+    """
     within, info = entry.within, entry.info
     if isinstance(within, Path):
         size, packed = info.st_size, info.st_size

@@ -1,4 +1,4 @@
-"""What a source returns: images not yet read, and the reason if it ends early."""
+"""The types that every image source returns, and the exceptions with which a source rejects an image or stops."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ RETRY_NOTE = "; the next run tries it again"  # ends a reason that is not perman
 
 
 class PermanentRefusal(ValueError):
-    """The reason an image is rejected for good: a retry would not help."""
+    """Raised with the reason if an image is rejected for good, as a retry would not help."""
 
 
 class SourceStopped(Exception):
-    """The reason a source ends early, in one line that says what to do next."""
+    """Raised if a source ends early, with a line that gives the reason and says what to do next."""
 
 
 @dataclass(frozen=True)
 class SourceItem:
-    """An image at its source, not yet read."""
+    """An image of a source before it is read: its names and metadata, and the function that reads it."""
 
     name: str  # in the source
     shortcode: str
@@ -40,7 +40,7 @@ class SourceItem:
 
     @property
     def stem(self) -> str:
-        """The file name without suffix, unless another image of the run has it."""
+        """The image's file name in the run without suffix, unless another image of the run has that name."""
         return f"{self.shortcode}_{self.index}"
 
 
@@ -55,7 +55,10 @@ class Listing:
 
 @dataclass
 class Source:
-    """A source as 01 shows it. Iterating `items` may be repeated; it raises SourceStopped if the source ends early."""
+    """A source opened for ingestion: a summary, the images to ingest, and what the last pass found.
+
+    Iterating `items` may be repeated; it raises SourceStopped if the source ends early.
+    """
 
     words: str  # a summary, in lines
     items: Iterable[SourceItem]

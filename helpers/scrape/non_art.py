@@ -1,4 +1,4 @@
-"""Find images that are not art in a folder laid out for kohya's sd-scripts or OneTrainer."""
+"""Find masks, regularisation images and training samples in a folder laid out for kohya's sd-scripts or OneTrainer."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ REGULARISATION = ("reg", "regs", "regularisation", "regularization")
 
 @dataclass(frozen=True)
 class NonArt:
-    """The images of a folder that are not art, by kind."""
+    """The images of a folder that are not art: masks, regularisation images and training samples."""
 
     masks: list[Path]
     regularisation: list[Path]
@@ -29,13 +29,13 @@ class NonArt:
 
 
 def find_non_art(root: Path, images: Sequence[Path]) -> NonArt:
-    """Find masks, regularisation images, and samples that a training drew."""
+    """Return the masks, regularisation images and training samples among `images`."""
     samples = [p for p in images if p.parent.name == "sample" and SAMPLE.fullmatch(p.stem)]
     return NonArt(_find_masks(root, images), _find_regularisation(root, images), samples)
 
 
 def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Find masks: next to their image, as OneTrainer names them, or at the same path in a folder of masks."""
+    """Return the masks: files named like OneTrainer's masks, and files in a mask folder at the path of an image."""
     stems = {(path.parent, path.stem) for path in images}
     image_keys, mask_keys = set(), {}
     for path in images:
@@ -54,7 +54,7 @@ def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
 
 
 def _find_regularisation(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Find kohya's regularisation images, drawn by a base model: reg/1_class/, if there is img/10_name class/ too."""
+    """Return the images in kohya's regularisation folders (reg/1_class/), or [] without training folders (10_name/)."""
     in_kohya = [path for path in images if KOHYA.fullmatch(path.parent.name)]
     found = [
         path

@@ -7,7 +7,7 @@ from helpers.scrape.items import RETRY_NOTE, PermanentRefusal, SourceItem
 
 
 class ImageInfo(NamedTuple):
-    """The format and size of a decoded image, after EXIF orientation is applied."""
+    """The format and the size in pixels of a decoded image, after EXIF orientation is applied."""
 
     suffix: str
     width_px: int
@@ -16,9 +16,9 @@ class ImageInfo(NamedTuple):
 
 
 def load_image(item: SourceItem, max_mpx: int) -> tuple[bytes, ImageInfo]:
-    """Load and validate an item's image, in at most `item.tries` attempts; return its bytes and format.
+    """Return the bytes and the format of an item's image, loaded and decoded in at most `item.tries` attempts.
 
-    Raises ValueError with the reason it is rejected, and whether the next run retries it.
+    Raises ValueError with the reason for a rejection, and whether the next run tries the image again.
     """
     for left in reversed(range(item.tries)):
         try:
@@ -33,7 +33,7 @@ def load_image(item: SourceItem, max_mpx: int) -> tuple[bytes, ImageInfo]:
 
 
 def validate_image(content: bytes, max_mpx: int) -> ImageInfo:
-    """Decode an image file as every later stage does; return its format and size.
+    """Return the format and size of an image file, decoded as every later stage does.
 
     Raises ValueError if it cannot be decoded, PermanentRefusal if it is too large.
     """

@@ -1,1 +1,1 @@
-"""Captions by Claude: what one of the captioners needs."""
+"""The Claude captioner: prompts, requests, validation of answers, prices and budget."""

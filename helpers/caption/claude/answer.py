@@ -1,4 +1,4 @@
-"""Validate Claude's answers: an answer is data, whatever it says, and has exactly one format."""
+"""Validate Claude's answers: JSON with one caption in plain text is accepted, and nothing else."""
 
 import json
 import re
@@ -14,7 +14,7 @@ NOT_CAPTION_TEXT = re.compile(  # markup, code, addresses and file names have no
 
 
 def read_answer(body: Any, max_words: int) -> tuple[str, str]:
-    """Read (caption, status) from a Messages answer; status is `ok`, `refused` or `failed: answer ...`."""
+    """Return (caption, status) of a Messages API response; status is `ok`, `refused` or `failed: answer ...`."""
     if not isinstance(body, Mapping) or not isinstance(body.get("content"), list):
         return "", "failed: answer is no message"
     reason = body.get("stop_reason")
@@ -38,13 +38,13 @@ def read_answer(body: Any, max_words: int) -> tuple[str, str]:
 
 
 def _text(block: Any) -> str:
-    """Return the text of a text block; other blocks, such as thinking, have none."""
+    """Return the text of a content block, or "" for a block of another type, such as thinking."""
     is_text = isinstance(block, Mapping) and block.get("type") == "text"
     return block["text"] if is_text and isinstance(block.get("text"), str) else ""
 
 
 def find_fault(caption: str, max_words: int) -> str:
-    """Say why a text is not a caption, or ""."""
+    """Return why a text cannot be a caption, or "" if it can."""
     words = len(caption.split())
     if not caption:
         return "is empty"

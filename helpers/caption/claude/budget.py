@@ -1,4 +1,4 @@
-"""Limit what is spent, and how many requests are in flight."""
+"""Limit the USD spent and the number of concurrent requests."""
 
 import threading
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ ANSWERS_PER_REQUEST = 40  # answers before one more request in flight: a kill lo
 
 
 class Budget:
-    """Tracks spent and reserved USD; never reserves more than the budget has left."""
+    """Tracks spent and reserved USD, and refuses a reservation that the budget does not cover."""
 
     def __init__(self, budget_usd: float, spent_usd: float) -> None:
         self.budget_usd, self.spent_usd, self.reserved_usd = budget_usd, spent_usd, 0.0
         self._lock = threading.Lock()
 
     def reserve(self, usd: float) -> bool:
-        """Reserve an amount; False if it could exceed the budget."""
+        """Reserve `usd` and return True, or return False if the budget does not cover the amount."""
         with self._lock:
             if usd > self.budget_usd - self.spent_usd - self.reserved_usd + 1e-12:
                 return False
@@ -22,14 +22,14 @@ class Budget:
             return True
 
     def settle(self, reserved_usd: float, paid_usd: float) -> None:
-        """Release a reservation, and count what was paid."""
+        """Release a reservation of `reserved_usd`, and add `paid_usd` to the amount spent."""
         with self._lock:
             self.reserved_usd -= reserved_usd
             self.spent_usd += paid_usd
 
 
 class ConcurrencyLimiter:
-    """Limits the requests in flight: one at first, so that the prompt is cached once, then gradually more.
+    """Limits the number of concurrent requests: one at first, so that the prompt is cached once, then gradually more.
 
     Never more than the rate-limit headers allow, and half as many after a 429 or 529.
     """
@@ -44,7 +44,7 @@ class ConcurrencyLimiter:
         return max(1, min(self.max_requests, ramp_up, self.remaining))
 
     def on_answer(self, headers: Mapping[str, str], tokens: int) -> None:
-        """Count an answer, and read the remaining requests from its headers; each needs `tokens` tokens."""
+        """Count an answer, and note how many more requests of `tokens` tokens the response `headers` allow."""
         requests = _parse_int(
             headers.get("anthropic-ratelimit-requests-remaining"), self.max_requests
         )

@@ -23,7 +23,7 @@ RETRIED_LATER = ("failed: expired", "failed: canceled")  # not in full-price req
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption images, saving each row before it is yielded. Open batches are finished first.
+    """Finish open batches, then caption images with Claude, saving each row before it is yielded.
 
     Raises RunError if the next request could exceed the budget, or the API is unusable; answers so far are saved.
     """
@@ -48,12 +48,12 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
-    """Estimate the cost of captioning these images; sends only token counting requests, which are free."""
+    """Return a cost estimate for captioning `posts`, in a few lines; only free token counting requests are sent."""
     return str(estimate(config, run, posts))
 
 
 def _is_api_failure(row: Caption) -> bool:
-    """Whether the API failed, rather than the image or the model's answer."""
+    """Return whether a row failed because of the API, rather than the image or the model's answer."""
     of_the_image = ("failed: answer", "failed: cannot be read")
     return row.status.startswith("failed") and not row.status.startswith(of_the_image)
 
@@ -83,7 +83,7 @@ def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
 
 
 def _caption(session: Session, post: Post, reserved_usd: float) -> Caption:
-    """Request a caption until an answer is valid, at most `most_asks` times; every answer is saved."""
+    """Request a caption up to `most_asks` times until an answer is valid; save every answer, and return the last."""
     for ask in range(session.config.most_asks):
         if ask and not session.budget.reserve(reserved_usd):
             break
@@ -99,7 +99,7 @@ def _caption(session: Session, post: Post, reserved_usd: float) -> Caption:
 
 
 def _ask(session: Session, post: Post, reserved_usd: float) -> Caption:
-    """Send one request and return its row, whether it succeeds or not."""
+    """Send one request for the caption of an image, and return the row of the answer, refusal or failure."""
     try:
         request = session.prompt.request(post)
     except UNREADABLE as error:

@@ -48,7 +48,10 @@ FATAL = {
 
 
 class Session:
-    """The API client and settings for a run. Raises RunError for a model without a price, or a missing key."""
+    """The Claude API client of a run, with settings, prompt, prices and budget.
+
+    Raises RunError for a model without a price, or a missing key.
+    """
 
     def __init__(self, config: CaptionConfig, run: Run) -> None:
         self.config, self.run = config, run
@@ -64,7 +67,7 @@ class Session:
         self._lock = threading.Lock()
 
     def with_settings_of(self, model: str, made_with: dict[str, str]) -> "Session":
-        """Return a session for answers to requests of other settings, so rows get their model, settings and price."""
+        """Return a session with the model and settings of earlier requests, to record the answers to those requests."""
         if not model or (model, made_with) == (self.config.model, self.made_with):
             return self
         then = copy(self)
@@ -77,7 +80,7 @@ class Session:
 
     @property
     def shared_tokens(self) -> int:
-        """Tokens that all requests share: those of a request with a blank image, by the counting endpoint."""
+        """The number of prompt tokens common to all requests, counted by the API with an image of one token."""
         if self._shared_tokens is None:
             params = self.prompt.image_request(blank_patch())
             counted = self.retry(lambda: self.client.messages.count_tokens(**params))
@@ -85,11 +88,11 @@ class Session:
         return self._shared_tokens
 
     def tokens_of(self, post: Post) -> int:
-        """Tokens of an image at the size it is sent."""
+        """Return the number of tokens of an image at the size sent to Claude."""
         return image_tokens(post.width_px, post.height_px, self.config.image_side_px)
 
     def max_cost_usd(self, post: Post, *, batch: bool = False) -> float:
-        """The maximum cost of one request for this image, in USD: no cache hits, all of max_tokens used."""
+        """Return the maximum cost of one request for an image, in USD: no cache hits, all of max_tokens used."""
         worst = Usage(
             input=self.tokens_of(post),
             cache_write=self.shared_tokens,
@@ -99,7 +102,7 @@ class Session:
         return cost_usd(self.model, worst, batch=batch)
 
     def save(self, row: Caption) -> Caption:
-        """Append a row to captions.jsonl."""
+        """Append a row to captions.jsonl, and return the row."""
         with self._lock:
             append_row(self.run.captions, row)
         return row
@@ -107,7 +110,7 @@ class Session:
     def read_body(
         self, post: Post, body: Any, *, batch: bool = False, request: str = ""
     ) -> Caption:
-        """Build the row of a response body, from either API."""
+        """Return the captions.jsonl row for a response body of the Messages API or of a batch."""
         caption, status = read_answer(body, self.config.max_caption_words)
         usage = read_usage(body if isinstance(body, dict) else {})
         return replace(
@@ -138,7 +141,7 @@ class Session:
         )
 
     def over_budget(self, count: int) -> RunError:
-        """Build the error for when the next request could exceed the budget."""
+        """Return the error that says the next request could exceed the budget, with `count` images left."""
         return RunError(
             f"Stopping: the next request could exceed budget_usd=${self.budget.budget_usd:.2f} "
             f"(${self.budget.spent_usd:.2f} spent, {count} images left). Raise budget_usd and run this again; "
@@ -146,10 +149,10 @@ class Session:
         )
 
     def retry(self, call: Callable[[], Result], *, paid: bool = False) -> Result:
-        """Make a call, with retries while the server is overloaded or fails.
+        """Return the result of `call`, which is retried while the server is overloaded, failing or unreachable.
 
         A paid call that was sent and not answered is not retried; the caller counts its cost. Raises RunError if a
-        retry would not help; for a paid call the error itself, if it concerns this image only.
+        retry would not help; for a paid call the API's error itself, if it concerns this image only.
         """
         retrying = Retrying(
             stop=stop_after_attempt(1 + self.config.most_retries),
@@ -173,7 +176,7 @@ class Session:
             ) from error
 
     def _wait(self, state: RetryCallState) -> float:
-        """Seconds before the next attempt: as the server asks, else random exponential backoff."""
+        """Return the seconds before the next attempt: as the server asks, else random exponential backoff."""
         asked = retry_after_s(state.outcome.exception())
         longest = self.config.longest_wait_s
         if asked is None:
@@ -190,21 +193,21 @@ class Session:
 
 
 def may_be_billed(error: BaseException) -> bool:
-    """Whether a request without a complete answer may have been processed, and so billed."""
+    """Return whether a request that failed with `error` may have been processed, and so billed."""
     if isinstance(error, anthropic.APIConnectionError):
         return type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout")
     return isinstance(error, ValueError)
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Whether a retry of the same request may succeed; a ValueError is an answer that is not JSON."""
+    """Return whether a retry may succeed after `error`; a ValueError is a response that is not JSON."""
     if isinstance(error, anthropic.APIStatusError):
         return error.status_code in (408, 409, 429) or error.status_code >= 500
     return isinstance(error, anthropic.APIConnectionError | httpx2.TransportError | ValueError)
 
 
 def error_line(error: Exception) -> str:
-    """Format an API error in one line."""
+    """Return an API error as text on one line."""
     if isinstance(error, anthropic.APIStatusError):
         text = f"{error.status_code} {error.type or 'error'}: {error.api_message or ''}"
     else:
@@ -213,7 +216,7 @@ def error_line(error: Exception) -> str:
 
 
 def retry_after_s(error: BaseException | None) -> float | None:
-    """Return the `retry-after` of an error's response in seconds, or None."""
+    """Return the `retry-after` header of an error's response in seconds, or None."""
     asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
     if asked is None:
         return None

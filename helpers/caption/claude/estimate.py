@@ -1,4 +1,4 @@
-"""Estimate the cost of captioning before anything is spent."""
+"""Estimate the cost of captioning with Claude before anything is spent."""
 
 from dataclasses import dataclass
 from statistics import mean
@@ -18,7 +18,7 @@ THINKING_TOKENS = 100
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated cost of captioning in both modes, in USD, and the token counts behind it."""
+    """The estimated cost in USD of captioning now or in batches, and the token counts behind the estimate."""
 
     images: int
     image_tokens: int  # in total
@@ -75,7 +75,7 @@ def estimate(config: CaptionConfig, run: Run, posts: list[Post]) -> Estimate:
 
 
 def output_tokens(session: Session) -> int:
-    """Estimate the tokens of an answer: from this run's answers, else from the examples, else a default."""
+    """Estimate the output tokens of an answer: from this run's answers, else from the examples, else a default."""
     rows = read_rows(session.run.captions, Caption)
     given = [row.output_tokens for row in rows if row.model == session.config.model]
     if given := [tokens for tokens in given if tokens]:

@@ -1,8 +1,8 @@
-"""Message Batches: half the price, done within a day, and never the same images sent twice.
+"""Caption images by the Message Batches API, at half the price and within a day.
 
-A batch is recorded before it is sent, with a key that is part of every request's id. If the process dies before it
-learns the batch's id, the entry has none; the next process then searches the batches created since for results with
-our key, and sends the batch again only if there are none.
+So that no batch is sent twice, each is recorded before it is sent, with a key that is part of every request's id. If
+the process dies before it learns the batch's id, the entry has none; the next process then searches the batches
+created since for results with our key, and sends the batch again only if there are none.
 """
 
 import json
@@ -32,7 +32,7 @@ MAX_CLOCK_DIFFERENCE = timedelta(days=1)  # between this machine and the server
 
 @dataclass
 class Batch:
-    """An entry of the batches file. `id` is empty until the server has answered."""
+    """A batch of requests, as recorded in the run's batches file. `id` is empty until the server has answered."""
 
     key: str  # prefix of its requests' ids, which end in the image's index in file_names
     file_names: list[str]
@@ -48,14 +48,14 @@ class Batch:
 
 
 def read_batches(run: Run) -> list[Batch]:
-    """Read the batches of a run, oldest first."""
+    """Return the recorded batches of a run, oldest first."""
     if not run.caption_batches.is_file():
         return []
     return [Batch(**entry) for entry in read_json(run.caption_batches)]
 
 
 def _write(run: Run, changed: Batch) -> None:
-    """Save a batch's entry, on Drive too, so that its id survives the machine."""
+    """Write the batch `changed` to the run's batches file, and copy the run to its mirror on Drive."""
     others = {batch.key: batch for batch in read_batches(run)}
     write_json(
         run.caption_batches, [asdict(batch) for batch in (others | {changed.key: changed}).values()]
@@ -64,7 +64,7 @@ def _write(run: Run, changed: Batch) -> None:
 
 
 def finish(session: Session) -> Iterator[Caption]:
-    """Wait for all open batches of the run, and save their answers."""
+    """Wait for all open batches of the run; save and yield a row for each of their images."""
     for batch in read_batches(session.run):
         if not batch.done:
             yield from _finish(session, batch)
@@ -92,7 +92,7 @@ def _finish(session: Session, batch: Batch) -> Iterator[Caption]:
 
 
 def caption(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
-    """Caption images in batches, as many at once as the budget allows at their maximum cost, then the next."""
+    """Send images in batches whose maximum cost the budget covers, and yield the row of each image."""
     waiting = deque(posts)
     while waiting:
         reserved = 0.0
@@ -110,7 +110,7 @@ def caption(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
 def _plan(
     session: Session, waiting: deque[Post]
 ) -> tuple[Batch, list[dict[str, Any]], float] | None:
-    """Plan a batch from `waiting`: the batch, its requests and its maximum cost; None if the budget is too small."""
+    """Return a new batch of images from `waiting`, its requests and maximum cost, or None if over the budget."""
     newest = session.retry(lambda: session.client.messages.batches.list(limit=1)).data
     now = datetime.now(UTC).isoformat(timespec="seconds")
     batch = Batch(secrets.token_hex(8), [], newest[0].id if newest else "", now)
@@ -130,7 +130,7 @@ def _plan(
 
 
 def _request(session: Session, batch: Batch, number: int, post: Post) -> dict[str, Any] | None:
-    """Build a request; for an image that cannot be read, save a failed row and return None."""
+    """Return the batch request for an image, or save a failed row and return None if the image cannot be read."""
     try:
         params = session.prompt.request(post)
     except UNREADABLE as error:
@@ -144,7 +144,10 @@ def _request(session: Session, batch: Batch, number: int, post: Post) -> dict[st
 def _send(
     session: Session, batch: Batch, requests: list[dict[str, Any]], *, may_exist: bool = False
 ) -> None:
-    """Create a batch, once, and save its id. Raises RunError if the API refuses it."""
+    """Create the batch on the server, unless an earlier attempt did, and save its id.
+
+    Raises RunError if the API refuses the batch.
+    """
     tries = 0
 
     def send() -> str:
@@ -166,13 +169,13 @@ def _send(
 
 
 def _is_refusal(error: BaseException | None) -> bool:
-    """Whether the server certainly rejected a request."""
+    """Return whether an error means that the server certainly rejected the request."""
     status = getattr(error, "status_code", 0)
     return 400 <= status < 500 and status not in (408, 409)
 
 
 def _find(session: Session, batch: Batch, count: int) -> str:
-    """Find the id of a batch that was created without us receiving the answer, or ""."""
+    """Search the server for a batch that may have been created, and return its id, or "" if not found."""
     oldest = datetime.fromisoformat(batch.planned_at) - MAX_CLOCK_DIFFERENCE
     known = {other.id for other in read_batches(session.run)}
 
@@ -191,7 +194,7 @@ def _find(session: Session, batch: Batch, count: int) -> str:
 
 
 def _results(session: Session, batch_id: str) -> list[dict[str, Any]]:
-    """Wait for a batch to end and return its results; none if the server no longer has it."""
+    """Wait for a batch to end, and return its results, or [] if the server no longer has the batch."""
     batches = session.client.messages.batches
     try:
         while session.retry(lambda: batches.retrieve(batch_id)).processing_status != "ended":
@@ -207,7 +210,7 @@ def _results(session: Session, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
-    """Read the results that are JSON objects; other lines are ignored."""
+    """Return the results of a batch, one JSON object per line; other lines are ignored."""
     found = []
     with batches.with_streaming_response.results(batch_id) as response:
         for line in response.iter_lines():
@@ -220,7 +223,7 @@ def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator[Caption]:
-    """Save a row for each image of a batch, its answer or the failure, unless one was saved before a kill.
+    """Wait for a batch to end, then save and yield a row for each image that has no row from this batch yet.
 
     Captions that a person wrote meanwhile are restored.
     """
@@ -258,7 +261,7 @@ def _restore_caption(session: Session, before: dict[str, Caption], row: Caption)
 
 
 def _row(session: Session, post: Post, request: str, result: Any) -> Caption:
-    """Build the row of one result: succeeded, errored, canceled or expired."""
+    """Return the captions.jsonl row for one result of a batch: succeeded, errored, canceled or expired."""
     result = result if isinstance(result, dict) else {}
     match result.get("type"):
         case "succeeded":

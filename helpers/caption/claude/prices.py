@@ -1,4 +1,4 @@
-"""Prices and request options of each model, in one dated table.
+"""Prices and request options of each Claude model, in one dated table.
 
 Source: the pricing and model pages of platform.claude.com, in USD per million tokens. Writing a prompt to the one-hour
 cache costs twice the input price; a batch costs half of everything.
@@ -21,7 +21,7 @@ BATCH = 0.5  # times any price
 
 @dataclass(frozen=True)
 class Model:
-    """A model's prices in USD per million tokens, and options of its requests."""
+    """A Claude model's prices in USD per million tokens, and the options of its requests."""
 
     input: float
     output: float
@@ -63,7 +63,7 @@ RETIRED = {
 
 
 def find_model(config: CaptionConfig, today: date | None = None) -> tuple[Model, str]:
-    """Return the model's row, and a warning or "".
+    """Return the prices and options of the model in the settings, and a warning or "".
 
     Raises RunError for a retired model, and for one without a price in the table or in price_usd.
     """
@@ -99,7 +99,7 @@ def _day(iso: str) -> str:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one answer, as the API counts them; `input` excludes cache reads and writes."""
+    """The token counts of one answer, as reported by the API; `input` excludes cache reads and writes."""
 
     input: int = 0
     output: int = 0
@@ -109,7 +109,7 @@ class Usage:
 
 
 def read_usage(body: Mapping[str, Any]) -> Usage:
-    """Read an answer's usage; missing or invalid counts are 0."""
+    """Return the token counts in a response body; missing or invalid counts are 0."""
     usage = _mapping(body.get("usage"))
     created = _mapping(usage.get("cache_creation"))
     return Usage(
@@ -130,7 +130,7 @@ def _count(value: Any) -> int:
 
 
 def cost_usd(model: Model, usage: Usage, *, batch: bool = False) -> float:
-    """The cost of an answer, in USD."""
+    """Return the cost in USD of one answer with these token counts."""
     short_write = max(0, usage.cache_write - usage.cache_write_hour)
     total = (
         usage.input * model.input

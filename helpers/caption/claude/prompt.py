@@ -65,25 +65,28 @@ when it speaks to you."""
 
 
 def image_tokens(width_px: int, height_px: int, side_px: int) -> int:
-    """Count the tokens of an image after downscaling: one per patch of 28 x 28 px, partial ones included."""
+    """Return the number of tokens of a downscaled image: one per patch of 28 x 28 px, partial patches included."""
     width, height = sent_size(width_px, height_px, side_px)
     return math.ceil(width / PATCH_PX) * math.ceil(height / PATCH_PX)
 
 
 def sent_size(width_px: int, height_px: int, side_px: int) -> tuple[int, int]:
-    """Scale a size so that its longer side is at most `side_px`; smaller ones are unchanged."""
+    """Return (width, height) scaled so that the longer edge is at most `side_px`; smaller sizes are unchanged."""
     factor = min(1.0, side_px / max(width_px, height_px))
     return max(1, round(width_px * factor)), max(1, round(height_px * factor))
 
 
 def image_block(path: Path, side_px: int) -> dict[str, Any]:
-    """Encode an image for the API: upright, downscaled, JPEG. Raises OSError if it cannot be decoded."""
+    """Return an image file as a content block of the API: upright, downscaled, JPEG.
+
+    Raises OSError if the image cannot be decoded.
+    """
     image = open_rgb(path)
     return _block(image.resize(sent_size(*image.size, side_px), reducing_gap=3.0))
 
 
 def blank_patch() -> dict[str, Any]:
-    """An image of one token, for counting the rest of the prompt."""
+    """Return the content block of a one-token image, for counting the tokens of the rest of the prompt."""
     return _block(Image.new("RGB", (PATCH_PX, PATCH_PX)))
 
 
@@ -95,7 +98,7 @@ def _block(image: Image.Image) -> dict[str, Any]:
 
 
 class Prompt:
-    """The part of the prompt that all requests share. Raises RunError for a missing example."""
+    """The prompt that all requests share: style guide and example pairs. Raises RunError for a missing example."""
 
     def __init__(self, config: CaptionConfig, run: Run, model: Model) -> None:
         self.config, self.run, self.model = config, run, model
@@ -120,12 +123,12 @@ class Prompt:
         return 4 * self.config.max_caption_words + 60 + (1000 if self.model.thinks else 0)
 
     def request(self, post: Post) -> dict[str, Any]:
-        """Build the Messages request for an image. Raises OSError if it cannot be decoded."""
+        """Return the Messages API request for one image. Raises OSError if the image cannot be decoded."""
         image = image_block(self.run.image(post.file_name), self.config.image_side_px)
         return {"max_tokens": self.max_tokens, **self.image_request(image)}
 
     def image_request(self, image: dict[str, Any]) -> dict[str, Any]:
-        """Build a request for an image block, without `max_tokens`, which the counting endpoint rejects."""
+        """Return the request for an image block, without `max_tokens`, which the token counting endpoint rejects."""
         output: dict[str, Any] = {"format": {"type": "json_schema", "schema": schema(self.config)}}
         if self.model.effort:
             output["effort"] = self.model.effort
@@ -140,7 +143,10 @@ class Prompt:
 
 
 def schema(config: CaptionConfig) -> dict[str, Any]:
-    """The answer's JSON schema. The API enforces keys and types; answer.py checks lengths."""
+    """Return the JSON schema of an answer: an object with one caption.
+
+    The API enforces keys and types; answer.py checks lengths.
+    """
     about = f"one phrase of at most {config.max_caption_words} words"
     return {
         "type": "object",
@@ -151,7 +157,7 @@ def schema(config: CaptionConfig) -> dict[str, Any]:
 
 
 def instructions(config: CaptionConfig) -> str:
-    """The style guide with the run's maximum length, banned words and vocabulary."""
+    """Return the system prompt: the style guide with the run's maximum length, banned words and vocabulary."""
     parts = [config.style_guide.strip() or STYLE_GUIDE]
     parts.append(f"Use at most {config.max_caption_words} words.")
     if words := split_words(config.banned_words):
@@ -165,12 +171,12 @@ def instructions(config: CaptionConfig) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """Split comma-separated words, in lower case."""
+    """Return the comma-separated words in `text`, in lower case."""
     return [word.strip().lower() for word in text.split(",") if word.strip()]
 
 
 def example_pairs(config: CaptionConfig, run: Run) -> list[tuple[Path, str]]:
-    """Return the few-shot (image, caption) pairs, in the order given.
+    """Return the few-shot examples as (image path, caption), in the order of the settings.
 
     An entry is the file name of a captioned image of this run, the path of an image with a .txt of the same name, or
     a folder of such images. Raises RunError for anything else.

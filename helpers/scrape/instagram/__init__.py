@@ -1,1 +1,1 @@
-"""Instagram by instaloader: what one of the sources needs."""
+"""The Instagram source: images of an account or of single posts, downloaded with instaloader."""

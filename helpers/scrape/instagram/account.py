@@ -1,4 +1,4 @@
-"""Identify an account by its user id, which stays the same when it is renamed."""
+"""Load an Instagram account's profile and timeline, and detect by user id whether the account was renamed."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from helpers.scrape.items import SourceStopped
 
 
 def load_profile(name: str, session: Session, cursor: Cursor, run: Run) -> Profile:
-    """Return an account's profile, from the cursor if it is saved there.
+    """Return the profile of the account `name`, from the cursor if saved there, else from Instagram.
 
     Raises SourceStopped if Instagram refuses, RunError if the run holds another account's posts.
     """
@@ -38,7 +38,7 @@ def load_profile(name: str, session: Session, cursor: Cursor, run: Run) -> Profi
 
 
 def open_timeline(profile: Profile, session: Session, cursor: Cursor) -> NodeIterator[Post]:
-    """Open the account's timeline.
+    """Return instaloader's iterator over the account's posts, after checking that the account still has its name.
 
     Raises SourceStopped if Instagram refuses, the account was renamed, or its name now belongs to someone else.
     """
@@ -61,7 +61,7 @@ def open_timeline(profile: Profile, session: Session, cursor: Cursor) -> NodeIte
 
 
 def _name_now(session: Session, cursor: Cursor) -> str:
-    """Look up the account's current name by its user id; the old name if Instagram refuses."""
+    """Return the account's current name, looked up by user id, or the saved name if Instagram refuses."""
     try:
         return session.request(
             partial(Profile.from_id, session.context, int(cursor.user_id))

@@ -1,4 +1,4 @@
-"""The position of the Instagram walk: one JSON file in the run, replaced atomically."""
+"""The saved progress of an Instagram download: one JSON file in the run, replaced atomically."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -14,7 +14,10 @@ from helpers.scrape.items import RETRY_NOTE
 
 @dataclass
 class Cursor:
-    """The saved state. `profile`, `frozen` and `pending` are results of `instaloader.get_json_structure`."""
+    """The saved progress of an Instagram download: account, filters, finished posts and position in the timeline.
+
+    `profile`, `frozen` and `pending` are results of `instaloader.get_json_structure`.
+    """
 
     account: str = ""
     user_id: str = ""  # stays when an account is renamed
@@ -33,7 +36,10 @@ class Cursor:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a run's cursor, or start a new one. Raises RunError if the file is invalid."""
+        """Return the cursor saved in the file `path`, or a new cursor if the file does not exist.
+
+        Raises RunError if the file is invalid.
+        """
         if not path.is_file():
             return cls()
         try:
@@ -48,23 +54,23 @@ class Cursor:
         write_text(path, json.dumps(vars(self)) + "\n")
 
     def set_filters(self, since: str, until: str, coauthored: bool) -> None:
-        """Set the dates, and whether coauthored posts count; a change walks again for posts left out."""
+        """Set the date range and the coauthored filter; after a change, posts filtered out before are visited again."""
         if (self.since, self.until, self.coauthored) != (since, until, coauthored):
             self.since, self.until, self.coauthored = since, until, coauthored
             self.finished = {code: entry for code, entry in self.finished.items() if entry[1]}
             self.frozen, self.settled = None, 0
 
     def mark_complete(self) -> None:
-        """Record a complete walk: everything older than its first post is done."""
+        """Record that the timeline was walked to its end, so that a later walk stops at the posts finished so far."""
         self.frozen, self.settled = None, len(self.finished)
 
     @property
     def done_before(self) -> set[str]:
-        """Shortcodes of complete walks."""
+        """The shortcodes of posts that were finished when the timeline was last walked to its end."""
         return set(list(self.finished)[: self.settled])
 
     def unfinished(self, run: Run) -> list[str]:
-        """Return finished posts with an image that is neither saved nor permanently rejected."""
+        """Return the shortcodes of finished posts of which an image is missing and not permanently rejected."""
         there = {
             post.file_name.rpartition(".")[0]
             for post in latest(read_rows(run.posts, Post)).values()

@@ -23,13 +23,13 @@ CONNECT_S, READ_S = 10.0, 30.0  # without any data
 
 
 class UrlExpired(ValueError):
-    """The URL has expired; a new one may work."""
+    """Raised if an image is no longer at its URL (HTTP 401, 403, 404 or 410); a newly requested URL may work."""
 
 
 def fetch(
     url: str, open_session: Callable[[], requests.Session], max_bytes: int, max_s: float
 ) -> bytes:
-    """Download a URL of a media host. Each redirect is checked like the first URL.
+    """Return the bytes at a URL of Instagram's media hosts, following redirects within these hosts.
 
     Raises PermanentRefusal for a URL or size that is not allowed, UrlExpired, or ValueError for a transient error.
     """
@@ -46,7 +46,10 @@ def fetch(
 
 
 def media_host(url: str) -> str:
-    """Return the host of an allowed URL. Raises PermanentRefusal for any other URL."""
+    """Return the host name in `url`, which must be plain https on an Instagram media host.
+
+    Raises PermanentRefusal for any other URL.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -63,7 +66,10 @@ def media_host(url: str) -> str:
 
 
 def public_address(host: str) -> str:
-    """Resolve a host to a public IP address. Raises PermanentRefusal if any of its addresses is not public."""
+    """Return a public IP address of `host`, preferring IPv4.
+
+    Raises PermanentRefusal if any address of the host is not public.
+    """
     addresses = {entry[4][0] for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)}
     if not addresses or not all(map(_is_public, addresses)):
         raise PermanentRefusal("its host resolves to an address that is not public")
@@ -79,9 +85,9 @@ def _is_public(address: str) -> bool:
 
 
 class _Pinned(HTTPAdapter):
-    """Connects to an IP address already checked, with TLS for its host name.
+    """HTTP adapter for URLs with an IP address instead of a host name, which checks TLS for the name `host`.
 
-    A second DNS lookup could return another address (DNS rebinding).
+    The address was checked before; a second DNS lookup could return another one (DNS rebinding).
     """
 
     def __init__(self, host: str) -> None:

@@ -1,8 +1,9 @@
-"""Log in to Instagram with browser cookies, or use it anonymously.
+"""Read the cookies of an Instagram login, or obtain cookies with the user's password.
 
 Cookies come from the environment or Colab's Secrets (INSTAGRAM_COOKIES, as the browser shows them:
 `sessionid=...; csrftoken=...; ds_user_id=...`), or from a file outside the runs, readable by its owner only, which
-`python -m helpers.scrape.login USER` writes. It asks for a password and never saves it.
+`python -m helpers.scrape.login USER` writes. That command asks for a password and never saves it. Without cookies,
+Instagram is used anonymously.
 """
 
 import getpass
@@ -33,7 +34,10 @@ def cookie_file() -> Path:
 
 
 def cookies() -> dict[str, str] | None:
-    """Return the cookies to log in with, None for anonymous use. Raises RunError if they are unusable."""
+    """Return the Instagram login cookies from the secret or the cookie file, or None if neither exists.
+
+    Raises RunError if the cookies are unusable.
+    """
     if line := _from_secrets():
         return parse(line)
     path = cookie_file()
@@ -56,7 +60,10 @@ def _from_secrets() -> str:
 
 
 def parse(line: str) -> dict[str, str]:
-    """Parse a browser's cookie line. Raises RunError that names missing cookies, and never shows a value."""
+    """Parse a browser's cookie line `name=value; ...` into a dict of the cookies that an Instagram login uses.
+
+    Raises RunError that names missing cookies, and never shows a value.
+    """
     parts = re.sub(r"^\s*cookie:", "", line.strip().strip("'\""), flags=re.IGNORECASE).split(";")
     pairs = [part.strip().partition("=") for part in parts]
     found = {name: value.strip('"') for name, _, value in pairs if name in SAVED and value}
@@ -72,7 +79,7 @@ def parse(line: str) -> dict[str, str]:
 
 
 def save_cookies(found: dict[str, str]) -> Path:
-    """Write cookies to a file that only its owner can read."""
+    """Write the login cookies to a file that only the user can read, and return the path."""
     path = cookie_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     tmp_path = path.with_suffix(".part")
@@ -85,9 +92,9 @@ def save_cookies(found: dict[str, str]) -> Path:
 
 
 def log_in(user: str) -> Path:
-    """Ask for the password, and a two-factor code if needed; save the cookies only.
+    """Log in with a password that the user types, save the cookies, and return the path of the cookie file.
 
-    Raises RunError if Instagram refuses the login.
+    A two-factor code is asked for if needed. The password is not saved. Raises RunError if Instagram refuses the login.
     """
     loader = instaloader.Instaloader(
         sleep=False, quiet=True, max_connection_attempts=1, request_timeout=60.0

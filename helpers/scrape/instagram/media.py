@@ -1,4 +1,4 @@
-"""Read an Instagram post from the data that instaloader fetched."""
+"""Convert a post that instaloader fetched to a Media with its slides."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ IMAGE, VIDEO, CAROUSEL = 1, 2, 8  # a media_type
 
 @dataclass(frozen=True)
 class Slide:
-    """One image or video of a post."""
+    """One image or video of an Instagram post."""
 
     url: str  # of the widest rendition; for a video, of its cover image
     is_video: bool
@@ -23,7 +23,10 @@ class Slide:
 
 @dataclass(frozen=True)
 class Media:
-    """A post. `instaloader.load_structure` rebuilds it from `structure` without a request."""
+    """An Instagram post: owner, date, caption, likes and slides.
+
+    `instaloader.load_structure` rebuilds the post from `structure` without a request.
+    """
 
     code: str
     account: str  # the owner; a coauthored post may be in another account's timeline
@@ -40,7 +43,10 @@ class Media:
 
 
 def read_post(post: Post) -> Media:
-    """Convert a fetched post, without a request. Raises KeyError or the like for an unknown format."""
+    """Convert instaloader's post to a Media, without a request to Instagram.
+
+    Raises KeyError or the like for an unknown format.
+    """
     structure = get_json_structure(post)
     node = structure["node"]
     owner = node.get("owner") or {}
@@ -76,14 +82,14 @@ def _slide(part: dict[str, Any]) -> Slide:
 
 
 def is_complete_post(node: Any) -> bool:
-    """Whether a timeline entry is the complete post, as it is when logged in."""
+    """Return whether a timeline entry already contains the post's images, as entries do when logged in."""
     return isinstance(node, dict) and bool(
         node.get("carousel_media") or node.get("image_versions2")
     )
 
 
 def fill_missing_fields(node: dict[str, Any]) -> dict[str, Any]:
-    """Add the fields that instaloader requires to a post of a logged-in timeline."""
+    """Return a post of a logged-in timeline with all fields that instaloader needs to read the post."""
     kind = (
         CAROUSEL if node.get("carousel_media") else VIDEO if node.get("video_versions") else IMAGE
     )

@@ -80,7 +80,7 @@ _MALFORMED = (KeyError, TypeError, IndexError, AttributeError, AssertionError, V
 
 
 def explain(error: BaseException, account: str, logged_in: bool) -> str:
-    """Explain an instaloader exception that stops the walk, and what to do."""
+    """Return a line that explains an instaloader exception and says what to do next."""
     text = _text(error)
     login = "log in again (section Login)" if logged_in else "log in (section Login)"
     for pattern, words in _WORDS:
@@ -91,12 +91,12 @@ def explain(error: BaseException, account: str, logged_in: bool) -> str:
 
 
 def is_account_missing(error: BaseException) -> bool:
-    """Whether an exception says that the account does not exist."""
+    """Return whether an exception says that the account does not exist."""
     return bool(re.search(NO_ACCOUNT, _text(error)))
 
 
 def explain_post(error: BaseException) -> str | None:
-    """Explain why one post failed, or return None if the whole walk is refused."""
+    """Return why a single post failed, or None if the error may concern more than that post."""
     if isinstance(error, instaloader.PostChangedException):
         return "Instagram shows another post in its place"
     if isinstance(error, instaloader.QueryReturnedNotFoundException):
@@ -109,7 +109,7 @@ def explain_post(error: BaseException) -> str | None:
 
 
 def _text(error: BaseException | None) -> str:
-    """Join the names and texts of an exception and its causes."""
+    """Return the class names and messages of an exception and of its causes, joined."""
     parts = []
     while error is not None:
         parts.append(f"{type(error).__name__}: {error}")

@@ -21,11 +21,11 @@ MAX_FAILED_POSTS = 3  # in a row: then the cause is not the posts
 
 
 class AccountNotFound(SourceStopped):
-    """There is no account of this name, or no longer."""
+    """Raised if Instagram has no account of the given name."""
 
 
 class TimeBudget:
-    """The time that a walk may take, in minutes; 0 is no limit."""
+    """A time limit in minutes on one pass over the posts; 0 means no limit."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
@@ -51,7 +51,7 @@ class TimeBudget:
 
 
 class RateLimiter(instaloader.RateController):
-    """instaloader's rate limiter, which prints long pauses and never exceeds the time budget."""
+    """instaloader's rate limiter, which prints long pauses and stops rather than exceed the time budget."""
 
     def __init__(
         self,
@@ -63,13 +63,16 @@ class RateLimiter(instaloader.RateController):
         self.budget, self.before_query = budget, before_query
 
     def wait_before_query(self, query_type: str) -> None:
-        """Save the last response, then wait; called before each request to Instagram."""
+        """Call `before_query`, check the time budget, then wait as long as the rate limit requires."""
         self.before_query()
         self.budget.check()
         super().wait_before_query(query_type)
 
     def sleep(self, secs: float) -> None:
-        """Pause. Raises SourceStopped if the pause is longer than the remaining time."""
+        """Pause for `secs` seconds, printing a long pause.
+
+        Raises SourceStopped if the pause is longer than the remaining time.
+        """
         if secs > self.budget.left_s:
             raise SourceStopped(
                 f"Instagram's rate limit needs a pause of {secs / 60:.0f} minutes and max_minutes="
@@ -81,10 +84,10 @@ class RateLimiter(instaloader.RateController):
 
 
 class Session:
-    """Requests to Instagram. instaloader's output is hidden; its exceptions become SourceStopped."""
+    """An instaloader session that hides instaloader's output and turns its exceptions into SourceStopped."""
 
     def __init__(self, config: ScrapeConfig, before_query: Callable[[], None]) -> None:
-        """Log in if there are cookies. Raises RunError if they are unusable."""
+        """Log in with the user's cookies if any, else stay anonymous. Raises RunError if the cookies are unusable."""
         self.account = config.username or "this account"
         self.budget = TimeBudget(config.max_minutes)
         self.failures = 0  # failed posts in a row
@@ -105,7 +108,10 @@ class Session:
         return self.context.is_logged_in
 
     def request(self, call: Callable[[], Answer]) -> Answer:
-        """Call instaloader. Raises SourceStopped for any of its exceptions, AccountNotFound if there is no account."""
+        """Return the result of `call`, with any exception of instaloader turned into SourceStopped.
+
+        If the account does not exist, the exception is AccountNotFound.
+        """
         try:
             with redirect_stderr(io.StringIO()):
                 return call()
@@ -118,9 +124,9 @@ class Session:
     def request_post(
         self, call: Callable[[], Answer], is_post_fault: Callable[[], bool] = lambda: True
     ) -> Answer | str:
-        """Fetch a post, or return the reason it failed.
+        """Return the post that `call` fetches, or a string with the reason if that post alone failed.
 
-        Raises SourceStopped after several failures in a row, or if `is_post_fault` says the cause is not the post.
+        Raises SourceStopped after several failures in a row, or if `is_post_fault` says that the cause is not the post.
         """
         try:
             with redirect_stderr(io.StringIO()):

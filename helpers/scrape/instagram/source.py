@@ -1,4 +1,4 @@
-"""Source: Instagram via instaloader, an account or single posts, post by post and resumable.
+"""Source: the posts of an Instagram account, or single posts, downloaded with instaloader and resumable.
 
 The cursor is saved for each post, before its images are downloaded, and for each page of the timeline, so after a
 kill only the interrupted request is repeated. A resumed session starts with the same requests as instaloader's
@@ -27,7 +27,7 @@ MAX_FAILED_DOWNLOADS = 12  # in a row: then the cause is not the images
 
 
 def list_items(config: ScrapeConfig, run: Run) -> Source:
-    """List an account's posts, or the posts requested, while they are downloaded.
+    """Return a source that lists the posts of an account, or the posts requested, while they are downloaded.
 
     Raises RunError if the run holds another account's posts, or the cookies are unusable.
     """
@@ -36,7 +36,7 @@ def list_items(config: ScrapeConfig, run: Run) -> Source:
 
 
 def account_names(config: ScrapeConfig, run: Run) -> set[str]:
-    """Return the account's current and former names; empty if only single posts are requested."""
+    """Return the account's current and former names in lower case, or an empty set for single posts."""
     if not config.username:
         return set()
     return _account_names(config, Cursor.read(run.cursor))
@@ -47,7 +47,10 @@ def _account_names(config: ScrapeConfig, cursor: Cursor) -> set[str]:
 
 
 class Walk:
-    """Iterates over images from the newest post on, resuming at the cursor. After a refusal it sends no request."""
+    """Iterates over the images of an account, newest post first, or of single posts, resuming at the cursor.
+
+    After a refusal it sends no request.
+    """
 
     def __init__(self, config: ScrapeConfig, run: Run) -> None:
         self.config, self.run = config, run
@@ -61,7 +64,7 @@ class Walk:
         self.refusal: SourceStopped | None = None
 
     def describe(self) -> str:
-        """Describe what will be downloaded, or why it cannot be, in a line."""
+        """Return a line that says which posts will be downloaded, or why Instagram refuses."""
         who = "logged in" if self.session.is_logged_in else "anonymous"
         how = f"{who}, instaloader {VERSION}"
         if self.config.posts:
@@ -74,7 +77,7 @@ class Walk:
         return f"@{name}: {self._post_total() or 'some'} posts, {how}"
 
     def __iter__(self) -> Iterator[SourceItem]:
-        """Yield the images. Raises SourceStopped if they end early."""
+        """Yield each image as a SourceItem, not yet downloaded. Raises SourceStopped if the walk ends early."""
         if self.refusal:
             raise self.refusal
         self.session.budget.start()
@@ -100,7 +103,7 @@ class Walk:
             raise SourceStopped(f"there are no posts{span}: check account, posts, since and until")
 
     def _resume_pending(self) -> Iterator[SourceItem]:
-        """Finish the post that was interrupted, without a new request."""
+        """Yield the images of the post at which the last run was interrupted, without requesting the post again."""
         if pending := self.cursor.pending:
             context = self.session.context
             media = self.session.request_post(lambda: read_post(load_structure(context, pending)))
@@ -117,7 +120,7 @@ class Walk:
         return self.session.request_post(lambda: read_post(Post.from_shortcode(context, code)))
 
     def _account_posts(self) -> Iterator[SourceItem]:
-        """Yield the account's posts. A resumed walk ends with the posts published since."""
+        """Yield the images of the account's posts: those after the saved position, then those published since."""
         if self.timeline is None:
             opened = open_timeline(self._profile(), self.session, self.cursor)
             self.timeline = Timeline(opened, self.cursor)
@@ -128,7 +131,10 @@ class Walk:
             self.cursor.mark_complete()
 
     def _walk_timeline(self, timeline: Timeline) -> Iterator[SourceItem]:
-        """Walk the timeline until its end, or until posts that are done or older than `since`."""
+        """Yield the images of the timeline's posts until `max_posts` or a post older than `since`.
+
+        Also ends at the end of the timeline, or at a post that an earlier complete walk finished.
+        """
         self.session.request(lambda: timeline.resume(self.session.context))
         while not self._reached_max_posts():
             self.session.budget.check()
@@ -149,7 +155,7 @@ class Walk:
         return media.code in self.cursor.done_before or is_older
 
     def _is_by_another_account(self, media: Media) -> bool:
-        """Whether a post in the account's timeline was published by someone else."""
+        """Return whether a post in the account's timeline was published by another account."""
         if not self.config.username or media.account_id == self.cursor.user_id:
             return False
         return media.account.lower() not in ("", *_account_names(self.config, self.cursor))
@@ -157,7 +163,10 @@ class Walk:
     def _items_of(
         self, media: Media | str, code: str = "", is_requested: bool = False
     ) -> Iterator[SourceItem]:
-        """Yield a post's images, then mark it finished. A string instead of a post says why it failed."""
+        """Yield the images of a post, or one item that says why the post is rejected, then mark the post as finished.
+
+        `media` is a string with the reason if the post could not be fetched.
+        """
         if isinstance(media, str):
             yield self._refused_item(code[:64], 1, media + RETRY_NOTE)
             self._mark_finished(code[:64], "", 1)
@@ -209,7 +218,7 @@ class Walk:
         self.cursor.finished[code] = (taken_at[:10], count)
 
     def _load_image(self, media: Media, index: int) -> bytes:
-        """Download an image; if its URL has expired, request the post once more."""
+        """Return the bytes of image `index` of a post, requesting the post once more if the image's URL has expired."""
         with self._recording_stop():
             try:
                 content = self._fetch(self.refetched.get(media.code, media), index)
@@ -243,7 +252,7 @@ class Walk:
 
     @contextmanager
     def _recording_stop(self) -> Iterator[None]:
-        """Record in the cursor why the walk stops."""
+        """Context manager that saves the reason of a SourceStopped in the cursor and raises the exception again."""
         try:
             yield
         except SourceStopped as stop:
@@ -255,7 +264,7 @@ class Walk:
         return load_profile(self.config.username, self.session, self.cursor, self.run)
 
     def _save_new_page(self) -> None:
-        """Save a new page of the timeline; called before each request."""
+        """Save the cursor if a page of the timeline was fetched since the last save; called before each request."""
         if self.timeline and self.timeline.posts and self.timeline.has_new_page:
             self._save_position()
 
@@ -268,7 +277,7 @@ class Walk:
         return 0 < self.config.max_posts <= self._post_count()
 
     def _post_count(self) -> int:
-        """Count the finished posts within the settings' dates."""
+        """Return how many finished posts count towards `max_posts`: those within the settings' dates."""
         return sum(self.config.covers(day) for day, n in self.cursor.finished.values() if n)
 
     def _post_total(self) -> int | None:

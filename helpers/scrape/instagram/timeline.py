@@ -1,4 +1,4 @@
-"""An account's posts, newest first, as an iterator that can be saved and resumed.
+"""Iterate over an account's posts, newest first, with a position that can be saved and resumed.
 
 It uses instaloader's `NodeIterator.freeze` and `thaw`. Posts that are done are removed from a page before it is
 thawed, since without a login each post that the iterator yields costs a request.
@@ -26,14 +26,14 @@ PINNED = 3  # the first posts, which may be older than the following
 
 
 class Timeline:
-    """The posts of an account, newest first except for pinned ones."""
+    """A resumable iterator over an account's posts, newest first after the pinned posts."""
 
     def __init__(self, opened: NodeIterator[Post], cursor: Cursor) -> None:
         self.opened, self.cursor = opened, cursor  # `opened` stays unused, as thaw() requires
         self.posts: NodeIterator[Post] | None = None
 
     def resume(self, context: InstaloaderContext) -> None:
-        """Resume at the saved position; at the top if it is of another login, another version, or expired."""
+        """Continue at the position saved in the cursor, or at the first post if that position is invalid or expired."""
         self.context = context
         try:
             frozen = load_structure(context, copy.deepcopy(self.cursor.frozen or {}))
@@ -44,7 +44,7 @@ class Timeline:
         return self._thaw(self.opened.freeze())
 
     def drop_done(self) -> None:
-        """Remove the posts of this page that are done."""
+        """Remove finished posts from the present page, as each would cost a request."""
         self._thaw(self.posts.freeze())
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class Timeline:
         self.posts = posts
 
     def next(self) -> Media | None:
-        """Return the next post, or None at the end. Raises instaloader's exceptions."""
+        """Return the next post of the timeline, or None at the end. Raises instaloader's exceptions."""
         at = self.index
         try:
             post = next(self.posts, None)
@@ -69,7 +69,7 @@ class Timeline:
 
     @property
     def index(self) -> int:
-        """How many posts were returned, from the top."""
+        """The number of posts passed since the start of the timeline."""
         return self.posts.total_index
 
     @property
@@ -78,7 +78,7 @@ class Timeline:
 
     @property
     def current_code(self) -> str:
-        """The shortcode of the last post, readable or not."""
+        """The shortcode of the post that `next` returned last or failed to read."""
         return _code({"node": self._current_node})
 
     @property
@@ -87,12 +87,12 @@ class Timeline:
 
     @property
     def position(self) -> dict[str, Any]:
-        """The position as JSON, starting at the last post."""
+        """The state of the iterator as a JSON dict, from which `resume` starts with the post returned last."""
         return get_json_structure(self.posts.freeze())
 
     @property
     def has_new_page(self) -> bool:
-        """Whether a page was fetched since the position was saved."""
+        """Whether a page of posts was fetched since the cursor's position was saved."""
         kept = (self.cursor.frozen or {}).get("node", {}).get("remaining_data") or {}
         return self.posts.freeze().remaining_data.get("page_info") != kept.get("page_info")
 
@@ -100,10 +100,10 @@ class Timeline:
 def _remove_done(
     frozen: FrozenNodeIterator, done: Collection[str], done_before: Collection[str]
 ) -> FrozenNodeIterator:
-    """Remove the posts of a page that are `done`.
+    """Return the frozen iterator without the posts of its page that are in `done`.
 
-    After a post of a complete walk, unless it may be pinned, all posts are done, and no further page is fetched.
-    Without `first_node`, thawing costs no request for it.
+    From the first post in `done_before` on, unless it may be pinned, all posts are removed, and no further page is
+    fetched. Without `first_node`, thawing costs no request for it.
     """
     page = frozen.remaining_data
     codes = [_code(edge) for edge in page["edges"]]
