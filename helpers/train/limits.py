@@ -37,8 +37,6 @@ def memory_advice(config: TrainConfig) -> str:
         return "set offload_ema to True"
     if config.method == "full" and config.optimizer == "adamw":
         return f"set optimizer to 'adamw8bit'{NEW_RUN}"
-    if config.method == "full" and not config.optimizer_in_backward:
-        return f"set optimizer_in_backward to True{NEW_RUN}"
     if config.method == "full":
         return f"set method to 'lora'{NEW_RUN}"
     return f"lower resolution_px, which is {config.resolution_px}, or choose a larger GPU{NEW_RUN}"
