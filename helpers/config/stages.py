@@ -1,4 +1,4 @@
-"""The settings of the five notebooks: one frozen dataclass each, checked when it is created.
+"""The settings of the five notebooks: a frozen dataclass per notebook, checked on creation.
 
 A notebook calls `configure(TrainConfig, more, run=run, ...)`; None stands for the default, or the preset's value.
 """

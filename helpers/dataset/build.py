@@ -30,7 +30,7 @@ from helpers.dataset.join import refresh
 
 
 def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
-    """Return {image: split} of the present dataset, or {} if there is none or validation_share or seed has changed."""
+    """Return {image: split} of the present dataset; empty without a dataset, or if share or seed have changed."""
     if not (run.dataset / ABOUT).is_file():
         return {}
     settings = read_about(run.dataset)["settings"]
@@ -40,7 +40,7 @@ def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
 
 
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
-    """Write the images `kept` and their captions to dataset/ atomically, by their column `split`.
+    """Write the images and captions in `kept` to dataset/ atomically; column `split` is the image's folder.
 
     Captions and permissions are 02's and 01's present ones; the suffix is appended here only, once. Images are whole,
     upright, in sRGB and without metadata. `left_out` is counted in about.json. The same input gives the same bytes.

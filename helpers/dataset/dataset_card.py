@@ -69,7 +69,7 @@ def write_card(folder: Path) -> None:
 
 
 def card(folder: Path, records: Sequence[Record]) -> str:
-    """Return the dataset card as Markdown with a YAML header for the Hub; text from users is escaped."""
+    """Return the dataset card as Markdown with a YAML header for the Hub; untrusted text is escaped."""
     about = read_about(folder)
     header = DatasetCardData(
         language="en", task_categories=["text-to-image"], pretty_name=about["run"]

@@ -81,7 +81,7 @@ def refresh(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame
 
 
 def clean_caption(caption: str) -> str:
-    """Return a caption as one line, without control characters and leading spreadsheet-formula characters."""
+    """Return a caption as one line, without control characters or a leading spreadsheet-formula sign."""
     visible = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", caption)
     return " ".join(visible.split()).lstrip(FORMULA + " ")
 

@@ -179,7 +179,7 @@ class Views:
 
 
 def _averaging_weights(low: float, high: float, px: int) -> np.ndarray:
-    """Return a (px, 64) matrix that downscales the span `low` to `high` of 64 pixels to `px` pixels by averaging."""
+    """Return a (px, 64) matrix that averages the span `low` to `high` of 64 pixels into `px` pixels."""
     ends = np.linspace(low, high, px + 1)
     pixels = np.arange(SIDE_PX)
     overlap = np.minimum(ends[1:, None], pixels + 1) - np.maximum(ends[:-1, None], pixels)

@@ -1,4 +1,4 @@
-"""Split images into train and validation by a hash of the post, which is stable when posts are added."""
+"""Split images into train and validation by hashing shortcodes, which is stable when posts are added."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -47,7 +47,7 @@ def split(
 
 
 def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return each image's group, which stays in one split, and each image's name to hash."""
+    """Return each image's group, which is never divided, and each image's name to hash (shortcode or cluster)."""
     clusters = images.get("cluster", images["file_name"])
     series = images.get("series", images["file_name"])
     groups = _merge_groups(images.index, (images["shortcode"], clusters, series))
@@ -57,7 +57,7 @@ def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def _merge_groups(index: pd.Index, keys: tuple[pd.Series, ...]) -> pd.Series:
-    """Label images so that images with an equal value in any of `keys` have the same label, also transitively."""
+    """Return each image's group: images that share a value in any of `keys` are in one group, transitively."""
     pairs = [
         (positions[0], other)
         for key in keys

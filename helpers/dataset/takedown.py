@@ -112,7 +112,7 @@ def _purge(run: Run, shortcode: str, files: set[str]) -> None:
 
 
 def _find_trained_on(run: Run, shortcode: str) -> list[str]:
-    """Return a sentence for each checkpoint and model that the post was, or may have been, used for."""
+    """Return a sentence for each checkpoint and model that used the post, or may have used the post."""
     known = list_editions(run)
     lines = []
     for folder, text in _list_models(run):

@@ -94,7 +94,7 @@ class _Sheet:
         return (grain - grain.mean()) / grain.std()
 
     def _wobble(self, reach_px: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return index arrays (rows, columns) that displace every pixel at random by up to `reach_px`."""
+        """Return index arrays (rows, columns) that shift pixels by smooth random offsets of up to `reach_px`."""
         rows, columns = np.mgrid[0 : self.n, 0 : self.n].astype(np.float32)
         rows += (self._noise(14) - 0.5) * 2 * reach_px
         columns += (self._noise(14) - 0.5) * 2 * reach_px

@@ -157,7 +157,7 @@ def pixels_of(images: list[Image.Image]) -> Tensor:
 
 
 def accuracies(judge: Judge, pixels: Tensor, scenes: list[Scene], style: str) -> dict[str, float]:
-    """Return the judge's accuracy in animal, colour, place and style, given the images' scenes."""
+    """Return the judge's accuracy on animal, colour, place and style of images drawn from `scenes`."""
     right, named = make_labels(scenes, style), judge.predict(pixels)
     return {
         name: float((named[name] == right[:, i]).float().mean()) for i, name in enumerate(ANSWERS)

@@ -19,7 +19,7 @@ GAP_PX = 6
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Open an image file as RGB: upright, sRGB, transparency on white. Raises OSError if it does not decode."""
+    """Open an image file as RGB: upright, sRGB, transparency on white. Raises OSError if the file cannot be decoded."""
     return decode(path).image
 
 
@@ -94,7 +94,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, max_lines: int
 
 
 def stack(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Stack images vertically at their own size, with a wrapped title above each."""
+    """Stack images vertically at their own size, with a wrapped title above each image."""
     font, width = ImageFont.load_default(size=14), max(s.width for s in sheets)
     titles = [_wrap(title, font, width - 2 * GAP_PX) for title in titles]
     title_px = _label_height(titles, font) + 2 * GAP_PX

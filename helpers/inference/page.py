@@ -38,7 +38,7 @@ MAX_IN_ROW = 6  # prompts that a preview shows side by side
 
 @dataclass(frozen=True)
 class PromptRows:
-    """The config's prompts, drawn at the same seeds by base, tuned, and tuned without the suffix."""
+    """Pictures of the same prompts and seeds by the base model, and by the tuned model with and without suffix."""
 
     prompts: list[str]  # without the suffix
     base: list[Image.Image]

@@ -34,7 +34,7 @@ class Trained:
     curve: list[list[float]]
 
     def pictures(self, split: str) -> list[Picture]:
-        """Return the pictures of dataset/ that training used (`train`) or held out (`validation`), by file name.
+        """Return the pictures of dataset/ that training used (`train`) or held out (`validation`), sorted by name.
 
         If dataset/ has changed since, a picture counts as held out if training saw no image of its post.
         """
@@ -118,7 +118,7 @@ def read_trained(run: Run) -> Trained:
 
 
 def summarize_posts(run: Run) -> dict[str, Any]:
-    """Return a run's numbers of images and posts, accounts and permissions, for report and model card."""
+    """Return the numbers of images and posts in a run, and the posts' accounts and permissions as text."""
     posts = list(latest(read_rows(run.posts, Post)).values())
     return {
         "images": len(posts),

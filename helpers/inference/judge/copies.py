@@ -61,7 +61,7 @@ class CopyFinder:
         return centred / (np.linalg.norm(centred, axis=-1, keepdims=True) + 1e-6)
 
     def nearest(self, images: Sequence[Image.Image]) -> list[Pair]:
-        """Return the most similar training image for each image, mirrored or not."""
+        """Return the most similar training image for each image, compared as it is and mirrored."""
         pairs = []
         for i, image in enumerate(images):
             both = self._normalize(
@@ -73,7 +73,7 @@ class CopyFinder:
         return pairs
 
     def figures(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """Return the most similar pairs, and threshold and share of likely copies or {"left_out": why}."""
+        """Return the most similar pairs, with the share of likely copies or, without a threshold, `left_out`: why."""
         pairs = sorted(self.nearest(images), key=lambda pair: -pair.likeness)
         found = {"pairs": [asdict(pair) for pair in pairs[:MAX_SHOWN]]}
         if not pairs:

@@ -46,7 +46,7 @@ class Judgement:
 
 
 def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
-    """Load the real images, and draw held-out captions with base, tuned, and tuned without the suffix."""
+    """Return real images, and held-out captions drawn by base and tuned model (with and without suffix)."""
     captions = held_out_captions(sampler)
     requests = [
         Request.of(config, captions[i % len(captions)], config.seed + SAMPLE_SEED + i)
@@ -63,7 +63,7 @@ def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
 
 
 def draw_probe(config: InferenceConfig, sampler: Sampler) -> list[Image.Image]:
-    """Draw training captions with the tuned model, since a memorized image appears most likely for its caption."""
+    """Draw training captions with the tuned model, to find memorized training images."""
     captions = evenly(read_captions(sampler, "train"), config.probed_captions)
     requests = [
         Request.of(config, sampler.styled(caption), config.seed + PROBE_SEED + i)
@@ -81,7 +81,7 @@ def _load_images(sampler: Sampler, split: str, side_px: int = 256) -> list[Image
 
 
 def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
-    """Measure style, copies and metrics on groups of pictures; measure style also by `encoder` if given.
+    """Return the Judgement of the groups of pictures; `encoder`, if given, measures the style a second time.
 
     The style axis is fitted to training images and every other sample of the base, and measured on held-out images
     and the other samples, so that no figure is measured on what it was fitted to.

@@ -1,4 +1,4 @@
-"""Write the model card: base model, data, permission, settings, loss curves, figures and limits."""
+"""Write the model card: base model, data, permission, settings, loss curves, results and limits."""
 
 from pathlib import Path
 from typing import Any

@@ -77,7 +77,7 @@ def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
 
 
 def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
-    """Return the metadata of a run's LoRA file: modelspec fields, and those that sd-scripts writes."""
+    """Return the metadata of a run's LoRA file: modelspec fields, and the `ss_` fields of sd-scripts."""
     training = read_trained(run)
     trained, verdict = training.settings, training.verdict
     first = next(iter(lora.alpha))
