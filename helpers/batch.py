@@ -33,14 +33,14 @@ NOT_STARTED = r"Kernel (died before replying|didn't respond)"
 
 
 def parameters_of(stage: str) -> list[str]:
-    """The names of a notebook's parameters."""
+    """Return the parameter names of a stage's notebook."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return list(papermill.inspect_notebook(str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb")))
 
 
 def chosen_stages(first: str | None, only: str | None) -> list[str]:
-    """The stages from `first` (such as 03) on, or those of `only` (such as 01,04).
+    """Return the stages from `first` (such as 03) on, or only those in `only` (such as 01,04).
 
     Raises RunError for an unknown number.
     """
@@ -57,7 +57,7 @@ def chosen_stages(first: str | None, only: str | None) -> list[str]:
 def plan_parameters(
     run: str, stages: list[str], given: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Assign parameters to the stages, and check them against notebooks and configs before anything runs.
+    """Return each stage's parameters from the command line's `given`, checked before any notebook runs.
 
     Raises RunError for a parameter that no notebook has, a secret, or a value out of its bounds.
     """
@@ -94,7 +94,7 @@ def _refuse_run(given: dict[str, Any]) -> None:
 
 
 def _more(text: str, stages: list[str]) -> dict[str, Any]:
-    """Parse the parameter `more`, a dict of further settings. Raises RunError if no config has one of them."""
+    """Parse the parameter `more`, a dict of further settings. Raises RunError for a setting that no stage has."""
     try:
         more = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -109,7 +109,7 @@ def _more(text: str, stages: list[str]) -> dict[str, Any]:
 
 
 def _describe(run: Run, error: papermill.PapermillExecutionError) -> str:
-    """A notebook's error in a line: a RunError's own, or any other with how to report it."""
+    """Return a notebook's error as a line: a RunError's message, or any other error with how to report a bug."""
     if error.ename in OURS:
         return error.evalue
     words = " ".join(f"{error.ename}: {error.evalue}".split())
@@ -122,7 +122,7 @@ def _describe(run: Run, error: papermill.PapermillExecutionError) -> str:
     retry=retry_if_exception_message(match=NOT_STARTED), stop=stop_after_attempt(3), reraise=True
 )
 def _run_notebook(stage: str, target: Path, parameters: dict[str, Any]) -> None:
-    """Run papermill, and retry if the kernel did not start, for example because its port was taken."""
+    """Execute a notebook by papermill, and retry if the kernel does not start, such as when its port is taken."""
     papermill.execute_notebook(
         str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb"),
         str(target),
@@ -135,7 +135,7 @@ def _run_notebook(stage: str, target: Path, parameters: dict[str, Any]) -> None:
 
 
 def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
-    """Run a notebook and write its executed copy to the run folder. Returns the seconds it took.
+    """Run a notebook, write the executed copy to the run folder, and return the seconds taken.
 
     Raises RunError with the notebook's error in one line.
     """
@@ -165,14 +165,14 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
 
 
 def _redact_copy(target: Path) -> None:
-    """Redact an executed copy: the kernel redacts its own output only after Setup has run."""
+    """Redact secrets in an executed notebook, since the kernel redacts output only after Setup has run."""
     text = target.read_text(encoding="utf-8") if target.is_file() else ""
     if redact(text) != text:
         write_text(target, redact(text))
 
 
 def outcome(run: Run, stage: str) -> str:
-    """The last text that a notebook printed: the line of its last cell."""
+    """Return the last text that an executed notebook printed."""
     cells = nbformat.read(run.notebook(stage), as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     printed = [o.text for o in outputs if o.output_type == "stream" and o.name == "stdout"]
@@ -218,7 +218,7 @@ def main() -> None:
 
 
 def stop(number: int, _frame: object) -> None:
-    """Handle a signal: papermill interrupts its kernel, so that a training saves, and then ends it."""
+    """Raise Stopped on a signal: papermill then interrupts the kernel, so that a training saves."""
     raise Stopped("stopped; what was done is saved: give the same command again to resume", number)
 
 

@@ -1,4 +1,4 @@
-"""The settings of the five notebooks: their fields, the stages that have them, and the presets."""
+"""The settings of the five notebooks, and the training presets."""
 
 from helpers.config.fields import UNSET, from_text, refuse_secrets
 from helpers.config.presets import PRESETS

@@ -1,10 +1,10 @@
-"""The sources of 01 and the captioners of 02, a line each: a new one is added here."""
+"""The registry of the image sources of 01_scrape and the captioners of 02_caption."""
 
 from typing import NamedTuple
 
 
 class Source(NamedTuple):
-    """Where images come from."""
+    """An image source of 01_scrape: the module that reads it, and the setting that it needs."""
 
     module: str  # has `list_items(config, run)`, see helpers/scrape/folder.py
     needs: str = ""  # the setting that must be given
@@ -12,7 +12,7 @@ class Source(NamedTuple):
 
 
 class Captioner(NamedTuple):
-    """Who describes an image."""
+    """A captioner of 02_caption: the module that runs it, and the setting that names its model."""
 
     module: str  # has `caption_images(config, run, posts)`, see helpers/caption/sidecar.py
     model: str = ""  # the setting that names its model

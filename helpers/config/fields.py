@@ -1,4 +1,4 @@
-"""The fields of a stage's settings: bounds, checks, and parsing of values from a command line."""
+"""Define the fields of settings: types, bounds, checks, and parsing of values from a command line."""
 
 import ast
 from collections.abc import Iterable
@@ -13,27 +13,27 @@ from helpers.core.run import RUN_NAME
 
 
 def number(default: float | None, low: float, high: float, **metadata: Any) -> Any:
-    """A field for a number from `low` to `high`; a whole number if the default is one."""
+    """Return a dataclass field for a number from `low` to `high`; only integers if the default is an int."""
     return field(default=default, metadata={"low": low, "high": high, **metadata})
 
 
 def choice(*options: str, **metadata: Any) -> Any:
-    """A field for one of `options`; the first is the default."""
+    """Return a dataclass field for one of `options`; the first option is the default."""
     return field(default=options[0], metadata={"options": options, **metadata})
 
 
 def lines(default: str | tuple[str, ...], **metadata: Any) -> Any:
-    """A field for several texts, given as lines or as a list, and stored in the type of `default`."""
+    """Return a dataclass field for several texts, given as lines or as a list, stored in the type of `default`."""
     return field(default=default, metadata={"lines": True, **metadata})
 
 
 def plain(default: Any, **metadata: Any) -> Any:
-    """A field for any value of the default's type."""
+    """Return a dataclass field for any value of the default's type."""
     return field(default=default, metadata=metadata)
 
 
 class Unset:
-    """Stands for settings and their run until they pass their checks. Raises RunError for any attribute."""
+    """Placeholder for settings that have not passed their checks: reading any attribute raises RunError."""
 
     def __getattr__(self, name: str) -> Any:
         raise RunError("the settings above are not in force: correct them and run their cell again")
@@ -43,17 +43,17 @@ UNSET = Unset()
 
 
 class Checked:
-    """Settings that are checked when they are created."""
+    """Base class of the settings of a notebook: types and bounds are checked on creation."""
 
     def __post_init__(self) -> None:
         check(self)
 
     def defaults(self) -> dict[str, Any]:
-        """The default of each setting."""
+        """Return the default value of each setting."""
         return {f.name: _default(f) for f in fields(self)}
 
     def _ipython_display_(self) -> None:
-        """Print the run's name and the settings that differ from the defaults, or from the preset, a line each."""
+        """Print the run's name and each setting that differs from the defaults or the preset, a line each."""
         defaults, preset = self.defaults(), getattr(self, "preset", "")
         names = [name for name, value in defaults.items() if getattr(self, name) != value]
         shown = dict.fromkeys(["run", *(["preset"] if preset else []), *names])
@@ -82,7 +82,7 @@ def names_like(name: str, known: Iterable[str]) -> str:
 
 
 def from_text(kind: type, name: str, text: str) -> Any:
-    """Parse a value from a command line in the type of the field `name`. Raises RunError if it is not one."""
+    """Parse a command-line value to the type of the field `name` of `kind`. Raises RunError if that fails."""
     known = {f.name: f for f in fields(kind)}
     if name not in known:
         raise RunError(f"{kind.__name__} does not know {name!r}: {names_like(name, known)}")
@@ -101,7 +101,7 @@ def from_text(kind: type, name: str, text: str) -> Any:
 
 
 def check(config: Any) -> None:
-    """Check each field's type and bounds. Raises RunError with the field, its value and its bounds."""
+    """Check each field's type and bounds. Raises RunError with the field, the value and the bounds."""
     for f in fields(config):
         value = getattr(config, f.name)
         if f.metadata.get("lines"):
@@ -120,7 +120,7 @@ def check(config: Any) -> None:
 
 
 def _lines(f: Field, value: Any) -> str | tuple[str, ...]:
-    """Convert texts to the field's type."""
+    """Convert lines, or a list of texts, to the field's type: str or tuple."""
     texts = value.splitlines() if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise RunError(f"{f.name} is {value!r}: give a text in quotes, or a list of them")

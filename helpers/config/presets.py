@@ -1,4 +1,4 @@
-"""The presets of 04, one row each, and the reasons for their values."""
+"""The presets of 04_train: values for its settings, and the reasons for the values."""
 
 SEED_PROMPTS = (
     "blue and yellow cats shopping at plant store",

@@ -1,4 +1,4 @@
-"""The settings of the five notebooks: one frozen dataclass each, checked when it is created.
+"""The settings of the five notebooks: a frozen dataclass per notebook, checked on creation.
 
 A notebook calls `configure(TrainConfig, more, run=run, ...)`; None stands for the default, or the preset's value.
 """
@@ -62,7 +62,7 @@ class ScrapeConfig(Checked):
 
     @property
     def username(self) -> str:
-        """The account's name without `@` or address; "" if none is given. Raises RunError if it is not a name."""
+        """The account name without `@` or URL, or "" if none is given. Raises RunError if the name is invalid."""
         match = _ACCOUNT.fullmatch(self.account.strip())
         if self.account.strip() and not match:
             raise RunError(f"account is {self.account!r}: give its name alone, as in some.artist")
@@ -70,7 +70,7 @@ class ScrapeConfig(Checked):
 
     @property
     def shortcodes(self) -> list[str]:
-        """The shortcodes in `posts`, each once, in order. Raises RunError for anything but shortcodes and addresses."""
+        """The shortcodes in `posts`, in order, without duplicates. Raises RunError for an invalid shortcode or URL."""
         parts = [part for part in re.split(r"[,\s]+", self.posts) if part]
         matches = [_POST.fullmatch(part) for part in parts]
         for part, match in zip(parts, matches, strict=True):
@@ -82,7 +82,7 @@ class ScrapeConfig(Checked):
         return list(dict.fromkeys(match[1] for match in matches))
 
     def covers(self, taken_at: str) -> bool:
-        """Whether an ISO time is between the days `since` and `until`, inclusive; an unknown (empty) time is."""
+        """Whether the ISO time `taken_at` is within the days `since` to `until`; True if `taken_at` is empty."""
         day = taken_at[:10]
         return not day or (self.since or day) <= day <= (self.until or day)
 
@@ -105,7 +105,7 @@ def _check_day(name: str, value: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionConfig(Checked):
-    """Settings of 02_caption: who describes the images, and how."""
+    """Settings of 02_caption: which captioner describes the images, and how."""
 
     run: str = "demo"
     captioner: str = choice(*CAPTIONERS)
@@ -144,7 +144,7 @@ class CaptionConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Checked):
-    """Settings of 03_dataset: what is trained on, and what is held out."""
+    """Settings of 03_dataset: which images are trained on, and which are held out for validation."""
 
     run: str = "demo"
     suffix: str = " in a mira watercolor style"  # ends every caption; the words that call the style
@@ -254,12 +254,12 @@ class TrainConfig(Checked):
     usd_per_hour: float = number(0.0, 0.0, 1000.0, resumable=True)
 
     def defaults(self) -> dict[str, Any]:
-        """The preset's value of each setting."""
+        """Return the preset's value of each setting, or the default if the preset has none."""
         return super().defaults() | PRESETS[self.preset]
 
     @property
     def effective_batch_size(self) -> int:
-        """The images of an optimizer step in one process: train_batch_size x gradient_accumulation_steps."""
+        """The number of images per optimizer step and process: train_batch_size x gradient_accumulation_steps."""
         return self.train_batch_size * self.gradient_accumulation_steps
 
     def __post_init__(self) -> None:
@@ -311,7 +311,7 @@ CONFIGS = {
 
 
 def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: Any) -> Config:
-    """Create a config from a notebook's parameters and its `more`; None stands for the default or preset's value.
+    """Create a config from a notebook's parameters and the dict `more`; None means the default or preset value.
 
     Raises RunError for an unknown name, or a value out of its bounds.
     """
@@ -331,5 +331,5 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
 
 
 def read_settings(kind: type[Config], kept: dict[str, Any]) -> Config:
-    """Create a config from settings that any version of this project saved; unknown names are ignored."""
+    """Create a config from settings saved by any version of this project, ignoring unknown names."""
     return kind(**{f.name: kept[f.name] for f in fields(kind) if f.name in kept})

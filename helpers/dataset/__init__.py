@@ -1,1 +1,1 @@
-"""03: what is trained on, and what is held out."""
+"""Notebook 03: select and split the images, and write them with their captions as a dataset."""

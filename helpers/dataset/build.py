@@ -1,4 +1,4 @@
-"""Write the dataset: an imagefolder with metadata.csv, which `datasets.load_dataset` and all trainers read."""
+"""Write dataset/ as an imagefolder with metadata.csv, which `datasets.load_dataset` and trainers read."""
 
 import tempfile
 from collections import Counter
@@ -30,7 +30,7 @@ from helpers.dataset.join import refresh
 
 
 def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
-    """Return the side of each image in the present dataset, if it was split with the same share and seed."""
+    """Return {image: split} of the present dataset; empty without a dataset, or if share or seed have changed."""
     if not (run.dataset / ABOUT).is_file():
         return {}
     settings = read_about(run.dataset)["settings"]
@@ -40,11 +40,11 @@ def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
 
 
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
-    """Write dataset/ atomically; `kept` has a column `split`.
+    """Write the images and captions in `kept` to dataset/ atomically; column `split` is the image's folder.
 
-    Captions and permissions are 02's and 01's present ones; the suffix is appended here only, once. Images are not
-    cropped, upright, in sRGB and without metadata. The same input gives the same bytes. Raises RunError for images of
-    another run, or selected with other settings.
+    Captions and permissions are 02's and 01's present ones; the suffix is appended here only, once. Images are whole,
+    upright, in sRGB and without metadata. `left_out` is counted in about.json. The same input gives the same bytes.
+    Raises RunError for images of another run, or selected with other settings.
     """
     kept = refresh(config, run, kept)
     record_edition(run)
@@ -62,7 +62,7 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
 def _write_image(
     run: Run, folder: Path, row: object, suffix: str
 ) -> tuple[Record, tuple[str, ...]]:
-    """Write an image without its metadata; return its record and the conversions done.
+    """Write an image without EXIF or other metadata; return the image's Record and the conversions done.
 
     A file that already has these pixels keeps its compressed data; any other becomes a PNG.
     """
@@ -92,7 +92,7 @@ def _has_pixels(content: bytes, image: Image.Image) -> bool:
 
 
 def verify_dataset(run: Run) -> str:
-    """Load the dataset as a trainer would, check it against its manifest, and summarise it.
+    """Check dataset/ against its manifest and load it with `datasets`; return a line with counts and hash.
 
     Raises RunError if a file is missing or changed, or the settings differ.
     """
@@ -134,6 +134,6 @@ def _count_loaded(run: Run) -> dict[str, int]:
 
 
 def _splits(run: Run) -> list[str]:
-    """Return the splits that have images. Raises RunError if there is none to train on."""
+    """Return the names of the splits that have images. Raises RunError if the train split is missing."""
     run.require(run.split_metadata("train"), "dataset")
     return [split for split in SPLITS if run.split_metadata(split).is_file()]

@@ -1,4 +1,4 @@
-"""Chart the captions: token lengths, subjects and settings, for each side of the split."""
+"""Plot statistics of each split's captions: token counts, characters and locations."""
 
 import io
 import re
@@ -25,13 +25,13 @@ COLOURS = ("#8b6fa8", "#d1a54b")
 
 
 def subject(caption: str) -> str:
-    """The first noun of a caption, without adjectives: `cats` for `blue and yellow cats shopping at ...`."""
+    """Return the noun that a caption is about: `cats` for `blue and yellow cats shopping at ...`."""
     words = [w for w in END_OF_SUBJECT.split(caption.lower(), 1)[0].split() if w not in NO_NAMES]
     return words[-1] if words else ""
 
 
 def setting(caption: str) -> str:
-    """The last place in a caption: `plant store` for `... shopping at plant store`."""
+    """Return the last location that a caption names, or "": `plant store` for `... shopping at plant store`."""
     places = [
         re.sub(r"^(?:an?|the) ", "", place.strip()) for place in PLACE.findall(caption.lower())
     ]
@@ -40,7 +40,7 @@ def setting(caption: str) -> str:
 
 
 def suffix_note(captions: Sequence[str], suffix: str) -> str:
-    """Say in a line how many captions already end in the suffix, or in another ending that nearly all share."""
+    """Return a sentence on how many captions already end in the suffix, or share another ending."""
     had = sum(has_suffix(caption, suffix) for caption in captions)
     note = f"{had} of {len(captions)} captions ended in the suffix already: it stands once in each"
     if not had:
@@ -54,9 +54,9 @@ def suffix_note(captions: Sequence[str], suffix: str) -> str:
 
 
 def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
-    """Draw token lengths, characters and settings of the captions, for each side of the column `split`.
+    """Plot image counts, token counts, characters and locations of the captions, by the column `split`.
 
-    Raises RunError if there is no such column yet.
+    Raises RunError if `images` has no column `split` yet.
     """
     from matplotlib.figure import Figure
 
@@ -95,7 +95,7 @@ def _shares(sides: dict[str, Iterable[str]], name_of: object) -> dict[str, dict[
 
 
 def _bars(axes: object, title: str, sides: dict[str, dict[str, float]], count: int = 12) -> None:
-    """Draw horizontal bars of the names most frequent over both sides, one colour per side."""
+    """Draw a horizontal bar chart of the `count` most frequent names, with a bar for each split in `sides`."""
     total = Counter()
     for values in sides.values():
         total.update({name: value for name, value in values.items() if name})

@@ -35,10 +35,11 @@ FIGURES = ("sharpness", "detail", "brightness", "text_share")
 
 
 def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the images kept, and those left out with columns `kind` and `reason`, also written to rejected.jsonl.
+    """Select the images; return those kept, and those left out with columns `kind` and `reason`.
 
-    Both have the quality figures, a column `cluster` with the file name of the best copy, and a column `series` with
-    the matching pattern of the setting. Raises RunError if fewer than four are kept, or a pattern matches nothing.
+    The images left out are also written to rejected.jsonl. Both tables have the quality measures, a column `cluster`
+    with the file name of the best copy, and a column `series` with the matching pattern of the setting. Raises RunError
+    if fewer than four are kept, or a pattern matches nothing.
     """
     images = candidates(config, run)
     images[["kind", "reason"]] = ""
@@ -64,7 +65,7 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
 
 
 def take_back(run: Run, file_name: str) -> None:
-    """Include an image from the next run of 03 on, whatever its flaws or copies."""
+    """Add `file_name` to taken_back.txt: later runs of 03 include that image despite flaws or copies."""
     run.image(file_name)  # raises RunError for an invalid name
     names = _read_lines(run.taken_back)
     if file_name not in names:
@@ -76,7 +77,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _mark(images: pd.DataFrame, which: pd.Series, kind: str, reason: str | pd.Series) -> None:
-    """Set the reason to leave images out, unless they have one already."""
+    """Set `kind` and `reason` of those images in the mask `which` that have no reason yet."""
     which = which & (images["reason"] == "")
     images.loc[which, "kind"] = kind
     images.loc[which, "reason"] = reason if isinstance(reason, str) else reason[which]
@@ -97,7 +98,7 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
 def _measure_images(
     run: Run, images: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, ImageHash], dict[str, np.ndarray]]:
-    """Measure and hash the images not left out so far; hashes and palettes are by file name."""
+    """Measure the images that have no reason yet; return the table, and hashes and palettes by file name."""
     figures: dict[str, Quality] = {}
     hashes: dict[str, ImageHash] = {}
     wanted = images.loc[images["reason"] == "", "file_name"]
@@ -122,7 +123,7 @@ def judge(
     palettes: dict[str, np.ndarray],
     taken_back: list[str],
 ) -> None:
-    """Set the reason of each image that fails a quality setting: the figure and the setting."""
+    """Set `kind` and `reason` of each image that fails a quality threshold, except those in `taken_back`."""
     can_exclude = ~images["file_name"].isin(taken_back)
     for kind, is_flawed, reason in _flaws(config, images):
         _mark(images, is_flawed & can_exclude, kind, reason)
@@ -146,7 +147,7 @@ def judge(
 def _flaws(
     config: DatasetConfig, images: pd.DataFrame
 ) -> Iterator[tuple[str, pd.Series, pd.Series]]:
-    """Yield each kind of flaw, the images that have it, and their reasons."""
+    """Yield, for each kind of flaw: its name, a mask of the flawed images, and a reason text for every image."""
     sides = images[["width_px", "height_px"]]
     side_px, aspect = sides.min(axis=1), sides.max(axis=1) / sides.min(axis=1)
     bright, text, sharp = images["brightness"], images["text_share"], images["sharpness"]
@@ -171,7 +172,7 @@ def _format(values: pd.Series, digits: int = 1) -> pd.Series:
 def _mark_copies(
     config: DatasetConfig, run: Run, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> None:
-    """Set the column `cluster`, and leave out all but the best copy of each cluster."""
+    """Set the column `cluster` to the best copy's name, and mark all other copies as left out."""
     taken_back = _read_lines(run.taken_back)
     images["cluster"] = images["file_name"]
     clusters, likenesses = _find_clusters(config, images[images["reason"] == ""], hashes)
@@ -198,7 +199,7 @@ def _mark_copies(
 def _find_clusters(
     config: DatasetConfig, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> tuple[list[list[str]], dict[str, tuple[float, str]]]:
-    """Return the clusters of two or more copies, and for edited copies the likeness and its other image."""
+    """Return the clusters of copies, and {edited copy: (likeness, name of the most similar image)}."""
     names = images["file_name"].tolist()
     ordered = [hashes[name] for name in names]
     edited = list(find_edited_copies(ordered, config.min_likeness))
@@ -216,7 +217,7 @@ def _find_clusters(
 
 
 def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
-    """Set the column `series`: the pattern that matches an image's name, else the name itself.
+    """Set the column `series` to the pattern in config.series that matches the file name, else to the file name.
 
     Raises RunError for a pattern that matches no name.
     """
@@ -232,7 +233,7 @@ def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
 
 
 def _best_copy(run: Run, copy: pd.DataFrame) -> pd.Series:
-    """Choose the best copy: among the sharpest, the one with most pixels, then the largest file, then by name."""
+    """Return the best copy: among the sharp copies the one with most pixels; the larger file wins a tie."""
     sharp = copy[copy["detail"] >= SHARP_ENOUGH * copy["detail"].max()]
     pixels = sharp["width_px"] * sharp["height_px"]
     sizes = sharp["file_name"].map(lambda name: run.image(name).stat().st_size)

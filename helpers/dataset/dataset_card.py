@@ -1,4 +1,4 @@
-"""Write the dataset's card from the files in its folder."""
+"""Write the dataset card, README.md, from the other files in the dataset's folder."""
 
 import re
 from collections import Counter
@@ -59,7 +59,7 @@ where the work is not one's own, and never to pass generated images off as their
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md, and a contact sheet if every image's permission allows it."""
+    """Write README.md, and contact_sheet.jpg if every image's permission allows showing the image."""
     records = read_records(folder)
     if may_be_shown(records):
         images = [folder / r.split / r.file_name for r in records]
@@ -69,7 +69,7 @@ def write_card(folder: Path) -> None:
 
 
 def card(folder: Path, records: Sequence[Record]) -> str:
-    """Render the card, Markdown with a YAML header for the Hub; all foreign text is escaped."""
+    """Return the dataset card as Markdown with a YAML header for the Hub; untrusted text is escaped."""
     about = read_about(folder)
     header = DatasetCardData(
         language="en", task_categories=["text-to-image"], pretty_name=about["run"]
@@ -97,7 +97,7 @@ def card(folder: Path, records: Sequence[Record]) -> str:
 
 
 def card_words(folder: Path) -> str:
-    """Return the card without header and image, for a notebook."""
+    """Return the dataset card without YAML header and contact sheet, to show in a notebook."""
     _, _, words = (folder / CARD).read_text(encoding="utf-8").split("---\n", 2)
     return "\n".join(line for line in words.splitlines() if not line.startswith("!["))
 
@@ -117,7 +117,7 @@ def _span(dates: Iterable[str]) -> str:
 
 
 def _pixels(changed: dict[str, int] | None) -> str:
-    """Describe the image files; None is from an older version that copied files unchanged."""
+    """Describe how image files were converted; `changed` is None for versions that copied files unchanged."""
     if changed is None:
         return "in files as they were published, with what these hold beside their pixels"
     counts = "".join(f"; {count} {what}" for what, count in sorted(changed.items()))

@@ -1,4 +1,4 @@
-"""Read and write the files of a dataset's folder besides the images: texts, provenance and settings.
+"""Read and write the text files in a dataset's folder: metadata.csv, provenance.jsonl and about.json.
 
 The texts are metadata.csv in each split, as `datasets.load_dataset("imagefolder")` reads them. The other files make the
 folder self-contained: its card, a take-down and a public push need nothing else.
@@ -48,7 +48,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def write_records(folder: Path, records: Sequence[Record], metadata: str) -> None:
-    """Write provenance.jsonl, and the file named `metadata` in each split with images."""
+    """Write provenance.jsonl, and in each split with images a CSV file named `metadata` with file names and texts."""
     rewrite(folder / RECORDS, lambda row: True, records)
     for split in SPLITS:
         rows = [(r.file_name, r.text) for r in records if r.split == split]
@@ -59,7 +59,7 @@ def write_records(folder: Path, records: Sequence[Record], metadata: str) -> Non
 
 
 def as_string_column(texts: pd.Series) -> pd.Series:
-    """Make texts that pandas, and so `datasets` and all trainers, read as strings.
+    """Return texts that pandas reads back from a CSV column as strings, not as NaN or numbers.
 
     `null` would be read as missing, a column of `7` as numbers: such texts get a trailing no-break space, which
     tokenizers ignore and `read_metadata` strips.
@@ -71,7 +71,7 @@ def as_string_column(texts: pd.Series) -> pd.Series:
 
 
 def copy_without(source: Path, target: Path, shortcode: str) -> None:
-    """Copy a dataset without one post; the caller rewrites card, contact sheet and manifest."""
+    """Copy a dataset without the images of one post, and without card, contact sheet and manifest."""
     kept = [record for record in read_records(source) if record.shortcode != shortcode]
     metadata = next(path.name for path in source.glob("*/*.csv"))
     for record in kept:
@@ -90,7 +90,7 @@ def write_about(
     left_out: Mapping[str, int],
     changed: Mapping[str, int],
 ) -> None:
-    """Write about.json: the run, the settings, and the counts of images left out and converted."""
+    """Write about.json: the run's name, the settings, and the numbers of images left out and converted."""
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_IT}
     about = {"run": run, "settings": settings, "left_out": left_out, "changed": changed}
     write_json(folder / ABOUT, about)
@@ -101,12 +101,12 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def may_be_shown(records: Sequence[Record]) -> bool:
-    """Whether the permission of every image allows showing it to others."""
+    """Whether every image's permission allows showing the image to others; False if there are no images."""
     return bool(records) and all(record.permission in MAY_BE_SHOWN for record in records)
 
 
 def content_hash(folder: Path) -> str:
-    """A SHA-256 of the names and contents of all images and texts."""
+    """Return a SHA-256 over the names and contents of all images and metadata.csv files."""
     files = [path for split in SPLITS for path in sorted((folder / split).glob("*"))]
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

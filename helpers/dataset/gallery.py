@@ -1,4 +1,4 @@
-"""Show the images left out with their reasons, a button to take each back, and the clusters of copies.
+"""Show the images that 03 leaves out and why, buttons to include them anyway, and the clusters of copies.
 
 The sheets are plain images, which a saved notebook still shows; the buttons work with ipywidgets 7.7 (Colab's) and 8.
 Foreign text is shown in labels, which render no markup.
@@ -21,7 +21,7 @@ FINAL = ("no caption", "no image", "taken down")  # these cannot be taken back h
 
 
 def reasons(left_out: pd.DataFrame) -> list[str]:
-    """Describe each kind of reason, the most frequent first, with its first image, a line each."""
+    """Return a line for each kind of reason, most frequent first: the number of images and an example."""
     firsts = left_out.groupby("kind").first()
     return [
         f"{kind}: {count}{f', {MAX_PER_REASON} of them shown' if count > MAX_PER_REASON else ''}, "
@@ -31,7 +31,7 @@ def reasons(left_out: pd.DataFrame) -> list[str]:
 
 
 def left_out_sheet(run: Run, left_out: pd.DataFrame, columns: int = 5) -> Image.Image | str:
-    """Draw the images left out by kind, each with its reason; a sentence if there is none."""
+    """Draw the images left out, grouped by kind and labelled with the reason; a sentence if none was left out."""
     if left_out.empty:
         return "nothing was left out"
     shown = left_out.groupby("kind").head(MAX_PER_REASON).sort_values("kind", kind="stable")
@@ -50,7 +50,7 @@ def _tile(path: Path) -> Image.Image:
 
 
 def gallery(run: Run, left_out: pd.DataFrame) -> widgets.VBox:
-    """Return buttons that take images back, from the next run of 03 on."""
+    """Return a box of buttons, each of which includes one left-out image in later runs of 03."""
     shown = left_out[~left_out["kind"].isin(FINAL)].groupby("kind").head(MAX_PER_REASON)
     return widgets.VBox([_row(run, row) for row in shown.sort_values("kind").itertuples()])
 
@@ -69,7 +69,7 @@ def _take_back(button: widgets.Button, run: Run, file_name: str) -> None:
 def cluster_sheet(
     run: Run, kept: pd.DataFrame, left_out: pd.DataFrame, count: int = 12, columns: int = 5
 ) -> Image.Image | str:
-    """Draw a row per cluster of copies, the kept one first; a sentence if there is none."""
+    """Draw each cluster of copies in its own row, the best copy first; a sentence if no images are copies."""
     images = pd.concat([kept.assign(reason=""), left_out])
     sizes = images["cluster"].value_counts()
     leaders = sorted(sizes.index[sizes > 1])[:count]

@@ -1,4 +1,4 @@
-"""Record which posts each dataset of a run held, to know what a model was trained on."""
+"""Record which posts each version of a run's dataset contained, to know what a model was trained on."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from helpers.dataset.dataset_files import read_records
 
 @dataclass(frozen=True)
 class Edition:
-    """A row of datasets_before.jsonl: a replaced dataset, by the hash that checkpoints store."""
+    """The posts of one version of a dataset, and the dataset hash that checkpoints store."""
 
     hash: str
     train: list[str]  # shortcodes
@@ -18,14 +18,14 @@ class Edition:
 
 
 def record_edition(run: Run) -> None:
-    """Record the posts of the present dataset before it is replaced."""
+    """Append the present dataset's hash and posts to datasets_before.jsonl, before that dataset is replaced."""
     edition = _present(run)
     if edition and edition not in read_rows(run.datasets_before, Edition):
         append_row(run.datasets_before, edition)
 
 
 def list_editions(run: Run) -> dict[str, Edition]:
-    """Return all datasets of this run by hash, including the present one."""
+    """Return {hash: Edition} of the run's past datasets and its present dataset."""
     present = _present(run)
     rows = read_rows(run.datasets_before, Edition) + ([present] if present else [])
     return {edition.hash: edition for edition in rows}

@@ -1,4 +1,4 @@
-"""Join images and captions by file name, never by position, without dropping any."""
+"""Join images with their captions by file name; an image without a caption gets an empty caption."""
 
 import re
 from dataclasses import asdict
@@ -17,7 +17,7 @@ FORMULA = "=+-@＝＋－＠"  # at the start of a cell, these make a formula in 
 
 
 def table(run: Run) -> pd.DataFrame:
-    """Return a row per image: its post's fields, `caption` (empty if there is none), `captioner` and `model`.
+    """Return a table of all images: the fields of Post, `caption` (empty if missing), `captioner` and `model`.
 
     Raises RunError if 01 or 02 has not run.
     """
@@ -41,7 +41,7 @@ def table(run: Run) -> pd.DataFrame:
 
 
 def candidates(config: DatasetConfig, run: Run) -> pd.DataFrame:
-    """Return the table; its attrs hold the selection settings, for `refresh`, and the base model."""
+    """Return `table(run)` with the selection settings and the base model's name in `attrs`."""
     run.check_settings(config)
     images = table(run)
     images.attrs["chosen_with"] = _selection_settings(config)
@@ -50,13 +50,13 @@ def candidates(config: DatasetConfig, run: Run) -> pd.DataFrame:
 
 
 def _selection_settings(config: DatasetConfig) -> dict[str, Any]:
-    """The settings that select images and split them."""
+    """Return the settings that decide which images are selected and how they are split."""
     others = ("run", "suffix", "push_to", "private")
     return {name: value for name, value in asdict(config).items() if name not in others}
 
 
 def refresh(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame:
-    """Return the kept images with their present permission and captions, without the suffix.
+    """Return `kept` with permissions and captions read again from the run; captions without the suffix.
 
     Raises RunError, naming the cell to run again, if the images belong to another run, changed or lost their captions
     since, were selected with other settings, or have no column `split`.
@@ -81,15 +81,12 @@ def refresh(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame
 
 
 def clean_caption(caption: str) -> str:
-    """Clean a caption: one line, without control characters, and not a formula in a spreadsheet.
-
-    Leading characters that would start a formula are removed.
-    """
+    """Return a caption as one line, without control characters or a leading spreadsheet-formula sign."""
     visible = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", caption)
     return " ".join(visible.split()).lstrip(FORMULA + " ")
 
 
 def without_image(run: Run) -> list[str]:
-    """Return file names that are in captions.jsonl but not in posts.jsonl."""
+    """Return the image names that are in captions.jsonl but not in posts.jsonl."""
     posts = latest(read_rows(run.posts, Post))
     return [name for name in latest(read_rows(run.captions, Caption)) if name not in posts]

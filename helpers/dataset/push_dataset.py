@@ -1,4 +1,4 @@
-"""Push the dataset to the Hugging Face Hub, private unless requested and permitted, and fetch it on another machine.
+"""Push the dataset to the Hugging Face Hub, private by default, and fetch a pushed dataset on another machine.
 
 `python -m helpers.dataset.publish RUN HUB_ID` fetches a pushed dataset into a run, so that 04 can start.
 """
@@ -32,11 +32,11 @@ HUB_FILE = ".gitattributes"
 
 
 def publish(config: DatasetConfig, run: Run) -> str:
-    """Push dataset/ to the Hub in one commit, and return its URL; nothing is pushed if `push_to` is empty.
+    """Push dataset/ to the Hub in one commit, unless `push_to` is empty; return a line with URL and visibility.
 
     The repository is created private and verified to be so before any upload. It becomes public at the end if `private`
-    is off and every image's permission allows it. Raises RunError if one does not, if the repository is public already,
-    or the Hub refuses.
+    is off and every image's permission allows it. Raises RunError if a permission does not allow it, if the repository
+    is public already, or the Hub refuses.
     """
     if not config.push_to:
         return "not published: push_to is empty"
@@ -53,7 +53,7 @@ def publish(config: DatasetConfig, run: Run) -> str:
 
 
 def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
-    """Commit the files of the manifest and delete all others; return their names."""
+    """Commit the files in the manifest, and delete all others from the repository; return the committed names."""
     files = {*read_json(folder / MANIFEST), MANIFEST}
     stale = {s.rfilename for s in info.siblings or ()} - files - {HUB_FILE}
     operations = [CommitOperationAdd(name, folder / name) for name in sorted(files)]
@@ -64,7 +64,7 @@ def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
 
 
 def fetch(run: Run, hub_id: str) -> str:
-    """Fetch a dataset that 03 pushed into the run, verified by its manifest, so that 04 can start.
+    """Download a pushed dataset into a run's dataset/, verified by its manifest; return a line with counts and hash.
 
     Raises RunError if the run has another dataset, the repository was not pushed by 03, or a file does not match the
     manifest.
@@ -91,7 +91,7 @@ def fetch(run: Run, hub_id: str) -> str:
 
 
 def _download(hub_id: str, folder: Path) -> Path:
-    """Download the files of a pushed dataset that have 03's names, and no others."""
+    """Download only those files of a pushed dataset whose names 03 writes; return `folder`."""
     api = HfApi(token=get_token() or False)
     info = api.dataset_info(hub_id)
     names = [s.rfilename for s in info.siblings or () if OUR_FILES.fullmatch(s.rfilename)]

@@ -1,6 +1,7 @@
-"""Measure the quality of an image for training. Each figure is cheap, and shown with the reason to leave an image out.
+"""Measure an image's quality as training data: sharpness, brightness, text and colours.
 
-The figures see pixels, not meaning: soft pastels are not blurry in a set of them, and a quote on a photo is not text.
+Each measure is cheap, and shown with the reason to leave an image out. The measures see pixels, not meaning: soft
+pastels are not blurry in a set of them, and a quote on a photo is not text.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ BLOCK = 256  # images compared with all others at once, to limit memory
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality figures of one image.
+    """The quality measures of an image.
 
     sharpness   variance of the Laplacian at SIDE_PX (Pech-Pacheco et al. 2000), for comparing images of a set
     detail      the same at full size, times the number of pixels, for comparing copies
@@ -42,7 +43,7 @@ class Quality:
 
 
 def measure(image: Image.Image) -> Quality:
-    """Measure an RGB image."""
+    """Return the quality measures of an RGB image."""
     grey = image.convert("L")
     small = _downscale(grey, SIDE_PX)
     return Quality(
@@ -67,7 +68,7 @@ def _laplacian_variance(grey: Image.Image) -> float:
 
 
 def text_share(grey: Image.Image) -> float:
-    """Measure the share of an image's height that lines of text cover.
+    """Return the share (0 to 1) of an image's height that lines of text cover.
 
     A line is a low band of rows with many stroke edges, between rows with almost none. Bands that repeat (dots, bricks,
     flowers) or are denser or sparser than letters (hatching, waves) are patterns, not text. Text taller than
@@ -95,9 +96,10 @@ def text_share(grey: Image.Image) -> float:
 
 
 def _measure_line(edges: np.ndarray) -> tuple[float, float]:
-    """Measure a band of rows, (H, W) bool edges: edges per band height, and repetition.
+    """Return the edge density and the repetition of a possible line of text, given as (H, W) bool edges.
 
-    Repetition is the largest autocorrelation of the columns at lags from a quarter to six heights.
+    Density is the number of edges along a length of one line height. Repetition is the largest autocorrelation of the
+    columns at lags from a quarter to six heights.
     """
     height = len(edges)
     columns = np.trim_zeros(edges.sum(0)).astype(float)
@@ -118,11 +120,11 @@ def _palette(image: Image.Image, grey: Image.Image) -> np.ndarray:
 
 
 def outlier_score(palettes: np.ndarray, posts: np.ndarray) -> np.ndarray:
-    """Score outliers: (N,) mean distance to the nearest images of other posts, in spreads above the median.
+    """Return (N,) outlier scores: each image's mean distance to the nearest images of other posts, as a robust z-score.
 
     palettes  (N, 72)
     posts     (N,) an identifier of each image's post
-    The spread is the median absolute deviation, which is robust to outliers. Zeros if the set is too small.
+    The z-score uses the median and the median absolute deviation. Zeros if the set is too small.
     """
     if len(palettes) < MIN_FOR_OUTLIERS:
         return np.zeros(len(palettes))

@@ -1,4 +1,4 @@
-"""Find copies of an image: resized, recompressed, rotated, mirrored, cropped, framed and recoloured ones.
+"""Find copies among images, even if resized, recompressed, rotated, mirrored, cropped, framed or recoloured.
 
 A 256-bit perceptual hash of the lowest spatial frequencies (Zauner 2010, Implementation and Benchmarking of Perceptual
 Image Hash Functions) finds the same image at another size or quality. Edited copies are found by their edge directions,
@@ -47,7 +47,7 @@ class ImageHash:
 
 
 def hash_image(image: Image.Image) -> ImageHash:
-    """Hash an RGB image in all eight orientations."""
+    """Return an RGB image's perceptual hash in all eight orientations, and a thumbnail."""
     square = image.resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     grey = square.convert("L")
     views = [_transposed(grey, transpose) for transpose in TRANSPOSES]
@@ -64,12 +64,12 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def hash_distance(one: ImageHash, other: ImageHash) -> int:
-    """The smallest Hamming distance of two hashes over all orientations, of 256 bits."""
+    """Return the smallest Hamming distance (0 to 256) between `one` and any orientation of `other`."""
     return int((one.bits[0] != other.bits).sum(1).min())
 
 
 def find_copies(hashes: Sequence[ImageHash], max_bits: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs of positions of images with the same hash and colours, within `max_bits`."""
+    """Yield index pairs of images with similar colours whose hashes differ in at most `max_bits` bits."""
     if not hashes:
         return
     signs = np.stack([one.bits for one in hashes]).astype(np.float32) * 2 - 1  # (N, 8, 256)
@@ -85,14 +85,14 @@ def find_copies(hashes: Sequence[ImageHash], max_bits: int) -> Iterator[tuple[in
 
 
 def _thumb(square: Image.Image, box: tuple[float, ...] | None = None) -> np.ndarray:
-    """(64, 3) float32, the colours of an image or of a part of it."""
+    """Return the mean colours of an 8 x 8 grid over an image, or over `box` in the image, as (64, 3) float32."""
     small = square.resize((THUMB_PX, THUMB_PX), Image.Resampling.BOX, box)
     return np.asarray(small, np.float32).reshape(-1, 3)
 
 
 @dataclass(frozen=True)
 class EditedPair:
-    """The positions of two images, one an edited copy of the other.
+    """The indices of two images, one of which is an edited copy of the other, and their likeness.
 
     likeness  correlation of their edge directions, 1 if equal
     """
@@ -139,14 +139,15 @@ def find_edited_copies(hashes: Sequence[ImageHash], min_likeness: float) -> Iter
 
 
 def _standardized(pixels: np.ndarray) -> np.ndarray:
-    """(64, 64) grey of mean 0 and standard deviation 1."""
+    """Return the grey values of an image (64, 64, 3) as (64, 64), scaled to mean 0 and standard deviation 1."""
     grey = _grey(pixels)
     return (grey - grey.mean()) / max(float(grey.std()), MIN_CONTRAST)
 
 
 class Views:
-    """All views of a square image, `px` wide: its crops by up to MAX_CROP at each end, and its orientations.
+    """Computes the edge directions of an image's crops and orientations (views), each scaled to `px` x `px`.
 
+    The crops remove up to MAX_CROP at each end of a side.
     views  the box of each crop, in pixels of the square, then each orientation
     """
 
@@ -162,11 +163,11 @@ class Views:
         self.views += TRANSPOSES[1:]
 
     def unchanged_edges(self, greys: np.ndarray) -> np.ndarray:
-        """(N, D) edge directions of uncropped images (N, 64, 64)."""
+        """Return the edge directions (N, D) of whole, unrotated images (N, 64, 64)."""
         return np.concatenate([_edges(self._small(grey)[None]) for grey in greys])
 
     def view_edges(self, grey: np.ndarray) -> np.ndarray:
-        """(V, D) edge directions of all views of an image (64, 64)."""
+        """Return the edge directions (V, D) of all crops and orientations of an image (64, 64)."""
         rows = self.weights @ grey  # (S, px, 64)
         crops = np.tensordot(rows, self.weights, (2, 2)).transpose(0, 2, 1, 3)  # (S, S, px, px)
         image = Image.fromarray(self._small(grey))
@@ -178,7 +179,7 @@ class Views:
 
 
 def _averaging_weights(low: float, high: float, px: int) -> np.ndarray:
-    """(px, 64) weights that average 64 pixels from `low` to `high` into `px` equal parts."""
+    """Return a (px, 64) matrix that averages the span `low` to `high` of 64 pixels into `px` pixels."""
     ends = np.linspace(low, high, px + 1)
     pixels = np.arange(SIDE_PX)
     overlap = np.minimum(ends[1:, None], pixels + 1) - np.maximum(ends[:-1, None], pixels)
@@ -187,7 +188,7 @@ def _averaging_weights(low: float, high: float, px: int) -> np.ndarray:
 
 
 def _edges(small: np.ndarray) -> np.ndarray:
-    """(V, D) edge directions of images (V, px, px), with mean 0 and length 1."""
+    """Return the edge directions of images (V, px, px) as unit vectors with mean 0, (V, D)."""
     down, right = np.gradient(small, axis=(-2, -1))
     size = np.hypot(down, right) + MIN_EDGE
     inner = np.s_[:, 1:-1, 1:-1]  # without the borders, where a frame or another crop would show
@@ -201,9 +202,9 @@ def _edges(small: np.ndarray) -> np.ndarray:
 def _have_same_colours(
     one: ImageHash, other: ImageHash, view: tuple[float, ...] | Image.Transpose
 ) -> bool:
-    """Whether one colour map of the whole image turns one image's colours into the other's.
+    """Whether a colour filter on the whole image can explain the colour difference of two images.
 
-    It may scale and shift each channel and mix it with grey, as a filter does; recolouring one part is no filter.
+    A filter may scale and shift each channel and mix it with grey; recolouring one part is no filter.
     """
     square = Image.fromarray(one.pixels)
     first = (
@@ -216,7 +217,7 @@ def _have_same_colours(
 
 
 def _color_map_error(source: np.ndarray, target: np.ndarray) -> float:
-    """The root mean square error of the best map from the colours of one image (P, 3) to the other's."""
+    """Return the RMS error of the least-squares fit of colours `target` by colours `source`, both (P, 3)."""
     errors = []
     for channel in range(3):
         known = np.stack([source[:, channel], _grey(source), np.ones(len(source))], 1)
@@ -226,7 +227,7 @@ def _color_map_error(source: np.ndarray, target: np.ndarray) -> float:
 
 
 def group_labels(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """(count,) labels: positions have the same one if pairs lead from one to the other."""
+    """Return the connected component of each index below `count`, (count,), with `pairs` as edges of the graph."""
     ends = np.array(pairs, dtype=int).reshape(-1, 2)
     links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
     return connected_components(links, directed=False)[1]

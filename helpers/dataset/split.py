@@ -1,4 +1,4 @@
-"""Split off held-out images: whole posts and clusters, chosen by a hash, so the choice is stable as the set grows."""
+"""Split images into train and validation by hashing shortcodes, which is stable when posts are added."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -17,7 +17,7 @@ def split(
     seed: int,
     held_out: Collection[str] | Mapping[str, str] = (),
 ) -> pd.Series:
-    """Assign `train` or `validation` to each image.
+    """Return `train` or `validation` for each image.
 
     Images of a carousel are similar, so a post, and posts that share a cluster of copies or a series, are on one side.
     Each post has a hash from 0 to 1; a group with a hash below `validation_share` is held out, and if these are too
@@ -47,7 +47,7 @@ def split(
 
 
 def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return a group for each image, and the name that is hashed."""
+    """Return each image's group, which is never divided, and each image's name to hash (shortcode or cluster)."""
     clusters = images.get("cluster", images["file_name"])
     series = images.get("series", images["file_name"])
     groups = _merge_groups(images.index, (images["shortcode"], clusters, series))
@@ -57,7 +57,7 @@ def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def _merge_groups(index: pd.Index, keys: tuple[pd.Series, ...]) -> pd.Series:
-    """Label images so that those that share any key, directly or through others, have the same label."""
+    """Return each image's group: images that share a value in any of `keys` are in one group, transitively."""
     pairs = [
         (positions[0], other)
         for key in keys
@@ -73,7 +73,7 @@ def _hash_to_unit(seed: int, name: str) -> float:
 
 
 def balance(images: pd.DataFrame) -> pd.DataFrame:
-    """Count images, posts and clusters on each side of the column `split`."""
+    """Return a table of the numbers of images, posts and clusters in each split."""
     counted = images.groupby("split").agg(
         images=("file_name", "count"),
         posts=("shortcode", "nunique"),
@@ -83,7 +83,7 @@ def balance(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def meaning(images: pd.DataFrame) -> str:
-    """Say how informative the number of held-out images is."""
+    """Return a sentence on whether there are enough validation images to detect overfitting."""
     count = int((images["split"] == "validation").sum())
     line = f"{count} of {len(images)} images are held out"
     if count >= FEW_HELD_OUT:

@@ -28,7 +28,7 @@ SHORTCODE = re.compile(r"[A-Za-z0-9_-]{1,90}")
 
 @dataclass(frozen=True)
 class Removal:
-    """What was removed, and which models were trained on it.
+    """The result of a take-down: the removed images, and the models that may have been trained on them.
 
     files   names of the images removed
     seen    a sentence for each checkpoint and model trained or measured on the post, or possibly so
@@ -46,7 +46,7 @@ class Removal:
 
 
 def remove(run: Run, shortcode: str) -> Removal:
-    """Remove a post from images, captions, rows, dataset and cache, here and on Drive.
+    """Delete a post from a run's images, captions, JSONL files, dataset and cache, locally and on Drive.
 
     Safe to run again. Raises RunError if the run has no such post.
     """
@@ -69,7 +69,7 @@ def remove(run: Run, shortcode: str) -> Removal:
 
 
 def _find_files(run: Run, shortcode: str) -> set[str]:
-    """Collect the names of the post's images from all rows and files."""
+    """Return the file names of a post's images, found in posts.jsonl, the dataset and images/."""
     rows = {p.file_name for p in read_rows(run.posts, Post) if p.shortcode == shortcode}
     rows |= {r.image for r in read_records(run.dataset) if r.shortcode == shortcode}
     here = {path.name for path in run.images.glob(f"{shortcode}_*") if _is_of(path, shortcode)}
@@ -77,7 +77,7 @@ def _find_files(run: Run, shortcode: str) -> set[str]:
 
 
 def _find_hashes(run: Run, shortcode: str) -> set[str]:
-    """Return the SHA-256 of each image of the post, except those that another post has too."""
+    """Return the SHA-256 hashes of those images of a post that no other post contains."""
     hashes = {True: set(), False: set()}
     for post in read_rows(run.posts, Post):
         hashes[post.shortcode == shortcode].add(post.sha256)
@@ -89,7 +89,7 @@ def _is_of(path: Path, shortcode: str) -> bool:
 
 
 def _purge(run: Run, shortcode: str, files: set[str]) -> None:
-    """Purge the dataset first, in one rename; then the rows; then the image files."""
+    """Delete a post's images: first from the dataset, in one rename, then their JSONL rows, then the files."""
     shutil.rmtree(run.dataset.with_name(f".{run.dataset.name}.part"), ignore_errors=True)
     if any(record.shortcode == shortcode for record in read_records(run.dataset)):
         record_edition(run)
@@ -112,7 +112,7 @@ def _purge(run: Run, shortcode: str, files: set[str]) -> None:
 
 
 def _find_trained_on(run: Run, shortcode: str) -> list[str]:
-    """Describe each checkpoint and model by the dataset hash in its JSON files."""
+    """Return a sentence for each checkpoint and model that used the post, or may have used the post."""
     known = list_editions(run)
     lines = []
     for folder, text in _list_models(run):
@@ -127,7 +127,7 @@ def _find_trained_on(run: Run, shortcode: str) -> list[str]:
 
 
 def _list_models(run: Run) -> list[tuple[Path, str]]:
-    """List all checkpoint and model folders, of sweeps too, with the text of their JSON files."""
+    """Return all checkpoint and model folders of a run and its sweeps, each with the text of its JSON files."""
     swept = [
         path for pattern in ("trial-*", "before-*") for path in sorted(run.sweep.glob(pattern))
     ]
@@ -148,7 +148,7 @@ def _read_all(paths: Iterable[Path]) -> str:
 
 
 def _find_other_places(run: Run) -> list[str]:
-    """Say where its images may still be shown: notebooks, reports, Drive's bin and the Hub."""
+    """Return sentences on where a post's images may remain: notebooks, report, Drive's bin and the Hub."""
     pages = [path for path in (run.notebooks, run.report_html) if path.exists()]
     lines = [f"{path} may show it: make it again, or delete it" for path in pages]
     if (DRIVE / FOLDER_ON_DRIVE / run.name).is_dir():

@@ -1,4 +1,4 @@
-"""Train the tiny base's autoencoder: images of 128 px to latents (4, 32, 32) and back."""
+"""Train the tiny base model's autoencoder (VAE), from images of 128 px to latents (4, 32, 32) and back."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ LATENT_JITTER = 0.05  # standard deviation of the posterior, relative to the lat
 
 
 def train_autoencoder(seed: int, steps: int, scenes: int) -> AutoencoderKL:
-    """Train on `scenes` scenes in each style, also those that the UNet is not trained on."""
+    """Train an autoencoder on `scenes` flat and `scenes` watercolour images; return it with normalised latents."""
     torch.manual_seed(seed)
     seeds = range(AUTOENCODER_SCENES_FROM, AUTOENCODER_SCENES_FROM + scenes)
     pixels = torch.cat([draw_scenes("flat", seeds), draw_scenes("watercolour", seeds)])
@@ -34,7 +34,7 @@ def train_autoencoder(seed: int, steps: int, scenes: int) -> AutoencoderKL:
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """Build an AutoencoderKL of three levels, which downsamples by 4, not by 8 as Stable Diffusion's."""
+    """Build an untrained AutoencoderKL of three levels, which downsamples by 4 (Stable Diffusion's by 8)."""
     return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 3,
         up_block_types=["UpDecoderBlock2D"] * 3,
@@ -49,7 +49,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 @torch.no_grad()
 def start_as_pyramid(vae: AutoencoderKL) -> None:
-    """Initialise as an image pyramid: average colours going down, interpolate going up, zero the residual blocks.
+    """Initialise the VAE as an image pyramid: averaging down, interpolation up, zeros in the residual blocks.
 
     The first six channels are red, green and blue with both signs, since silu(x) - silu(-x) = x. From a random
     initialisation, half of the training is spent on learning to copy colours.
@@ -77,7 +77,7 @@ def start_as_pyramid(vae: AutoencoderKL) -> None:
 
 
 def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]) -> None:
-    """Set output channel `o` to the sum of `gains[o][i]` times input channel `i`, convolved with `kernel`."""
+    """Set weights so that output channel `o` sums `gains[o][i]` times input channel `i` convolved with `kernel`."""
     for out, sources in gains.items():
         conv.weight[out] = 0
         conv.bias[out] = 0
@@ -86,7 +86,10 @@ def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]
 
 
 def _losses(vae: AutoencoderKL, pixels: Tensor, steps: int) -> Iterator[Tensor]:
-    """Yield losses on small crops, and on full images in the last quarter, as group norm depends on the size."""
+    """Yield the training loss of each step: on 48 px crops, and on full images in the last quarter of the steps.
+
+    The full images are needed since group norm depends on the image size.
+    """
     for step in itertools.count():
         side_px, batch = (SIZE_PX, 1) if step >= steps * 0.75 else (48, 4)
         top, left = torch.randint(0, SIZE_PX - side_px + 1, (2,)).tolist()
@@ -101,7 +104,10 @@ def _losses(vae: AutoencoderKL, pixels: Tensor, steps: int) -> Iterator[Tensor]:
 
 
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
-    """L1 error of pixels, edges, colour differences and 4 px means; plain L1 alone loses hues."""
+    """Return a weighted sum of L1 errors (pixels, edges, colour differences, 4 px means) and squared error.
+
+    Plain L1 alone loses hues.
+    """
     error = out - target
     edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) * 0.3
     chroma = (error[:, :2] - error[:, 1:]).abs().mean()
@@ -116,7 +122,7 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
-    """Fold each latent channel's mean and standard deviation into the adjacent 1x1 convolutions.
+    """Normalise the latents by folding each channel's mean and standard deviation into the 1x1 convolutions.
 
     Reconstructions do not change; scaled latents get mean 0 and standard deviation 1, as the noise schedule expects.
     The posterior's standard deviation, which is not learnt, becomes LATENT_JITTER.
@@ -135,7 +141,7 @@ def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Encode uint8 pixels to scaled latents (N, 4, 32, 32)."""
+    """Encode uint8 images (N, 3, 128, 128) to scaled latents (N, 4, 32, 32)."""
     batches = tqdm(pixels.split(50), "encode", mininterval=10)
     return (
         torch.cat([vae.encode(to_model(batch)).latent_dist.mean for batch in batches])

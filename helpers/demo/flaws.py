@@ -1,4 +1,4 @@
-"""Flawed images for the demo account: one for each reason for which 03 leaves an image out."""
+"""Flawed images for the demo account: an example of each flaw and kind of copy that 03 leaves out."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +19,7 @@ CARD = (
 
 
 class Flaw(NamedTuple):
-    """A flawed image, made from the watercolour of a scene."""
+    """A flawed image for the demo: a scene's watercolour, damaged by the function `spoil`."""
 
     seed: int  # the scene's
     spoil: Callable[[Image.Image], Image.Image]
@@ -57,7 +57,7 @@ def text_card(_: Image.Image) -> Image.Image:
 
 
 def screenshot(_: Image.Image) -> Image.Image:
-    """A chat on a phone, with words drawn as bars."""
+    """Draw a screenshot of a chat on a phone, with bars instead of words."""
     screen = Image.new("RGB", (144, 256), (236, 240, 245))
     draw = ImageDraw.Draw(screen)
     draw.rectangle((0, 0, 144, 28), (60, 64, 72))

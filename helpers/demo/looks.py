@@ -1,4 +1,4 @@
-"""Simple looks for drawn images, which teach the tiny base that a caption may end with a style.
+"""Image filters (looks) that teach the tiny base model that a caption may end with a style.
 
 Stable Diffusion has seen thousands of styles and applies `in a ... style` to the whole image. A base with a single
 style cannot, and no fine-tune could make a suffix switch a style. Each look has a name and a kind, `in a sola neon
@@ -29,25 +29,25 @@ MEDIA = (
 
 
 def negative(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """The negative, with its channels swapped."""
+    """Return the negative of an image, with two or three colour channels swapped."""
     return _swap_channels(1 - pixels, rng)
 
 
 def stained(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """Channels swapped, and saturation raised."""
+    """Return an image with colour channels swapped and saturation raised."""
     grey = pixels.mean(-1, keepdims=True)
     return _swap_channels(grey + rng.uniform(1.2, 1.6) * (pixels - grey), rng)
 
 
 def duotone(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """Two saturated colours, one for shadows and one for highlights."""
+    """Return an image in two saturated colours, one for shadows and one for highlights."""
     dark, light = (np.array(_vivid(rng, value), np.float32) for value in (0.35, 0.95))
     grey = np.clip(1.6 * (pixels.mean(-1, keepdims=True) - 0.5) + 0.5, 0, 1)
     return dark + (light - dark) * grey
 
 
 def neon(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """Glowing edges on a dark background."""
+    """Return a darkened image with glowing edges."""
     edges = np.zeros(pixels.shape[:2], np.float32)
     edges[:, 1:] += np.abs(np.diff(pixels, axis=1)).sum(-1)
     edges[1:] += np.abs(np.diff(pixels, axis=0)).sum(-1)
@@ -56,7 +56,7 @@ def neon(pixels: np.ndarray, rng: Random) -> np.ndarray:
 
 
 def mosaic(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """Square tiles of one colour each, with joints between them."""
+    """Return an image as a mosaic of plain square tiles with joints between the tiles."""
     tile, joint = rng.choice((4, 8)), _vivid(rng, 0.6)
     side = len(pixels) // tile
     means = pixels.reshape(side, tile, side, tile, 3).mean((1, 3))
@@ -67,7 +67,7 @@ def mosaic(pixels: np.ndarray, rng: Random) -> np.ndarray:
 
 
 def striped(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """Stripes over the whole image, of random angle, spacing and colour."""
+    """Return an image with stripes of random angle, spacing and colour all over."""
     y, x = np.mgrid[0 : len(pixels), 0 : len(pixels)]
     across, down = rng.choice(((1, 0), (0, 1), (1, 1), (1, -1)))
     wave = np.sin((across * x + down * y) * 2 * np.pi / rng.uniform(6, 12))
@@ -81,17 +81,17 @@ LOOKS = tuple((name, list(KINDS)[i % len(KINDS)]) for i, name in enumerate(NAMES
 
 
 def suffix(look: int) -> str:
-    """The suffix that names a look, as ` in a sola neon style`."""
+    """Return the caption suffix for a look's index in LOOKS, such as ` in a sola neon style`."""
     return " in a {} {} style".format(*LOOKS[look])
 
 
 def unknown_suffix(rng: Random) -> str:
-    """A suffix that names an unknown style."""
+    """Return a random caption suffix for a style not in LOOKS, such as ` in a greta pastel style`."""
     return f" in a {rng.choice(UNKNOWN_NAMES)} {rng.choice(MEDIA)} style"
 
 
 def apply_look(pixels: np.ndarray, look: int) -> np.ndarray:
-    """Apply a look to (H, W, 3) uint8 pixels; it is deterministic."""
+    """Apply look number `look`, deterministically, to (H, W, 3) uint8 pixels."""
     name, kind = LOOKS[look]
     styled = KINDS[kind](pixels.astype(np.float32) / 255, Random(name))
     return (np.clip(styled, 0, 1) * 255).astype(np.uint8)
@@ -102,7 +102,7 @@ def _swap_channels(pixels: np.ndarray, rng: Random) -> np.ndarray:
 
 
 def _vivid(rng: Random, value: float) -> tuple[float, float, float]:
-    """A saturated colour: one channel full, one empty, one random, times `value`."""
+    """Return a random saturated colour: one channel at `value`, one near 0, one in between."""
     channels = [value, 0.1 * value, value * rng.random()]
     rng.shuffle(channels)
     return tuple(channels)

@@ -1,4 +1,4 @@
-"""Scenes as tensors, and the training loop that the tiny base's components share."""
+"""Draw scenes as tensors, and train the tiny base model's components with a common training loop."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def _pixels(style: str, held_out: bool | None, seed: int) -> np.ndarray:
 
 
 def draw_scenes(style: str, seeds: range, *, held_out: bool | None = False) -> Tensor:
-    """Draw scenes by seed, as (N, 3, SIZE_PX, SIZE_PX) uint8; `style` is flat or watercolour."""
+    """Draw the scenes of `seeds` as (N, 3, SIZE_PX, SIZE_PX) uint8; `style` is flat or watercolour."""
     with Pool() as pool:
         jobs = pool.imap(partial(_pixels, style, held_out), seeds, chunksize=32)
         pixels = np.stack(list(tqdm(jobs, f"draw {style}", total=len(seeds), mininterval=5)))
@@ -29,12 +29,15 @@ def draw_scenes(style: str, seeds: range, *, held_out: bool | None = False) -> T
 
 
 def to_model(pixels: Tensor) -> Tensor:
-    """Convert uint8 pixels to float32 in -1..1, channels last."""
+    """Convert uint8 pixels (N, 3, H, W) to float32 in -1..1, in channels-last memory format."""
     return (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def cosine_learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Learning rate: linear warm-up, then a cosine down to 2% (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    """Return the learning rate of a step: linear warm-up to `peak`, then a cosine down to 2% of `peak`.
+
+    Loshchilov and Hutter 2017, arXiv:1608.03983.
+    """
     return (
         peak * min(1, (step + 1) / warmup) * (0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02)
     )
@@ -49,7 +52,7 @@ def optimise(
     name: str,
     decay_steps: int | None = None,
 ) -> None:
-    """Minimise `losses` with AdamW, and leave the weights' moving average (EMA) in the modules.
+    """Train `modules` on `losses` with AdamW, and replace the weights by their moving average (EMA) at the end.
 
     decay_steps  the length of the cosine (default `steps`)
     """

@@ -1,4 +1,4 @@
-"""Paint a scene in two styles: flat, and watercolour (Pillow and numpy only).
+"""Paint a scene in one of two styles, flat or watercolour, with Pillow and numpy only.
 
 The watercolour simulates the medium: pigment on paper grain, edges that bleed and gather pigment at the rim, uneven
 washes, wet paint lifted by later layers, and an ink line on top (after Curtis et al. 1997, Computer-Generated
@@ -68,7 +68,7 @@ def _blur(field: np.ndarray, radius_px: float) -> np.ndarray:
 
 
 class _Sheet:
-    """A sheet of watercolour paper, painted at 1.5 times its size; fields are (n, n) float32 from 0 to 1."""
+    """A sheet of watercolour paper to paint on, at 1.5 times the final size; masks are (n, n) float32, 0 to 1."""
 
     def __init__(self, seed: int, size_px: int) -> None:
         self.size_px, self.n = size_px, size_px * 3 // 2
@@ -83,7 +83,7 @@ class _Sheet:
         self.fade = np.linspace(1.1, 0.6, self.n, dtype=np.float32)[:, None]
 
     def _noise(self, cells: int) -> np.ndarray:
-        """Smooth noise of `cells` x `cells` random values."""
+        """Return smooth noise (n, n) from 0 to 1, interpolated from `cells` x `cells` random values."""
         values = Image.fromarray((self.rng.random((cells, cells)) * 255).astype(np.uint8))
         return (
             np.asarray(values.resize((self.n, self.n), Image.Resampling.BICUBIC), np.float32) / 255
@@ -94,14 +94,14 @@ class _Sheet:
         return (grain - grain.mean()) / grain.std()
 
     def _wobble(self, reach_px: float) -> tuple[np.ndarray, np.ndarray]:
-        """Index arrays that displace every edge by up to `reach_px`."""
+        """Return index arrays (rows, columns) that shift pixels by smooth random offsets of up to `reach_px`."""
         rows, columns = np.mgrid[0 : self.n, 0 : self.n].astype(np.float32)
         rows += (self._noise(14) - 0.5) * 2 * reach_px
         columns += (self._noise(14) - 0.5) * 2 * reach_px
         return tuple(np.clip(a, 0, self.n - 1).astype(int) for a in (rows, columns))
 
     def _patch(self) -> np.ndarray:
-        """A mask of the painted part of the paper, with an irregular margin."""
+        """Return a mask of the painted area of the paper, inside an irregular margin."""
         margin = 0.035 + 0.05 * self._noise(7)
         y, x = np.mgrid[0 : self.n, 0 : self.n] / self.n
         inside = (
@@ -115,7 +115,7 @@ class _Sheet:
         return np.asarray(mask, np.float32)[self.wobble] / 255
 
     def glaze(self, coverage: np.ndarray, colour: RGB) -> None:
-        """Add a transparent wash, uneven, denser in the grain and at its rim."""
+        """Paint a transparent wash over `coverage`: uneven, denser in the paper's grain and at the rim."""
         soft = _blur(coverage, 1.0 * self.unit)
         rim = np.clip(soft - _blur(coverage, 3.2 * self.unit), 0, 1) * soft
         flow = 0.42 * (self._noise(5) - 0.5) + 0.22 * (self._noise(11) - 0.5)
@@ -123,7 +123,7 @@ class _Sheet:
         self.colour = self.colour * (1 - density * (1 - _pigment(colour)))
 
     def paint(self, coverage: np.ndarray, layer: Layer, *, outline: bool) -> None:
-        """Paint a layer: lift the wet paint below, add the wash, draw the outline."""
+        """Paint a layer over `coverage`: lift the paint below, add a wash, and draw an outline if `outline`."""
         soft = _blur(coverage, 1.0 * self.unit)[..., None]
         self.colour = self.colour * (1 - 0.93 * soft) + self.paper * 0.93 * soft
         self.ink *= 1 - 0.95 * _blur(
@@ -137,7 +137,7 @@ class _Sheet:
             self.ink = np.maximum(self.ink, self._line(coverage))
 
     def _line(self, coverage: np.ndarray) -> np.ndarray:
-        """An ink line along the edge, with gaps."""
+        """Return a mask of an ink line along the edge of `coverage`, with gaps."""
         edge = _blur(coverage, 0.8 * self.unit)
         edge = 4 * edge * (1 - edge) - 0.3
         return np.clip(edge * 1.6, 0, 1) * (0.5 + 0.6 * self._noise(self.n // 4))
@@ -150,7 +150,7 @@ class _Sheet:
 
 
 def _pigment(colour: RGB) -> np.ndarray:
-    """The light that a wash of `colour` transmits, less saturated than the colour."""
+    """Return the RGB light (0 to 1) that a wash of `colour` transmits, less saturated than `colour`."""
     rgb = np.array(colour, np.float32) / 255
     grey = rgb.mean()
     return np.clip(grey + (rgb - grey) * 0.86, 0, 1) * 0.9 + 0.08

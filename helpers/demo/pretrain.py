@@ -57,7 +57,7 @@ and things in a plain flat style, and was trained from nothing on pictures that 
 
 @dataclass(frozen=True)
 class Course:
-    """One stage of training the UNet and the text encoder.
+    """The hyperparameters of one training stage of the UNet and the text encoder.
 
     noise_offset  of crosslabs.org, 2023: hides the brightness of the image, so it must come from the caption
     early_weight  the loss of timesteps with SNR below 1 is weighted by SNR ** -early_weight
@@ -73,7 +73,10 @@ class Course:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of the base; its scenes' seeds are disjoint from the demo's (scrape/demo_account.py)."""
+    """The hyperparameters for training the tiny base model.
+
+    The seeds of its scenes are disjoint from those of the demo (scrape/demo_account.py).
+    """
 
     seed: int = 0
     vae_steps: int = 4000
@@ -105,7 +108,7 @@ def new_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 @torch.no_grad()
 def scale_unseen_embeddings(text_encoder: CLIPTextModel, seen_ids: Tensor) -> None:
-    """Scale up the embeddings of tokens that no caption has had, so that they affect the encoder's output.
+    """Scale up the embeddings of tokens that no training caption has, so that they affect the encoder's output.
 
     Stable Diffusion's encoder has seen every word; here an unseen word would otherwise hardly change the conditioning,
     and no fine-tune could make it switch a style on.
@@ -117,7 +120,7 @@ def scale_unseen_embeddings(text_encoder: CLIPTextModel, seen_ids: Tensor) -> No
 
 
 def new_unet(recipe: Recipe) -> UNet2DConditionModel:
-    """Build a UNet of three levels, 32, 16 and 8 latents wide; the lower two have cross-attention."""
+    """Build an untrained UNet of three levels (32, 16 and 8 latents wide), two of them with cross-attention."""
     return UNet2DConditionModel(
         sample_size=SIZE_PX // 4,
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
@@ -133,7 +136,7 @@ def new_unet(recipe: Recipe) -> UNet2DConditionModel:
 def learn_scenes(
     recipe: Recipe, vae: AutoencoderKL, tokenizer: CLIPTokenizer
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """Train the first course: captions and flat images."""
+    """Train a new text encoder and UNet on captioned flat scenes (stage 1), and return both models."""
     torch.manual_seed(recipe.seed + 1)
     text_encoder, unet = new_text_encoder(recipe, tokenizer), new_unet(recipe)
     seeds = range(PRETRAIN_SCENES_FROM, PRETRAIN_SCENES_FROM + recipe.flat.scenes)
@@ -153,7 +156,7 @@ def learn_looks(
     text_encoder: CLIPTextModel,
     unet: UNet2DConditionModel,
 ) -> None:
-    """Train the second course: captions that end with a style, which applies to the whole image."""
+    """Train the text encoder and the UNet on scenes whose captions may end with a style name (stage 2)."""
     torch.manual_seed(recipe.seed + 2)
     begin = PRETRAIN_SCENES_FROM + recipe.flat.scenes
     seeds = range(begin, begin + recipe.looks.scenes)
@@ -181,7 +184,7 @@ def _train_course(
     latents: Tensor,
     token_ids: Tensor,
 ) -> None:
-    """Train both on a course's latents and captions.
+    """Train the text encoder and the UNet on latents and caption tokens for one stage.
 
     The loss is Ho et al. 2020's with min-SNR weights (Hang et al. 2023, gamma 5), caption dropout and noise offset.
     """
@@ -231,7 +234,7 @@ def assemble(
 
 
 def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
-    """Train the stages missing in `work`, then write the fp16 pipeline to `out`."""
+    """Train the tiny base model, reusing stages saved in `work`, and write the fp16 pipeline to `out`."""
     tokenizer = make_tokenizer()
     vae_folder = work / "vae"
     if not vae_folder.is_dir():

@@ -33,7 +33,7 @@ WEIGHTS = Path("build/judge.safetensors")
 
 
 class Judge(nn.Module):
-    """Classifies images (N, 3, 64, 64) in -1..1; returns the logits of all four questions, (N, answers)."""
+    """A CNN from images (N, 3, 64, 64) in -1..1 to logits of animal, colour, place and style, (N, answers)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def predict(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Predict each question's answer as an index, from uint8 pixels (N, 3, H, W)."""
+        """Return the predicted class indices (N,) of animal, colour, place and style, from uint8 (N, 3, H, W)."""
         scores = torch.cat([self(_small(part)) for part in pixels.split(100)])
         parts = scores.split([len(answers) for answers in ANSWERS.values()], dim=1)
         return {name: part.argmax(1) for name, part in zip(ANSWERS, parts, strict=True)}
@@ -71,7 +71,7 @@ def _small(pixels: Tensor) -> Tensor:
 
 
 def make_labels(scenes: list[Scene], style: str) -> Tensor:
-    """The correct answers, (N, 4)."""
+    """Return the class indices of each scene's animal, colour, place and style, (N, 4)."""
     return torch.tensor(
         [
             [
@@ -86,7 +86,7 @@ def make_labels(scenes: list[Scene], style: str) -> Tensor:
 
 
 def train_judge(steps: int = 1500, flat: int = 6000, watercolour: int = 1200) -> Judge:
-    """Train on drawn scenes of all pairs, with noise and random blur so that it generalises to soft samples."""
+    """Train a Judge on drawn scenes, with noise and random blur so that it generalises to blurry samples."""
     torch.manual_seed(0)
     pictures, right = [], []
     for style, count, begin in (("flat", flat, 0), ("watercolour", watercolour, 500_000)):
@@ -114,7 +114,7 @@ def _losses(
 
 
 def load_judge() -> Judge:
-    """Load the judge; train it on first use."""
+    """Load the Judge from the file WEIGHTS, or train and save a Judge if the file is missing."""
     if not WEIGHTS.is_file():
         judge = train_judge()
         WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def load_judge() -> Judge:
 
 
 def held_out_scenes(count: int) -> list[Scene]:
-    """Return scenes of the held-out (colour, animal) pairs, each pair equally often."""
+    """Return `count` scenes of the held-out (colour, animal) pairs, each pair equally often."""
     scenes, seed = [], JUDGE_SCENES_FROM + 900_000
     for i in range(count):
         while True:
@@ -139,7 +139,7 @@ def held_out_scenes(count: int) -> list[Scene]:
 
 
 def sample(model: str, prompts: list[str], guidance_scale: float, steps: int) -> list[Image.Image]:
-    """Sample an image per prompt, each at its own seed."""
+    """Generate an image for each prompt with the pipeline `model`, from a different seed each."""
     pipeline = sample_fast(load_pipeline(model, torch.float32))
     images = []
     for start in range(0, len(prompts), 12):
@@ -152,12 +152,12 @@ def sample(model: str, prompts: list[str], guidance_scale: float, steps: int) ->
 
 
 def pixels_of(images: list[Image.Image]) -> Tensor:
-    """Stack images of one size as (N, 3, H, W) uint8."""
+    """Stack images of equal size into a uint8 tensor (N, 3, H, W)."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
 def accuracies(judge: Judge, pixels: Tensor, scenes: list[Scene], style: str) -> dict[str, float]:
-    """The share of images for which the judge's answer to each question is correct."""
+    """Return the judge's accuracy on animal, colour, place and style of images drawn from `scenes`."""
     right, named = make_labels(scenes, style), judge.predict(pixels)
     return {
         name: float((named[name] == right[:, i]).float().mean()) for i, name in enumerate(ANSWERS)

@@ -1,4 +1,4 @@
-"""Captioned scenes from a seed: an animal, usually next to a thing, at a place.
+"""Generate captioned scenes from seeds: an animal, usually next to a thing, in a landscape.
 
 A scene can be painted in two styles (paint.py): flat, which the tiny base model knows, and watercolour, which the demo
 teaches it. No training image has a pair of HELD_OUT_PAIRS, so a sample of such a pair shows generalisation, not memory.
@@ -40,7 +40,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows. `seed` determines the layout and the flow of paint."""
+    """The content of a drawn image; `seed` determines the layout and the flow of paint."""
 
     seed: int
     animal: Figure
@@ -49,7 +49,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The caption, as in `a blue cat next to a red car on a green hill`."""
+        """The scene's caption, such as `a blue cat next to a red car on a green hill`."""
         next_to = f" next to {self.thing}" if self.thing else ""
         return f"{self.animal}{next_to} {self.place}"
 
@@ -59,7 +59,7 @@ class Scene:
 
 
 def random_scene(seed: int, *, held_out: bool | None = False) -> Scene:
-    """Generate the scene of a seed.
+    """Return the random scene that a seed determines.
 
     held_out  False: never a pair of HELD_OUT_PAIRS; True: always one; None: any pair
     """
@@ -75,7 +75,7 @@ def random_scene(seed: int, *, held_out: bool | None = False) -> Scene:
 
 
 def layers(scene: Scene) -> list[Layer]:
-    """Lay out the scene's layers from back to front, in a box from 0 to 1; the first is the sky."""
+    """Return a scene's layers from back (the sky) to front, in coordinates from 0 to 1."""
     rng = Random(f"{scene.seed} layout")
     ground_y = rng.uniform(0.86, 0.92)
     painted = PLACES[scene.place](rng)
@@ -92,7 +92,7 @@ def layers(scene: Scene) -> list[Layer]:
 
 
 def _put(rng: Random, figure: Figure, x: float, ground_y: float, scale: float) -> list[Layer]:
-    """Place a figure's layers on the ground at `x`."""
+    """Return a figure's layers, scaled and moved to stand on the ground at `x`."""
     draw = (ANIMALS | THINGS)[figure.name]
     flip = rng.random() < 0.5
     y = ground_y - 0.95 * scale

@@ -1,4 +1,4 @@
-"""Animals, things and places as coloured shapes.
+"""Functions that draw animals, things and landscapes as layers of coloured shapes.
 
 Each figure is drawn in a box from -1 to 1 (y points down) and placed by scenes.py. A figure is a list of layers,
 painted in order; a layer has a colour, shapes, and whether it is outlined in ink.
@@ -25,14 +25,14 @@ GLASS, WOOD, CREAM, GREY = (205, 235, 250), (120, 82, 50), (245, 232, 208), (190
 
 @dataclass(frozen=True)
 class Shape:
-    """A primitive: an `oval` or `dome` (points are its two corners), a `polygon` or a `stroke`."""
+    """A drawing primitive: an `oval` or `dome` (given by two corners), a `polygon` or a `stroke`."""
 
     kind: str
     points: tuple[Point, ...]
     width: float = 0.0  # of a stroke
 
     def moved(self, dx: float, dy: float, scale: float, *, flip: bool = False) -> "Shape":
-        """Scale the shape about the origin, mirror it if `flip`, then shift it."""
+        """Return the shape scaled about the origin, mirrored if `flip`, then shifted by (dx, dy)."""
         sign = -scale if flip else scale
         points = [(dx + sign * x, dy + scale * y) for x, y in self.points]
         if self.kind in ("oval", "dome"):
@@ -44,7 +44,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layer:
-    """Shapes of one colour, painted together; `inked` ones are outlined in the watercolour style."""
+    """Shapes of one colour, painted together; if `inked`, outlined in the watercolour style."""
 
     colour: RGB
     shapes: tuple[Shape, ...]
@@ -52,7 +52,7 @@ class Layer:
 
 
 def mix(first: RGB, second: RGB, share: float) -> RGB:
-    """Interpolate from `first` to `second` by `share`."""
+    """Return the colour at `share` (0 to 1) of the way from `first` to `second`."""
     return tuple(round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
 
 
@@ -61,7 +61,7 @@ def oval(x: float, y: float, rx: float, ry: float) -> Shape:
 
 
 def dome(x: float, y: float, rx: float, ry: float) -> Shape:
-    """The upper half of an oval."""
+    """Return the upper half of an oval with centre (x, y) and radii rx and ry."""
     return Shape("dome", ((x - rx, y - ry), (x + rx, y + ry)))
 
 
@@ -78,7 +78,7 @@ def stroke(width: float, *points: Point) -> Shape:
 
 
 def pair(shape: Shape) -> tuple[Shape, Shape]:
-    """A shape and its mirror image."""
+    """Return a shape and its mirror image across x = 0."""
     return shape, shape.moved(0, 0, 1, flip=True)
 
 

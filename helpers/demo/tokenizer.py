@@ -1,4 +1,4 @@
-"""Train the tiny base's tokenizer: CLIP's byte-pair encoding (Radford et al. 2021), on the demo's captions."""
+"""Train the tiny base model's tokenizer, CLIP's byte-pair encoding (Radford et al. 2021), on demo captions."""
 
 import json
 
@@ -16,7 +16,7 @@ SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """Build a CLIPTokenizer with a token for each caption word, and bytes for any other text."""
+    """Return a CLIPTokenizer with a token for each word of the demo's captions, and bytes for other text."""
     merges, vocab = _train_bpe()
     for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocab.setdefault(byte, len(vocab))

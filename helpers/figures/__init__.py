@@ -1,1 +1,1 @@
-"""Figures for a person: image grids, curves, and a sweep's trials."""
+"""Images for notebooks and reports: image grids, loss curves, and plots of a sweep's trials."""

@@ -1,4 +1,4 @@
-"""Load the notebooks' explaining figures, which tools/figures draws into assets/figures."""
+"""Load the notebooks' explanatory figures from assets/figures, where tools/figures draws them."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ FOLDER = Path(__file__).parents[2] / "assets" / "figures"
 
 
 def show_figure(name: str) -> Image.Image:
-    """Load assets/figures/NAME.png as an image, which a notebook shows and keeps in its saved copy.
+    """Load assets/figures/NAME.png as an image, which stays visible in the saved notebook.
 
-    A missing file gives a line in its place: a saved notebook goes on where a figure was renamed since.
+    If the file is missing, the image is a line of text, so that a saved notebook runs after a figure was renamed.
     """
     path = FOLDER / f"{name}.png"
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Image grids, contact sheets, bar charts and loss curves, for the notebooks and the report."""
+"""Draw image grids, contact sheets, bar charts and loss curves, for the notebooks and the report."""
 
 import base64
 import io
@@ -19,12 +19,12 @@ GAP_PX = 6
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Open an image file as RGB: upright, sRGB, transparency on white. Raises OSError if it does not decode."""
+    """Open an image file as RGB: upright, sRGB, transparency on white. Raises OSError if the file cannot be decoded."""
     return decode(path).image
 
 
 def middle_square(image: Image.Image) -> Image.Image:
-    """Crop the largest square from the middle of an image."""
+    """Return the largest centred square crop of an image."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -38,7 +38,7 @@ def grid(
     cell_px: int = 160,
     label_lines: int = 4,
 ) -> Image.Image:
-    """Draw images in rows of square cells, with a title above each row.
+    """Draw images in a grid of square cells, with optional labels below cells and titles above rows.
 
     labels       one for each image, or one for each column, then only below the last row
     label_lines  the maximum number of lines of a label; longer ones are cut
@@ -67,7 +67,7 @@ def grid(
 
 
 def _fit(image: Image.Image, side_px: int) -> Image.Image:
-    """Scale an image to fit a square."""
+    """Scale an image so that its longer side has `side_px` pixels."""
     factor = side_px / max(image.size)
     method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC
     size = tuple(max(1, round(side * factor)) for side in image.size)
@@ -94,7 +94,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, max_lines: int
 
 
 def stack(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Stack images vertically at their own size, with a wrapped title above each."""
+    """Stack images vertically at their own size, with a wrapped title above each image."""
     font, width = ImageFont.load_default(size=14), max(s.width for s in sheets)
     titles = [_wrap(title, font, width - 2 * GAP_PX) for title in titles]
     title_px = _label_height(titles, font) + 2 * GAP_PX
@@ -110,7 +110,7 @@ def stack(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
 def contact_sheet(
     paths: Iterable[Path], columns: int = 10, most: int = 60, cell_px: int = 96
 ) -> Image.Image:
-    """Draw at most `most` image files, evenly picked, as a grid."""
+    """Draw a grid of at most `most` image files, evenly picked from `paths`."""
     images = [open_rgb(path) for path in evenly(list(paths), most)]
     return grid(images, max(1, min(columns, len(images))), cell_px=cell_px)
 
@@ -123,7 +123,7 @@ def evenly(items: Sequence, max_items: int) -> list:
 
 
 def data_url(image: Image.Image) -> str:
-    """Encode an image as a data: URL (JPEG), for a self-contained page."""
+    """Return an image as a data: URL (JPEG), for a self-contained HTML page."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -157,7 +157,7 @@ def loss_curves(log: Sequence[dict[str, float]]) -> Image.Image:
 
 
 def bars(counts: "Mapping[str, int] | pd.Series", ylabel: str) -> Image.Image:
-    """Plot a bar for each name, in the order given."""
+    """Plot a bar chart of counts by name, in the order given."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.6), dpi=110, layout="constrained")

@@ -1,4 +1,4 @@
-"""A sweep's trials, read from the run's folder, as a table and plots."""
+"""Show a sweep's trials, read from the run's folder, as a table and plots."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ COLOURS = ("#d1495b", "#8b6fa8", "#c9c0d0")  # the best, other complete ones, pr
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial's settings and results. `value` is the validation loss of its model."""
+    """A sweep trial's settings and results; `value` is the validation loss, or None without a result."""
 
     number: int
     state: str  # complete, pruned, running, waiting
@@ -44,7 +44,7 @@ class TrialRow:
 
 
 def read_trials(run: Run) -> list[TrialRow]:
-    """Read the trials, the best first: complete ones by loss, then pruned, running and waiting ones."""
+    """Return the sweep's trials, sorted by state (complete first), then by validation loss; empty without a sweep."""
     if not run.sweep_table.is_file():
         return []
     rows = [TrialRow(**row) for row in read_json(run.sweep_table)]
@@ -57,13 +57,13 @@ def _loss(row: TrialRow) -> float:
 
 
 def best_trial(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """The complete trial with the lowest loss, or None."""
+    """Return the complete trial with the lowest validation loss, or None if no trial is complete."""
     complete = [row for row in rows if row.state == "complete"]
     return min(complete, key=lambda row: (_loss(row), row.number), default=None)
 
 
 def table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
-    """The trials as a DataFrame, a row per trial."""
+    """Return the trials as a DataFrame, indexed by trial number."""
     import pandas as pd
 
     records = [
@@ -76,7 +76,7 @@ def table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
 
 
 def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
-    """Plot parallel coordinates of settings and loss, and below them each trial's validation loss over images seen."""
+    """Plot the trials twice: settings and loss in parallel coordinates, and validation loss over images seen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7.2), dpi=110, layout="constrained")
@@ -96,7 +96,7 @@ def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
 
 
 def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
-    """Write each trial's number at the end of its curve; numbers at the same step are spread vertically."""
+    """Write each trial's number at the end of its loss curve, without overlap."""
     low, high = axes.get_ylim()
     for step in {row.curve[-1][0] for row in rows}:
         here = sorted((r for r in rows if r.curve[-1][0] == step), key=lambda r: r.curve[-1][1])
@@ -107,7 +107,7 @@ def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None
 
 
 def spread_labels(heights: Sequence[float], gap: float = 0.06) -> list[float]:
-    """Move labels at rising heights (0 to 1) at least `gap` apart, or evenly if there is no room; each stays near."""
+    """Return ascending label heights (0 to 1) moved at least `gap` apart, or less if there is too little room."""
     gap = min(gap, 1 / max(len(heights) - 1, 1))
     placed: list[float] = []
     for height in heights:
@@ -124,7 +124,7 @@ def _style(row: TrialRow, best: TrialRow | None) -> dict[str, Any]:
 
 
 def _draw_coordinates(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
-    """Draw a line per trial over one vertical axis per setting, and one for the loss; lower is better."""
+    """Draw parallel coordinates: a vertical axis for each setting and the loss, and a line for each trial."""
     names = [*(rows[0].params if rows else ()), "validation loss"]
     columns = [[{**r.params, "validation loss": r.value}[name] for r in rows] for name in names]
     places = [_places(column) for column in columns]
@@ -148,7 +148,7 @@ def _label(value: Any) -> str:
 
 
 def _places(column: Sequence[Any]) -> list[float]:
-    """Scale a column to 0..1: numbers linearly, or by logarithm from a factor of ten; words in alphabetical order."""
+    """Scale values to 0..1: numbers linearly, or logarithmically over a range of 10x or more; words by rank."""
     if not all(type(v) in (int, float) for v in column):
         words = sorted({str(v) for v in column})
         column = [words.index(str(v)) for v in column]
@@ -159,7 +159,7 @@ def _places(column: Sequence[Any]) -> list[float]:
 
 
 def stack_previews(run: Run, rows: Sequence[TrialRow], max_trials: int = 12) -> Image.Image | None:
-    """Stack each trial's last previews, the best first: the same prompts at the same seeds."""
+    """Stack the last preview of up to `max_trials` trials, in the order of `rows`; None if there is no preview."""
     previews = [(row, run.trial(row.number).preview_files()) for row in rows]
     shown = [(row, files[-1]) for row, files in previews if files][:max_trials]
     titles = [
@@ -169,7 +169,7 @@ def stack_previews(run: Run, rows: Sequence[TrialRow], max_trials: int = 12) -> 
 
 
 def views(run: Run) -> "list[Styler | Image.Image]":
-    """A sweep's table, plots and previews, in order; empty if the run has no sweep."""
+    """Return a sweep's table, plots and previews, in this order; empty if the run has no sweep."""
     rows = read_trials(run)
     if not rows:
         return []

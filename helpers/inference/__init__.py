@@ -1,1 +1,1 @@
-"""05: draw, judge, report."""
+"""Notebook 05: draw pictures with the trained model, judge and report them, and share the model."""

@@ -1,4 +1,4 @@
-"""The HTML of report.html: every picture is embedded, nothing is fetched, and there is no script.
+"""Render report.html as a self-contained page: pictures are embedded, and there is no script.
 
 Each slider has an inline event handler of one line.
 """
@@ -38,7 +38,7 @@ MAX_IN_ROW = 6  # prompts that a preview shows side by side
 
 @dataclass(frozen=True)
 class PromptRows:
-    """The fixed prompts, drawn by three models at the same seeds."""
+    """Pictures of the same prompts and seeds by the base model, and by the tuned model with and without suffix."""
 
     prompts: list[str]  # without the suffix
     base: list[Image.Image]
@@ -46,7 +46,7 @@ class PromptRows:
     plain: list[Image.Image]  # by the tuned model, without the suffix
 
     def grid(self) -> Image.Image:
-        """The three rows of pictures, titled, one above the other."""
+        """Draw the three rows of pictures one above the other, with a title for each row."""
         titles = (
             "base model, with the suffix",
             "tuned, with the suffix",
@@ -57,7 +57,7 @@ class PromptRows:
 
 
 def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows: PromptRows) -> str:
-    """The page as HTML; captions and prompts are escaped.
+    """Return the HTML of report.html, with captions and prompts escaped.
 
     figures  what report.json holds
     """
@@ -90,7 +90,7 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
 
 
 def figures_table(figures: dict[str, Any]) -> "Styler":
-    """The main figures of report.json as a table for a notebook: what, its value, how to read it."""
+    """Return the main results of report.json as a table for a notebook: name, value, how to read the value."""
     import pandas as pd
 
     loss, gain, switch = (figures[k] for k in ("validation_loss", "style_gain", "suffix_switch"))
@@ -112,7 +112,7 @@ def figures_table(figures: dict[str, Any]) -> "Styler":
 
 
 def _describe_metrics(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """A row of the report for each metric: its name, its value, how to read it."""
+    """Yield (name, value, how to read the value) for each metric, as rows of the report."""
     for key, metric in load_metrics().items():
         found = figures[key]
         if reason := found.get("left_out"):
@@ -122,7 +122,7 @@ def _describe_metrics(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]
 
 
 def _sweep(run: Run) -> dict[str, Any] | None:
-    """The trials of a sweep with their pictures, or None."""
+    """Return a sweep's trials, plots, previews, cost and hours, or None if the run has no sweep."""
     rows = read_trials(run)
     if not rows:
         return None
@@ -137,14 +137,20 @@ def _sweep(run: Run) -> dict[str, Any] | None:
 
 
 def _read_settings(trained: Trained, stage: str) -> dict[str, Any]:
-    """A stage's settings, paths cut to the last name, since the page may be sent; 04's are this model's."""
+    """Return a stage's settings, with absolute paths cut to the last name, since the page may be shared.
+
+    Those of 04 are the settings that the model was trained with.
+    """
     path = trained.run.config(stage)
     settings = trained.settings if stage == "train" else read_json(path) if path.is_file() else {}
     return {k: Path(v).name if str(v).startswith(("/", "~")) else v for k, v in settings.items()}
 
 
 def _preview_steps(trained: Trained, max_count: int = 10) -> list[tuple[int, str]]:
-    """The steps and pictures of evenly picked previews; a preview of one row is cropped above its prompts."""
+    """Return (step, data URL) of evenly picked previews of the training.
+
+    A preview of one row is cropped above its prompts.
+    """
     files = trained.previews()
     count = len(trained.settings["prompts"]) or 4
     steps = []
@@ -158,7 +164,7 @@ def _preview_steps(trained: Trained, max_count: int = 10) -> list[tuple[int, str
 
 
 def _sample_grid(groups: Groups, max_count: int = 12) -> Image.Image:
-    """Samples of held-out captions by the base model and, below, by the tuned model."""
+    """Draw a grid of samples of held-out captions: base model above, tuned model below."""
     shown = evenly(list(zip(groups.base, groups.tuned, strict=True)), max_count)
     images = [before for before, _ in shown] + [after for _, after in shown]
     return grid(images, len(shown), cell_px=128, row_titles=("base model", "tuned"))
@@ -167,7 +173,7 @@ def _sample_grid(groups: Groups, max_count: int = 12) -> Image.Image:
 def _similar_pairs(
     copies: dict[str, Any] | None, samples: list[Image.Image], train: list[Image.Image]
 ) -> list[dict[str, Any]]:
-    """The samples most similar to a training image, each beside that image."""
+    """Return the samples most similar to a training image, each drawn next to that image."""
     if not copies:
         return []
     shown = [image for image in samples if not is_blocked(image)]

@@ -1,4 +1,4 @@
-"""report.html, a self-contained page, and report.json, the same figures for programs."""
+"""Write report.html, a self-contained page, and report.json, the same results for programs."""
 
 from collections import Counter
 from dataclasses import asdict, replace
@@ -33,9 +33,10 @@ FORMAT = 3  # of report.json; a report of another format is made again
 
 
 def report(config: InferenceConfig, sampler: Sampler) -> dict[str, Any]:
-    """Judge the model and write both reports, unless they exist for the same model, dataset and config.
+    """Judge the model, and write report.html and report.json; return the content of report.json.
 
-    Raises RunError if the dataset is missing, or 04 replaced the model since it was loaded.
+    Reports that exist for the same model, dataset and config are not written again. Raises RunError if the dataset is
+    missing, or 04 replaced the model since it was loaded.
     """
     run = sampler.run
     run.require(run.dataset, "dataset")
@@ -69,7 +70,7 @@ def report(config: InferenceConfig, sampler: Sampler) -> dict[str, Any]:
 
 
 def _draw_rows(config: InferenceConfig, sampler: Sampler) -> PromptRows:
-    """Draw the config's prompts by the base, the tuned model, and the tuned model without the suffix."""
+    """Draw the config's prompts with the base, the tuned model, and the tuned model without the suffix."""
     tuned = make_requests(config, sampler)
     base = [replace(r, model="base") for r in tuned]
     plain = [replace(r, prompt=strip_suffix(r.prompt, sampler.suffix)) for r in tuned]
@@ -111,7 +112,7 @@ def _figures(
 
 
 def verdict_text(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
-    """Sentences on style, validation loss, suffix and copies, from verdict.json and the judgement of the pictures."""
+    """Return sentences on style, validation loss, suffix and copies, from verdict.json and the judgement."""
     sentences = (
         _style_text(judgement["style_gain"]),
         _loss_text(verdict),
@@ -160,7 +161,7 @@ def _copies_text(copies: dict[str, Any]) -> str:
 
 
 def verify_report(run: Run) -> str:
-    """The verdict, remarks and the report's path, a line each. Raises RunError if the report is missing."""
+    """Return the verdict, remarks and the report's path, a line each. Raises RunError if the report is missing."""
     figures = read_json(run.require(run.report_json, "inference"))
     run.require(run.report_html, "inference")
     return "\n".join([figures["verdict"], *figures.get("remarks", []), str(run.report_html)])

@@ -1,4 +1,4 @@
-"""What a run's model was trained with, as 04 wrote it down: the run may have changed since."""
+"""Read what a run's model was trained with, as recorded by 04, since the run may have changed later."""
 
 import re
 from contextlib import suppress
@@ -17,7 +17,7 @@ Picture = tuple[Path, str]  # an image of the dataset, and its caption without t
 
 @dataclass(frozen=True)
 class Trained:
-    """The training that produced a run's model.
+    """The settings, images and validation losses of the training that produced a run's model.
 
     verdict   verdict.json of 04: `dataset` is the hash of its dataset, `steps` its last step
     settings  of 04
@@ -34,7 +34,7 @@ class Trained:
     curve: list[list[float]]
 
     def pictures(self, split: str) -> list[Picture]:
-        """The pictures of dataset/ that were trained on (`train`) or held out (`validation`), by file name.
+        """Return the pictures of dataset/ that training used (`train`) or held out (`validation`), sorted by name.
 
         If dataset/ has changed since, a picture counts as held out if training saw no image of its post.
         """
@@ -48,7 +48,7 @@ class Trained:
 
     @property
     def dataset_has_changed(self) -> bool:
-        """Whether dataset/ exists and is not the one trained on."""
+        """Whether dataset/ exists and differs from the dataset that the model was trained on."""
         there = (self.run.dataset / MANIFEST).is_file()
         return there and folder_hash(self.run.dataset) != self.verdict["dataset"]
 
@@ -63,7 +63,7 @@ class Trained:
 
     @property
     def log(self) -> list[dict[str, float]]:
-        """The rows of train_log.jsonl up to the last step; if another training overwrote it, `curve` alone."""
+        """The rows of this training in train_log.jsonl, or only `curve` if another training overwrote the file."""
         if self._owns_log:
             rows = read_log(self.run.train_log)
             return [row for row in rows if row["step"] <= self.verdict["steps"]]
@@ -76,14 +76,14 @@ class Trained:
         return not self.curve or found[: len(self.curve)] == self.curve
 
     def previews(self) -> list[Path]:
-        """The preview files in order of step; none if another training overwrote them."""
+        """Return this training's preview files in order of step; empty if another training overwrote the files."""
         files = self.run.preview_files() if self._owns_log else []
         return [
             path for path in files if int(path.stem.removeprefix("step-")) <= self.verdict["steps"]
         ]
 
     def remarks(self) -> list[str]:
-        """Sentences on what has changed in the run since."""
+        """Return sentences on what has changed in the run since the model was trained."""
         remarks = []
         if self.dataset_has_changed:
             unseen, suffix = len(self.pictures("validation")), self._dataset_suffix
@@ -103,7 +103,7 @@ class Trained:
 
 
 def read_trained(run: Run) -> Trained:
-    """Read the training of a run's model. Raises RunError if 04 has not ended, or verdict.json is corrupt."""
+    """Read what a run's model was trained with. Raises RunError if 04 has not ended, or verdict.json is corrupt."""
     verdict = run.read_verdict()
     trained_with = verdict.get("trained_with")  # not in older versions' verdict.json
     trained_with = trained_with if isinstance(trained_with, dict) else {}
@@ -118,7 +118,7 @@ def read_trained(run: Run) -> Trained:
 
 
 def summarize_posts(run: Run) -> dict[str, Any]:
-    """The numbers of a run's images and posts, and its accounts and permissions, as text for report and card."""
+    """Return the numbers of images and posts in a run, and the posts' accounts and permissions as text."""
     posts = list(latest(read_rows(run.posts, Post)).values())
     return {
         "images": len(posts),
@@ -135,12 +135,12 @@ def _read_image_names(run: Run) -> frozenset[str]:
 
 
 def _read_card_suffix(run: Run) -> str:
-    """The suffix in the model's card, where older versions wrote it; else the dataset's."""
+    """Return the suffix in the model card, where older versions wrote it, or else the dataset's suffix."""
     card = run.model / "README.md"
     found = SUFFIX_IN_CARD.search(card.read_text(encoding="utf-8")) if card.is_file() else None
     return found[1] if found else run.read_config("dataset")["suffix"]
 
 
 def _post_of(name: str) -> str:
-    """The shortcode of an image's name, SHORTCODE_INDEX."""
+    """Return the shortcode in an image's name, SHORTCODE_INDEX."""
     return name.rpartition("_")[0]

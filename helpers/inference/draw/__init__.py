@@ -1,1 +1,1 @@
-"""Drawing: pictures from a model, and the prompt box."""
+"""Draw pictures with a run's models, in batches or from the prompt box."""

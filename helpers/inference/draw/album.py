@@ -1,4 +1,4 @@
-"""The pictures in samples/: each a PNG with its settings inside, and the same settings in a .json beside it.
+"""Save and read the pictures in samples/: each a PNG with embedded settings, and a .json of the settings.
 
 Each PNG has two text chunks: `settings` is JSON, which this project reads; `parameters` is the text that other image
 programs and most galleries read.
@@ -35,7 +35,7 @@ class Album:
         self.run, self.suffix = run, suffix
 
     def path(self, settings: Settings) -> Path:
-        """The path of the picture with these settings, whether or not it was saved yet."""
+        """Return the PNG path for a picture with these settings; the picture need not be saved yet."""
         prompt = settings["prompt"]
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower().removesuffix(self.suffix)).strip("-")
         styled = "" if prompt.endswith(self.suffix) else "-plain"
@@ -47,12 +47,12 @@ class Album:
                 return path
 
     def has(self, settings: Settings) -> bool:
-        """Whether a picture with these settings, the hash of its weights included, was saved."""
+        """Whether a picture with exactly these settings, including the weights' hash, is in samples/."""
         path = self.path(settings)
         return path.is_file() and path.with_suffix(".json").is_file()
 
     def save(self, settings: Settings, image: Image.Image) -> Path:
-        """Write the PNG and the .json; return the PNG's path."""
+        """Write a picture as PNG and the settings as .json; return the PNG's path."""
         path, chunks = self.path(settings), PngInfo()
         chunks.add_text("settings", json.dumps(settings))
         chunks.add_text("parameters", format_parameters(settings))
@@ -62,7 +62,7 @@ class Album:
         return path
 
     def read(self, path: Path) -> Settings:
-        """Read the settings inside a PNG. Raises RunError if it was not saved by `save`."""
+        """Return the settings embedded in a PNG. Raises RunError if the PNG was not saved by `save`."""
         try:
             with Image.open(path, formats=("PNG",)) as image:
                 image.load()
@@ -76,7 +76,7 @@ class Album:
         return settings
 
     def newest(self, max_count: int) -> list[tuple[Path, Settings]]:
-        """The last pictures saved and their settings, oldest first; PNGs of other programs are skipped."""
+        """Return the newest pictures of this program with their settings, oldest first, at most `max_count`."""
         files = sorted(self.run.samples.glob("[!.]*.png"), key=lambda p: p.stat().st_mtime_ns)
         found: list[tuple[Path, Settings]] = []
         for path in reversed(files):
@@ -88,7 +88,7 @@ class Album:
 
 
 def format_parameters(settings: Settings) -> str:
-    """The settings as the `parameters` text that other image programs read."""
+    """Return settings as the `parameters` text that other image programs read."""
     negative = settings["negative_prompt"]
     return "\n".join(
         [

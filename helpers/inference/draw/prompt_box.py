@@ -1,4 +1,4 @@
-"""The prompt box of 05. It uses only what ipywidgets 7.7 (Colab's) and 8 both have."""
+"""The prompt box of 05: a form to draw typed prompts, which works in ipywidgets 7.7 (Colab's) and 8."""
 
 import html
 import io
@@ -32,7 +32,7 @@ TITLES = {"tuned": "Tuned", "base": "Base model, same seeds"}
 
 
 class PromptBox:
-    """A form that draws a typed prompt with the tuned model and, if ticked, with the base model below it.
+    """A form that draws a typed prompt with the tuned model or a checkpoint and, if ticked, the base model.
 
     Every picture is saved in samples/ with its settings; the button below one of the last pictures restores them
     in the form. A cell that shows the box also shows a line of plain HTML, which stays in the saved notebook and says
@@ -106,7 +106,7 @@ class PromptBox:
         return widgets.VBox([*above, *rows, self.message, self.gallery, last])
 
     def _on_draw(self, _button: widgets.Button) -> None:
-        """Draw in a thread when a browser pressed the button, so that Cancel is handled; else at once."""
+        """Handle a click on Draw: in a thread if a browser sent the click, so that Cancel works; else directly."""
         if self.button.disabled:
             return
         self.button.disabled, self.cancel.disabled = True, False
@@ -124,7 +124,7 @@ class PromptBox:
             self.button.disabled, self.cancel.disabled = False, True
 
     def _show_errors(self, act: Callable[[], None]) -> None:
-        """Run a button's action; show any exception in the box, since a browser shows it nowhere else."""
+        """Call `act`, and show any exception in the form, since a browser does not show a callback's exception."""
         try:
             act()
         except Cancelled:
@@ -138,7 +138,7 @@ class PromptBox:
             self._worker.join()
 
     def draw(self) -> None:
-        """Draw, save and show what the form asks for. Raises Cancelled if Cancel was pressed."""
+        """Draw, save and show the pictures that the form describes. Raises Cancelled if Cancel was pressed."""
         text = " ".join(self.prompt.value.split())
         if not text:
             self._show("Type a prompt first.")
@@ -197,7 +197,7 @@ class PromptBox:
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), widgets.HBox(cells, layout=ROW)])
 
     def _add_to_history(self, settings: Settings, image: Image.Image) -> None:
-        """Put a picture first in the history."""
+        """Add a picture's thumbnail, with a button that restores its settings, to the front of the history."""
         small = image.copy()
         small.thumbnail((96, 96))
         name = f"{settings['model']} {settings['seed']}"
@@ -232,7 +232,7 @@ class PromptBox:
 
 
 def _error_text(error: Exception) -> str:
-    """An exception in one line: a RunError's message, or the type and the first line."""
+    """Return an exception as one line: a RunError's message, else the type and the message's first line."""
     if isinstance(error, RunError):
         return str(error)
     first = (str(error).strip().splitlines() or [""])[0]
@@ -241,7 +241,7 @@ def _error_text(error: Exception) -> str:
 
 
 def _is_called_by_browser() -> bool:
-    """Whether the kernel is handling a widget's message, not a cell."""
+    """Whether the current call comes from a widget in a browser, not from a notebook cell."""
     kernel = getattr(get_ipython(), "kernel", None)
     parent = kernel.get_parent("shell") if kernel else {}
     return (parent or {}).get("header", {}).get("msg_type") == "comm_msg"

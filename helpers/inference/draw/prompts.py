@@ -1,4 +1,4 @@
-"""Prompts for a text encoder of limited length: the suffix is added, and what is too long is cut before it."""
+"""Add the suffix to prompts, and truncate long prompts to the token limit, without losing the suffix."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from helpers.models.tokens import shorten
 
 @dataclass(frozen=True)
 class Prompts:
-    """Adds the suffix to prompts, and cuts long ones at the end of a word.
+    """Adds the suffix to prompts, and truncates long prompts at the end of a word.
 
-    max_tokens  that the text encoder reads, begin and end tokens included: 77 for Stable Diffusion
+    max_tokens  the text encoder's limit, begin and end tokens included: 77 for Stable Diffusion
     """
 
     tokenizer: CLIPTokenizer
@@ -22,19 +22,19 @@ class Prompts:
 
     @classmethod
     def of(cls, pipeline: StableDiffusionPipeline, suffix: str) -> "Prompts":
-        """Take the tokenizer and its length from a pipeline."""
+        """Create Prompts with the tokenizer and the token limit of a pipeline."""
         return cls(pipeline.tokenizer, suffix, pipeline.tokenizer.model_max_length)
 
     def styled(self, prompt: str) -> str:
-        """The prompt with the suffix at its end, once."""
+        """Return the prompt with the suffix exactly once, at the end."""
         return append_suffix(prompt, self.suffix)
 
     def truncate(self, prompt: str) -> str:
-        """The prompt cut to `max_tokens`; a suffix at its end is kept."""
+        """Return the prompt truncated to `max_tokens`, without losing a suffix at the end."""
         return shorten(self.tokenizer, prompt, self.suffix, self.max_tokens)
 
     def truncation_warning(self, prompt: str) -> str:
-        """A sentence that says which words of a prompt `truncate` cuts off; empty if none."""
+        """Return a sentence on the words that `truncate` cuts off a prompt, or "" if none."""
         truncated = self.truncate(prompt)
         if truncated == prompt:
             return ""

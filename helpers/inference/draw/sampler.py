@@ -1,4 +1,4 @@
-"""Drawing pictures with a run's model, its base model, or one of its checkpoints."""
+"""Draw pictures with a run's model, base model or checkpoints."""
 
 import logging
 import threading
@@ -36,7 +36,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """The settings of one picture. The same request, weights and machine give the same picture."""
+    """The settings of a picture to draw. The same request, weights and machine give the same picture."""
 
     prompt: str
     seed: int
@@ -51,12 +51,12 @@ class Request:
 
     @classmethod
     def of(cls, config: InferenceConfig, prompt: str, seed: int, negative: str = "") -> "Request":
-        """A request with a config's steps and guidance."""
+        """Create a request with the steps and the guidance scale of a config."""
         return cls(prompt, seed, negative, config.num_inference_steps, config.guidance_scale)
 
 
 class Sampler:
-    """Draws pictures with a run's model, which is loaded once; other weights are loaded into the same pipeline.
+    """Draws pictures with a run's model, base model or checkpoints, whose weights share one loaded pipeline.
 
     A picture that the safety checker blocks is replaced by a grey label with `info["blocked"]` set.
     Raises RunError if 04 has not ended or model/ is corrupt.
@@ -103,16 +103,16 @@ class Sampler:
         return "\n".join(map(str, lines + self.trained.remarks()))
 
     def styled(self, prompt: str) -> str:
-        """The prompt with the suffix at its end, once."""
+        """Return the prompt with the suffix exactly once, at the end."""
         return self.prompts.styled(prompt)
 
     def draw(
         self, requests: Sequence[Request], batch_size: int = 8, progress: Progress | None = None
     ) -> list[Image.Image]:
-        """Draw requests that differ only in prompt, seed and negative prompt.
+        """Draw a picture per request; the requests may differ only in prompt, seed and negative prompt.
 
-        Each picture's noise comes from its own seed, so it does not depend on the others of its batch. On a CPU the
-        batch size is 1: batches gain little there, and this way pictures are equal to the bit in any batch.
+        Each picture's noise comes from its own seed, so it does not depend on other pictures in the batch. On a CPU the
+        batch size is 1: batches gain little, and pictures are then bitwise equal for any `batch_size`.
         """
         requests = [self._fill_size(request) for request in requests]
         first = requests[0]
@@ -174,7 +174,7 @@ class Sampler:
         ]
 
     def settings(self, request: Request) -> dict[str, object]:
-        """All settings that a picture depends on, as its PNG and .json hold them."""
+        """Return all settings that a picture depends on, as its PNG and .json contain them."""
         settings = vars(self._fill_size(request))
         return settings | {"model_hash": self.weights.hash_of(request.model)}
 
@@ -183,9 +183,9 @@ class Sampler:
         return self.album.save(self.settings(request), image)
 
     def redraw(self, path: Path) -> Image.Image:
-        """Draw a saved picture again from the settings inside it.
+        """Draw a saved picture again from the settings embedded in its PNG.
 
-        Raises RunError if it has none, or was drawn with other weights.
+        Raises RunError if the PNG has no settings, or was drawn with other weights.
         """
         settings = self.album.read(path)
         request = Request(
@@ -199,7 +199,7 @@ class Sampler:
 
 
 def blocked_label(size: tuple[int, int]) -> Image.Image:
-    """The grey label in place of a picture that the safety checker blocked."""
+    """Return the grey placeholder image for a picture that the safety checker blocked."""
     label = Image.new("RGB", size, "#d9d4dd")
     font = ImageFont.load_default(size=max(8, size[0] // 12))
     middle = (size[0] // 2, size[1] // 2)
@@ -210,14 +210,14 @@ def blocked_label(size: tuple[int, int]) -> Image.Image:
 
 
 def is_blocked(image: Image.Image) -> bool:
-    """Whether this is the label of a blocked picture."""
+    """Whether an image is the placeholder for a blocked picture."""
     return bool(image.info.get("blocked"))
 
 
 def make_config(
     run: Run, more: dict[str, Any] | None = None, **values: str | float | bool | None
 ) -> InferenceConfig:
-    """The config of 05 from the notebook's parameters; steps and guidance default to those of 04's previews."""
+    """Create the config of 05 from notebook parameters; steps and guidance default to those of 04's previews."""
     trained = read_trained(run).settings
     for name in ("num_inference_steps", "guidance_scale"):
         values[name] = trained[name] if values.get(name) is None else values[name]
@@ -225,7 +225,7 @@ def make_config(
 
 
 def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
-    """`num_images` requests for each prompt of the config or, if it has none, of 04's previews.
+    """Return `num_images` requests for each prompt of the config or, if it has no prompts, of 04's previews.
 
     Logs a warning for each prompt that is longer than the text encoder reads.
     """
@@ -248,12 +248,12 @@ def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
 
 
 def held_out_captions(sampler: Sampler) -> list[str]:
-    """The captions of held-out images, without the suffix; if no image is held out, of training images."""
+    """Return the captions of validation images (training images if there are none), without the suffix."""
     return read_captions(sampler, "validation") or read_captions(sampler, "train")
 
 
 def read_captions(sampler: Sampler, split: str) -> list[str]:
-    """The captions of a split's images, without the suffix, in order of file name."""
+    """Return the captions of a split's images, without the suffix, in order of file name."""
     return [caption for _, caption in sampler.trained.pictures(split)]
 
 

@@ -1,4 +1,4 @@
-"""diffusers' schedulers as the prompt box offers them, made so that each works at any number of steps."""
+"""Create the diffusers schedulers that the prompt box offers, so that each works at any number of steps."""
 
 from functools import wraps
 from typing import Any
@@ -18,7 +18,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMixin:
-    """A scheduler by its name in SCHEDULERS, with the noise schedule of a model's scheduler `config`.
+    """Return the scheduler `name` of SCHEDULERS, with the noise schedule in a model's scheduler `config`.
 
     With more steps than half of the training timesteps, "leading" spacing skips the noisiest timesteps, and with all
     of them it asks for one that does not exist; so "trailing" is used there (Lin et al. 2023, arXiv:2305.08891,
@@ -32,10 +32,10 @@ def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMi
 
 
 def _start_at_index_0(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Make a scheduler start at its first timestep's index.
+    """Make a scheduler start at index 0 of its timesteps; return that scheduler.
 
-    By default it finds its index by the timestep's value. Karras sigmas can round to the same timestep twice: then it
-    takes the second index, and runs past the end of its sigmas.
+    By default a scheduler finds its index by the timestep's value. Karras sigmas can round to the same timestep
+    twice: then it takes the second index, and runs past the end of its sigmas.
     """
     set_timesteps = scheduler.set_timesteps
 

@@ -1,4 +1,4 @@
-"""Loads the weights of the base, the tuned model or a checkpoint into one pipeline, by name."""
+"""Load the weights of the base model, the tuned model or a checkpoint into one pipeline, by name."""
 
 import re
 from functools import cached_property
@@ -32,7 +32,7 @@ class Weights:
     def __init__(
         self, run: Run, pipeline: StableDiffusionPipeline, base_model: str, base_hash: str
     ) -> None:
-        """Take a pipeline with the tuned weights; `base_hash` is the fingerprint of the base's UNet."""
+        """`pipeline` has the tuned weights; `base_hash` is the fingerprint of the base model's UNet."""
         self.run, self.base_model, self.base_hash = run, base_model, base_hash
         self.model_hash = folder_hash(run.model)
         self.unet = pipeline.unet
@@ -42,7 +42,7 @@ class Weights:
 
     @cached_property
     def base(self) -> dict[str, Tensor]:
-        """The base model's weights. Raises RunError if they are not those that training started from."""
+        """The base model's state dict. Raises RunError if the base model has changed since training."""
         with open_model("base_model", self.base_model, ADVICE) as folder:
             refuse_code(folder)
             unet = UNet2DConditionModel.from_pretrained(  # float32, as its fingerprint was taken
@@ -63,12 +63,12 @@ class Weights:
         return _state_dict({name: getattr(pipeline, name) for name in PARTS})
 
     def steps(self) -> list[str]:
-        """The names of the checkpoints on disk, oldest first."""
+        """Return the names of the checkpoints on disk, oldest first."""
         names = (folder.name for folder in self.run.checkpoints.glob("step-*"))
         return sorted(name for name in names if STEP.fullmatch(name))
 
     def load(self, name: str, strength: float = 1.0) -> None:
-        """Load the named weights into the pipeline, interpolated with the base's.
+        """Load the weights `name` into the pipeline, interpolated with the base model's weights by `strength`.
 
         strength  0 is the base, 1 the named weights; for a LoRA, whose product is added to the base, its scale
         Raises RunError if the checkpoint is missing or of another model.
@@ -92,7 +92,7 @@ class Weights:
         self.loaded = (name, strength)
 
     def _read_checkpoint(self, name: str) -> dict[str, Tensor]:
-        """Replace the base's weights by a checkpoint's or, for a LoRA, add them at scale alpha / rank."""
+        """Return a checkpoint's full weights; a LoRA is added to the base model's weights at scale alpha / rank."""
         self.hash_of(name)
         folder = self.run.checkpoints / name
         trained = load_file(
@@ -113,7 +113,7 @@ class Weights:
         return {k: v.to(dtype) for k, v in merged.items()}
 
     def hash_of(self, name: str) -> str:
-        """The SHA-256 of a checkpoint's manifest; for `tuned` and `base`, of the model's.
+        """Return the SHA-256 of a checkpoint's manifest or, for `tuned` and `base`, of model/'s manifest.
 
         Raises RunError if the checkpoint is missing or corrupt.
         """
@@ -130,7 +130,7 @@ def _state_dict(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def _find_name(state: dict[str, Tensor], name: str) -> str:
-    """Find a checkpoint's weight in a pipeline's state dict; return its name there.
+    """Return the key in a pipeline's state dict for the checkpoint's weight `name`.
 
     Checkpoints without a trained text encoder name the UNet's weights without `unet.`; older transformers put
     `text_model.` before the text encoder's. Raises RunError if no such weight exists.

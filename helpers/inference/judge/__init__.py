@@ -1,1 +1,1 @@
-"""Judging: how far the style has moved."""
+"""Judge a model by its pictures: style, copies of training images, and prompt adherence."""

@@ -1,4 +1,4 @@
-"""Finds pictures that copy a training image, mirrored or cropped ones too, by comparing thumbnails.
+"""Find pictures that copy a training image, also mirrored or cropped, by comparing thumbnails.
 
 Each training image is compared in full and cropped to 80 to 95% of its side at nine places. The mean of all training
 images (a style's paper, its horizon) is subtracted before two pictures are correlated.
@@ -35,7 +35,7 @@ BOXES: list[Box] = [
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture (by index), the training image (by index) most similar to it, and their correlation."""
+    """The index of a picture, the index of the most similar training image, and the correlation of the two."""
 
     sample: int
     train: int
@@ -61,7 +61,7 @@ class CopyFinder:
         return centred / (np.linalg.norm(centred, axis=-1, keepdims=True) + 1e-6)
 
     def nearest(self, images: Sequence[Image.Image]) -> list[Pair]:
-        """The most similar training image of each image and its mirror image."""
+        """Return the most similar training image for each image, compared as it is and mirrored."""
         pairs = []
         for i, image in enumerate(images):
             both = self._normalize(
@@ -73,7 +73,7 @@ class CopyFinder:
         return pairs
 
     def figures(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """The most similar pairs, the threshold and the share of likely copies, or `left_out`: why there is none."""
+        """Return the most similar pairs, with the share of likely copies or, without a threshold, `left_out`: why."""
         pairs = sorted(self.nearest(images), key=lambda pair: -pair.likeness)
         found = {"pairs": [asdict(pair) for pair in pairs[:MAX_SHOWN]]}
         if not pairs:
@@ -89,7 +89,7 @@ class CopyFinder:
 
 
 def _thumbnail(image: Image.Image, box: Box = FULL) -> np.ndarray:
-    """Scale a part of a picture to THUMBNAIL_PX square, subtract each channel's mean, and flatten it."""
+    """Return a thumbnail of the area `box` of a picture as a vector, with each channel's mean subtracted."""
     sizes = (*image.size, *image.size)
     part = tuple(share * size for share, size in zip(box, sizes, strict=True))
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
@@ -99,7 +99,10 @@ def _thumbnail(image: Image.Image, box: Box = FULL) -> np.ndarray:
 
 
 def copy_threshold(likeness: Sequence[float]) -> float:
-    """The threshold by held-out images' likeness: its maximum, or Z_THRESHOLD deviations above its mean if higher."""
+    """Return the likeness above which a picture counts as a copy, from held-out images' likeness.
+
+    It is the maximum or, if higher, Z_THRESHOLD standard deviations above the mean.
+    """
     z = np.arctanh(np.clip(likeness, -0.9999, 0.9999))
     spread = z.std(ddof=1) if len(z) > 1 else 0.0
     return float(max(*likeness, np.tanh(z.mean() + Z_THRESHOLD * spread), 0.0))

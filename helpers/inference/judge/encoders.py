@@ -1,4 +1,4 @@
-"""Encoders turn pictures into features: a built-in one without weights, or an image model."""
+"""Encoders from pictures to features: colour and texture statistics, or a pretrained image model."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ ADVICE = "give a hub id such as openai/clip-vit-large-patch14 or facebook/dinov2
 
 
 def make_builtin_encoder(train: Sequence[Image.Image]) -> Encoder:
-    """An encoder of style.py's features, standardized by the training pictures and clipped at 5 standard deviations."""
+    """Return an encoder to style.py's features, standardized on `train` and clipped to -5..5."""
     found = np.stack([features(image) for image in train])
     mean, std = found.mean(0), found.std(0) + 1e-6
 
@@ -29,9 +29,9 @@ def make_builtin_encoder(train: Sequence[Image.Image]) -> Encoder:
 
 
 class ImageModel:
-    """An encoder by a CLIP, SigLIP or DINOv2 of the hub or a folder.
+    """An encoder that uses a CLIP, SigLIP or DINOv2 from the Hub or a folder.
 
-    Raises RunError if it cannot be loaded.
+    Raises RunError if the model cannot be loaded.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,7 +48,7 @@ class ImageModel:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], batch_size: int = 16) -> np.ndarray:
-        """Features of length 1, (N, D)."""
+        """Return the images' embeddings as unit vectors, (N, D)."""
         batches = []
         for start in range(0, len(images), batch_size):
             batch = [image.convert("RGB") for image in images[start : start + batch_size]]
@@ -60,7 +60,10 @@ class ImageModel:
 
 
 class ClipScore(ImageModel):
-    """CLIPScore of pictures and their prompts: 100 cosines, at least 0 (Hessel et al. 2021, arXiv:2104.08718)."""
+    """CLIPScore of each picture with its prompt: 100 times the cosine of their embeddings, 0 if negative.
+
+    Hessel et al. 2021, arXiv:2104.08718.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -73,7 +76,7 @@ class ClipScore(ImageModel):
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """The score of each picture with its own prompt, (N,)."""
+        """Return the CLIPScore of each image with the prompt at the same index, (N,)."""
         tokens = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
         names = ("input_ids", "attention_mask")
         inputs = {name: tokens[name].to(self.device) for name in names if name in tokens}
@@ -82,6 +85,6 @@ class ClipScore(ImageModel):
 
 
 def _normalize(output: object) -> np.ndarray:
-    """Scale a model's pooled output to length 1, (N, D); some versions of transformers wrap it in an object."""
+    """Return a model's pooled output, a tensor or the attribute `pooler_output`, as unit vectors (N, D)."""
     vectors = output if torch.is_tensor(output) else output.pooler_output
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""The groups of pictures that a judgement compares."""
+"""The groups of pictures that are compared to judge a model: real images, and samples."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ COMPARED = {  # groups by their names for a reader
 
 @dataclass(frozen=True)
 class Groups:
-    """Pictures to compare: real ones, and samples of the same prompts at the same seeds."""
+    """The groups of pictures to compare: real images, and samples of the same prompts at the same seeds."""
 
     train: list[Image.Image]
     held_out: list[Image.Image]
@@ -27,7 +27,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of each group that the safety checker let through, and how many it blocked."""
+    """The pictures in each group that passed the safety checker, and the number of those blocked."""
 
     shown: dict[str, list[Image.Image]]
     blocked: dict[str, int] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Pictures:
         return self.shown[group]
 
     def why_too_few(self, min_count: int = 1) -> str:
-        """Which group has too few pictures to compare, and why; empty if none has.
+        """Return which group has too few pictures to compare, and why; "" if every group has enough.
 
         The base needs two, since half of its samples fit the style axis.
         """
@@ -50,7 +50,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95% confidence interval."""
+    """A measured value with its 95% confidence interval."""
 
     value: float
     low: float

@@ -1,4 +1,4 @@
-"""The judgement of a model by its pictures: style gain, suffix switch, style distance, copies, prompt adherence.
+"""Judge a model by its pictures: style gain, suffix switch, style distance, copies, prompt adherence.
 
 The base and the tuned model draw the same prompts at the same seeds, and both are compared with real art.
 """
@@ -33,7 +33,7 @@ SAMPLE_SEED, PROBE_SEED = 500, 900  # added to the config's seed
 
 @dataclass(frozen=True)
 class Judgement:
-    """The figures on pictures in report.json. One for which there are too few pictures is {"left_out": why}."""
+    """What report.json says about the drawn pictures. A measure with too few pictures is {"left_out": why}."""
 
     style_gain: Interval | dict[str, str]
     suffix_switch: dict[str, Any]  # shares of samples in the style with the suffix, and not without
@@ -46,7 +46,7 @@ class Judgement:
 
 
 def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
-    """Draw held-out captions by the base, the tuned model, and the tuned model without the suffix."""
+    """Return real images, and held-out captions drawn by base and tuned model (with and without suffix)."""
     captions = held_out_captions(sampler)
     requests = [
         Request.of(config, captions[i % len(captions)], config.seed + SAMPLE_SEED + i)
@@ -63,7 +63,7 @@ def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
 
 
 def draw_probe(config: InferenceConfig, sampler: Sampler) -> list[Image.Image]:
-    """Draw training captions by the tuned model: if it memorized an image, its caption is likeliest to show it."""
+    """Draw training captions with the tuned model, to find memorized training images."""
     captions = evenly(read_captions(sampler, "train"), config.probed_captions)
     requests = [
         Request.of(config, sampler.styled(caption), config.seed + PROBE_SEED + i)
@@ -81,7 +81,7 @@ def _load_images(sampler: Sampler, split: str, side_px: int = 256) -> list[Image
 
 
 def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
-    """Compare the groups of pictures, by the built-in features and, if given, an image model.
+    """Return the Judgement of the groups of pictures; `encoder`, if given, measures the style a second time.
 
     The style axis is fitted to training images and every other sample of the base, and measured on held-out images
     and the other samples, so that no figure is measured on what it was fitted to.
@@ -105,7 +105,7 @@ def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
 def _judge_style(
     pictures: Pictures,
 ) -> tuple[Interval | dict[str, str], dict[str, Any], float | None]:
-    """Style gain, suffix switch and style order."""
+    """Return style gain, suffix switch and style order; with too few pictures, {"left_out": why} and None."""
     if reason := pictures.why_too_few():
         return {"left_out": reason}, {"left_out": reason}, None
     base, tuned, plain, art = _place_on_axis(
@@ -121,7 +121,7 @@ def _judge_style(
 
 
 def _place_on_axis(found: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The places of base, tuned, plain and held-out pictures on the style axis, from their features."""
+    """Fit the style axis; return the positions of base, tuned, plain and held-out pictures on that axis."""
     axis = StyleAxis.between(found["base"][::2], found["train"])
     rest = (found["base"][1::2], found["tuned"], found["plain"], found["held_out"])
     return [axis.place(pictures) for pictures in rest]
@@ -136,14 +136,14 @@ def _judge_by_model(pictures: Pictures, encoder: ImageModel) -> dict[str, Any]:
 
 
 def find_copies(pictures: Pictures) -> dict[str, Any]:
-    """How similar samples, and samples of training captions, are to training images."""
+    """Return how similar samples of held-out captions and of training captions are to training images."""
     finder = CopyFinder(pictures["train"], pictures["held_out"])
     probe = finder.figures(pictures["probe"]) if pictures["probe"] else None
     return finder.figures(pictures["tuned"]) | {"probe": probe}
 
 
 def measure_adherence(config: InferenceConfig, sampler: Sampler, groups: Groups) -> dict[str, Any]:
-    """CLIPScore of base and tuned samples with their captions and its change, or `left_out`: why it is missing."""
+    """Return the CLIPScore of base and tuned samples with their captions, or {"left_out": why}."""
     if not config.clip_model:
         return {"left_out": "no CLIP was given: set clip_model to a hub id or a folder"}
     clip = ClipScore(config.clip_model)

@@ -1,7 +1,7 @@
-"""Metrics of pictures beside the style axis: a module each, and its line here.
+"""The registry of picture metrics other than the style axis: a module for each metric.
 
 A module has `NAME`, the title of its row in the report; `measure(pictures) -> dict`, its figures or {"left_out": why};
-and `describe(figures) -> (value, how to read it)`. style_distance.py is the model.
+and `describe(figures) -> (value, how to read it)`. style_distance.py is an example.
 """
 
 from importlib import import_module
@@ -13,5 +13,5 @@ METRICS = {  # by their keys in report.json
 
 
 def load_metrics() -> dict[str, ModuleType]:
-    """The module of each metric by its key in report.json."""
+    """Import the metrics' modules; return {key in report.json: module}."""
     return {key: import_module(name) for key, name in METRICS.items()}

@@ -1,6 +1,6 @@
-"""Style gain: how far the tuned model's pictures moved from the base's towards the art.
+"""Measure style gain: how far the tuned model's pictures moved from the base model's towards the art.
 
-The features are figures on colour and texture (numpy and Pillow only); no network is needed.
+The features are statistics of colour and texture (numpy and Pillow only); no network is needed.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ HALFWAY = 0.5
 
 
 def features(image: Image.Image) -> np.ndarray:
-    """26 figures on colour, border, line and grain of a picture, whatever it shows; (26,)."""
+    """Return 26 statistics of a picture's colours, border and texture, (26,)."""
     small = image.convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     pixels = np.asarray(small, np.float32) / 255  # (SIDE_PX, SIDE_PX, 3)
     return np.concatenate([_colour_features(pixels), _texture_features(pixels.mean(-1))])
@@ -64,7 +64,7 @@ class StyleAxis:
 
     @classmethod
     def between(cls, base: np.ndarray, art: np.ndarray) -> "StyleAxis":
-        """Fit the line to (N, F) and (M, F) features."""
+        """Fit the line to the features of the base model's pictures (N, F) and of the art (M, F)."""
         spread = np.concatenate([base - base.mean(0), art - art.mean(0)])
         scale = spread.std(0) + 1e-6
         gap = (art.mean(0) - base.mean(0)) / scale
@@ -73,14 +73,14 @@ class StyleAxis:
         return cls(base.mean(0), weights / scale / (weights @ gap))
 
     def place(self, pictures: np.ndarray) -> np.ndarray:
-        """Project (N, F) features on the line, (N,)."""
+        """Return the positions (N,) of pictures on the line, from their features (N, F)."""
         return (pictures - self.origin) @ self.direction
 
 
 def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int = 2000) -> Interval:
-    """Where the tuned model's pictures lie on average between the base's (0) and held-out art (1).
+    """Return the tuned pictures' mean position on a scale from the base's (0) to held-out art's (1).
 
-    base, tuned, art  places on a StyleAxis that was fitted to other pictures
+    base, tuned, art  positions on a StyleAxis that was fitted to other pictures
     The interval is by bootstrap (Efron 1979).
     """
     rng = np.random.default_rng(0)
@@ -96,7 +96,7 @@ def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int 
 
 
 def order_share(*groups: np.ndarray, draws: int = 2000) -> float:
-    """The share of bootstrap draws in which the groups' mean places rise from the first group to the last.
+    """Return the share of bootstrap draws in which the groups' mean positions rise from first to last group.
 
     Groups of equal length come from the same prompts and seeds, so they are resampled with the same indices.
     """

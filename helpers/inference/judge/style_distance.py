@@ -1,4 +1,4 @@
-"""The distance between two sets of pictures: the maximum mean discrepancy (MMD) of their features.
+"""Measure the distance between two sets of pictures: the maximum mean discrepancy (MMD) of their features.
 
 With the colour and texture features of style.py it is the style distance; with those of a named image model it is KID
 (kernel inception distance, Binkowski et al. 2018, arXiv:1801.01401). FID is biased at a few hundred pictures, as that
@@ -17,13 +17,13 @@ COMPARED_WITH_ART = {"floor": "train", "tuned": "tuned", "ceiling": "base"}
 
 
 def measure(pictures: Pictures) -> dict[str, Any]:
-    """Style distance of tuned samples to held-out images, between training images (floor) and the base (ceiling)."""
+    """Return style distances from held-out images to training images (floor), tuned and base samples (ceiling)."""
     encode = make_builtin_encoder(pictures["train"])
     return {"encoder": BUILT_IN} | measure_distances(pictures, encode)
 
 
 def describe(found: dict[str, Any]) -> tuple[str, str]:
-    """The value, and how to read it."""
+    """Return two texts for the report: the tuned samples' style distance, and how to read that value."""
     tuned = found["tuned"]
     return (
         f"{tuned['value']:.2f} ({tuned['low']:.2f} to {tuned['high']:.2f})",
@@ -33,7 +33,7 @@ def describe(found: dict[str, Any]) -> tuple[str, str]:
 
 
 def measure_distances(pictures: Pictures, encode: Encoder) -> dict[str, Any]:
-    """MMD to held-out images of training images (floor), tuned samples, and base samples (ceiling)."""
+    """Return MMDs between held-out images and training images (floor), tuned samples, base samples (ceiling)."""
     if reason := pictures.why_too_few(min_count=3):
         return {"left_out": f"{reason}; it takes three of each"}
     art = encode(pictures["held_out"])
@@ -41,15 +41,15 @@ def measure_distances(pictures: Pictures, encode: Encoder) -> dict[str, Any]:
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(x·y / D + 1)³ of (N, D) and (M, D) features, (N, M): the kernel of KID."""
+    """Return the KID kernel (x·y / D + 1)³ of features (N, D) and (M, D), as (N, M)."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def mmd(x: np.ndarray, y: np.ndarray, draws: int = 1000) -> Interval:
-    """The unbiased squared MMD of (N, D) and (M, D) features (Gretton et al. 2012, eq. 3) with a bootstrap interval.
+    """Return the unbiased squared MMD of features (N, D) and (M, D), with a bootstrap interval.
 
-    A picture that is drawn twice would be compared with itself. The unbiased estimate leaves such pairs out, and so
-    does each draw.
+    Gretton et al. 2012, eq. 3. A picture that is drawn twice would be compared with itself. The unbiased estimate
+    leaves such pairs out, and so does each draw.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     kernels = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
@@ -64,14 +64,14 @@ def mmd(x: np.ndarray, y: np.ndarray, draws: int = 1000) -> Interval:
 
 
 def _mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, u: np.ndarray, v: np.ndarray) -> float:
-    """Squared MMD from three kernel matrices and each picture's count, (N,) and (M,)."""
+    """Return the squared MMD from three kernel matrices, with pictures weighted by counts `u` (N,) and `v` (M,)."""
     return float(
         _mean_of_pairs(xx, u) + _mean_of_pairs(yy, v) - 2 * (u @ xy @ v) / (u.sum() * v.sum())
     )
 
 
 def _mean_of_pairs(kernel: np.ndarray, count: np.ndarray) -> float:
-    """The mean over pairs of two different pictures; NaN if only one picture was drawn."""
+    """Return the mean kernel value over pairs of different pictures, weighted by `count`; NaN without a pair."""
     pairs = np.outer(count, count)
     np.fill_diagonal(pairs, 0)
     return float((pairs * kernel).sum() / pairs.sum()) if pairs.any() else float("nan")

@@ -1,1 +1,1 @@
-"""What leaves the run: weights for other programs, the model card, and the push to the hub."""
+"""Share a model: export weights for other programs, write the model card, and push to the Hub."""

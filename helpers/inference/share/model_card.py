@@ -1,4 +1,4 @@
-"""The model card: base model, data, permission, settings, loss curves, figures and limits."""
+"""Write the model card: base model, data, permission, settings, loss curves, results and limits."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ HYPERPARAMETERS = (
 
 
 def write_card(run: Run) -> Path:
-    """Write the card and its two pictures into export/; return the card's path.
+    """Write the model card (README.md) and its two pictures into export/; return the card's path.
 
     Raises RunError if 05 has not judged the model yet.
     """
@@ -36,13 +36,13 @@ def write_card(run: Run) -> Path:
 
 
 def find_card_files(run: Run) -> dict[str, Path]:
-    """The card's files that exist, by their names in a model repository."""
+    """Return {name in the Hub repository: path} of the model card and its pictures; missing files are omitted."""
     names = ("README.md", "curves.png", "before_and_after.jpg")
     return {name: run.export / name for name in names if (run.export / name).is_file()}
 
 
 def render_card(run: Run, figures: dict[str, Any]) -> str:
-    """The card as Markdown, with a YAML header that the Hugging Face hub reads."""
+    """Return the model card as Markdown, with a YAML header that the Hugging Face Hub reads."""
     trained = read_trained(run)
     settings = trained.settings
     base = public_name(settings["base_model"])
@@ -65,7 +65,7 @@ def render_card(run: Run, figures: dict[str, Any]) -> str:
 
 
 def _make_header(base_on_hub: str | None, licence: Licence) -> str:
-    """The YAML header; a base model from a folder is not named, since it has no hub id."""
+    """Return the card's YAML header; `base_on_hub` is the base model's Hub id, or None for a folder."""
     data = ModelCardData(
         **licence.fields(),
         base_model=base_on_hub,

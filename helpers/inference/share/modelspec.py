@@ -1,4 +1,4 @@
-"""The metadata of exported files: modelspec, and for a LoRA the `ss_` fields of kohya's sd-scripts.
+"""Make the metadata of exported files: modelspec, and for a LoRA the `ss_` fields of kohya's sd-scripts.
 
 Loaders and model sites read them. They hold no path, no caption and not the suffix.
 https://github.com/Stability-AI/ModelSpec
@@ -30,7 +30,7 @@ IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # as sd-sc
 
 @dataclass(frozen=True)
 class Family:
-    """The kind of Stable Diffusion that a model is, which a loader cannot tell from its weights."""
+    """The variant of Stable Diffusion: version 1 or 2, v-prediction or not, zero terminal SNR or not."""
 
     is_v2: bool  # Stable Diffusion 2: linear projections, OpenCLIP's text encoder
     predicts_velocity: bool  # v-prediction (Salimans and Ho 2022, arXiv:2202.00512)
@@ -38,7 +38,7 @@ class Family:
 
     @classmethod
     def read(cls, model: Path) -> "Family":
-        """Read the kind from the configs in a pipeline's folder."""
+        """Read the variant from the configs in a pipeline's folder."""
         schedule = read_json(model / "scheduler/scheduler_config.json")
         return cls(
             bool(read_json(model / "unet/config.json").get("use_linear_projection")),
@@ -48,19 +48,19 @@ class Family:
 
     @property
     def architecture(self) -> str:
-        """The kind's name in modelspec."""
+        """The variant's name in modelspec, such as `stable-diffusion-v1`."""
         if self.is_v2:
             return "stable-diffusion-v2-" + ("768-v" if self.predicts_velocity else "512")
         return "stable-diffusion-v1"
 
     @property
     def version(self) -> str:
-        """The kind's name in sd-scripts."""
+        """The variant's name in sd-scripts, such as `sd_v1`."""
         return f"sd_v{1 + self.is_v2}" + ("_v" if self.predicts_velocity else "")
 
 
 def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
-    """The modelspec fields of a run's model or, with kind="/lora", of its LoRA."""
+    """Return the modelspec fields of a run's model or, with kind="/lora", of the run's LoRA."""
     trained = read_trained(run).settings
     side = trained["resolution_px"]
     fields = {
@@ -77,7 +77,7 @@ def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
 
 
 def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
-    """The modelspec fields of a run's LoRA, and the fields that sd-scripts writes into one."""
+    """Return the metadata of a run's LoRA file: modelspec fields, and the `ss_` fields of sd-scripts."""
     training = read_trained(run)
     trained, verdict = training.settings, training.verdict
     first = next(iter(lora.alpha))
@@ -113,7 +113,7 @@ def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
 
 
 def hash_tensors(state: dict[str, Tensor]) -> str:
-    """The SHA-256 of a safetensors file after its header, by which model sites identify a LoRA."""
+    """Return the SHA-256 of a safetensors file's data after the header, by which model sites identify a LoRA."""
     content = save(state)
     return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
 
@@ -123,7 +123,7 @@ def _end_of_training(run: Run) -> datetime:
 
 
 def original_config(model: Path) -> str:
-    """The .yaml beside an original checkpoint of a v-prediction model, in the terms of its code (`ldm`)."""
+    """Return the .yaml config of a v-prediction model, in the format of the original Stable Diffusion code."""
     unet, vae = (read_json(model / part / "config.json") for part in ("unet", "vae"))
     schedule = read_json(model / "scheduler/scheduler_config.json")
     is_v2 = Family.read(model).is_v2

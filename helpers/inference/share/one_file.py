@@ -1,4 +1,4 @@
-"""The export for other programs: the model in one file, as ComfyUI reads it, and a LoRA in two layouts.
+"""Export a model for other programs: one checkpoint file, as ComfyUI reads it, and a LoRA in two layouts.
 
 Weights keep the values and the dtype that they have in model/. Each file is read back by diffusers' loaders and
 compared with model/ before export/ is replaced.
@@ -58,7 +58,7 @@ TEXT_ENCODER, UNET = "text_encoder.", "unet."
 
 
 def export(run: Run) -> list[Path]:
-    """Write export/ from model/ unless it exists already; return its weight files.
+    """Write export/ from model/, unless export/ is up to date; return the paths of the weight files.
 
     NAME.safetensors       the full model as an original Stable Diffusion checkpoint
     NAME.yaml              its config, if the model predicts velocity, which weights alone do not show
@@ -104,7 +104,7 @@ def _save(state: State, path: Path, metadata: dict[str, str]) -> None:
 
 
 def original_state(model: Path) -> State:
-    """The weights in a pipeline's folder, by their names in an original Stable Diffusion checkpoint."""
+    """Return the weights in a pipeline's folder, by their names in an original Stable Diffusion checkpoint."""
     states = {part: load_file(model / part / name) for part, name in WEIGHTS.items()}
     configs = {part: read_json(model / part / "config.json") for part in WEIGHTS}
     text = configs["text_encoder"].get("text_config", configs["text_encoder"])
@@ -121,7 +121,7 @@ def original_state(model: Path) -> State:
 
 
 def to_kohya(lora: Lora) -> dict[str, Tensor]:
-    """A LoRA in the layout of kohya's sd-scripts: down, up and alpha of each layer.
+    """Return a LoRA in the layout of kohya's sd-scripts: down, up and alpha of each layer.
 
     lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
     lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha
@@ -137,7 +137,7 @@ def to_kohya(lora: Lora) -> dict[str, Tensor]:
 
 
 def _read_back(run: Run, folder: Path) -> None:
-    """Load each file with diffusers and compare it with model/. Raises RunError that names the first difference."""
+    """Load each exported file with diffusers and compare it with model/. Raises RunError if they differ."""
     path = folder / f"{run.name}.safetensors"
     pipeline = _load(path, run.model)
     for part, name in WEIGHTS.items():
@@ -160,7 +160,7 @@ def _read_back(run: Run, folder: Path) -> None:
 
 
 def _load(path: Path, config: Path) -> StableDiffusionPipeline:
-    """Load a one-file checkpoint in float32, with model/'s configs."""
+    """Load a one-file checkpoint in float32, with the configs in the folder `config`."""
     try:
         return StableDiffusionPipeline.from_single_file(
             str(path),

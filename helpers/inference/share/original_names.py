@@ -1,4 +1,4 @@
-"""From diffusers' weight names to those of the original Stable Diffusion 1 and 2 (2022), which ComfyUI reads.
+"""Rename weights from diffusers' names to those of the original Stable Diffusion 1 and 2 (2022), for ComfyUI.
 
 The numbers of levels and blocks are taken from the model's own config, so that models of any size are converted.
 After diffusers' script convert_diffusers_to_original_stable_diffusion.py, which cannot be imported and knows one size.
@@ -54,7 +54,7 @@ OPENCLIP = {
 
 
 def unet_to_original(state: State, config: dict[str, Any]) -> State:
-    """Rename a UNet2DConditionModel's weights to `model.diffusion_model.`."""
+    """Return a UNet2DConditionModel's weights by their original names, `model.diffusion_model.*`."""
     per_level = config["layers_per_block"] + 1
     renamed = {}
     for name, tensor in state.items():
@@ -80,7 +80,7 @@ def _unet_name(name: str, per_level: int, state: State) -> str:
 
 
 def _resnet_name(renamed: str, name: str) -> str:
-    """Rename the layers inside a resnet; those inside an attention have the same names."""
+    """Return `renamed` with the original layer name if the weight is inside a resnet, else unchanged."""
     if ".resnets." not in name:
         return renamed
     block, part, end = renamed.rsplit(".", 2)
@@ -88,7 +88,10 @@ def _resnet_name(renamed: str, name: str) -> str:
 
 
 def vae_to_original(state: State, config: dict[str, Any]) -> State:
-    """Rename an AutoencoderKL's weights to `first_stage_model.`; linear attention weights become 1x1 convolutions."""
+    """Return an AutoencoderKL's weights by their original names, `first_stage_model.*`.
+
+    Linear attention weights become 1x1 convolutions.
+    """
     levels = len(config["block_out_channels"])
     renamed = {}
     for name, tensor in state.items():
@@ -118,9 +121,9 @@ def _vae_name(name: str, levels: int) -> str:
 
 
 def text_encoder_to_original(state: State, positions: int) -> State:
-    """Rename a CLIPTextModel's weights to `cond_stage_model.transformer.`.
+    """Return a CLIPTextModel's weights by their original names, `cond_stage_model.transformer.*`.
 
-    transformers 5 names them with or without `text_model.`, as the model was made or loaded. The original has this
+    transformers 5 names weights with or without `text_model.`, as the model was made or loaded. The original has this
     prefix, and the position ids as a tensor of their own.
     """
     renamed = {
@@ -133,10 +136,10 @@ def text_encoder_to_original(state: State, positions: int) -> State:
 
 
 def text_encoder_to_openclip(state: State) -> State:
-    """Rename a CLIPTextModel's weights to OpenCLIP's names in `cond_stage_model.model.`, as in Stable Diffusion 2.
+    """Return a CLIPTextModel's weights by OpenCLIP's names, `cond_stage_model.model.*`, as in Stable Diffusion 2.
 
-    Its loaders expect one layer more than diffusers has, and a projection, and use neither. Both are written, as
-    sd-scripts does, so that no key is missing.
+    Loaders of that format expect one layer more than diffusers has, and a projection, and use neither. Both are
+    written, as sd-scripts does, so that no key is missing.
     """
     state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
     renamed = {}
