@@ -95,7 +95,12 @@ def peak_activation_bytes(
         inputs = random_inputs(module, batch, side)
         # a third pass holds what the second does; if captured, gradient buffers exist in the first
         for _ in range(2 if device.captures and not frees_gradients else min(passes, 2)):
-            with torch.autocast("cpu", device.dtype, enabled=device.precision != "no"):
+            with torch.autocast(
+                "cpu",
+                device.dtype,
+                enabled=device.precision != "no",
+                cache_enabled=not frees_gradients,
+            ):
                 noise = module(*inputs).sample
             noise.float().square().mean().backward()
             del noise

@@ -273,6 +273,8 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     big = {"method": "full", "mixed_precision": "bf16", "learning_rate": 1e-5}
     lora = SAME_WORK | {"method": "lora"}
     full = SAME_WORK | {"method": "full", "learning_rate": 1e-5}
+    lean = {"optimizer": "adamw8bit", "optimizer_in_backward": True, "train_batch_size": 1}
+    bf16 = {"mixed_precision": "bf16", "weights_dtype": "bf16"}
     return {
         "base": lambda: base(args),
         "full": lambda: training(args, **full),
@@ -283,6 +285,8 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
         "drawing": lambda: drawing(args),
         "norms": lambda: norms(args),
         "full-8bit": lambda: training(args, 14.0, optimizer="adamw8bit", **full),
+        "full-7gb": lambda: training(args, 7.0, **full | lean),
+        "full-5gb": lambda: training(args, 5.0, **full | lean | bf16),
         "equal-full": lambda: equal_losses(args, **full),
         "equal-lora": lambda: equal_losses(
             args, **lora | {"gradient_accumulation_steps": 2, "train_batch_size": 2}
