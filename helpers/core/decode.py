@@ -305,7 +305,7 @@ SCAN = 0xDA
 
 
 def _jpeg_pixels(content: bytes) -> bytes | None:
-    """Return a JPEG with only the segments of its first picture's pixels, or None if the last scan has no end."""
+    """Return a JPEG with only the segments of its first picture's pixels, or None if a scan has no end."""
     parts, at = [content[:2]], 2
     while segment := JPEG_SEGMENT.match(content, at):
         kind = segment[1][0]

@@ -134,7 +134,10 @@ class Uploads:
         self.verified: set[tuple[str, str]] = set()  # (name, SHA-256)
 
     def put(self, name: str, size: int, sha256: str, chunks: Callable[[], Iterable[bytes]]) -> None:
-        """Write a file to Drive and verify it, in up to ATTEMPTS tries. Raises NotMirrored or OSError if it fails."""
+        """Write a file to Drive and verify the upload, in up to ATTEMPTS tries.
+
+        Raises NotMirrored if the last try does not verify, and OSError if Drive fails.
+        """
         for attempt in range(ATTEMPTS + 1):
             if self.drive.holds(name, size, sha256):
                 break

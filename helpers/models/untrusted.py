@@ -151,7 +151,7 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 
 def fit_tokenizer(tokenizer: Any, text_encoder: Any) -> None:
-    """Limit a CLIP tokenizer to its text encoder's length, and set a padding token if it has none."""
+    """Limit a CLIP tokenizer to its text encoder's length, and set a padding token if the tokenizer has none."""
     longest = text_encoder.config.max_position_embeddings
     tokenizer.model_max_length = min(int(tokenizer.model_max_length), longest)
     if tokenizer.pad_token is None:

@@ -91,7 +91,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def prune(run: Run, verified: Path, keep: int, best_step: int) -> None:
-    """Delete all checkpoints except the newest `keep` valid checkpoints and the checkpoint of `best_step`.
+    """Delete checkpoints older than the newest `keep` valid ones, except the checkpoint of `best_step`.
 
     `verified` was just saved and verified.
     """

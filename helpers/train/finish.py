@@ -125,10 +125,7 @@ def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusi
 
 
 def _free_step_memory(training: Training, state: TrainState) -> None:
-    """Free the GPU memory that only training steps need: gradients, CUDA graphs and the trained model.
-
-    The graphs write the gradients.
-    """
+    """Free the GPU memory that only training steps need: gradients, CUDA graphs and the trained model."""
     state.optimizer.optimizer.zero_grad(set_to_none=True)
     if isinstance(training.forward_backward, Captured):
         training.forward_backward.release()

@@ -234,7 +234,7 @@ class TextAndUNet(nn.Module):
 def make_trainable(
     unet: UNet2DConditionModel, text_encoder: CLIPTextModel, config: TrainConfig, dtype: torch.dtype
 ) -> nn.Module:
-    """Unfreeze the UNet, or add a LoRA to it (Hu et al. 2021, arXiv:2106.09685); the text encoder too if asked.
+    """Unfreeze the UNet (and the text encoder if asked), or add LoRA layers (Hu et al. 2021, arXiv:2106.09685).
 
     Returns the module that is trained. With a LoRA, the base's weights are in `dtype`.
     """

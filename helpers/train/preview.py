@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def draw_previews(
     components: ModelComponents, config: TrainConfig, prompts: list[str]
 ) -> list[Image.Image]:
-    """Draw one image per prompt, each at its own fixed seed."""
+    """Draw one image per prompt, each from a fixed seed of its own."""
     seeds = range(config.preview_seed, config.preview_seed + len(prompts))
     return components.draw(config, prompts, [torch.Generator().manual_seed(seed) for seed in seeds])
 

@@ -105,7 +105,10 @@ def estimate_resources(config: TrainConfig, run: Run, device: Device) -> Resourc
 
 
 def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
-    """Count the UNet's forward passes outside training steps: for prior samples, evaluations and previews."""
+    """Count the UNet's forward passes outside training steps: for prior samples, evaluations and previews.
+
+    Each is of one image.
+    """
     images, suffix = len(run.split_images("train")), run.read_config("dataset")["suffix"]
     per_sample = config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
     prior = round(config.prior_share * images) if suffix else 0

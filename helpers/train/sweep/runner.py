@@ -41,7 +41,7 @@ RETRY_S = (0, 1, 5, 20, 60, 60, 60, 60)  # before each retry after a database fa
 def open_sweep(config: TrainConfig, run: Run) -> Sweep:
     """Create a sweep, or resume the run's existing sweep.
 
-    Raises RunError if the existing one has other settings or data.
+    Raises RunError if the existing sweep has other settings or data.
     """
     run.require(run.split_metadata("train"), "dataset")
     planned = plan_trials(config)

@@ -225,7 +225,7 @@ def open_study(
 ) -> optuna.Study:
     """Open or create a sweep's Optuna study, and add the planned trials that are missing.
 
-    Raises RunError if it belongs to another sweep.
+    Raises RunError if the study is of another sweep.
     """
     with wait_for(place, CREATING):
         study = optuna.create_study(
