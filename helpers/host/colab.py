@@ -90,7 +90,7 @@ def _make_mirror_folder() -> None:
 
 
 def why_not_there(path: Path) -> str:
-    """Return a hint that Drive is not mounted, for an error about a missing path on Drive, or "" if that is not so."""
+    """Return the hint that Drive is not mounted if a missing path is on an unmounted Drive, else ""."""
     is_on_drive = MOUNT in path.absolute().parents and not GOOGLES.is_dir()
     return "; Google Drive is not mounted: run Setup again and allow it" if is_on_drive else ""
 

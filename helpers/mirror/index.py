@@ -64,7 +64,7 @@ class Index:
         return [name for name, file in self.files.items() if file.part == archive]
 
     def outdated(self, min_used: float = 0.5) -> list[str]:
-        """Return the archives to rewrite: small ones, and those with a share of current bytes below `min_used`."""
+        """Return the small archives, and the archives whose share of current bytes is below `min_used`."""
         counts = dict.fromkeys(self.parts, 0)
         for file in self.files.values():
             counts[file.part] += file.size

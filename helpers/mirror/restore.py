@@ -184,7 +184,7 @@ class _Fetched:
 def _restore_small(
     fetched: _Fetched, index: Index, wanted: dict[str, File], source: Path, done: Restored
 ) -> None:
-    """Unpack the wanted small files and move them into the local folder `source`.
+    """Move the wanted small files, unpacked from archives, into the local folder `source`.
 
     A folder with a manifest is replaced as a whole.
     """

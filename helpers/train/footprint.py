@@ -33,7 +33,7 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
     def _new_storages(self, tree: Any) -> list[torch.UntypedStorage]:
-        """Return the tensor storages in `tree` that were not seen before, and mark them as seen."""
+        """Return the tensor storages in `tree` that were not seen in earlier calls."""
         storages = [
             leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)
         ]

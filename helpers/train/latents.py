@@ -29,7 +29,7 @@ ENCODE_BATCH = 4  # images
 def cached(
     run: Run, name: str, key: object, compute: Callable[[], Iterable[Tensor]]
 ) -> list[Tensor]:
-    """Return tensors from the cache of any run, or else compute the tensors and cache them in this run."""
+    """Return tensors from the cache of any run, or else compute and cache the tensors in this run."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = run.cache / f"{name}-{digest}.safetensors"
     others = run.folder.parent.glob(f"*/{run.cache.name}/{path.name}")
