@@ -1,4 +1,4 @@
-"""Decode any image file to upright sRGB pixels without metadata (EXIF, alpha channel, profile), or refuse it.
+"""Decode any image file to upright sRGB pixels without EXIF, alpha channel or colour profile, or raise ImageError.
 
 No other module opens image files of others. Decoders raise all kinds of exceptions for damaged files; here each becomes
 one ImageError with one line.
@@ -59,16 +59,16 @@ warnings.filterwarnings("ignore", module="PIL")  # an ImageError says what is wr
 
 
 class ImageError(OSError):
-    """Why a file cannot be used as an image, in one line without the file's name."""
+    """A file cannot be used as an image; the message gives the reason in one line, without the file's name."""
 
 
 class TooLarge(ImageError):
-    """A file is larger than a limit that the user can set."""
+    """An image file has more bytes or pixels than the limit that the user can set."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The pixels of an image file.
+    """A decoded image: its pixels, the file's format, and notes on conversions.
 
     image      RGB, upright, sRGB, on white; without metadata
     format     Pillow's name of the file's format
@@ -83,7 +83,10 @@ class Picture:
 
 
 def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
-    """Read an image file. Raises ImageError, before reading it into memory, if it is no image or too large."""
+    """Read an image file's bytes, after checking its format and size.
+
+    Raises ImageError, before reading it into memory, if it is no image or too large.
+    """
     with path.open("rb") as file:
         head = file.read(32)
     Image.init()
@@ -97,9 +100,10 @@ def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
 
 
 def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
-    """Decode an image file in full, since `verify()` accepts many files that fail later.
+    """Decode an image file, given as path or bytes, in full.
 
-    Raises ImageError if it is in none of the formats above, is damaged, or has more than `max_mpx` megapixels.
+    Pillow's `verify()` would accept many files that fail later. Raises ImageError if it is in none of the formats
+    above, is damaged, or has more than `max_mpx` megapixels.
     """
     content = file if isinstance(file, bytes) else read_picture_file(file, max_mpx)
     try:
@@ -121,7 +125,7 @@ def _decode(content: bytes, max_mpx: int) -> Picture:
         if _is_camera_raw(image, content):
             raise ImageError("is a camera's raw file: export it as JPEG or TIFF")
         turn = UPRIGHT.get(_load_and_orientation(image))
-        format, is_first = image.format, image.format in MANY_FRAMES and _has_more(content)
+        format, is_first = image.format, image.format in MANY_FRAMES and _has_more_frames(content)
         rgb, alpha, notes = to_srgb(image, image.info.get("icc_profile"))
         is_stored = image.mode == "RGB" and not (notes or alpha or turn or is_first)
     if alpha is not None:
@@ -136,15 +140,15 @@ def _decode(content: bytes, max_mpx: int) -> Picture:
 
 
 def _is_camera_raw(image: Image.Image, content: bytes) -> bool:
-    """Whether a TIFF is a camera's raw file (DNG, NEF, CR2, ARW), whose first page is a small preview."""
+    """Whether an image is a camera's raw file (DNG, NEF, CR2, ARW): a TIFF whose first page is a small preview."""
     if image.format != "TIFF":
         return False
     tags = image.tag_v2
     return DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) == 1 or content[8:10] == b"CR"
 
 
-def _has_more(content: bytes) -> bool:
-    """Whether a file has more than one frame. Damage behind the first frame is ignored."""
+def _has_more_frames(content: bytes) -> bool:
+    """Whether an image file has more than one frame or page. Damage after the first frame is ignored."""
     try:
         with Image.open(io.BytesIO(content), formats=MANY_FRAMES) as image:
             return getattr(image, "n_frames", 1) > 1
@@ -153,7 +157,7 @@ def _has_more(content: bytes) -> bool:
 
 
 def _load_and_orientation(image: Image.Image) -> int:
-    """Load the pixels as they are stored, and return the EXIF orientation, or 1 if it cannot be read.
+    """Load an image's pixels without rotating them, and return the EXIF orientation, or 1 if it cannot be read.
 
     The rest of the EXIF is not read, since it may be damaged while the picture is not.
     """
@@ -173,7 +177,7 @@ def _load_and_orientation(image: Image.Image) -> int:
 def to_srgb(
     image: Image.Image, profile: bytes | None
 ) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
-    """Convert a loaded image of any mode to (RGB in sRGB, its alpha channel or None, notes).
+    """Convert a loaded image of any mode to sRGB; return (RGB image, alpha channel or None, notes).
 
     profile  an ICC profile; littleCMS converts from it, relative colorimetric with black-point compensation
     """
@@ -219,7 +223,7 @@ INTENT, FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINT
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> _Transform | None:
-    """The transform from a profile to sRGB for an image of this mode; None if it is damaged or for another mode."""
+    """Return the transform from an ICC profile to sRGB, or None if the profile is damaged or for another mode."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         wanted = MODES[opened.profile.xcolor_space.strip()]
@@ -233,7 +237,7 @@ def _transform(profile: bytes, mode: str) -> _Transform | None:
 
 
 def _is_identity(lcms: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether a transform changes no colour of an 18 x 18 x 18 grid by more than NEARLY_SRGB levels."""
+    """Whether a transform changes every colour of a test grid by at most NEARLY_SRGB levels."""
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(18, -1, 3)
     colours = Image.fromarray(cube if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
@@ -256,7 +260,10 @@ XMP = b"XML:com.adobe.xmp\0"  # may contain the orientation
 
 
 def strip_png_text(content: bytes) -> bytes:
-    """Remove the text chunks of a PNG, since Pillow limits their size; other files are returned unchanged."""
+    """Remove the text chunks, except XMP, from a PNG; return other files unchanged.
+
+    Pillow limits the size of text chunks.
+    """
     if not content.startswith(PNG_SIGNATURE) or not any(kind in content for kind in PNG_TEXTS):
         return content
     chunks = png_chunks(content)
@@ -265,7 +272,10 @@ def strip_png_text(content: bytes) -> bytes:
 
 
 def png_chunks(content: bytes) -> list[bytes]:
-    """Split a PNG into chunks, each with its length, kind and checksum; a damaged rest is the last one."""
+    """Split a PNG into its chunks, each with length, kind and checksum.
+
+    A damaged rest is the last chunk.
+    """
     chunks, at = [], len(PNG_SIGNATURE)
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4])
@@ -277,7 +287,7 @@ def png_chunks(content: bytes) -> list[bytes]:
 def strip_metadata(content: bytes, format: str) -> bytes | None:
     """Remove all metadata from a JPEG, PNG or WEBP: EXIF, XMP, IPTC, thumbnails, comments.
 
-    The compressed pixel data stays as it is. Returns None if the two cannot be separated.
+    The compressed pixel data stays as it is. Returns None if pixels and metadata cannot be separated.
     """
     if format in ("JPEG", "MPO"):
         return _jpeg_pixels(content)
@@ -295,7 +305,7 @@ SCAN = 0xDA
 
 
 def _jpeg_pixels(content: bytes) -> bytes | None:
-    """Keep the segments of frames, tables and scans, up to the end of the first picture."""
+    """Return a JPEG with only the segments of its first picture's pixels, or None if a scan has no end."""
     parts, at = [content[:2]], 2
     while segment := JPEG_SEGMENT.match(content, at):
         kind = segment[1][0]
@@ -312,7 +322,7 @@ def _jpeg_pixels(content: bytes) -> bytes | None:
 
 
 def _webp_pixels(content: bytes) -> bytes | None:
-    """Keep the one chunk of compressed pixels, in a container of its own."""
+    """Return a WEBP with only its chunk of compressed pixels, or None if that chunk is missing."""
     at = 12
     while at + 8 <= len(content):
         size = int.from_bytes(content[at + 4 : at + 8], "little")

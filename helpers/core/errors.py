@@ -1,4 +1,4 @@
-"""The exceptions that a user sees: errors that can be fixed, and a stop that was asked for."""
+"""The exceptions that a user sees: one-line errors that a user can fix, and a stop by a signal."""
 
 from helpers.core.redact import redact
 
@@ -13,30 +13,30 @@ class RunError(Exception):
         return redact(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
-        """IPython's hook for exceptions that format themselves."""
+        """Return the line that IPython shows instead of a traceback."""
         return [f"RunError: {self}"]
 
 
 class DivergedError(RunError):
-    """The loss of a training stays NaN or inf: a fault of its settings, not of the machine."""
+    """Training diverged: the loss stays NaN or inf, because of the settings and not of the machine."""
 
 
 class OutOfMemoryError(RunError):
-    """A training is out of memory (OOM) on this machine: a fault of its settings as well."""
+    """Training ran out of memory (OOM) on this machine; the message names a setting to change."""
 
 
 class DatabaseError(RunError):
-    """A database does not answer at the moment."""
+    """The database of a sweep does not answer at the moment; a later try may succeed."""
 
 
 class ElsewhereError(RunError):
-    """A file that is needed is on another machine."""
+    """A file that is needed is on another machine; the message says what to do."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A training was asked to stop and did: one line says at which step, and how to resume.
+    """A signal stopped a training or a batch of notebooks; the one-line message says how to resume.
 
-    It is a KeyboardInterrupt, so that `except Exception` does not catch it. `signal` is the signal's number.
+    Stopped is a KeyboardInterrupt, so that `except Exception` does not catch it. `signal` is the signal's number.
     """
 
     def __init__(self, words: str, signal: int) -> None:

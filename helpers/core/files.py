@@ -1,4 +1,4 @@
-"""Files and folders that survive a kill: each is written under a temporary name beside its place, then renamed.
+"""Write files and folders atomically: under a temporary name first, then renamed, so that a kill damages nothing.
 
 A reader sees the old or the new version, never a half. A folder's manifest.json is written last and lists every
 file with its size and SHA-256, so a copy that lost something on its way does not verify.
@@ -30,12 +30,12 @@ REFUSALS = (
 
 @contextmanager
 def on_disk(what: str, path: Path) -> Iterator[None]:
-    """Wrap one change of the disk: make, write, sync, rename or unlink `path`.
+    """Turn an error of the disk inside this context into a RunError that names `path` and the free space.
 
-    Every change that this module makes is wrapped, and so is what callers write to the paths that replacing_file and
-    replacing_folder yield (safetensors' own writing, for example). Tests crash or fail each change here, and check by
-    Python's audit events that no change is made elsewhere.
-    Raises RunError where the disk refuses: what, where, how much is free, and what to do next.
+    `what` is the change made inside, one at a time: make, write, sync, rename or unlink. Every change that this module
+    makes is wrapped, and so is what callers write to the paths that replacing_file and replacing_folder yield
+    (safetensors' own writing, for example). Tests crash or fail each change here, and check by Python's audit events
+    that no change is made elsewhere.
     """
     try:
         yield
@@ -49,7 +49,7 @@ def on_disk(what: str, path: Path) -> Iterator[None]:
 
 
 def _refusal(error: Exception) -> int | None:
-    """The errno of a disk error, also of one that safetensors reports from Rust: `... (os error 28)`."""
+    """Return the errno of a disk error, even if safetensors reports it as text (`os error 28`), or None for others."""
     from_rust = re.search(r"\(os error (\d+)\)", str(error))
     reason = error.errno if isinstance(error, OSError) else from_rust and int(from_rust[1])
     return reason if reason in REFUSALS else None
@@ -71,7 +71,7 @@ def _next_step(reason: int) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
+    """Return the SHA-256 of a file's content in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -93,7 +93,7 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, and sync each parent."""
+    """Create a folder and its missing parents, and sync each parent to the disk."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -103,7 +103,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a temporary or backup file or folder, if it is there."""
+    """Remove a temporary or backup file or folder, if it exists."""
     if not os.path.lexists(path):
         return
     with on_disk("unlink", path):
@@ -112,7 +112,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _writing(tmp_path: Path) -> Iterator[None]:
-    """Write `tmp_path` inside; after an error it is removed, so that it does not fill the disk."""
+    """Delete `tmp_path` if an error is raised inside this context, so that no half-written file fills the disk."""
     try:
         with on_disk("write", tmp_path):
             yield
@@ -124,7 +124,7 @@ def _writing(tmp_path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; if no error is raised, it replaces `path`."""
+    """Yield a temporary path to write to, which replaces `path` on exit unless an error is raised."""
     make_folder(path.parent)
     tmp_path = path.with_name(f".{path.stem}.part{path.suffix}")  # Pillow reads the suffix
     with _writing(tmp_path):
@@ -134,7 +134,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: it is complete, or as it was before."""
+    """Write a file atomically: after a kill the file has either its old or its new content."""
     with replacing_file(path) as tmp_path:
         tmp_path.write_bytes(content)
 
@@ -156,7 +156,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append a line to a file and sync it; a half line that a kill left is cut off first.
+    """Append a line to a file and sync the file, after removing an incomplete line that a kill left.
 
     Without `sync` the line survives a kill of the process, but not of the machine.
     """
@@ -169,7 +169,7 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
 
 
 def cut_half_line(file: Any) -> None:
-    """Cut off a last line without a line end. `file` is open for appending and reading."""
+    """Remove a file's last line if it has no line end. `file` is open for appending and reading."""
     size = file.seek(0, os.SEEK_END)
     if size == 0 or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n":
         return
@@ -185,9 +185,10 @@ def cut_half_line(file: Any) -> None:
 def locked(
     path: Path, wait: bool = True, acquire: Callable[..., None] = fcntl.flock
 ) -> Iterator[bool]:
-    """Hold a lock among this machine's processes; the kernel releases it when its holder dies.
+    """Lock the file `path` against this machine's other processes, and yield whether the lock was acquired.
 
-    Yields whether it is held. With `wait` it always is; without, False means that another process holds it.
+    With `wait` it always is; without, False means that another process holds it. The kernel releases the lock when its
+    holder dies.
     """
     make_folder(path.parent)
     with on_disk("open", path):
@@ -206,9 +207,10 @@ _held: dict[tuple[int, Path], tuple[ExitStack, list]] = {}  # locks by process, 
 
 @contextmanager
 def locked_by_process(path: Path) -> Iterator[bool]:
-    """Hold a reentrant lock: this process may take it again, as a notebook does when a cell is rerun.
+    """Lock the file `path` for this process, reentrantly, and yield whether the lock was acquired.
 
-    Yields False if another process holds it. It is released with its last holder; forked children do not inherit it.
+    False means that another process holds it. This process may lock it again, as a notebook does when a cell is rerun.
+    It is released with its last holder; forked children do not inherit it.
     """
     key = (os.getpid(), path.absolute())
     if key not in _held:
@@ -230,7 +232,10 @@ def locked_by_process(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
-    """Yield an empty temporary folder to fill; if no error is raised, it gets a manifest and replaces `folder`."""
+    """Yield an empty temporary folder to fill, which replaces `folder` on exit unless an error is raised.
+
+    With `manifest` it gets a manifest.json first.
+    """
     tmp_path = _tmp_path(folder)
     _remove(tmp_path)
     make_folder(tmp_path)
@@ -242,9 +247,9 @@ def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Put the folder `new` in the place of `folder`, which is removed.
+    """Rename the folder `new` to `folder`, and delete the old `folder`.
 
-    A kill between the two renames leaves the old one as `.NAME.old`, which `recover_folder` puts back.
+    A kill between the two renames leaves the old folder as `.NAME.old`, which `recover_folder` puts back.
     """
     make_folder(folder.parent)
     recover_folder(folder)
@@ -255,7 +260,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def recover_folder(folder: Path) -> None:
-    """Restore the backup that a kill in `replace_folder` left, or remove it if the new folder is there."""
+    """Restore a folder from the backup that a kill in `replace_folder` left, or delete a backup that is outdated."""
     backup_path = _backup_path(folder)
     if backup_path.exists() and not folder.exists():
         _rename(backup_path, folder)
@@ -263,7 +268,7 @@ def recover_folder(folder: Path) -> None:
 
 
 def recover_folders(parent: Path) -> None:
-    """Recover every folder in `parent` after a kill, and remove those that are half written."""
+    """Restore every folder in `parent` after a kill, and delete half-written temporary folders."""
     for backup_path in parent.glob(_backup_path(parent / "*").name):
         recover_folder(parent / backup_path.name.removeprefix(".").removesuffix(".old"))
     for half in parent.glob(_tmp_path(parent / "*").name):
@@ -271,7 +276,10 @@ def recover_folders(parent: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; for a reader it is gone at once. What a kill leaves, recover_folders removes."""
+    """Delete a folder so that readers see it vanish at once, by renaming it first.
+
+    What a kill leaves, recover_folders removes.
+    """
     _remove(_tmp_path(folder))
     _rename(folder, _tmp_path(folder))
     _remove(_tmp_path(folder))
@@ -286,7 +294,10 @@ def _tmp_path(folder: Path) -> Path:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write manifest.json: the size and SHA-256 of each file. It is written last, so its presence means complete."""
+    """Write a folder's manifest.json, with the size and SHA-256 of each file.
+
+    It is written last, so its presence means that the folder is complete.
+    """
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -298,7 +309,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_corruption(folder: Path) -> str | None:
-    """How `folder` differs from its manifest, or None if it verifies."""
+    """Return how a folder differs from its manifest.json, or None if every listed file verifies."""
     try:
         if not (folder / MANIFEST).is_file():
             return f"{folder} has no {MANIFEST}, so it is incomplete"
@@ -321,22 +332,22 @@ def find_corruption(folder: Path) -> str | None:
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size of all files in a folder, in bytes; 0 if there is none, or the disk does not answer."""
+    """Return the total size of a folder's files in bytes, or 0 if the folder is missing or cannot be read."""
     with suppress(OSError):
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return 0
 
 
 def folder_hash(folder: Path) -> str:
-    """The SHA-256 of a folder's manifest: one hash for all files that it lists."""
+    """Return the SHA-256 of a folder's manifest.json: one hash for all files that the manifest lists."""
     return sha256(folder / MANIFEST)
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Whether a file below `root` is still inside it after links are resolved."""
+    """Whether a path below `root` is still inside `root` after symbolic links are resolved."""
     return not path.is_symlink() or path.resolve().is_relative_to(root.resolve())
 
 
 def printable_path(path: Path) -> str:
-    """A path as text; bytes of a name that are not UTF-8 are escaped as hex."""
+    """Return a path as printable text, with bytes that are not UTF-8 escaped as hex."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Old import paths, so that notebooks saved on somebody's Drive keep working with today's helpers.
+"""Alias old import paths to today's modules, so that notebooks saved on a user's Drive keep working.
 
 The imports of version 0.2.0's notebooks, and commands that people noted (`python -m helpers.colab`), are found under
 their old names. The first use prints a line that says what to open instead.
@@ -55,7 +55,7 @@ _reported: list[str] = []
 
 
 class _Moved(ModuleType):
-    """A module under its old name, with the attributes of the new one."""
+    """A module under its old name, which forwards every attribute to the module at the new path."""
 
     __path__: list[str] = []  # or `python -m` warns
 
@@ -79,6 +79,6 @@ class _Moved(ModuleType):
 
 
 def register() -> None:
-    """Register the old names; no module is loaded."""
+    """Register the old module names in sys.modules, without loading any module."""
     for old, new in MOVED.items():
         sys.modules.setdefault(f"helpers.{old}", _Moved(old, new))

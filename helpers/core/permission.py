@@ -1,4 +1,4 @@
-"""The permission by which an image is used, and whether it allows a public push in 03 and 05."""
+"""Determine the permission for using an image, and whether that permission allows a public push to the Hub."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -10,15 +10,15 @@ OF_ANOTHERS = "private study"
 
 
 def permission_for(said: str, owners: Collection[str], account: str) -> str:
-    """The permission of an image that `account` published: `said` for the owners' images, private study for others'.
+    """Return `said` as an image's permission if `account` is one of the owners, else "private study".
 
-    Without owners, `said` holds for all images.
+    Without owners, or without an account, `said` holds.
     """
     return said if not owners or account.lower() in ("", *owners) else OF_ANOTHERS
 
 
 def require_shareable(permissions: Iterable[str]) -> None:
-    """Raise RunError unless each of these permissions allows a public dataset or model."""
+    """Raise RunError unless every image's permission allows a public dataset or model."""
     counts = Counter(permissions)
     refused = {name: count for name, count in counts.items() if name not in MAY_BE_SHOWN}
     if refused or not counts:

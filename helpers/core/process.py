@@ -1,4 +1,4 @@
-"""What a process of this project asks for at its start: secrets redacted in all output, and libraries quiet."""
+"""Prepare a process at its start: redact secrets in all output, and silence needless library messages."""
 
 import logging
 import os
@@ -25,9 +25,9 @@ KNOWN = {  # messages of libraries, by logger, that a line of ours reports, or t
 
 
 def prepare_process() -> None:
-    """Redact secrets in this process's output, and silence what libraries say needlessly. Repeating it is harmless.
+    """Redact secrets in this process's output, and silence needless library messages.
 
-    Called by Setup in a notebook, and by every command, before anything else is loaded.
+    Called by Setup in a notebook, and by every command, before anything else is loaded. Repeating it is harmless.
     """
     # transformers warns at import of image processors that want torchvision, which nothing here uses
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -64,7 +64,10 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command. An error or a stop prints one line; the exit code after a signal is a shell's (128 + signal)."""
+    """Run a command's `main`, printing a RunError or a stop as one line instead of a traceback.
+
+    The exit code after a signal is a shell's (128 + signal).
+    """
     prepare_process()
     try:
         main()

@@ -1,4 +1,7 @@
-"""The rows that one stage writes and the next one reads: one JSON object a line, keyed by `file_name`."""
+"""Read and write the row files that stages exchange: posts, captions, rejections, metadata.csv and the training log.
+
+The .jsonl files have one JSON object per line, most of them keyed by `file_name`.
+"""
 
 import csv
 import json
@@ -48,7 +51,10 @@ class Post:
 
 @dataclass(frozen=True)
 class Caption:
-    """A line of captions.jsonl. The last line of a file_name is its caption; the costs of all lines add up."""
+    """A line of captions.jsonl: a captioner's answer for an image, or a person's edit, with status and cost.
+
+    The last line of a file_name is that image's caption; the costs of all lines add up.
+    """
 
     file_name: str
     caption: str
@@ -84,7 +90,10 @@ def append_row(path: Path, row: object) -> None:
 
 
 def append_rows(path: Path, rows: Sequence[object]) -> None:
-    """Append rows in one write; a kill during it leaves the first of them."""
+    """Append rows to a JSON Lines file in one write, with secrets redacted.
+
+    A kill during the write leaves the first of the rows.
+    """
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
     if lines:
         text = redact("\n".join(lines))  # errors may quote a request with its key
@@ -92,9 +101,9 @@ def append_rows(path: Path, rows: Sequence[object]) -> None:
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """Read the rows of a file, without a last line that a kill cut off; [] if there is no file.
+    """Read a JSON Lines file as dataclass rows of type `kind`, or [] if the file is missing.
 
-    Raises RunError for a line that is not a row of this kind.
+    A last line that a kill cut off is left out. Raises RunError for any other line that is not such a row.
     """
     if not path.is_file():
         return []
@@ -113,24 +122,24 @@ def _parse(path: Path, number: int, line: bytes, kind: type[Row]) -> Row:
 
 
 def latest(rows: list[Row]) -> dict[str, Row]:
-    """The last row of each file_name, in the order of the names' first rows."""
+    """Return the last row of each file_name, as a dict by file_name in the order of first rows."""
     return {row.file_name: row for row in rows}
 
 
 def present(path: Path) -> list[Post]:
-    """The images of posts.jsonl that are still at their source, each once."""
+    """Return the last row of each image in posts.jsonl, without images that have vanished from the source."""
     return [post for post in latest(read_rows(path, Post)).values() if not post.gone]
 
 
 def left_out(posts: Path, rejected: Path) -> list[Rejection]:
-    """What 01 and 03 leave out, each with its last reason; what 01 refused once and has taken since is none of it."""
+    """Return the last Rejection of each image per stage, without 01's rejections of images that 01 ingested later."""
     taken = {name for row in read_rows(posts, Post) for name in (row.stem, row.source_name)}
     rows = {(row.stage, row.file_name): row for row in read_rows(rejected, Rejection)}
     return [row for row in rows.values() if row.stage != "scrape" or row.file_name not in taken]
 
 
 def caption_costs(path: Path) -> tuple[float, int]:
-    """(USD, tokens) of all answers in captions.jsonl, including unusable and replaced ones."""
+    """Return the total (USD, tokens) of all lines in captions.jsonl, including refused and replaced captions."""
     rows = read_rows(path, Caption)
     tokens = sum(
         row.input_tokens + row.output_tokens + row.cache_read_tokens + row.cache_write_tokens
@@ -140,7 +149,7 @@ def caption_costs(path: Path) -> tuple[float, int]:
 
 
 def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = ()) -> None:
-    """Rewrite a file atomically with the lines that `keep` accepts, unchanged, and then `rows`."""
+    """Rewrite a JSON Lines file atomically: the lines that `keep` accepts, unchanged, and then `rows`."""
     old = path.read_bytes() if path.is_file() else b""
     kept = [line for line in old.split(b"\n")[:-1] if line and keep(json.loads(line))]
     kept += [json.dumps(asdict(row), ensure_ascii=False).encode() for row in rows]
@@ -167,7 +176,7 @@ def read_metadata(path: Path) -> list[tuple[str, str]]:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Read the rows of train_log.jsonl; lines that a kill cut off, or that are damaged, are left out."""
+    """Read the rows of train_log.jsonl, skipping truncated and damaged lines."""
     rows = []
     for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
         with suppress(ValueError, RecursionError):
@@ -178,5 +187,5 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 def log_lines(rows: Sequence[dict[str, float]]) -> str:
-    """The text of train_log.jsonl for these rows."""
+    """Format rows as the text of train_log.jsonl, a JSON object per line."""
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""Redaction: secrets are removed from logs, tracebacks, warnings, and everything that a notebook's kernel sends.
+"""Redact secrets in logs, tracebacks, warnings, and everything that a notebook's kernel sends.
 
 `core/process.py` installs it. A secret is the value of an environment variable in SECRETS, a proxy's password, or a
 value given to `register_secret`. It is found as it is, in hex and in base64, each also escaped for a URL, for JSON, for
@@ -53,7 +53,7 @@ _registered: dict[str, str] = {}  # value to name
 
 
 def register_secret(name: str, value: str) -> str:
-    """Redact this value from now on; return it."""
+    """Register a secret `value` to be redacted as [name] from now on, and return the value."""
     _registered[value] = name
     return value
 
@@ -79,7 +79,7 @@ def redact(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, set[str]]]:
-    """The texts to search for, the longest first: each with its name, whether it is unencoded, and its `_plain` forms.
+    """Return all encoded forms of the secrets, longest first, as {form: (name, is unencoded, `_plain` forms)}.
 
     A secret may contain another one, and is replaced as a whole.
     """
@@ -93,7 +93,7 @@ def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, s
 
 
 def _plain(text: str) -> str:
-    """A text for quick search: unescaped, without white space, in lower case."""
+    """Normalize a text for quick search: unescaped, without white space, in lower case."""
     if "\\" in text:
         text = ESCAPED.sub(_character, text)
     if "%" in text:
@@ -109,13 +109,16 @@ def _character(match: re.Match) -> str:
 
 @lru_cache(maxsize=64)
 def _escaped(form: str) -> re.Pattern:
-    """A pattern of a text, with any character escaped, and line ends between any two."""
+    """Compile a regular expression for a text with any character escaped, and line ends between characters."""
     flags = re.IGNORECASE if re.fullmatch("[0-9a-f]{16,}", form) else 0
-    return re.compile(BREAK.join(map(_in_any_way, form)), flags)
+    return re.compile(BREAK.join(map(_character_pattern, form)), flags)
 
 
-def _in_any_way(character: str) -> str:
-    """A pattern of a character and its escapes. No two match the same text, so that search time is linear."""
+def _character_pattern(character: str) -> str:
+    """Return a regular expression for a character in any of its escaped forms.
+
+    No two alternatives match the same text, so that search time is linear.
+    """
     code, octets = ord(character), character.encode()
     ways = {
         re.escape(character) if character.isalnum() else r"\\*" + re.escape(character),
@@ -130,7 +133,10 @@ def _in_any_way(character: str) -> str:
 
 
 def _parts(value: str) -> set[str]:
-    """A secret's parts: itself, each value of a cookie line, a URL's passwords. A URL without one is not secret."""
+    """Return the strings to redact for a secret: the whole value, a cookie's values, and a URL's passwords.
+
+    A URL without a password is not secret, and gives none.
+    """
     parts = {value, value.strip(), *(match[2].strip() for match in COOKIE.finditer(value))}
     if "://" in value:
         in_query = {match[2] for match in IN_URL[1].finditer(value)}
@@ -141,7 +147,7 @@ def _parts(value: str) -> set[str]:
 
 
 def _base64(text: str) -> set[str]:
-    """The base64 of a text at each of its three possible offsets, without characters that its neighbours affect."""
+    """Return a text's base64 at each of the three byte offsets, without characters that adjacent bytes change."""
     forms = set()
     for before in range(3):
         raw = b"\0" * before + text.encode()
@@ -152,7 +158,7 @@ def _base64(text: str) -> set[str]:
 
 
 def looks_secret(name: str, value: Any) -> str:
-    """The name of the secret that a setting seems to hold, by its name, its shape or its value; "" if none."""
+    """Return the name of the secret that a setting seems to hold, by its name, shape or value, or "" if none."""
     if isinstance(value, dict):
         return next((found for k, v in value.items() if (found := looks_secret(str(k), v))), "")
     if isinstance(value, list | tuple):
@@ -173,7 +179,10 @@ def _redact_all(value: Any) -> Any:
 
 
 def install() -> None:
-    """Redact log records, uncaught exceptions, warnings, and a notebook kernel's messages. Repeating it is harmless."""
+    """Redact secrets in log records, uncaught exceptions, warnings, and a notebook kernel's messages.
+
+    Repeating it is harmless.
+    """
     if getattr(logging.getLogRecordFactory(), "redacts", False):
         return
     _redact_logs()
@@ -188,7 +197,7 @@ def install() -> None:
 
 
 def _redact_logs() -> None:
-    """Redact the records of all loggers; records without secrets stay as they are."""
+    """Redact secrets in the records of all loggers; records without secrets are unchanged."""
     make = logging.getLogRecordFactory()
 
     def make_redacted(*args: Any, **more: Any) -> logging.LogRecord:
@@ -210,7 +219,7 @@ def _redact_logs() -> None:
 
 
 def _redact_extras() -> None:
-    """Redact the `extra` of a logging call, which is added after a record was made."""
+    """Redact secrets in the `extra` values of a logging call, which logging adds to a finished record."""
     finish, standard = logging.Logger.makeRecord, vars(logging.makeLogRecord({})).keys()
 
     def finish_redacted(*args: Any, **more: Any) -> logging.LogRecord:
@@ -223,7 +232,10 @@ def _redact_extras() -> None:
 
 
 def _redact_exceptions() -> None:
-    """Redact uncaught exceptions; those without secrets go to the hooks that were there before."""
+    """Redact secrets in the tracebacks of uncaught exceptions.
+
+    Exceptions without secrets go to the hooks that were set before.
+    """
     in_main, in_thread, in_none = sys.excepthook, threading.excepthook, sys.unraisablehook
 
     def printed(*error: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The run folder runs/NAME: the only module that knows the names of its files."""
+"""The paths of all files in a run's folder, runs/NAME; no other module knows these names."""
 
 import re
 import time
@@ -21,12 +21,12 @@ IMAGE_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,96}}\.({'|'.join(IMAGE_SUFFIXES)})")
 
 
 def notebook_name(stage: str) -> str:
-    """`train` to `04_train`."""
+    """Return the name of a stage's notebook: `04_train` for `train`."""
     return f"{STAGES.index(stage) + 1:02d}_{stage}"
 
 
 class _RunPath:
-    """A path in the run folder."""
+    """A descriptor that gives the path of a file or folder in a run's folder."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,7 +81,10 @@ class Run:
     seconds = _RunPath("seconds.json")
 
     def __init__(self, name: str) -> None:
-        """Raise RunError for a name that is not 1 to 64 letters, digits, `-` and `_`."""
+        """Check a run's name, and restore folders that a kill left half replaced.
+
+        Raises RunError for a name that is not 1 to 64 letters, digits, `-` and `_`.
+        """
         if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
             raise RunError(f"run is {name!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
         self.name, self.folder = name, RUNS / name
@@ -92,7 +95,7 @@ class Run:
         return f"Run({self.name!r})"
 
     def image(self, file_name: str) -> Path:
-        """The path of an image. Raises RunError for a name that 01 would not give (`../x.jpg`)."""
+        """Return the path of an image. Raises RunError for a name that 01 would not give (`../x.jpg`)."""
         if not IMAGE_NAME.fullmatch(file_name):
             raise RunError(
                 f"{file_name!r} is no image name of this project: fix the line of {self.posts} that has it"
@@ -100,18 +103,18 @@ class Run:
         return self.images / file_name
 
     def sidecar(self, file_name: str) -> Path:
-        """The caption file of an image: its name with the suffix .txt, as other trainers expect it."""
+        """Return the path of an image's caption file: the image's path with the extension .txt."""
         return self.image(file_name).with_suffix(".txt")
 
     def split(self, name: str) -> Path:
-        """The folder of a split, `train` or `validation`."""
+        """Return the folder of a dataset split, `train` or `validation`."""
         return self.dataset / name
 
     def split_metadata(self, name: str) -> Path:
         return self.split(name) / "metadata.csv"
 
     def split_images(self, name: str) -> list[Path]:
-        """The image files of a split, in order of name."""
+        """Return the image files of a split, sorted by name."""
         return sorted(
             path for path in self.split(name).glob("*") if IMAGE_NAME.fullmatch(path.name)
         )
@@ -123,7 +126,7 @@ class Run:
         return self.previews / f"step-{step:06d}.png"
 
     def preview_files(self) -> list[Path]:
-        """The preview files, in order of step."""
+        """Return the files of preview images, sorted by training step."""
         named = [p for p in self.previews.glob("step-*.png") if PREVIEW_NAME.fullmatch(p.name)]
         return sorted(named, key=lambda path: int(path.stem.removeprefix("step-")))
 
@@ -134,30 +137,30 @@ class Run:
         return self.notebooks / f"{notebook_name(stage)}.ipynb"
 
     def read_taken_down(self) -> list[str]:
-        """Read what was taken down, in order: shortcodes of posts, and SHA-256 hashes of their images."""
+        """Read the list of what must not be in this run: shortcodes of posts, and SHA-256 hashes of their images."""
         return self.taken_down.read_text().split() if self.taken_down.is_file() else []
 
     def trial(self, number: int) -> "TrialRun":
-        """The run of a trial of this run's sweep, counted from 0."""
+        """Return the run folder of a trial of this run's sweep; trials are numbered from 0."""
         return TrialRun(self, number)
 
     def check_settings(self, config: Any) -> None:
-        """Raise RunError if a stage's settings belong to another run."""
+        """Raise RunError if a stage's settings name another run than this one."""
         if config.run != self.name:
             raise RunError(
                 f"the settings are of run {config.run!r}, the folder is {self.folder}: run the settings' cell again"
             )
 
     def write_config(self, stage: str, config: Any) -> None:
-        """Write a stage's resolved settings."""
+        """Write a stage's settings to config/STAGE.json in the run's folder."""
         write_json(self.config(stage), asdict(config))
 
     def read_config(self, stage: str) -> dict[str, Any]:
-        """Read the settings of a stage's last execution. Raises RunError if they are missing or damaged."""
+        """Read the settings with which a stage last ran. Raises RunError if the settings are missing or damaged."""
         return self._read(self.config(stage), stage, ("run",))
 
     def read_verdict(self) -> dict[str, Any]:
-        """Read the verdict of a training. Raises RunError if it is missing or damaged."""
+        """Read verdict.json, the result of a training. Raises RunError if the file is missing or damaged."""
         return self._read(self.verdict, "train", ("base", "last", "words", "steps", "dataset"))
 
     def _read(self, path: Path, stage: str, names: tuple[str, ...]) -> dict[str, Any]:
@@ -170,27 +173,27 @@ class Run:
         )
 
     def read_seconds(self) -> dict[str, float]:
-        """Read each stage's working time in seconds, over all its reruns; unreadable times are left out."""
+        """Read each stage's total running time in seconds over all reruns, skipping unreadable values."""
         with suppress(OSError, ValueError, AttributeError):
             kept = read_json(self.seconds).items()
             return {stage: s for stage, s in kept if isinstance(s, int | float)}
         return {}
 
     def add_seconds(self, stage: str, seconds: float) -> None:
-        """Add to a stage's working time."""
+        """Add seconds to a stage's total running time."""
         all_seconds = self.read_seconds()
         all_seconds[stage] = round(all_seconds.get(stage, 0) + seconds, 2)
         write_json(self.seconds, all_seconds)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to a stage's working time."""
+        """Add the time spent inside this context to a stage's total running time."""
         began = time.perf_counter()
         yield
         self.add_seconds(stage, time.perf_counter() - began)
 
     def require(self, path: Path, stage: str) -> Path:
-        """Return the path if it exists. Raises RunError that names the notebook which writes it."""
+        """Return `path`, or raise RunError that names the notebook to run first if the path is missing."""
         if not path.exists():
             raise RunError(
                 f"{path} is missing: run {notebook_name(stage)} with run={self.name!r} first, "
@@ -200,7 +203,7 @@ class Run:
 
 
 class TrialRun(Run):
-    """A trial of a sweep: a run inside a run, with the outer run's images, dataset and cache."""
+    """The run folder of a sweep's trial, which uses the outer run's dataset and cache."""
 
     def __init__(self, outer: Run, number: int) -> None:
         self.outer, self.number = outer, number

@@ -1,4 +1,4 @@
-"""The suffix, the words that call the style: found at the end of a caption, removed, and appended exactly once."""
+"""Find, remove and append the suffix: the fixed words at a caption's end that trigger the trained style."""
 
 import re
 from collections import Counter
@@ -13,7 +13,10 @@ MAX_ENDING_WORDS = 16
 
 @cache
 def _ending(suffix: str) -> re.Pattern[str] | None:
-    """A pattern of the suffix at a text's end, repeated or not, in any case, with any punctuation between words."""
+    """Compile a regular expression for the suffix at a text's end, or return None if the suffix has no words.
+
+    The expression also matches a repeated suffix, in any case, with any punctuation between words.
+    """
     words = re.findall(rf"[^{SEPARATORS}]+", suffix)
     if not words:
         return None
@@ -33,14 +36,14 @@ def has_suffix(text: str, suffix: str) -> bool:
 
 
 def append_suffix(text: str, suffix: str) -> str:
-    """Append the suffix to a text, so that it ends in it exactly once."""
+    """Append the suffix to a text, replacing any suffix that the text ends in already."""
     return (strip_suffix(text, suffix) + suffix).lstrip()
 
 
 def common_ending(captions: Sequence[str], share: float = 0.8) -> str:
-    """The ending that at least `share` of the captions have in common, or "".
+    """Return the longest ending, 3 to 16 words, that at least `share` of the captions have in common, or "" if none.
 
-    It is most likely a style's suffix, even if another suffix is set.
+    Such an ending is most likely a style's suffix, even if another suffix is set.
     """
     words = [caption.lower().rstrip(".,;! ").split() for caption in captions]
     for count in range(MAX_ENDING_WORDS, MIN_ENDING_WORDS - 1, -1):

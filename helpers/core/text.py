@@ -1,4 +1,4 @@
-"""Text files of any program: their encoding, and whether their lines are one caption or several."""
+"""Decode text files of unknown encoding, and decide whether the lines of a text are one caption or several."""
 
 import re
 import unicodedata
@@ -35,18 +35,18 @@ GOES_ON = re.compile(
 
 
 def one_line(text: str) -> str:
-    """A text on one line, in Unicode's NFC; half an emoji (a lone surrogate) becomes `?`."""
+    """Return a text on one line in Unicode's NFC: white space collapsed, lone surrogates (half an emoji) as `?`."""
     text = text.encode("utf-8", "replace").decode()
     return " ".join(unicodedata.normalize("NFC", text).replace("\x00", " ").split())
 
 
 def fold(name: str) -> str:
-    """A name for comparison, in any case and normalization form."""
+    """Fold a name's case and Unicode form (NFC), so that equal names compare equal."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def read_text(path: Path) -> str:
-    """Read a text file as one line. Raises RunError if it is neither Unicode nor Windows-1252."""
+    """Read a Unicode or Windows-1252 text file as one line. Raises RunError for any other encoding."""
     content = path.read_bytes()
     text = decode(content)
     if text is None and (western := decode_western([content])):
@@ -57,7 +57,7 @@ def read_text(path: Path) -> str:
 
 
 def decode(content: bytes) -> str | None:
-    """Decode UTF-8, UTF-16 or UTF-32; None if it is none of them."""
+    """Decode bytes as UTF-8, UTF-16 or UTF-32, or return None if the bytes are in none of the three."""
     name = next((name for bom, name in BOMS if content.startswith(bom)), None)
     if name is None and content[:200].count(0) * 3 > len(content[:200]):
         name = "utf-16-le" if content[1:2] == b"\x00" else "utf-16-be"
@@ -68,7 +68,7 @@ def decode(content: bytes) -> str | None:
 
 
 def decode_western(contents: Iterable[bytes]) -> list[str] | None:
-    """Decode the non-Unicode texts of a folder as Windows-1252; None if any of them is unlikely to be that."""
+    """Decode texts as Windows-1252, or return None if any of the texts is unlikely to have that encoding."""
     try:
         texts = [content.decode("cp1252") for content in contents]
     except UnicodeDecodeError:
@@ -86,7 +86,7 @@ def decode_western(contents: Iterable[bytes]) -> list[str] | None:
 
 
 def alternatives(text: str) -> list[str]:
-    """Split a text into captions, one a line, as kohya's sd-scripts and OneTrainer do.
+    """Split a text into captions, one per line, as kohya's sd-scripts and OneTrainer do.
 
     Lines that an editor wrapped are joined to one caption.
     """
@@ -95,7 +95,7 @@ def alternatives(text: str) -> list[str]:
 
 
 def _is_wrapped(lines: list[str]) -> bool:
-    """Whether a line ends in mid-phrase, or is long and continued by the next one."""
+    """Whether an editor wrapped a text: a line ends in mid-phrase, or the next line continues a long line."""
     return any(
         CUT_OFF.search(line)
         or (line.endswith(",") and not NEW_CAPTION.match(after))

@@ -1,1 +1,1 @@
-"""The machine: Colab or not, device, installed packages, and pushes to the Hub."""
+"""Find out what machine this is (Colab, device, packages), and push to the Hugging Face Hub safely."""

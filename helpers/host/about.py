@@ -1,4 +1,4 @@
-"""What a bug report needs: `python -m helpers.about [RUN]` prints versions, the machine and a run's settings.
+"""Print what a bug report needs: versions, the machine and a run's settings (`python -m helpers.about [RUN]`).
 
 It names no person, place or key: settings that could are left out, and paths are cut to their last part.
 """
@@ -26,7 +26,7 @@ SHOWN = ("source", "captioner", "model", "mode", "preset", "method", "mixed_prec
 
 
 def about(run: Run | None = None) -> str:
-    """Versions, the machine and, for a run, the settings that differ from the default."""
+    """Return the text for a bug report: versions, the machine, and a run's settings that differ from the default."""
     lines = [
         f"annalaura-diffusion {_own_version()}, Python {platform.python_version()}, {sys.platform}",
         ", ".join(f"{name} {_version(name)}" for name in PACKAGES),

@@ -1,4 +1,7 @@
-"""Google Colab: Drive, Secrets, and whether a person is there. The only module that knows Colab."""
+"""Access to Google Colab: mount Drive, read Secrets, and find out whether a user can be asked.
+
+This is the only module that knows Colab.
+"""
 
 import importlib.util
 import logging
@@ -38,7 +41,7 @@ def on_colab() -> bool:
 
 
 def is_attended() -> bool:
-    """Whether a person in Colab's browser can be asked: only in a kernel that Jupyter's own server started.
+    """Whether a user can be asked in Colab's browser: only in a kernel that Jupyter's own server started.
 
     In a shell, or in a kernel that another program runs, `drive.mount` waits two minutes for an answer, even if Drive
     is mounted already, and Secrets wait ten seconds.
@@ -50,9 +53,10 @@ def is_attended() -> bool:
 
 
 def mount_drive() -> bool:
-    """Mount Google Drive if possible, and return whether it is there. A person who refused is not asked again.
+    """Mount Google Drive if a user can be asked, and return whether the mirror's folder is available.
 
-    If RUNS_MIRROR names a folder, that is made instead. Raises RunError if it cannot be.
+    A person who refused is not asked again. If RUNS_MIRROR names a folder, that is made instead. Raises RunError if it
+    cannot be.
     """
     if not is_there() and is_attended():
         _ask_for_drive()
@@ -62,14 +66,17 @@ def mount_drive() -> bool:
 def is_there() -> bool:
     try:
         if not IS_GOOGLES:
-            _make_own()
+            _make_mirror_folder()
         return DRIVE.is_dir()
     except OSError:  # mounted and disconnected, as its first use will tell
         return True
 
 
-def _make_own() -> None:
-    """Make the folder that RUNS_MIRROR names, but never in Drive's mount point while Drive is not mounted."""
+def _make_mirror_folder() -> None:
+    """Create the mirror folder that RUNS_MIRROR names.
+
+    Raises RunError if that is impossible, or if it is in Drive's mount point while Drive is not mounted.
+    """
     if MOUNT in (DRIVE, *DRIVE.parents) and not GOOGLES.is_dir():
         raise RunError(
             f"RUNS_MIRROR is {DRIVE}, where Google Drive is not mounted: mount it, or name a folder elsewhere"
@@ -83,18 +90,18 @@ def _make_own() -> None:
 
 
 def why_not_there(path: Path) -> str:
-    """The end of an error about a missing path: that Google Drive is not mounted, if the path is on it."""
+    """Return the hint that Drive is not mounted if a missing path is on an unmounted Drive, else ""."""
     is_on_drive = MOUNT in path.absolute().parents and not GOOGLES.is_dir()
     return "; Google Drive is not mounted: run Setup again and allow it" if is_on_drive else ""
 
 
 def name_of_place() -> str:
-    """The mirror's name in messages: Google Drive, or the folder's path."""
+    """Return the mirror's name for messages: Google Drive, or the folder's path."""
     return "Google Drive" if IS_GOOGLES else str(DRIVE)
 
 
 def drive_free_bytes() -> float:
-    """The free bytes where runs are mirrored; infinite if it is not mounted or does not answer."""
+    """Return the free bytes on the mirror's disk, or infinity if that disk does not answer."""
     try:
         return shutil.disk_usage(DRIVE).free
     except OSError:
@@ -103,7 +110,7 @@ def drive_free_bytes() -> float:
 
 @cache
 def _ask_for_drive() -> str:
-    """Ask a person once to mount Drive; return why it is not mounted, or ""."""
+    """Ask the user, once, to mount Drive; return the error, or "" on success."""
     from google.colab import drive
 
     try:
@@ -114,7 +121,7 @@ def _ask_for_drive() -> str:
 
 
 def drive_words() -> str:
-    """Ask for Google Drive, even if it was refused before, and describe the result in a line.
+    """Mount Google Drive, asking even after a refusal, and return a line that describes the result.
 
     Raises RunError if the folder that RUNS_MIRROR names cannot be made.
     """
@@ -127,7 +134,7 @@ def drive_words() -> str:
 
 
 def secret(name: str) -> str:
-    """Get a key from the environment or from Colab's Secrets, and redact it from now on.
+    """Return a secret from the environment or from Colab's Secrets, to be redacted in all output from now on.
 
     Raises RunError that says how to set it.
     """
@@ -146,7 +153,10 @@ def secret(name: str) -> str:
 
 
 def _ask_for_secret(name: str) -> str | None:
-    """Read a value from Colab's Secrets; None if there is none. Raises RunError if it may not be read."""
+    """Return a value from Colab's Secrets, or None if that secret does not exist.
+
+    Raises RunError if it may not be read.
+    """
     from google.colab import userdata
 
     try:

@@ -1,4 +1,4 @@
-"""Device, precision, attention kernel and CUDA graphs for this machine, each with the reason for the choice."""
+"""Choose device, precision, attention kernel and CUDA graphs for this machine, each with a reason."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """Where and how tensors are computed; printing it shows the reasons."""
+    """The chosen device, precision and attention kernel, with the reasons that printing shows."""
 
     device: torch.device
     precision: str  # no, fp16 or bf16, as accelerate names it
@@ -27,7 +27,10 @@ class Device:
         return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
 
     def autocast(self) -> AbstractContextManager:
-        """A context that computes in half precision if that was chosen; weights may have either dtype."""
+        """Return a torch.autocast context for the chosen precision, or a null context for float32.
+
+        Weights may have either dtype.
+        """
         if self.precision == "no":
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -89,7 +92,7 @@ def _capture(device: torch.device, wanted: str) -> tuple[bool, str]:
 
 
 def _fault_of_xformers(device: torch.device) -> str:
-    """Why xformers cannot be used here, or "": tried by a forward and a backward pass at the UNet's widest head."""
+    """Return why xformers cannot be used here, or "" if a trial forward and backward pass succeeds."""
     try:
         if importlib.util.find_spec("xformers") is None:
             return "is not installed"
@@ -105,7 +108,7 @@ def _fault_of_xformers(device: torch.device) -> str:
 
 
 def memory_gb() -> float:
-    """The GPU memory that this process has reserved, in GB; without a GPU, its peak of main memory."""
+    """Return the GPU memory that this process has reserved, in GB, or its peak main memory without a GPU."""
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved() / GB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB

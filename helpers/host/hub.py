@@ -1,4 +1,4 @@
-"""Rules for every push to the Hugging Face Hub: private first, read back afterwards, errors in one line."""
+"""Push to the Hugging Face Hub safely: private first, checked afterwards, with errors in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +13,15 @@ from helpers.host.colab import secret
 
 
 def open_hub() -> HfApi:
-    """Open the Hub with the token of its login, the environment or Colab's Secrets. Raises RunError without one."""
+    """Return a Hub client with the token of a Hub login, the environment or Colab's Secrets.
+
+    Raises RunError without a token.
+    """
     return HfApi(token=register_secret("HF_TOKEN", get_token() or secret("HF_TOKEN")))
 
 
 def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | ModelInfo:
-    """Create a private repository, or check that it is private, before any file is uploaded.
+    """Create a private Hub repository, or check that an existing repository is private, before any upload.
 
     Raises RunError if it is public, or the Hub does not make it private.
     """
@@ -39,7 +42,7 @@ def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | Model
 
 
 def release(api: HfApi, hub_id: str, repo_type: str, files: set[str], *, private: bool) -> str:
-    """Check that a push is complete, make it public if requested, and say what is there and who can see it.
+    """Check that a push is complete, make the repository public if asked, and return a line that reports the result.
 
     Raises RunError if a file is missing, or the visibility is not as requested.
     """
@@ -60,7 +63,7 @@ def release(api: HfApi, hub_id: str, repo_type: str, files: set[str], *, private
 
 @contextmanager
 def hub_errors(hub_id: str) -> Iterator[None]:
-    """Turn every error of the Hub or the network inside into a RunError of one line."""
+    """Turn every error of the Hub or the network inside this context into a RunError of one line."""
     try:
         yield
     except RunError:

@@ -1,4 +1,4 @@
-"""This repository's address: the badges, and what Setup clones.
+"""The GitHub address and release tag of this repository, as they appear in badges and clone commands.
 
 `python -m helpers.colab OWNER/NAME [REF]` writes a new address into every badge and clone line, and the tag or branch
 to clone.
@@ -18,14 +18,14 @@ HERE = Path(__file__).parent.parent.parent
 
 
 def badge(notebook: str) -> str:
-    """The Open-in-Colab badge of a notebook, in Markdown."""
+    """Return the Markdown of a notebook's Open-in-Colab badge."""
     image = "https://colab.research.google.com/assets/colab-badge.svg"
     page = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/{notebook}"
     return f"[![Open In Colab]({image})]({page})"
 
 
 def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[Path]:
-    """Replace REPOSITORY by `new` everywhere, and RELEASE by `ref` where it is cloned; return the changed files.
+    """Replace the address by `new` and the cloned tag by `ref` in all files; return the changed files.
 
     Raises RunError for names that GitHub does not allow.
     """

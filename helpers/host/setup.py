@@ -1,6 +1,6 @@
-"""Setup, a notebook's first cell: install missing packages, and describe the machine. It needs only Python.
+"""Setup, the first cell of each notebook: install missing packages, and describe the machine.
 
-`python -m helpers.setup` installs the same from a shell.
+It needs only Python. `python -m helpers.setup` installs the same from a shell.
 """
 
 import importlib
@@ -27,7 +27,7 @@ NO_ANSWER = re.compile(r"connection broken by '(.*?)': /|(Could not fetch URL .*
 
 
 def set_up() -> str:
-    """On Colab, install missing packages and mount Drive; everywhere, describe the machine.
+    """Install missing packages and mount Drive (on Colab only), and return a description of the machine.
 
     A rerun repeats nothing, but asks again for a Drive that was refused. Raises RunError if installing fails.
     """
@@ -42,7 +42,10 @@ def set_up() -> str:
 
 
 def installed_words(has_gpu: bool) -> str:
-    """Install missing packages and list them; those for a GPU may fail, the others raise RunError."""
+    """Install missing packages, and return a line that lists the newly installed packages.
+
+    Those for a GPU may fail, the others raise RunError.
+    """
     came, without = install("-r", "requirements.txt"), []
     for name in Path("requirements-gpu.txt").read_text().splitlines() if has_gpu else []:
         try:
@@ -53,7 +56,7 @@ def installed_words(has_gpu: bool) -> str:
 
 
 def gpu_words() -> str:
-    """The first GPU's name and memory, by nvidia-smi; "" without a GPU."""
+    """Return the first GPU's name and memory as reported by nvidia-smi, or "" without a GPU."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         name, mebibytes = subprocess.check_output(query, text=True).splitlines()[0].split(", ")
@@ -63,7 +66,7 @@ def gpu_words() -> str:
 
 
 def install(*what: str) -> list[str]:
-    """Install by pip what is missing of `what`, without changing torch; return what was installed.
+    """Install the missing packages of `what` by pip, with torch pinned; return the installed packages.
 
     Raises RunError with pip's reason.
     """
@@ -83,14 +86,14 @@ def install(*what: str) -> list[str]:
 
 
 def _reason(said: str) -> str:
-    """Why pip failed: its last line, or the network error above it if no package was found."""
+    """Return the reason in pip's error output: the network error if the index did not answer, else the last line."""
     last = (said.strip().splitlines() or ["no reason given"])[-1]
     found = NO_ANSWER.search(said) if "No matching distribution" in last else None
     return f"the package index does not answer ({found[1] or found[2]})" if found else last
 
 
 def runtime_words() -> str:
-    """Compare this runtime with the Colab image of the same Python: which versions differ from those tested."""
+    """Return a line that compares the installed versions with those of the tested Colab image."""
     python = ".".join(platform.python_version_tuple()[:2])
     images = {}
     for block in CHECKED.read_text(encoding="utf-8").strip().split("\n\n"):

@@ -1,1 +1,1 @@
-"""A run's copy on Google Drive, or on any folder that stays."""
+"""Mirror a run's folder on Google Drive, or in another folder that outlives the machine."""

@@ -1,4 +1,4 @@
-"""A run's small files on Drive: a few tar archives that never change, and an index of which file is in which.
+"""Store a run's small files on Drive in a few tar archives that never change, with an index of their content.
 
 Drive is slow with thousands of small files and reports its rate limit as a full disk. A change makes one new archive;
 small or mostly outdated archives are merged into it, and deleted once neither slot of the index lists them.
@@ -36,7 +36,7 @@ MAX_FILE_BYTES = 500_000_000  # of a file in one: archives are made in memory
 
 
 def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
-    """The small files of a run's folder, by name, with their stat.
+    """Return {name: os.stat_result} of all small files in a run's folder.
 
     Temporary files (a leading dot), links, and files in the folders `apart` are left out.
     """
@@ -55,7 +55,7 @@ def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
 
 
 def find_unmirrorable(source: Path, found: dict[str, os.stat_result]) -> dict[str, str]:
-    """The files and folders that no archive can hold as they are, by name, each with the reason."""
+    """Return the files and folders that no archive can hold, as {name: reason}."""
     why = {}
     for path in source.rglob("*"):
         name = path.relative_to(source)
@@ -73,7 +73,7 @@ def find_unmirrorable(source: Path, found: dict[str, os.stat_result]) -> dict[st
 
 
 def parents_of(name: str) -> set[str]:
-    """The names of the folders that a file is in."""
+    """Return the names of all folders above a file."""
     return {parent.as_posix() for parent in Path(name).parents}
 
 
@@ -82,7 +82,7 @@ def _is_inside(path: Path, source: Path) -> bool:
 
 
 def _first_incomplete(manifest: Path) -> Path | None:
-    """The first file that is missing, or of another size than its folder's manifest lists."""
+    """Return the first file in a manifest that is missing or of another size, or None if all are complete."""
     with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):
         for file, entry in read_json(manifest).items():
             path = manifest.parent / file
@@ -92,7 +92,7 @@ def _first_incomplete(manifest: Path) -> Path | None:
 
 
 def read_small(path: Path) -> bytes:
-    """A file's content; of a log that is being written, its complete lines."""
+    """Read a file's content, without the half-written last line of a .jsonl log."""
     content = path.read_bytes()
     complete = content.rfind(b"\n") + 1
     if path.suffix != ".jsonl" or complete == len(content):
@@ -105,7 +105,7 @@ def read_small(path: Path) -> bytes:
 
 
 def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """The names in groups of about ARCHIVE_BYTES."""
+    """Yield groups of file names, each group of at most ARCHIVE_BYTES or a single larger file."""
     group: list[str] = []
     for name, size in sizes.items():
         if group and sum(sizes[n] for n in group) + size > ARCHIVE_BYTES:
@@ -117,7 +117,7 @@ def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
 
 
 def pack(found: Iterable[tuple[str, int, bytes]]) -> tuple[str, Archive, bytes, dict[str, File]]:
-    """Make an archive of files, each given as (name, time in ns, content).
+    """Pack files, each given as (name, mtime in ns, content), into a tar archive in memory.
 
     Returns the archive's name (by its content), its entry in the index, its bytes, and its files' entries.
     """
@@ -137,9 +137,10 @@ def pack(found: Iterable[tuple[str, int, bytes]]) -> tuple[str, Archive, bytes, 
 
 
 def unpack(tar_path: Path, wanted: dict[str, File]) -> Iterator[tuple[str, bytes]]:
-    """Yield the wanted files of an archive whose content is what the index says; everything else is ignored.
+    """Yield (name, content) of the wanted files in a tar archive, if size and SHA-256 match the index.
 
-    Links are skipped, and `tarfile.data_filter` refuses a name that leads out of the folder.
+    Everything else is ignored. Links are skipped, and `tarfile.data_filter` refuses a name that leads out of the
+    folder.
     """
     with tarfile.open(tar_path) as tar:
         for member in tar:
@@ -153,7 +154,7 @@ def unpack(tar_path: Path, wanted: dict[str, File]) -> Iterator[tuple[str, bytes
 
 
 class ArchiveSet:
-    """The archives of a run and its index, on Drive."""
+    """A run's tar archives of small files on Drive, and the index that lists them."""
 
     def __init__(self, source: Path, uploads: Uploads) -> None:
         self.source, self.uploads, self.drive = source, uploads, uploads.drive
@@ -168,9 +169,10 @@ class ArchiveSet:
         folders: dict[str, Folder],
         broken: Set[str] = frozenset(),
     ) -> list[NotMirrored]:
-        """Copy the files `found` to Drive, and write an index of them and `folders`; return what could not be copied.
+        """Copy changed files to Drive, write the index, and return what could not be copied.
 
-        Drive's copies of the `broken` folders stay as they are. Raises NotMirrored or OSError if Drive fails.
+        `found` are all small files here, `folders` what else the index lists. Drive's copies of the `broken` folders
+        stay as they are. Raises NotMirrored or OSError if Drive fails.
         """
         self.unread = []
         self._drop(found, broken)
@@ -185,7 +187,10 @@ class ArchiveSet:
         return [*self.unread, *([NotMirrored(words)] if lost else [])]
 
     def _drop(self, found: dict[str, os.stat_result], broken: Set[str]) -> None:
-        """Remove from the index what was here and is no longer; what was never here stays."""
+        """Remove from the index the files that were deleted on this machine.
+
+        Files that were never here stay.
+        """
         complete = {name.rsplit("/", 1)[0] for name in found if name.endswith(f"/{MANIFEST}")}
         for name in self.index.files.keys() - found.keys():
             if not {name, *parents_of(name)} & broken and (
@@ -194,7 +199,7 @@ class ArchiveSet:
                 del self.index.files[name]
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
-        """Yield (name, time in ns, content) of each named file that can be read."""
+        """Yield (name, mtime in ns, content) of each named file that can be read."""
         for name in names:
             path = self.source / name
             try:
@@ -216,7 +221,10 @@ class ArchiveSet:
         return False
 
     def _corrupt(self) -> list[str]:
-        """The archives that do not verify on Drive; each is read once, or again after `verified` was cleared."""
+        """Return the names of archives that fail verification on Drive.
+
+        Each is read once, or again after `verified` was cleared.
+        """
         corrupt = []
         for name in {file.part for file in self.index.files.values()}:
             archive = self.index.parts[name]
@@ -234,7 +242,7 @@ class ArchiveSet:
     def _add(
         self, names: set[str], found: dict[str, os.stat_result], min_used: float = 0.5
     ) -> None:
-        """Make archives of the named files and of those in outdated archives."""
+        """Write new archives of the named files and of the current files in small or outdated archives."""
         merged = {n for name in self.index.outdated(min_used) for n in self.index.files_of(name)}
         sizes = {name: found[name].st_size for name in sorted(names | merged & found.keys())}
         try:
@@ -249,7 +257,7 @@ class ArchiveSet:
             raise
 
     def publish(self, folders: dict[str, Folder], force: bool = False) -> None:
-        """Write the index into the older slot if it has changed, then delete archives that no slot lists."""
+        """Write a changed index over the older of the two index files, then delete archives that neither file lists."""
         self.index.folders = dict(folders)
         used = {file.part for file in self.index.files.values()}
         self.index.parts = {n: archive for n, archive in self.index.parts.items() if n in used}
@@ -269,7 +277,7 @@ class ArchiveSet:
                     self.drive.remove(copy)
 
     def purge(self, found: dict[str, os.stat_result], folders: dict[str, Folder]) -> None:
-        """Delete from Drive every file that is not here, also from archives and the older index."""
+        """Delete from Drive's archives and both indexes every file that is not in `found`."""
         self.index.files = {n: file for n, file in self.index.files.items() if n in found}
         for problem in self.copy(found, folders):
             raise problem

@@ -1,4 +1,4 @@
-"""A folder on the mounted Google Drive: the few operations that the mirror needs.
+"""Read, write and verify files in a folder on the mounted Google Drive.
 
 Drive writes to a cache first and reports success, so a file counts only when it was read back and its upload has
 ended. Drive's bin counts against the quota, so a file is truncated before it is deleted.
@@ -23,14 +23,20 @@ GONE = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ECONNABORTE
 
 
 class NotMirrored(Exception):
-    """Why a file is not on Drive, and what to do."""
+    """A file could not be mirrored to Drive; the message says why and what to do."""
 
 
 class Drive:
-    """A folder on Drive. Names are relative to it; each operation raises OSError if Drive does."""
+    """File operations in a folder on Google Drive.
+
+    Names are relative to that folder; each operation raises OSError if Drive does.
+    """
 
     def __init__(self, root: Path, folder: str) -> None:
-        """`root` is the mount point. It is never made here, or the local disk would be taken for Drive."""
+        """Set the mount point `root` and the `folder` below it, without creating any folder.
+
+        If the mount point were made here, the local disk would be taken for Drive.
+        """
         self.root, self.folder = root, root / folder
         self.heard_at = time.monotonic()
 
@@ -56,7 +62,10 @@ class Drive:
             os.fsync(file.fileno())
 
     def remove(self, name: str) -> None:
-        """Truncate a file, then delete it; a folder with everything in it, except what its links lead to."""
+        """Delete a file or folder on Drive, truncating each file first.
+
+        Symbolic links are deleted, not followed.
+        """
         path = self.path(name)
         inside = [] if path.is_symlink() else path.rglob("*")
         for file in [path, *inside]:
@@ -72,21 +81,21 @@ class Drive:
         self.path(name).rename(self.path(new))
 
     def size(self, name: str) -> int | None:
-        """A file's size in bytes by its metadata, or None if it is not there."""
+        """Return a file's size in bytes by its metadata, or None if the file is missing."""
         try:
             return self.path(name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def finds(self, name: str) -> bool:
-        """Whether a file of this name is anywhere in the folder."""
+        """Whether a file of this name exists anywhere below the folder on Drive."""
         return any(self.path("").rglob(name))
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.path("").parent if self.folder.is_dir() else self.root).free
 
     def is_uploaded(self, name: str) -> bool:
-        """Whether the file's upload has ended, by an attribute of DriveFS; other file systems have none."""
+        """Whether DriveFS has finished uploading a file, by a file attribute; True on other file systems."""
         path = self.path(name)
         self.heard_at = time.monotonic()
         with suppress(AttributeError):  # os.getxattr is Linux's
@@ -100,13 +109,13 @@ class Drive:
     # built on the operations above
 
     def text(self, name: str) -> str:
-        """The text of a small file, or "" if it is missing or not text."""
+        """Return the text of a small file, or "" if the file is missing or not UTF-8."""
         with suppress(FileNotFoundError, UnicodeDecodeError):
             return b"".join(self.read(name)).decode()
         return ""
 
     def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether the file, read back, has this size and SHA-256."""
+        """Whether a file, read back from Drive, has this size and SHA-256."""
         digest, count = hashlib.sha256(), 0
         try:
             for chunk in self.read(name):
@@ -118,14 +127,17 @@ class Drive:
 
 
 class Uploads:
-    """Writes files to Drive and verifies each: it was read back, and its upload has ended."""
+    """Writes files to Drive, reads each file back, and waits until its upload has ended."""
 
     def __init__(self, drive: Drive) -> None:
         self.drive = drive
         self.verified: set[tuple[str, str]] = set()  # (name, SHA-256)
 
     def put(self, name: str, size: int, sha256: str, chunks: Callable[[], Iterable[bytes]]) -> None:
-        """Write a file to Drive and verify it, in up to ATTEMPTS tries. Raises NotMirrored or OSError if it fails."""
+        """Write a file to Drive and verify the upload, in up to ATTEMPTS tries.
+
+        Raises NotMirrored if the last try does not verify, and OSError if Drive fails.
+        """
         for attempt in range(ATTEMPTS + 1):
             if self.drive.holds(name, size, sha256):
                 break
@@ -143,7 +155,7 @@ class Uploads:
         self.put(name, len(content), hashlib.sha256(content).hexdigest(), lambda: [content])
 
     def require_room(self, what: str, size: int) -> None:
-        """Raise NotMirrored if `size` bytes do not fit."""
+        """Raise NotMirrored if `size` bytes are more than Drive has free."""
         free = self.drive.free_bytes()
         if size > free:
             raise NotMirrored(
@@ -164,12 +176,12 @@ class Uploads:
 
 
 def format_bytes(size: float) -> str:
-    """A size in bytes as text: `3.4 GB`."""
+    """Format a size in bytes as text, such as `3.4 GB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def explain(error: OSError) -> str:
-    """What Drive's error means, and what to do."""
+    """Return a line that explains a Drive error: what it means, and what to do."""
     if error.errno in FULL:
         return "Google Drive is full: free space there (its bin counts too) and run sync(here)"
     if error.errno in GONE:

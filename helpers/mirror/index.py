@@ -1,7 +1,8 @@
-"""The index of a run's mirror on Drive: which files it has. It is written last and read first.
+"""The index of a run's mirror on Drive: a JSON list of all mirrored files, archives and folders.
 
-Two slots are written in turn, each with its own SHA-256: if a write is lost, cut off or renamed, the other slot is
-intact, and so are the files that it lists. The names of its fields are JSON keys on users' Drives, and stay.
+It is written last and read first. Two slots are written in turn, each with its own SHA-256: if a write is lost, cut off
+or renamed, the other slot is intact, and so are the files that it lists. The names of its fields are JSON keys on
+users' Drives, and stay.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ SMALL = 8_000_000  # bytes; an archive below this is merged into the next
 
 @dataclass(frozen=True)
 class File:
-    """A small file: its size and hash, when it was written (ns), and the archive (`part`) that holds it."""
+    """A small file in the index: its size, SHA-256, modification time (ns), and the archive (`part`) that holds it."""
 
     size: int
     sha256: str
@@ -27,7 +28,7 @@ class File:
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar file on Drive; `payload` is the size of the files that were put into it, in bytes."""
+    """A tar archive in the index; `payload` is the total size of the files that were put into it, in bytes."""
 
     size: int
     sha256: str
@@ -36,7 +37,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that is copied as it is: its manifest's SHA-256 and time (ns), and its size in bytes."""
+    """A folder that is copied as it is: its manifest's SHA-256 and modification time (ns), and its size in bytes."""
 
     sha256: str
     mtime_ns: int
@@ -45,7 +46,7 @@ class Folder:
 
 @dataclass
 class Index:
-    """The files, archives (`parts`) and folders of a run at one moment."""
+    """The files, archives (`parts`) and folders on a run's mirror at one moment."""
 
     generation: int = 0
     files: dict[str, File] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class Index:
         return [name for name, file in self.files.items() if file.part == archive]
 
     def outdated(self, min_used: float = 0.5) -> list[str]:
-        """The archives to merge into the next: small ones, and those of which less than `min_used` is current."""
+        """Return the small archives, and the archives whose share of current bytes is below `min_used`."""
         counts = dict.fromkeys(self.parts, 0)
         for file in self.files.values():
             counts[file.part] += file.size
@@ -79,9 +80,10 @@ def _digest(body: dict) -> str:
 
 
 def read_indexes(text: Callable[[str], str]) -> list[Index]:
-    """The newest two indexes that verify, the newest first. `text` returns a file's text by its name.
+    """Return up to two indexes that verify, the newest first.
 
-    Files are read by name, and by Drive's names for second copies, since a listing may be stale.
+    `text` returns a file's text by its name. Files are read by name, and by Drive's names for second copies, since a
+    listing may be stale.
     """
     found = [_parse(text(name)) for slot in SLOTS for name in copies(slot)]
     of_generation: dict[int, Index] = {}
@@ -91,7 +93,7 @@ def read_indexes(text: Callable[[str], str]) -> list[Index]:
 
 
 def copies(name: str) -> Iterator[str]:
-    """A name, and Drive's name for a second file of that name."""
+    """Yield a file name, and the name that Drive gives a second file of that name: `a.json`, `a (1).json`."""
     path = Path(name)
     yield name
     yield path.with_name(f"{path.stem} (1){path.suffix}").as_posix()
@@ -111,18 +113,18 @@ def _parse(text: str) -> Index | None:
 
 
 def backup_name(name: str) -> str:
-    """The name of a folder's former version on Drive until the new one is complete."""
+    """Return the name of a folder's old version on Drive, used until the new version is complete."""
     above, _, last = name.rpartition("/")
     return f"{above}/.{last}.old" if above else f".{last}.old"
 
 
 def is_of_series(name: str) -> bool:
-    """Whether a folder is one of a numbered series, as checkpoints are; a model is not."""
+    """Whether a folder's name ends in a step number, as a checkpoint's does and a model's does not."""
     return re.search(r"-\d{6,}$", name) is not None
 
 
 def newest_first(folders: dict[str, Folder], here: Collection[str] = ()) -> list[str]:
-    """Folder names, the newest first: a series by its numbers, since clocks differ between machines.
+    """Sort folder names by age, the newest first; checkpoints by step number, since clocks differ between machines.
 
     Series and single folders are ordered by the newest time in each. Numbers above all that are `here` belong to an
     earlier training and come last.

@@ -1,4 +1,4 @@
-"""Restore a run from its mirror: everything on a fresh machine; elsewhere what is missing or older here.
+"""Restore a run from its mirror on Drive: every file that is missing or outdated on this machine.
 
 A file is taken only if it is, byte for byte, what an index on Drive says: the newest index of which every file is
 available, or else what is available of the newest. A file that does not verify is named and left out.
@@ -45,14 +45,14 @@ from helpers.mirror.index import (
 
 @dataclass
 class Restored:
-    """How many files were restored, and the names of those that could not be."""
+    """The result of a restore: the number of restored files, and the names of files that failed."""
 
     count: int = 0
     missing: list[str] = field(default_factory=list)
 
 
 def restore_from(drive: Drive, source: Path) -> Restored:
-    """Restore the files that are missing in `source` or older there.
+    """Restore from Drive the files that are missing or outdated in the local folder `source`.
 
     An unreadable file on Drive counts as corrupt. Raises OSError if Drive fails, and RunError if this machine's disk
     does, or if Drive holds a run without its index.
@@ -70,7 +70,10 @@ def restore_from(drive: Drive, source: Path) -> Restored:
 
 @contextmanager
 def _scratch(source: Path) -> Iterator[Path]:
-    """An empty folder to unpack in, used by one process at a time: two notebooks may share a machine."""
+    """Yield a temporary folder to unpack in, locked against other processes.
+
+    Two notebooks may share a machine.
+    """
     place = source / ".restore"
     with locked(source / ".restore.lock"):
         shutil.rmtree(place, ignore_errors=True)
@@ -81,7 +84,10 @@ def _scratch(source: Path) -> Iterator[Path]:
 
 
 def _refuse_missing_index(drive: Drive) -> None:
-    """Raise RunError if Drive has checkpoints or a model but no index: a new index would replace them."""
+    """Raise RunError if Drive, which has no index, holds a run's folders.
+
+    A new index would replace them.
+    """
     if drive.finds(MANIFEST):
         raise RunError(
             f"{drive.folder} holds a run, but neither {' nor '.join(SLOTS)}, which list what is in it: restore one "
@@ -111,7 +117,7 @@ def _restore(drive: Drive, source: Path, scratch: Path, indexes: list[Index]) ->
 
 
 def _same_folders(one: Index, other: Index) -> bool:
-    """Whether both indexes have the same small folders, above all the dataset that a training belongs to."""
+    """Whether two indexes list the same manifests of small folders, above all the dataset's."""
     manifests = [
         {name: file.sha256 for name, file in index.files.items() if name.endswith(f"/{MANIFEST}")}
         for index in (one, other)
@@ -123,7 +129,7 @@ def _same_folders(one: Index, other: Index) -> bool:
 
 
 def _wanted(source: Path, index: Index) -> dict[str, File]:
-    """The files that are missing or older here.
+    """Return the small files of an index that are missing or outdated in the local folder `source`.
 
     A folder with a manifest is taken as a whole if its manifest is missing or older; if it is the same, its missing
     files are.
@@ -151,13 +157,13 @@ def _is_older(path: Path, file: File | Folder) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name from Drive stays inside the run's folder; `..` counts as hidden."""
+    """Whether a file name from Drive stays inside the run's folder; `..` counts as hidden."""
     path = Path(name)
     return not path.is_absolute() and not is_hidden(path) and path.name not in ("", ".")
 
 
 class _Fetched:
-    """Archives copied to this machine, once each, if they verify."""
+    """A cache of verified archives, each copied from Drive to this machine once."""
 
     def __init__(self, drive: Drive, scratch: Path) -> None:
         self.drive, self.scratch = drive, scratch
@@ -178,7 +184,10 @@ class _Fetched:
 def _restore_small(
     fetched: _Fetched, index: Index, wanted: dict[str, File], source: Path, done: Restored
 ) -> None:
-    """Unpack the wanted files into the scratch folder, then move each file in, and folders with a manifest as one."""
+    """Move the wanted small files, unpacked from archives, into the local folder `source`.
+
+    A folder with a manifest is replaced as a whole.
+    """
     unpacked = fetched.scratch / "files"
     for part in sorted({file.part for file in wanted.values()}):
         if path := fetched.archive(index, part):
@@ -205,7 +214,10 @@ def _restore_small(
 
 
 def _continues(path: Path, older: Path) -> bool:
-    """Whether a log here begins with the other's lines: clocks differ, but logs only grow."""
+    """Whether a local .jsonl log begins with the full content of an older copy.
+
+    Clocks differ, but logs only grow.
+    """
     return (
         path.suffix == ".jsonl"
         and path.is_file()
@@ -236,7 +248,7 @@ def _restore_folder(
     known: set[tuple[str, str]],
     done: Restored,
 ) -> None:
-    """Restore a checkpoint or a model, or its backup on Drive, if it verifies."""
+    """Restore a missing or outdated checkpoint or model folder from Drive, or from its backup there."""
     path = source / name
     if not _is_inside(name) or not (find_corruption(path) or _is_older(path / MANIFEST, folder)):
         return
@@ -256,7 +268,7 @@ def _restore_folder(
 
 
 def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path: Path) -> int:
-    """Copy a folder from Drive and put it in its place if all of it verifies; return its number of files, or 0."""
+    """Copy a folder from Drive to `path` if every file verifies; return the number of files, or 0 if any fails."""
     listed = json.loads(manifest)
     with suppress(_Corrupt), replacing_folder(path, manifest=False) as tmp_path:
         for name, entry in listed.items():
@@ -278,7 +290,10 @@ class _Corrupt(Exception):
 
 
 def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> bool:
-    """Copy a file from Drive, by its name or Drive's name for a second copy; return whether it verifies."""
+    """Copy a file from Drive to `target`, and return whether its size and SHA-256 verify.
+
+    The file is found by its name, or by Drive's name for a second copy.
+    """
     with on_disk("make", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     for copy in copies(name):
@@ -298,11 +313,14 @@ def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> boo
 
 
 class _Unreadable(Exception):
-    """A file that is not on Drive, or that Drive cannot read; other files may be readable."""
+    """A file is missing on Drive or cannot be read; other files may be readable."""
 
 
 def _read(drive: Drive, name: str) -> Iterator[bytes]:
-    """Read a file in chunks. Raises _Unreadable for this file, _DriveError if Drive itself fails."""
+    """Yield the chunks of a file on Drive.
+
+    Raises _Unreadable for this file, _DriveError if Drive itself fails.
+    """
     try:
         yield from drive.read(name)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -314,11 +332,11 @@ def _read(drive: Drive, name: str) -> Iterator[bytes]:
 
 
 class _DriveError(Exception):
-    """Wraps an OSError of Drive, so that it is not taken for one of this machine's disk."""
+    """Wraps an OSError of Drive, to distinguish it from an error of the local disk."""
 
 
 def _text(drive: Drive, name: str) -> str:
-    """The text of a small file, or "" if it cannot be read."""
+    """Return the text of a small file on Drive, or "" if it cannot be read."""
     with suppress(_Unreadable, UnicodeDecodeError):
         return b"".join(_read(drive, name)).decode()
     return ""

@@ -1,4 +1,4 @@
-"""A run's mirror on Google Drive, or in another folder: restore, sync, and delete there."""
+"""Restore, sync and delete a run's mirror on Google Drive or in another folder."""
 
 import logging
 import threading
@@ -20,10 +20,10 @@ _mirrors: dict[tuple[Path, Path], Mirror] = {}
 
 
 def restore(run: Run, follow: bool = True) -> str:
-    """Restore a run's files from its mirror; with `follow`, the mirror copies this machine's work from now on.
+    """Restore a run's files from its mirror, and return a line that reports the result.
 
-    Newer files here are never replaced by older ones. Raises RunError if Drive cannot be read, or the folder that
-    RUNS_MIRROR names cannot be made.
+    With `follow`, the mirror copies this machine's work from now on. Newer files here are never replaced by older ones.
+    Raises RunError if Drive cannot be read, or the folder that RUNS_MIRROR names cannot be made.
     """
     if not colab.mount_drive():
         return f"{run.folder}: saved on this machine only"
@@ -42,7 +42,7 @@ def restore(run: Run, follow: bool = True) -> str:
 
 
 def sync(run: Run) -> str:
-    """Copy new files of the run to its mirror, read them back, and report in a line what is there."""
+    """Copy a run's new files to its mirror, read every file back, and return a line that reports the result."""
     mirror = _mirror(run)
     if mirror is None:
         return f"{run.folder} is on this machine alone: Google Drive is not mounted"
@@ -60,7 +60,7 @@ def sync(run: Run) -> str:
 
 
 def sync_before_end(run: Run, max_s: float | None = None) -> str:
-    """`sync` for a process that is about to end: it takes `max_s` seconds at most. Returns "" without a mirror."""
+    """Sync for at most `max_s` seconds before the process ends; return the report, or "" if there is no mirror."""
     if _mirror(run) is None:
         return ""
     reported: list[str] = []
@@ -74,20 +74,23 @@ def sync_before_end(run: Run, max_s: float | None = None) -> str:
 
 
 def sync_soon(run: Run) -> None:
-    """Schedule a sync in the background, if there is a mirror; calls made before it starts are merged."""
+    """Schedule a background sync if the run has a mirror; further calls are merged until the sync starts."""
     if mirror := _mirror(run):
         mirror.schedule()
 
 
 def delete_remote(run: Run) -> None:
-    """Delete from the mirror the checkpoints and models that were deleted here."""
+    """Delete from the mirror the checkpoints and models that were deleted on this machine."""
     mirror = _mirror(run)
     if mirror and (problem := mirror.delete_missing()):
         log.warning("%s: %s", run.folder, problem)
 
 
 def purge_remote(run: Run) -> None:
-    """Delete from the mirror every file that is not in the run here. Raises RunError if that fails."""
+    """Delete from the mirror every file outside checkpoints and models that is not in the local run folder.
+
+    Raises RunError if that fails.
+    """
     if mirror := _mirror(run):
         try:
             mirror.purge()
@@ -103,14 +106,20 @@ def _key(run: Run) -> tuple[Path, Path]:
 
 
 def _mirror(run: Run) -> Mirror | None:
-    """The run's mirror if Drive is mounted or was before: a lost connection is reported, not ignored."""
+    """Return a run's mirror, or None if Drive was never mounted.
+
+    A lost connection is thereby reported, not ignored.
+    """
     if _key(run) not in _mirrors and colab.is_there():
         _mirrors[_key(run)] = _new_mirror(run)
     return _mirrors.get(_key(run))
 
 
 def _new_mirror(run: Run) -> Mirror:
-    """A run's mirror without the trials of its sweep: each has its own, since another machine may continue it."""
+    """Create a run's mirror, which leaves out the run's cache and the trials of its sweep.
+
+    Each trial has a mirror of its own, since another machine may continue it.
+    """
     folder_roots = frozenset(
         path.name for path in (run.checkpoints, run.model, run.export, run.sweep)
     )
@@ -120,6 +129,6 @@ def _new_mirror(run: Run) -> Mirror:
 
 
 def remote_room_bytes(run: Run) -> float:
-    """The bytes that a run's checkpoints may take on the mirror: what is free, plus what they take already."""
+    """Return the bytes that a run's checkpoints may fill on the mirror: free space plus the checkpoints' size now."""
     place = colab.DRIVE / FOLDER_ON_DRIVE / run.name / run.checkpoints.name
     return colab.drive_free_bytes() + folder_bytes(place)

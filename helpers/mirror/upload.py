@@ -31,12 +31,18 @@ OWNER = "machine.txt"  # on Drive and, hidden, in the run: the machine whose wor
 
 
 class Mirror:
-    """A run's folder and its mirror. `schedule` returns at once; `flush` waits and returns the problem, if any."""
+    """The mirror of a run's folder on Drive, written by a background thread.
+
+    `schedule` returns at once; `flush` waits and returns the problem, if any.
+    """
 
     def __init__(
         self, source: Path, drive: Drive, folder_roots: frozenset[str], skip: frozenset[str]
     ) -> None:
-        """`folder_roots`: top folders whose folders with a manifest are copied as such; `skip`: not mirrored."""
+        """Create the mirror of the folder `source` in memory; nothing is read or written yet.
+
+        `folder_roots`: top folders whose folders with a manifest are copied as such; `skip`: not mirrored.
+        """
         self.source, self.drive, self.folder_roots, self.skip = source, drive, folder_roots, skip
         self.uploads = Uploads(drive)
         self.archives: ArchiveSet | None = None  # read from Drive by the first round
@@ -51,7 +57,10 @@ class Mirror:
         self._thread: threading.Thread | None = None
 
     def schedule(self) -> int:
-        """Schedule a sync; calls made before it starts are merged. Returns its ticket."""
+        """Schedule a background sync, and return the sync's ticket number.
+
+        Calls made before it starts are merged.
+        """
         with self._turn:
             self._asked += 1
             if self._thread is None or not self._thread.is_alive():
@@ -61,7 +70,7 @@ class Mirror:
             return self._asked
 
     def flush(self) -> str:
-        """Sync now, read everything back once more, and return the problem, or ""."""
+        """Sync now, wait until everything is read back, and return the problem as a line, or "" if none."""
         self.uploads.verified = set()
         self.drive.heard_at = time.monotonic()
         ticket = self.schedule()
@@ -91,7 +100,7 @@ class Mirror:
                 self._turn.notify_all()
 
     def _try(self, act: Callable[[], None]) -> str:
-        """Run `act`, one at a time, and return what went wrong on Drive, or ""."""
+        """Run `act` under the mirror's lock, and return the error as a line, or "" if none."""
         try:
             with self._round:
                 act()
@@ -105,7 +114,10 @@ class Mirror:
         return ""
 
     def _copy(self, ticket: int) -> None:
-        """Copy everything to Drive, the newest folder first; stop after it if another sync is scheduled."""
+        """Copy the run to Drive, the newest folder first.
+
+        If another sync is scheduled, stop after that folder.
+        """
         self._require_owner()
         here, found = self._scan()
         failed = self.archives.copy(found, self._on_drive() | here, self.broken)
@@ -122,7 +134,10 @@ class Mirror:
             raise problems[0]
 
     def _scan(self) -> tuple[dict[str, Folder], dict]:
-        """List the folders and the small files here. Folders first: no checkpoint may be ahead of its log."""
+        """List the local folders that have a manifest, and the local small files, by name.
+
+        Folders first: no checkpoint may be ahead of its log.
+        """
         if self.archives is None or self.is_outdated:
             self.is_outdated, self.uploads.verified = False, set()
             self.archives = ArchiveSet(self.source, self.uploads)
@@ -152,7 +167,10 @@ class Mirror:
         return here, {n: s for n, s in small.items() if not {n, *parents_of(n)} & self.broken}
 
     def _is_late(self, name: str, small: dict) -> bool:
-        """Whether a file's folder appeared while small files were listed; the next round copies it as a folder."""
+        """Whether a file is in a folder that appeared while small files were listed.
+
+        The next sync copies it as a folder.
+        """
         is_top = name.split("/")[0] in self.folder_roots
         return is_top and any(f"{folder}/{MANIFEST}" in small for folder in parents_of(name))
 
@@ -162,7 +180,10 @@ class Mirror:
     # folders
 
     def _copy_folder(self, name: str, folder: Folder) -> None:
-        """Copy a folder to Drive, its manifest last. Its files are held open: training may delete it meanwhile."""
+        """Copy a checkpoint or model folder to Drive, its manifest last.
+
+        Its files are held open, since training may delete it meanwhile.
+        """
         if (name, folder.sha256) in self.uploads.verified:
             return
         with ExitStack() as stack:
@@ -181,7 +202,10 @@ class Mirror:
         self.uploads.verified.add((name, folder.sha256))
 
     def _back_up(self, name: str, folder: Folder, manifest: bytes) -> None:
-        """Rename another version on Drive until the new one is complete. Raises NotMirrored if there is no room."""
+        """Rename a folder's old version on Drive to a backup name until the new version is complete.
+
+        Raises NotMirrored if there is no room.
+        """
         there = self.drive.text(f"{name}/{MANIFEST}").encode()
         if there == manifest:
             return  # complete, or repaired file by file
@@ -195,7 +219,10 @@ class Mirror:
         self.uploads.require_room(name, folder.size)
 
     def _make_room(self, size: int) -> None:
-        """Delete checkpoints that are no longer here, the oldest first, but never the newest complete one."""
+        """Delete from Drive checkpoints that no longer exist locally, until `size` bytes fit.
+
+        The oldest first, but never the newest complete one.
+        """
         series = {n: f for n, f in self._on_drive().items() if is_of_series(n)}
         complete = [n for n in newest_first(series, self._here(series)) if self._is_complete(n)]
         for old in complete[1:][::-1]:
@@ -206,7 +233,7 @@ class Mirror:
         return {name for name in names if (self.source / name).is_dir()}
 
     def _prune(self, here: dict[str, Folder]) -> None:
-        """Delete on Drive the checkpoints that were deleted here, except the newest two complete ones."""
+        """Delete from Drive the checkpoints that were deleted locally, except the two newest complete checkpoints."""
         series = {n: folder for n, folder in self._on_drive().items() if is_of_series(n)}
         if not series.keys() - here.keys():
             return
@@ -229,7 +256,10 @@ class Mirror:
             self.uploads.verified.discard(key)
 
     def _is_complete(self, name: str) -> bool:
-        """Whether a folder on Drive verifies; it is read back unless it was before."""
+        """Whether a folder on Drive matches its manifest.
+
+        It is read back unless it was before.
+        """
         key = (name, self._on_drive()[name].sha256)
         if key not in self.uploads.verified:
             text = self.drive.text(f"{name}/{MANIFEST}")
@@ -246,7 +276,7 @@ class Mirror:
         return True
 
     def delete_missing(self) -> str:
-        """Delete on Drive every folder that is no longer here; return the problem, or ""."""
+        """Delete from Drive every folder that no longer exists locally; return the problem as a line, or "" if none."""
 
         def act() -> None:
             here, _ = self._scan()
@@ -267,14 +297,14 @@ class Mirror:
     # two machines
 
     def take_over(self) -> str:
-        """Make this machine the mirror's owner; return the problem, or ""."""
+        """Make this machine the mirror's owner; return the problem as a line, or "" if none."""
         return self._try(self._own)
 
     def _own(self) -> None:
         self.uploads.put_bytes(OWNER, self._machine().encode())
 
     def _require_owner(self) -> None:
-        """Raise NotMirrored if another machine has taken the mirror over since this one did."""
+        """Raise NotMirrored if another machine owns the mirror; without an owner, make this machine the owner."""
         theirs = self.drive.text(OWNER)
         if not theirs:
             self._own()
@@ -291,13 +321,13 @@ class Mirror:
         return path.read_text()
 
     def is_of_this_machine(self) -> bool:
-        """Whether this machine has restored from the mirror, or there was nothing to restore."""
+        """Whether this machine has owned the mirror before, or no machine has."""
         return (self.source / f".{OWNER}").is_file() or not self.drive.text(OWNER)
 
     # reports and take-down
 
     def words(self) -> str:
-        """What is verified on Drive: up to which step, and how much."""
+        """Describe what is verified on Drive, such as `up to step 500, 3.4 GB`."""
         if self.archives is None:
             return format_bytes(0)
         index, verified = self.archives.index, self.uploads.verified
@@ -309,14 +339,17 @@ class Mirror:
         return f"{step}{format_bytes(sum(entry.size for entry in known.values()))}"
 
     def purge(self) -> None:
-        """Delete from Drive every file that is no longer here. Raises NotMirrored or OSError if that fails."""
+        """Delete from Drive every small file that is not in the local run folder.
+
+        Raises NotMirrored or OSError if that fails.
+        """
         with self._round:
             here, found = self._scan()
             self.archives.purge(found, self._on_drive() | here)
 
 
 def _open_all(path: Path, folder: Folder, stack: ExitStack) -> dict[str, BinaryIO] | None:
-    """Open a folder's files for reading; None if it was deleted or replaced meanwhile.
+    """Open all files of a folder for reading, or return None if the folder was deleted or replaced meanwhile.
 
     Raises NotMirrored if it differs from its manifest.
     """

@@ -1,1 +1,1 @@
-"""Models as files: found, opened with care, converted, compared."""
+"""Find, safely open, convert and compare model files."""

@@ -1,4 +1,4 @@
-"""CUDA graphs: kernels are captured once and replayed, so that the GPU never waits for Python.
+"""Capture functions as CUDA graphs: the kernels are recorded once and replayed, so the GPU never waits for Python.
 
 A micro-step of Stable Diffusion v1's UNet launches thousands of kernels, and Python takes longer to launch most of
 them than the GPU takes to run them. A CUDA graph launches all of them at once (PyTorch's notes on CUDA semantics, "CUDA
@@ -18,13 +18,16 @@ log = logging.getLogger(__name__)
 
 
 class CudaGraphs:
-    """Records into CUDA graphs that share one memory pool, so only one of them may run at a time."""
+    """Records functions as CUDA graphs that share a memory pool, so that only one graph may run at a time."""
 
     def __init__(self) -> None:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def warm_up(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run the function once on the recording stream, so that autograd's own state belongs to that stream."""
+        """Run a function once on the recording stream before recording, and return the result.
+
+        Autograd's own state is then that stream's.
+        """
         torch.cuda.empty_cache()  # freed blocks belong to a stream, and this one cannot reuse the others'
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -35,9 +38,9 @@ class CudaGraphs:
     def record(
         self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     ) -> Callable[[], Tensor]:
-        """Record the function without running it; return what replays it and returns its result.
+        """Record a function as a CUDA graph, and return a callable that replays the graph and returns the result.
 
-        Other threads may use the GPU meanwhile.
+        The function is not run. Other threads may use the GPU meanwhile.
         """
         graph = torch.cuda.CUDAGraph()
         mode = {"stream": self.stream, "capture_error_mode": "thread_local"}
@@ -53,12 +56,15 @@ class CudaGraphs:
 
 @lru_cache(maxsize=1)
 def _shared_graphs() -> CudaGraphs:
-    """One memory pool for all graphs of a process: each reuses the memory of the others."""
+    """Return the recorder that all graphs of a process share, with one memory pool.
+
+    Each graph reuses the memory of the others.
+    """
     return CudaGraphs()
 
 
 class Captured:
-    """A function of tensors that is captured as a CUDA graph: the first call with a shape runs it, later ones replay.
+    """A function of tensors: run at the first call per input shape, replayed as a CUDA graph at later calls.
 
     The function must return a tensor, read no tensor's value in Python, and write anything else to the same address
     at each call. If it cannot be captured, it runs uncaptured and a warning says why.
@@ -67,7 +73,7 @@ class Captured:
     def __init__(
         self, function: Callable[..., Tensor], name: str, recorder: CudaGraphs | None = None
     ) -> None:
-        """`name` is for that warning, such as "the training step"."""
+        """Wrap `function` for capture; `name` describes it in a warning, such as "the training step"."""
         self.function, self.name = function, name
         self.recorder = recorder or _shared_graphs()
         self.recorded: dict[tuple, tuple[tuple[Tensor, ...], Callable[[], Tensor]]] = {}
@@ -107,7 +113,7 @@ class Captured:
 
 
 class CapturedForward:
-    """A UNet's forward pass, captured for a pipeline that calls it at every sampling step."""
+    """Captures a UNet's forward pass as a CUDA graph, for a pipeline that calls it at every sampling step."""
 
     def __init__(self, unet: nn.Module, recorder: CudaGraphs | None = None) -> None:
         self.unet, self.recorder = unet, recorder
@@ -115,7 +121,10 @@ class CapturedForward:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Replace the UNet's forward inside. Weights may change in between; if one has moved, it is captured again."""
+        """Replace the UNet's forward by the captured forward pass inside this context.
+
+        Weights may change in between; if one has moved, it is captured again.
+        """
         addresses = [tensor.data_ptr() for tensor in self.unet.state_dict().values()]
         if addresses != self.addresses:
             self.addresses = addresses
@@ -132,7 +141,10 @@ class CapturedForward:
     def _call(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
     ) -> tuple[Tensor]:
-        """Called as a pipeline calls a UNet; for Stable Diffusion v1 all other arguments are None."""
+        """Call the UNet through the CUDA graph, or uncaptured if a pipeline passes further arguments.
+
+        For Stable Diffusion v1 they are all None.
+        """
         given = {name: value for name, value in others.items() if value is not None}
         if set(given) - {"return_dict"}:
             return self.eager(sample, timestep, encoder_hidden_states, **others)

@@ -1,4 +1,7 @@
-"""Download a model of the Hub as a folder, without code and pickles; variants (fp16) get the usual file names."""
+"""Download a model from the Hub as a folder, without code and pickles.
+
+Weights that exist only as variants (fp16) get the usual file names.
+"""
 
 import hashlib
 import json
@@ -30,7 +33,7 @@ SUCCESSORS = {  # repositories with the weights of those that were deleted from 
 
 @lru_cache  # warns once
 def successor(hub_id: str) -> str:
-    """The hub id that replaces a deleted repository's, with a warning; other ids are returned unchanged."""
+    """Return the hub id that replaces a deleted repository, with a warning; other ids are returned unchanged."""
     if hub_id not in SUCCESSORS:
         return hub_id
     log.warning(
@@ -67,7 +70,10 @@ def fetch_model(hub_id: str, weights: bool) -> Path:
 
 
 def _fetch_single_file(hub_id: str) -> Path:
-    """Download the one-file model of a repository; return its folder. Raises ValueError if there are several."""
+    """Download the only one-file model of a Hub repository, and return its folder.
+
+    Raises ValueError unless there is exactly one.
+    """
     names = [n for n in list_repo_files(hub_id) if n.endswith(".safetensors") and "/" not in n]
     if len(names) != 1:
         raise ValueError(
@@ -77,7 +83,10 @@ def _fetch_single_file(hub_id: str) -> Path:
 
 
 def rename_variants(folder: Path) -> Path:
-    """A folder in which all weights have their usual names: itself, or one with links to its files, made once."""
+    """Return a folder in which all weights have their usual names.
+
+    It is `folder` itself, or one with links to its files, made once.
+    """
     files = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
     plain: dict[Path, Path] = {}
     for name in sorted(files, key=lambda name: ("fp32" not in name.name, "fp16" not in name.name)):

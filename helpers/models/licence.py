@@ -1,4 +1,4 @@
-"""The licence and the name of a base model, for the cards of models that are trained from it."""
+"""Find a base model's licence and public name, for the cards of models that are trained from it."""
 
 import re
 from contextlib import suppress
@@ -22,7 +22,7 @@ SAFE = re.compile(r"[\w .+/:()#-]{1,200}")  # what is copied from another model'
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as in the Hub's cards: one of its ids, or `other` with a name and a link."""
+    """A licence as in the Hub's model cards: a licence id, or `other` with a name and a link."""
 
     license: str
     license_name: str | None = None
@@ -30,7 +30,7 @@ class Licence:
 
     @property
     def name(self) -> str:
-        """The licence's usual name."""
+        """The licence's usual name, such as Apache 2.0."""
         return self.license_name or NAMES.get(self.license, self.license)
 
     @property
@@ -38,12 +38,12 @@ class Licence:
         return "openrail" in self.license
 
     def fields(self) -> dict[str, str]:
-        """The licence fields of a card's header."""
+        """Return the licence fields of a model card's header."""
         return {name: value for name, value in asdict(self).items() if value}
 
 
 def licence_of(base_model: str, is_v2: bool) -> Licence:
-    """The base model's licence by its card, in its folder or on the Hub; by its family if the card names none.
+    """Return a base model's licence as its model card names it, or else the licence of its Stable Diffusion version.
 
     Stable Diffusion 1 is under CreativeML OpenRAIL-M and 2 under Open RAIL++-M; both require that their use-based
     restrictions are passed on. Never raises, since a missing card must not end a training.
@@ -68,6 +68,9 @@ def _text(card: dict[str, Any], name: str) -> str | None:
 
 
 def public_name(base_model: str) -> str:
-    """A base model's hub id, or the last part of its path: a person's folders are private."""
+    """Return a base model's hub id, or only the last part of its path.
+
+    A person's folders are private.
+    """
     is_local = Path(base_model).exists() or not HUB_ID.fullmatch(base_model)
     return Path(base_model).name if is_local else base_model

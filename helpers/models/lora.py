@@ -1,9 +1,9 @@
-"""Write, read and load a LoRA file in diffusers' layout, with one naming scheme and with alpha.
+"""Write, read and load LoRA files in diffusers' layout, with rank and alpha in the metadata.
 
     unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight     (rank, in)
     text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_B.weight           (out, rank)
 
-The metadata hold each part's rank and alpha, which diffusers reads since 0.34.
+The metadata hold each component's rank and alpha, which diffusers reads since 0.34.
 """
 
 import json
@@ -35,7 +35,7 @@ OTHER_NAMES = (  # of transformers 5.6's modules, and of version 0.2: up to thre
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA: its tensors by name as they were trained, each layer's alpha, and peft's settings."""
+    """A LoRA: the trained tensors by name, alpha by layer, and peft's settings."""
 
     tensors: dict[str, Tensor]
     alpha: dict[str, float]
@@ -43,12 +43,12 @@ class Lora:
 
     @property
     def parts(self) -> set[str]:
-        """The pipeline's parts that it changes: `unet`, or `text_encoder` as well."""
+        """The pipeline components that the LoRA changes: `unet`, `text_encoder` or both."""
         return {name.split(".")[0] for name in self.alpha}
 
     @property
     def scaled(self) -> dict[str, Tensor]:
-        """The tensors with `lora_B` multiplied by alpha / rank, for programs that take alpha as the rank."""
+        """The tensors with `lora_B` multiplied by alpha / rank, for programs that assume alpha = rank."""
         return {
             name: tensor * (self.alpha[name.removesuffix(UP)] / tensor.shape[1])
             if name.endswith(UP)
@@ -58,7 +58,7 @@ class Lora:
 
 
 def extract_lora(modules: dict[str, nn.Module]) -> Lora:
-    """Read the LoRA in a pipeline's parts from their layers; float32 on the CPU."""
+    """Extract the LoRA from a pipeline's modules, as float32 tensors on the CPU."""
     tensors, alpha, settings = {}, {}, {}
     for part, module in modules.items():
         for own in module.peft_config.values():
@@ -77,14 +77,14 @@ def extract_lora(modules: dict[str, nn.Module]) -> Lora:
 
 
 def write_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
-    """Write a LoRA file for `load_lora_weights`, with further metadata."""
+    """Write a LoRA file that diffusers' `load_lora_weights` reads, with further metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {METADATA: json.dumps(lora.settings)} if lora.settings else {}
     save_file(lora.tensors, path, {"format": "pt"} | settings | metadata)
 
 
 def read_lora(path: Path) -> Lora:
-    """Read a LoRA file of any version of this project. Raises RunError if it is not a safetensors file."""
+    """Read a LoRA file of any version of this project. Raises RunError if the file is not safetensors."""
     tensors = {_name_in_file(name): tensor for name, tensor in load_file(path).items()}
     with safe_open(path, "pt") as file:
         metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
@@ -101,7 +101,7 @@ def _name_in_file(name: str) -> str:
 
 
 def load_lora(pipeline: StableDiffusionPipeline, path: Path) -> None:
-    """Load a LoRA file, in either layout, into a pipeline by diffusers' own loader.
+    """Load a LoRA file into a pipeline by diffusers' own loader.
 
     diffusers before 0.41 does not find the text encoder's layers under transformers 5.6, whose modules have no
     `text_model.` in their names: it is given the modules' names. Raises RunError for a file that it refuses.

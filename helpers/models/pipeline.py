@@ -10,7 +10,7 @@ from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 
 
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:
-    """Load a Stable Diffusion pipeline from anything that untrusted.model_folder accepts; `parts` replace its own.
+    """Load a Stable Diffusion pipeline from a path or hub id, with `parts` in place of its own components.
 
     Raises RunError if it is missing, or has other files than safetensors and JSON.
     """
@@ -26,7 +26,10 @@ def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusi
 
 
 def clamp_steps(asked: int, scheduler: Any) -> int:
-    """Limit sampling steps to what DPM-Solver++ can take in this noise schedule; one more gives IndexError or NaN."""
+    """Limit sampling steps to the maximum that DPM-Solver++ supports with this noise schedule.
+
+    One more gives IndexError or NaN.
+    """
     return min(asked, scheduler.config.num_train_timesteps - 2)
 
 

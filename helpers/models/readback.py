@@ -1,4 +1,4 @@
-"""Read back what was written, and compare every tensor by name, shape and value."""
+"""Read written weights back, and compare every tensor with the trained tensor by name, shape and value."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ ROUNDINGS = 16  # in eps of the largest value: sums in another order differ by a
 
 
 def fingerprint(module: nn.Module) -> str:
-    """The SHA-256 of all weights of a module, in order of name."""
+    """Return the SHA-256 of a module's weights, in order of name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -26,12 +26,12 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's content as bytes."""
+    """Return a tensor's values as bytes."""
     return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
 
 
 def effective_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield a module's weights with a LoRA's change added, by their names without adapters."""
+    """Yield a module's (name, tensor) pairs with the LoRA merged in, under the names of a model without LoRA."""
     layers = {n: m for n, m in module.named_modules() if isinstance(m, LoraLayer)}
     for name, tensor in module.state_dict().items():
         if ".lora_" in name:
@@ -44,7 +44,7 @@ def effective_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def require_names(path: Path, expected: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise RunError unless a safetensors file has exactly these tensors, each with its shape."""
+    """Raise RunError unless a safetensors file has exactly the expected tensor names and shapes."""
     shapes = {name: tuple(tensor.shape) for name, tensor in expected}
     try:
         with safe_open(path, "pt") as file:
@@ -66,7 +66,7 @@ def require_equal(
     found: Iterable[tuple[str, Tensor]],
     rounded: bool = False,
 ) -> None:
-    """Raise RunError, naming the tensors, if one side lacks a tensor or its values differ.
+    """Raise RunError, naming the tensors, unless `found` has the same names and values as `expected`.
 
     `expected` is rounded to the dtype of `found` first. With `rounded`, values may differ by rounding errors of sums in
     that dtype (ROUNDINGS eps of the tensor's largest value); without it, not at all.
@@ -99,7 +99,7 @@ def _require_none(path: Path, names: Iterable[str]) -> None:
 
 
 def unreadable(path: Path, error: Exception) -> RunError:
-    """The RunError for a written file that its loader refuses."""
+    """Build the RunError for a written file that its loader refuses."""
     what = str(error).strip().split("\n")[0] or type(error).__name__
     return RunError(
         f"{final_path(path)} cannot be read back ({what}), so nothing was replaced: run the notebook again, "
@@ -108,5 +108,5 @@ def unreadable(path: Path, error: Exception) -> RunError:
 
 
 def final_path(path: Path) -> Path:
-    """The final path of a file that `replacing_folder` has written under a temporary name."""
+    """Return the final path of a file that `replacing_folder` has written under a temporary name."""
     return Path(*(re.sub(r"^\.(.+)\.part$", r"\1", part) for part in path.parts))

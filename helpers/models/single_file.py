@@ -60,7 +60,10 @@ REFUSED = {  # by how a weight's name begins: what the file is
 
 
 def find_single_file(folder: Path) -> Path | None:
-    """The one-file checkpoint in a folder that is not in diffusers layout, or None. Raises ValueError for several."""
+    """Return the one-file checkpoint in a folder, or None if the folder has none or is in diffusers layout.
+
+    Raises ValueError for several.
+    """
     if (folder / "config.json").is_file() or any(folder.glob("unet/*.[sb]*")):
         return None
     found = sorted(folder.glob("[!.]*.safetensors"))
@@ -104,7 +107,7 @@ def _hash_of(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 class _Header(dict[str, tuple[str, list[int]]]):
-    """The dtype and shape of each tensor of a file, and the file's metadata."""
+    """The header of a safetensors file: dtype and shape of each tensor, and metadata."""
 
     metadata: dict[str, str]
 
@@ -127,7 +130,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _check_header(header: _Header) -> None:
-    """Raise ValueError unless it is a complete text-to-image Stable Diffusion 1 or 2."""
+    """Raise ValueError unless a file's header is that of a complete text-to-image Stable Diffusion 1 or 2."""
     for prefix, what in REFUSED.items():
         if any(name.startswith(prefix) for name in header):
             raise ValueError(f"it holds {what}")
@@ -147,7 +150,7 @@ def _check_header(header: _Header) -> None:
 
 
 def _find_settings(path: Path) -> dict[Path, Path]:
-    """Find config files in diffusers layout, a tokenizer and a .yaml beside a file, by relative path.
+    """Find the config files, tokenizer and .yaml beside a one-file model, as {relative path: path}.
 
     For a link, the files beside the link come first, then those beside its target.
     """
@@ -163,7 +166,7 @@ def _find_settings(path: Path) -> dict[Path, Path]:
 
 
 def _write_settings(path: Path, header: _Header, settings: dict[Path, Path], made: Path) -> None:
-    """Write all files of a folder in diffusers layout except the weights."""
+    """Write the config files and the tokenizer of a folder in diffusers layout: all files except the weights."""
     unet, text = (V2_UNET, V2_TEXT) if header.is_v2 else (V1_UNET, V1_TEXT)
     built_in = {
         "unet/config.json": lambda: UNet2DConditionModel.from_config(unet),
@@ -196,7 +199,7 @@ def _save_config(make: Callable[[], Any], folder: Path) -> None:
 
 
 def _fetch_tokenizer(path: Path) -> str:
-    """Download CLIP's vocabulary from the Hub, or take it from its cache; return its folder."""
+    """Download CLIP's tokenizer from the Hub unless it is in the cache; return its folder."""
     try:
         return snapshot_download(
             TOKENIZER, allow_patterns=["*token*.json", "vocab.json", "merges.txt"]
@@ -209,7 +212,7 @@ def _fetch_tokenizer(path: Path) -> str:
 
 
 def _scheduler(path: Path, header: _Header, settings: dict[Path, Path]) -> Any:
-    """The noise scheduler that a file was trained with, by its keys, its metadata and the .yaml beside it.
+    """Return the noise scheduler that a one-file model was trained with, by its keys, metadata and .yaml.
 
     Raises ValueError for a Stable Diffusion 2 without any of them: both prediction types have the same weights.
     """
@@ -231,7 +234,7 @@ def _scheduler(path: Path, header: _Header, settings: dict[Path, Path]) -> Any:
 
 
 def _parameterization(path: Path) -> str:
-    """The prediction type in a model's .yaml, as CompVis' code reads it; `eps` (noise) by default."""
+    """Read the prediction type from a model's .yaml, or return `eps` (noise) if the file has none."""
     found = re.search(
         r"^\s*parameterization:\s*[\"']?(\w+)", path.read_text(errors="replace"), re.M
     )

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2: the configs of their parts, and their weights' original names (CompVis, 2022)."""
+"""Configs of Stable Diffusion 1 and 2, and the renaming of their original weights (CompVis, 2022) for diffusers."""
 
 from pathlib import Path
 
@@ -73,7 +73,7 @@ INDEX = {
 
 
 def empty_models(made: Path) -> dict[str, nn.Module]:
-    """The models that a folder's config files describe, on the meta device: without memory for weights."""
+    """Build the UNet, VAE and text encoder of a folder's config files on the meta device, without weights."""
     with torch.device("meta"):
         return {
             "unet": UNet2DConditionModel.from_config(read_json(made / "unet/config.json")),
@@ -85,7 +85,7 @@ def empty_models(made: Path) -> dict[str, nn.Module]:
 def rename(
     tensors: dict[str, Tensor], models: dict[str, nn.Module]
 ) -> dict[str, dict[str, Tensor]]:
-    """Rename a one-file model's weights to those of diffusers and transformers, by part.
+    """Rename a one-file model's weights to diffusers' and transformers' names, as {component: weights}.
 
     Raises ValueError if a weight of a model in `models` is missing, or has another shape.
     """
@@ -104,7 +104,7 @@ def rename(
 
 
 def _rename_text(text: dict[str, Tensor], model: CLIPTextModel) -> dict[str, Tensor]:
-    """Rename a text encoder's weights to names that all versions of transformers read."""
+    """Rename a text encoder's original weights to names that all versions of transformers read."""
     if any(name.startswith(OPEN_CLIP) for name in text):
         renamed = convert_open_clip_checkpoint(model, text, OPEN_CLIP)
     else:

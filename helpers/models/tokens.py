@@ -1,4 +1,4 @@
-"""Count CLIP tokens, find a base model's token limit, and shorten a text to it without losing its suffix."""
+"""Count CLIP tokens, find a base model's token limit, and shorten a text to that limit before its suffix."""
 
 import re
 from bisect import bisect_right
@@ -27,7 +27,7 @@ LENGTHS = {  # the files and keys of a model that give the limit
 
 
 def base_model_of(run: Run) -> str:
-    """The base model of 04's last settings; before 04 ran, that of the preset for 01's source, or of preset t4."""
+    """Return a run's base model: from 04's last settings, else from the preset for 01's source, else from preset t4."""
     with suppress(RunError):
         return run.read_config("train")["base_model"]
     with suppress(RunError, KeyError):
@@ -36,7 +36,7 @@ def base_model_of(run: Run) -> str:
 
 
 def token_limit(base_model: str) -> int:
-    """The maximum number of tokens of a base model, or of a tokenizer alone; 77 if their files do not say."""
+    """Return a base model's or tokenizer's maximum number of tokens, or 77 if unknown."""
     limits = [CLIP_TOKENS]
     for name, key in LENGTHS.items():
         with suppress(OSError, ValueError, AttributeError):
@@ -46,7 +46,10 @@ def token_limit(base_model: str) -> int:
 
 
 def _file(base_model: str, name: str) -> Path:
-    """A file in a model's folder, or in the Hub's cache. Raises OSError or ValueError if it is missing."""
+    """Return the path of a file in a model's folder, or in the Hub's cache.
+
+    Raises OSError or ValueError if it is missing.
+    """
     path = Path(base_model).expanduser()
     if path.exists():  # a one-file model's tokenizer is beside it
         return (path if path.is_dir() else path.parent) / name
@@ -58,7 +61,7 @@ def _file(base_model: str, name: str) -> Path:
 
 @cache
 def token_counter(base_model: str) -> tuple[Callable[[str], int], str]:
-    """A function that counts a text's CLIP tokens, with begin and end, and a note if it only estimates them.
+    """Return a function that counts a text's CLIP tokens with begin and end, and a note if counts are estimates.
 
     An exact count needs a tokenizer.json: that of `base_model` (a folder, a one-file model's folder or a hub id), or
     else CLIP's own, from the Hub's cache, or on Colab from the Hub (2 MB).
@@ -86,7 +89,7 @@ def _exact_counter(path: Path) -> Callable[[str], int]:
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate CLIP tokens by word length: 1 up to six letters, then 1 more for every four.
+    """Estimate a text's CLIP tokens by word length: 1 for a word of up to six letters, 1 more for every four.
 
     Measured against CLIP's own merges on 3,168 lines of English: 10% too many on average, too few in a
     fifth of the lines, by 27% at the worst hundredth; letters beyond ASCII count by their bytes.
@@ -101,7 +104,7 @@ def count_tokens(tokenizer: Any, text: str) -> int:
 
 
 def shorten(tokenizer: Any, text: str, suffix: str, max_tokens: int) -> str:
-    """Shorten a text at the end of a word to at most `max_tokens` tokens, and keep its suffix.
+    """Remove words before a text's suffix until the text has at most `max_tokens` tokens.
 
     If the suffix alone takes all of them, the suffix is returned in full.
     """

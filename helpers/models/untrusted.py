@@ -1,4 +1,4 @@
-"""Models of others are untrusted: only safetensors and JSON are read, so that nothing in them can run.
+"""Open untrusted models safely: only safetensors and JSON are read, so that no code in a model can run.
 
 Loading a pickle runs any code in it, and so does a Python module beside the weights where a loader looks for one.
 Neither is ever opened, whatever the libraries would allow. Loaders get a folder in diffusers layout, never a hub id or
@@ -40,7 +40,7 @@ PARTS = {  # the classes of Stable Diffusion's pipelines, and their libraries
 
 @contextmanager
 def open_model(setting: str, model: str, advice: str, *, weights: bool = True) -> Iterator[Path]:
-    """Yield the folder to load a model from, by `model_folder`; errors inside become a RunError of one line.
+    """Yield a model's folder, found by `model_folder`; errors inside this context become a RunError of one line.
 
     setting  the setting that names the model, for the error
     advice   what to do next, for the error
@@ -86,7 +86,10 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
 
 
 def _refuse_missing_path(model: str) -> None:
-    """Raise OSError for a path that does not exist, instead of asking the Hub, whose error would be about ids."""
+    """Raise OSError if a model's name looks like a path that does not exist rather than a hub id.
+
+    The Hub's own error would be about ids.
+    """
     is_id = HUB_ID.fullmatch(model)
     is_near = "/" in model and Path(model).parent.is_dir()
     if not is_id or is_near or Path(model).suffix in (*PICKLED, ".safetensors"):
@@ -94,7 +97,7 @@ def _refuse_missing_path(model: str) -> None:
 
 
 def _refuse_unsafe(folder: Path) -> None:
-    """Raise ValueError for a folder from which a loader could read anything but safetensors and JSON inside it."""
+    """Raise ValueError if a model's folder has linked folders, shards other than safetensors, or an adapter."""
     files = sorted(folder.rglob("*"))
     # files in a linked folder are loaded, but would not be checked; the Hub's cache links only files
     if linked := [path for path in files if path.is_symlink() and path.is_dir()]:
@@ -112,7 +115,7 @@ def _refuse_unsafe(folder: Path) -> None:
 
 
 def _unloadable(setting: str, model: str, folder: Path, error: Exception, advice: str) -> RunError:
-    """The RunError for a model that cannot be loaded: what is wrong with it, and what to do next."""
+    """Build the RunError for a model that cannot be loaded: what is wrong with it, and what to do next."""
     what = str(error).strip().split("\n")[0] or type(error).__name__
     pickled = sorted(path for path in folder.rglob("*") if path.suffix in PICKLED)
     if pickled and isinstance(error, OSError):
@@ -122,7 +125,7 @@ def _unloadable(setting: str, model: str, folder: Path, error: Exception, advice
 
 
 def refuse_code(folder: Path) -> None:
-    """Raise ValueError if a pipeline's folder has Python modules, nested pipelines, or parts of unknown classes."""
+    """Raise ValueError if a pipeline's folder has Python modules, nested pipelines, or unknown component classes."""
     if modules := sorted(path for path in folder.rglob("*.py")):
         raise ValueError(f"it holds code, {modules[0].relative_to(folder)}, which is not run")
     top = folder / "model_index.json"
@@ -136,7 +139,7 @@ def refuse_code(folder: Path) -> None:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """Read a JSON config file of a model. Raises ValueError, naming the file, if it is not one."""
+    """Read a model's JSON config file. Raises ValueError, naming the file, if the content is not a JSON object."""
     name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
     try:
         content = read_json(path)
@@ -148,7 +151,7 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 
 def fit_tokenizer(tokenizer: Any, text_encoder: Any) -> None:
-    """Set a CLIP tokenizer's maximum length and padding token to fit its text encoder, if it has none."""
+    """Limit a CLIP tokenizer to its text encoder's length, and set a padding token if the tokenizer has none."""
     longest = text_encoder.config.max_position_embeddings
     tokenizer.model_max_length = min(int(tokenizer.model_max_length), longest)
     if tokenizer.pad_token is None:
@@ -162,7 +165,7 @@ def _is_known(library: str | None, kind: str | None) -> bool:
 
 
 def load_file(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file's tensors to the CPU. Raises RunError if it is not one."""
+    """Read the tensors of a safetensors file to the CPU. Raises RunError if the file is not safetensors."""
     try:
         return read_tensors(path)
     except SafetensorError as error:

@@ -1,1 +1,1 @@
-"""04: the fine-tune. Begin reading in trainer.py."""
+"""Fine-tune the model (notebook 04). Begin reading in trainer.py."""

@@ -1,4 +1,4 @@
-"""04's training from a shell, on one GPU or several: `accelerate launch -m helpers.train RUN`.
+"""Train the model from a shell, on one GPU or several: `accelerate launch -m helpers.train RUN`.
 
 The settings are those that 04_train left in the run, or those of a preset: `--preset t4 -p max_steps 500`.
 """

@@ -1,4 +1,4 @@
-"""Images to pixels: the aspect-ratio bucket that an image is trained in, and its cached augmentations.
+"""Load training images as pixels: choose an aspect-ratio bucket, resize, crop and mirror.
 
 Aspect-ratio buckets (NovelAI 2022, https://github.com/NovelAI/novelai-aspect-ratio-bucketing) keep the whole image
 where a square crop would lose a third of it.
@@ -26,7 +26,10 @@ AREAS = (
 
 @dataclass(frozen=True)
 class Crop:
-    """How images are resized, cropped and augmented. The cache of latents is keyed by these fields, in this order."""
+    """The settings by which images are resized, cropped and augmented.
+
+    The cache of latents is keyed by these fields, in this order.
+    """
 
     side_px: int  # of the square, or of the square that has a bucket's area
     step_px: int = 0  # sides of buckets are multiples of this; 0 crops squares
@@ -35,18 +38,18 @@ class Crop:
 
     @classmethod
     def from_config(cls, config: TrainConfig, step_px: int, augmented: bool) -> "Crop":
-        """The crop of a config; validation images are not `augmented`."""
+        """Create a Crop from the training settings, with several crops and mirroring only if `augmented`."""
         crops, flip = (config.crops_per_image, config.random_flip) if augmented else (1, False)
         return cls(config.resolution_px, step_px if config.aspect_ratio_buckets else 0, crops, flip)
 
     def shape(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """The (width, height) that an image of this size is trained at."""
+        """Return the (width, height) at which an image of this size is trained."""
         if not self.step_px:
             return self.side_px, self.side_px
         return nearest_bucket(width_px / height_px, self.side_px, self.step_px)
 
     def augmentations(self, path: Path) -> Tensor:
-        """Load an image file and crop it: (V, 3, height, width) in -1..1, the center crop first.
+        """Load an image file as V crops (V, 3, height, width) in -1..1, the center crop first.
 
         Raises RunError if it does not decode.
         """
@@ -67,7 +70,10 @@ class Crop:
 
 
 def nearest_bucket(ratio: float, side_px: int, step_px: int) -> tuple[int, int]:
-    """The bucket (width, height) nearest to an aspect ratio: multiples of `step_px`, about side_px squared in area."""
+    """Return the bucket (width, height) with about side_px**2 pixels that is nearest to an aspect ratio.
+
+    Both are multiples of `step_px`.
+    """
     ratio = min(max(ratio, 1 / MAX_ASPECT_RATIO), MAX_ASPECT_RATIO)
     low, high = (share * side_px**2 for share in AREAS)
     sides = range(step_px, math.isqrt(int(MAX_ASPECT_RATIO * high)) + step_px, step_px)
@@ -80,6 +86,6 @@ def nearest_bucket(ratio: float, side_px: int, step_px: int) -> tuple[int, int]:
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    """An image as (3, height, width) in -1..1."""
+    """Return an image as a tensor (3, height, width) in -1..1."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(image.height, image.width, 3).permute(2, 0, 1).float() / 127.5 - 1

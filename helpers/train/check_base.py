@@ -1,4 +1,4 @@
-"""Checks of the base model before the first step: whatever would make the export fail is refused at the start."""
+"""Check the base model before the first step, and refuse whatever would make the export fail."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,10 @@ def check_files(folder: Path) -> None:
 
 
 def _check_index(folder: Path) -> dict[str, str]:
-    """The class of each component. Raises ValueError if settings or a tokenizer are missing or not JSON."""
+    """Return the class of each component that model_index.json lists.
+
+    Raises ValueError if settings or a tokenizer are missing or not JSON.
+    """
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError("it has no model_index.json, which lists its components")
@@ -90,7 +93,7 @@ def _require(path: Path) -> None:
 def load_model(
     kind: type[Model], folder: Path, part: str, dtype: torch.dtype, device: torch.device
 ) -> Model:
-    """Load a component of a base model onto the CPU; `device` checks its weights for NaN.
+    """Load a component of a base model onto the CPU, and check its weights for NaN and inf on `device`.
 
     Raises ValueError if a weight is missing, which loaders would initialize at random, or is NaN or inf.
     """

@@ -1,7 +1,7 @@
-"""Checkpoints: weights, their moving average, optimizer and learning-rate state, and what they may resume.
+"""Save, verify and resume checkpoints: weights, moving average, optimizer and learning-rate state.
 
-safetensors and JSON only. A folder is filled under a temporary name and renamed, with a manifest of hashes; a
-reader takes the newest one that verifies. No random state is saved, since none is needed (data.py).
+safetensors and JSON only. A folder is filled under a temporary name and renamed, with a manifest of hashes; a reader
+takes the newest one that verifies. No random state is saved, since none is needed (data.py).
 """
 
 import logging
@@ -47,7 +47,7 @@ FORMAT = 1  # a checkpoint of this format resumes for ever (tests/golden)
 
 @dataclass(frozen=True)
 class TrainingSignature:
-    """What a training must share with a checkpoint to resume from it."""
+    """The settings and hashes that a training and a checkpoint must have in common for resuming."""
 
     config: dict[str, Any]  # the settings that change what a step learns
     base_model: str  # fingerprint of its UNet
@@ -58,9 +58,9 @@ class TrainingSignature:
 def save(
     run: Run, state: TrainState, signature: TrainingSignature, rows: list[dict[str, Any]]
 ) -> Path:
-    """Write a checkpoint of `state.step`, with the log's `rows` up to it, and verify it.
+    """Write the checkpoint of `state.step`, with the log's rows up to that step, and verify it.
 
-    Raises RunError if the disk did not keep it.
+    Returns its folder. Raises RunError if the disk did not keep it.
     """
     folder = run.checkpoint(state.step)
     tensors, numbers, groups = _flatten(state.optimizer.state_dict())
@@ -91,7 +91,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def prune(run: Run, verified: Path, keep: int, best_step: int) -> None:
-    """Delete checkpoints except the newest `keep` valid ones and the best.
+    """Delete checkpoints older than the newest `keep` valid ones, except the checkpoint of `best_step`.
 
     `verified` was just saved and verified.
     """
@@ -103,7 +103,7 @@ def prune(run: Run, verified: Path, keep: int, best_step: int) -> None:
 
 
 def resume(run: Run, state: TrainState, signature: TrainingSignature) -> None:
-    """Load the newest valid checkpoint into `state`; leave it at step 0 if there is no checkpoint.
+    """Load the newest valid checkpoint into `state`, or leave `state` at step 0 if there is no checkpoint.
 
     Raises RunError if the checkpoint is of another config, base model or dataset, if a newer version of this
     project wrote it, or if every checkpoint is damaged: hours of work are not begun again unasked.
@@ -126,7 +126,7 @@ def resume(run: Run, state: TrainState, signature: TrainingSignature) -> None:
 
 
 def find_corruption(run: Run, folder: Path) -> str | None:
-    """Why this checkpoint cannot be resumed, or None.
+    """Return why a checkpoint cannot be resumed, or None if it is valid.
 
     Its files must verify and be listed in the manifest, and its log must hold every step once. A checkpoint of a
     newer version counts as good here; loading it is refused.
@@ -154,7 +154,7 @@ def find_corruption(run: Run, folder: Path) -> str | None:
 
 
 def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str | None:
-    """Load a checkpoint completely or not at all; return why it could not be loaded, or None."""
+    """Load a checkpoint into `state` and return None, or change nothing and return the damage that was found."""
     try:
         saved = read_json(folder / STATE)
         _refuse_newer(folder, saved)
@@ -179,7 +179,10 @@ def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str 
 
 
 def _restore_dtypes(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    """Undo an optimizer's cast of its loaded state to the dtype of its weights, which is bf16 for bf16 weights."""
+    """Restore the saved dtypes of an optimizer's state, which loading has cast to the dtype of the weights.
+
+    That is bf16 for bf16 weights.
+    """
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     for index, weight in enumerate(trained):
         values = state.optimizer.state[weight]
@@ -192,7 +195,10 @@ def _restore_dtypes(state: TrainState, tensors: dict[str, Tensor]) -> None:
 def _read_tensors(
     folder: Path, state: TrainState, saved: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """The weights, their moving average and the optimizer's tensors. Raises ValueError if any does not fit."""
+    """Read the weights, moving average and optimizer tensors of a checkpoint.
+
+    Raises ValueError if any does not fit.
+    """
     if state.ema and AVERAGE not in read_json(folder / MANIFEST):
         raise ValueError(f"{MANIFEST} does not list {AVERAGE}")
     weights = load_file(folder / WEIGHTS)
@@ -221,7 +227,7 @@ def _compare_shapes(theirs: dict[str, Tensor], ours: dict[str, Any]) -> None:
 def _optimizer_state(
     state: TrainState, saved: dict[str, Any], tensors: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """The checkpoint's optimizer state with today's settings, except the learning rate that it had."""
+    """Return a checkpoint's optimizer state with the current settings, but the checkpoint's learning rates."""
     groups, rates = state.optimizer.state_dict()["param_groups"], saved["schedule"]["_last_lr"]
     if [group["params"] for group in saved["groups"]] != [group["params"] for group in groups]:
         raise ValueError("its optimizer's groups are not this one's")
@@ -231,7 +237,10 @@ def _optimizer_state(
 
 
 def _lr_scheduler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, Any]:
-    """The learning-rate schedule's position and last rates; the rest follows from the settings."""
+    """Return the learning-rate scheduler's state at a checkpoint's step, with its last rates.
+
+    The rest follows from the settings.
+    """
     rates, step = saved["schedule"]["_last_lr"], saved["step"]
     _require_finite("its schedule", rates)
     if saved["schedule"]["last_epoch"] != step:
@@ -241,7 +250,10 @@ def _lr_scheduler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, A
 
 
 def _scaler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, Any] | None:
-    """The fp16 gradient scale; None if there is no scaler now, or was none, as on a GPU that trained in bf16."""
+    """Return the fp16 gradient scaler's state from a checkpoint, or None if training or checkpoint has no scaler.
+
+    A GPU that trained in bf16 had none.
+    """
     if not (state.scaler and saved["scaler"]):
         return None
     scale = {name: saved["scaler"][name] for name in ("scale", "_growth_tracker")}
@@ -266,7 +278,7 @@ def _refuse_newer(folder: Path, saved: dict[str, Any]) -> None:
 
 
 def load_weights(folder: Path, weights: dict[str, nn.Parameter], use_ema: bool = False) -> None:
-    """Copy a checkpoint's weights into the model, or with `use_ema` their moving average if it has one."""
+    """Copy a checkpoint's weights into the model, or with `use_ema` the moving average if it was saved."""
     name = AVERAGE if use_ema and AVERAGE in read_json(folder / MANIFEST) else WEIGHTS
     _copy_into({name: p.data for name, p in weights.items()}, load_file(folder / name))
 
@@ -281,31 +293,34 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def latest_step(run: Run) -> int:
-    """The step of the newest valid checkpoint, 0 if there is none."""
+    """Return the step of the newest valid checkpoint, or 0 if there is none."""
     folders = (f for f in _newest_first(run) if find_corruption(run, f) is None)
     return next((step_of(folder) for folder in folders), 0)
 
 
 def _newest_first(run: Run) -> list[Path]:
-    """Checkpoint folders, the newest first; a sync client's copy `step-000250 (1)` is not one."""
+    """Return the checkpoint folders, the newest first.
+
+    A sync client's copy `step-000250 (1)` is not one.
+    """
     named = [p for p in run.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
     folders = [p for p in named if p.is_dir() and p == run.checkpoint(step_of(p))]
     return sorted(folders, key=step_of, reverse=True)
 
 
 def _strangely_named(run: Run) -> list[Path]:
-    """Checkpoints under another name, such as a sync client's `step-000250 (1)`."""
+    """Return checkpoint folders under another name, such as a sync client's `step-000250 (1)`."""
     found = [path.parent for path in sorted(run.checkpoints.glob(f"[!.]*/{MANIFEST}"))]
     return [folder for folder in found if folder not in _newest_first(run)]
 
 
 def step_of(folder: Path) -> int:
-    """The step in a checkpoint's name."""
+    """Return the step in a checkpoint folder's name."""
     return int(folder.name.removeprefix("step-"))
 
 
 def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSignature) -> None:
-    """Raise RunError, listing the differences, if a checkpoint belongs to another training."""
+    """Raise RunError, listing the differences, if a checkpoint is of another training."""
     defaults = {f.name: f.default for f in fields(TrainConfig)}  # of what was no setting yet
     theirs, ours = defaults | saved["config"], signature.config
     changed = [
@@ -335,7 +350,7 @@ def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSi
 def _flatten(
     state: dict[str, Any],
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
-    """An optimizer's state_dict as named tensors, plain numbers, and its groups."""
+    """Split an optimizer's state_dict into named tensors, other named values, and parameter groups."""
     flat = {
         f"{index}.{name}": value
         for index, values in state["state"].items()
@@ -346,7 +361,10 @@ def _flatten(
 
 
 def _unwrap(values: dict[str, Any]) -> dict[str, Any]:
-    """A weight's state, with the dict that bitsandbytes nests in it lifted out; it loads either form."""
+    """Flatten the dict that bitsandbytes nests in a weight's optimizer state.
+
+    bitsandbytes loads either form.
+    """
     inner = [value for value in values.values() if isinstance(value, dict)]
     outer = {name: value for name, value in values.items() if not isinstance(value, dict)}
     return outer | {name: value for part in inner for name, value in part.items()}

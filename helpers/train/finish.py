@@ -1,4 +1,4 @@
-"""After the last step: the model exported, read back and judged, and the training images that fit worst.
+"""Finish a training: export and reload the model, judge the training, and rank the training images by loss.
 
 The verdict is that of model/ as it lies on the disk: it is read back, compared with what was trained, and evaluated.
 """
@@ -39,7 +39,7 @@ ROUNDING = {"no": 1e-4, "bf16": 3e-2, "fp16": 3e-2}  # relative, of a loss, by p
 
 
 def is_finished(config: TrainConfig, run: Run) -> bool:
-    """Whether this training has already reached its last step and exported its model."""
+    """Whether a training with these settings and data has ended and exported its model."""
     try:
         verdict, done = run.read_verdict(), read_settings(TrainConfig, run.read_config("train"))
     except RunError:  # missing or damaged; both are written anew
@@ -55,7 +55,7 @@ def is_finished(config: TrainConfig, run: Run) -> bool:
 
 
 def finish(training: Training, state: TrainState) -> None:
-    """Export the model and its verdict: the best checkpoint's if the validation loss rose, else the last one's.
+    """Export the model and write verdict.json, using the best checkpoint if the validation loss rose, else the last.
 
     Raises RunError if what lies on the disk is not what was trained; then nothing is replaced.
     """
@@ -87,7 +87,7 @@ def finish(training: Training, state: TrainState) -> None:
 
 
 def _load_weights_to_export(training: Training, state: TrainState, verdict: Verdict) -> int:
-    """Load the weights to export into the model, and return their step."""
+    """Load the best or the last checkpoint's weights into the model, and return that checkpoint's step."""
     run, best_step = training.run, best_point(training.log.val_curve)[0]
     for step in [best_step, state.step] if verdict.rose else [state.step]:
         if (what := find_corruption(run.checkpoint(step))) is None:
@@ -98,7 +98,10 @@ def _load_weights_to_export(training: Training, state: TrainState, verdict: Verd
 
 
 def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusionPipeline]:
-    """Write model/, a LoRA's file first; return the validation loss of what was read back, and its pipeline."""
+    """Write and reload the model/ folder; return (validation loss, pipeline) of the reloaded model.
+
+    A LoRA's file comes first.
+    """
     config, components, run = training.config, training.components, training.run
     in_memory = training.val_loss(training.evaluated_model(), training.device)
     if not math.isfinite(in_memory):
@@ -122,7 +125,7 @@ def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusi
 
 
 def _free_step_memory(training: Training, state: TrainState) -> None:
-    """Free what only steps need: gradients, the CUDA graphs that write them, and the model's place on the GPU."""
+    """Free the GPU memory that only training steps need: gradients, CUDA graphs and the trained model."""
     state.optimizer.optimizer.zero_grad(set_to_none=True)
     if isinstance(training.forward_backward, Captured):
         training.forward_backward.release()
@@ -133,7 +136,7 @@ def _free_step_memory(training: Training, state: TrainState) -> None:
 def _evaluate(
     training: Training, pipeline: StableDiffusionPipeline, in_memory: float, path: Path
 ) -> float:
-    """The validation loss of a pipeline that was read back, starting from the captions' words.
+    """Return the validation loss of a pipeline that was read back, with captions tokenized and encoded anew.
 
     Raises RunError if it is not the loss of the modules that were trained.
     """
@@ -153,7 +156,7 @@ def _evaluate(
 
 
 def _rank_training_images(training: Training, pipeline: StableDiffusionPipeline) -> None:
-    """Write the loss of each training image to image_losses.json, the worst-fitting first."""
+    """Write the loss of each training image to image_losses.json, the highest first."""
     dataset, seed = training.datasets.train, training.config.seed
     noise_scheduler, samples = training.components.noise_scheduler, 4 * len(dataset)
     measure = ValidationLoss(dataset, noise_scheduler, seed, samples, same_timesteps=True)
@@ -165,7 +168,7 @@ def _rank_training_images(training: Training, pipeline: StableDiffusionPipeline)
 
 
 def verify_model(run: Run) -> str:
-    """Verify model/ against its manifest and say what training came to.
+    """Verify the model/ folder against its manifest, and return a line about the training's result.
 
     Raises RunError if a file is missing or changed, or training has not ended.
     """
@@ -180,7 +183,7 @@ def verify_model(run: Run) -> str:
 
 
 def _unfinished(run: Run, verdict: dict[str, Any]) -> str:
-    """How far an unfinished training has come, if model/ is an earlier one's."""
+    """Return a note on a newer, unfinished training if model/ is an earlier training's, or "" otherwise."""
     step = max((int(row["step"]) for row in read_log(run.train_log)), default=verdict["steps"])
     asked = run.read_config("train")["max_steps"]
     has_ended = asked <= verdict["steps"] or verdict.get("stopped_early", False)

@@ -1,4 +1,4 @@
-"""The activation memory of forward and backward passes, counted with PyTorch's fake tensors, which take none."""
+"""Count the activation memory of forward and backward passes on PyTorch's fake tensors, which occupy no memory."""
 
 import weakref
 from typing import Any
@@ -14,7 +14,7 @@ from helpers.train.model import TextAndUNet
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of live tensors that were created inside it."""
+    """Counts the bytes of live tensors that were created inside this context, now and at the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
     def _new_storages(self, tree: Any) -> list[torch.UntypedStorage]:
-        """Return the storages in a tree of tensors that were not seen before."""
+        """Return the tensor storages in `tree` that were not seen in earlier calls."""
         storages = [
             leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)
         ]
@@ -46,7 +46,10 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Make a module on the meta device look as if on the CPU, so that autocast and attention kernels run."""
+    """Replace a meta-device module's tensors by fake tensors that appear to be on the CPU.
+
+    Autocast and attention kernels then run.
+    """
     cpu = torch.device("cpu")
     for part in module.modules():
         for name, p in part._parameters.items():
@@ -59,7 +62,10 @@ def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random inputs of the trained module: latents (batch, C, side, side), timesteps, text embeddings or token ids."""
+    """Return inputs for the module to be trained: latents, timesteps, and text embeddings or token ids.
+
+    The latents are (batch, C, side, side). Latents and embeddings are random, timesteps and ids zero.
+    """
     if isinstance(module, TextAndUNet):
         unet, length = module.unet, module.text_encoder.config.max_position_embeddings
         texts = torch.zeros(batch, length, dtype=torch.long)
@@ -77,7 +83,7 @@ def peak_activation_bytes(
     passes: int = 1,
     frees_gradients: bool = False,
 ) -> int:
-    """Count the bytes that forward and backward passes hold at their peak, gradients included, weights not.
+    """Count the peak bytes of activations and gradients in forward and backward passes, without weights.
 
     module  the trained module on the meta device; it cannot be used for anything else after
     side    of the square latents

@@ -30,7 +30,7 @@ def _tile(n, s, c, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _moments(x, means, squares, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Compute each chunk's mean per channel, and the sum of squared deviations from it (Chan et al. 1979)."""
+    """Triton kernel: each channel's mean over a chunk of pixels, and sum of squared deviations (Chan et al. 1979)."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     values = tl.load(x + at, inside, 0.0).to(tl.float32)
@@ -47,7 +47,7 @@ def _fold_moments(
     means, squares, weight, bias, mean, rstd, scale, shift, pixels, channels, chunks, size, eps,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Compute a group's mean and 1 / standard deviation, and the scale and shift of each of its channels."""
+    """Triton kernel: a group's mean and 1 / standard deviation, and the scale and shift of each channel."""
     n, g = tl.program_id(0), tl.program_id(1)
     row, own = tl.arange(0, CHUNKS), tl.arange(0, OWN)
     total, spread = 0.0, 0.0
@@ -79,7 +79,7 @@ def _fold_moments(
 
 @triton.jit
 def _apply(x, y, scale, shift, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Compute y = x * scale + shift."""
+    """Triton kernel: y = x * scale + shift, with a scale and shift per channel."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     times = tl.load(scale + n * channels + columns, columns < channels, 0.0)
@@ -90,7 +90,7 @@ def _apply(x, y, scale, shift, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl
 
 @triton.jit
 def _sums(dy, x, sums, products, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sum dy and dy * x over each chunk, per channel."""
+    """Triton kernel: the sums of dy and of dy * x over a chunk of pixels, per channel."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     gradients = tl.load(dy + at, inside, 0.0).to(tl.float32)
@@ -105,7 +105,7 @@ def _fold_sums(
     sums, products, weight, mean, rstd, dweight, dbias, of_dy, of_x, rest,
     pixels, channels, chunks, size, CHUNKS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Compute an image's gradients of weight and bias, and of_dy, of_x, rest: dx = dy * of_dy + x * of_x + rest."""
+    """Triton kernel: the gradients of weight and bias, and the factors in dx = dy * of_dy + x * of_x + rest."""
     n, g = tl.program_id(0), tl.program_id(1)
     row, own = tl.arange(0, CHUNKS), tl.arange(0, OWN)
     average = tl.load(mean + n * tl.num_programs(1) + g)
@@ -192,6 +192,6 @@ class _GroupNorm(torch.autograd.Function):
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`F.group_norm` for a channels-last tensor (N, C, h, w) on a GPU, of any dtype; statistics are in float32."""
+    """Compute `F.group_norm` of a channels-last GPU tensor (N, C, h, w) of any dtype, with float32 statistics."""
     x = x.contiguous(memory_format=torch.channels_last)
     return _GroupNorm.apply(x, groups, weight, bias, eps)

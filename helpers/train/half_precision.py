@@ -1,4 +1,4 @@
-"""Norms and LoRA layers that stay in half precision, where autocast and peft would cast to float32 and back."""
+"""Make norms and LoRA layers compute in half precision, where autocast and peft would cast to float32 and back."""
 
 import logging
 from collections.abc import Callable
@@ -31,7 +31,10 @@ class _LayerNorm(nn.LayerNorm):
 
 @lru_cache(maxsize=1)
 def _channels_last_norm() -> Callable[..., Tensor] | None:
-    """The channels-last group norm in Triton (part of PyTorch for CUDA), or None if it does not run on this GPU."""
+    """Return the channels-last group norm in Triton, or None if Triton does not run on this GPU.
+
+    Triton comes with PyTorch for CUDA.
+    """
     try:
         from helpers.train.group_norm import group_norm
 

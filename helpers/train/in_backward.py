@@ -1,4 +1,4 @@
-"""The optimizer in the backward pass: each weight is stepped as soon as its gradient is there, which is then freed.
+"""Step the optimizer inside the backward pass: each gradient is freed as soon as its weight is updated.
 
 So no more than one weight's gradient exists at a time (LOMO, Lv et al. 2023, arXiv:2306.09782; torchtune calls it
 optimizer_in_bwd), and weights can be kept in bf16, widened to float32 one by one for their step and rounded
@@ -21,7 +21,7 @@ from helpers.host.device import Device
 
 
 def check_settings(config: TrainConfig, device: Device, processes: int) -> None:
-    """Raise RunError if the settings or the machine cannot step in the backward pass, or train bf16 weights."""
+    """Raise RunError if optimizer_in_backward or weights_dtype conflicts with other settings or the device."""
     if config.weights_dtype == "bf16":
         if config.method != "full":
             raise RunError(
@@ -43,7 +43,7 @@ def check_settings(config: TrainConfig, device: Device, processes: int) -> None:
 
 
 def weights_dtype(config: TrainConfig) -> torch.dtype:
-    """The dtype that fully trained weights are kept in."""
+    """Return the dtype that weights are stored in during a full fine-tune: float32 or bfloat16."""
     return torch.bfloat16 if config.weights_dtype == "bf16" else torch.float32
 
 
@@ -58,7 +58,10 @@ class StepInBackward:
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
     ) -> None:
-        """`max_grad_norm` 0 does not clip; `seed` is of stochastic rounding."""
+        """Register a hook on each weight that steps the optimizer for that weight in the backward pass.
+
+        `max_grad_norm` 0 does not clip; `seed` is of stochastic rounding.
+        """
         self.optimizer, self.scaler, self.seed = optimizer, scaler, seed
         self.max_grad_norm = max_grad_norm or math.inf
         self.weights = list(weights)
@@ -102,13 +105,16 @@ class StepInBackward:
             weight.data = round_stochastically(weight.data, f"{self.seed} {self.step} {number}")
 
     def resume(self, step: int, last_norm: float | None) -> None:
-        """Continue after `step`, clipping by the gradient norm that it had."""
+        """Continue after `step`, clipping the next gradients by that step's gradient norm `last_norm`."""
         self.step = step
         if last_norm is not None:
             self.last_norm = torch.tensor(last_norm, device=self.weights[0].device)
 
     def end_step(self) -> Tensor:
-        """End the pass; return the gradient's norm, and let fp16's scaler lower its scale if it was not finite."""
+        """End a step: return the gradient's norm, and update fp16's gradient scale.
+
+        The scale is lowered if the gradient was not finite.
+        """
         norm = torch.stack(self.squares).sum().sqrt()
         found_inf = torch.stack(self.found_inf).any()
         if self.scaler is not None:
@@ -123,7 +129,7 @@ class StepInBackward:
 
 
 def round_stochastically(values: Tensor, key: str) -> Tensor:
-    """Round float32 to bf16, up or down with the probability of its distance; `key` seeds it.
+    """Round float32 values to bfloat16, up or down at random, the nearer the likelier; `key` is the seed.
 
     The expectation of the rounded value is the value.
     """

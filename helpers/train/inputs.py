@@ -1,4 +1,4 @@
-"""Images and captions that do not fit the model: enlarged, or truncated before the suffix, with a warning."""
+"""Truncate captions that are too long for the model, and warn about truncated captions and enlarged images."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def truncate_captions(texts: Iterable[str], suffix: str, tokenizer: CLIPTokenize
 
 
 def check_suffix_length(suffix: str, tokenizer: CLIPTokenizer) -> None:
-    """Raise RunError if the suffix alone fills the text encoder, so that no word of a caption would be read."""
+    """Raise RunError if the suffix alone fills the text encoder, which leaves no token for a caption."""
     takes, longest = count_tokens(tokenizer, suffix), tokenizer.model_max_length
     if takes >= longest:
         raise RunError(
@@ -28,7 +28,7 @@ def check_suffix_length(suffix: str, tokenizer: CLIPTokenizer) -> None:
 
 
 def dataset_warnings(paths: Sequence[Path], crop: Crop, cut: int, longest: int) -> list[str]:
-    """Warnings about a dataset, a line each: how many images are enlarged, and how many captions truncated.
+    """Return warnings about a dataset: how many images are enlarged, and how many captions are truncated.
 
     cut      how many captions were too long
     longest  the text encoder's length in tokens
@@ -48,7 +48,7 @@ def dataset_warnings(paths: Sequence[Path], crop: Crop, cut: int, longest: int) 
 
 
 def _is_enlarged(path: Path, crop: Crop) -> bool:
-    """Whether an image is smaller than its training size along either side."""
+    """Whether an image is smaller in width or height than its training size."""
     try:
         with Image.open(path) as image:
             width, height = image.size

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM, handled between two steps so that a checkpoint is saved."""
+"""Handle SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM between two steps, so that a checkpoint is saved."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -19,7 +19,10 @@ class Interrupts:
     """
 
     def __init__(self, stop: Callable[[int], None]) -> None:
-        """`stop` takes the signal's number and raises; it may be replaced during training."""
+        """Set `stop`, a function that is called with the signal's number and must raise.
+
+        It may be replaced during training.
+        """
         self.stop, self.asked = stop, 0
         self.is_busy = self.is_distributed = False
         self.before: dict[int, Any] = {}
@@ -29,13 +32,16 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Restore the handlers that were there, except where somebody has set another since."""
+        """Restore the previous signal handlers, except where another handler has been set since."""
         for number, handler in self.before.items():
             if signal.getsignal(number) == self._on_signal and current_thread() is main_thread():
                 signal.signal(number, handler)
 
     def _set_handlers(self) -> None:
-        """Set the handlers, again if they are gone: a notebook's kernel sets its own for each cell."""
+        """Install this object's handlers for SIGINT and SIGTERM, unless they are installed already.
+
+        A notebook's kernel sets its own for each cell.
+        """
         for number in SIGNALS:
             if signal.getsignal(number) != self._on_signal and current_thread() is main_thread():
                 self.before[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
@@ -52,7 +58,7 @@ class Interrupts:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Make signals wait until the end of this block."""
+        """Record signals that arrive inside this context in `asked`, without calling `stop`."""
         self._set_handlers()
         self.is_busy = True
         try:

@@ -1,4 +1,4 @@
-"""Latents and text embeddings: computed once, and cached under a hash of everything that they depend on."""
+"""Compute latents and text embeddings once, and cache the results under a hash of all inputs."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ ENCODE_BATCH = 4  # images
 def cached(
     run: Run, name: str, key: object, compute: Callable[[], Iterable[Tensor]]
 ) -> list[Tensor]:
-    """Return tensors from this run's cache or another run's; compute and cache them if they are in neither."""
+    """Return tensors from the cache of any run, or else compute and cache the tensors in this run."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = run.cache / f"{name}-{digest}.safetensors"
     others = run.folder.parent.glob(f"*/{run.cache.name}/{path.name}")
@@ -44,7 +44,10 @@ def cached(
 
 
 def _read_cache(path: Path) -> list[Tensor]:
-    """The tensors of a cache file; empty if it is missing, damaged or holds NaN, since it can be computed again."""
+    """Read the tensors of a cache file, or [] if the file is missing, damaged or holds NaN or inf.
+
+    They can be computed again.
+    """
     try:
         with safe_open(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in sorted(file.keys())]
@@ -70,7 +73,7 @@ def image_dataset(
     split: str,
     rows: Sequence[tuple[str, str]],
 ) -> LatentDataset:
-    """Encode a split's images and captions, or take them from the cache; `rows` are (file_name, caption)."""
+    """Return a split's images as latents and its captions as embeddings; `rows` are (file_name, caption)."""
     names, texts = zip(*rows, strict=True)
     paths = [run.split(split) / name for name in names]
     crop = Crop.from_config(config, components.step_px, augmented=split == "train")
@@ -84,7 +87,7 @@ def image_dataset(
 def text_embeddings(
     run: Run, components: ModelComponents, config: TrainConfig, name: str, texts: Sequence[str]
 ) -> Tensor:
-    """Encode captions, or take their embeddings from the cache; token ids if the text encoder is trained."""
+    """Return captions as text embeddings, or as token ids if the text encoder is trained."""
     ids = token_ids(components.tokenizer, texts)
     if config.train_text_encoder:
         return ids
@@ -95,10 +98,10 @@ def text_embeddings(
 def prior_dataset(
     run: Run, components: ModelComponents, config: TrainConfig, captions: Sequence[str]
 ) -> LatentDataset:
-    """Sample the base model's own images of captions without the suffix, to be mixed into the training images.
+    """Return the base model's own samples of captions without the suffix, as latents for prior preservation.
 
-    Prior preservation (Ruiz et al. 2023, arXiv:2208.12242): without the suffix the model keeps drawing as the base
-    does, so the suffix becomes a switch.
+    Prior preservation (Ruiz et al. 2023, arXiv:2208.12242) mixes them into the training images: without the suffix the
+    model keeps drawing as the base does, so the suffix becomes a switch.
     """
     key = [
         config.resolution_px,
@@ -151,7 +154,7 @@ def _require_finite(tensors: Iterable[Tensor], names: Iterable[str], advice: str
 
 
 def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tensor]:
-    """Encode augmented images, each (V, 3, height, width), to scaled latents; one batch per shape."""
+    """Encode images' augmentations, each (V, 3, height, width), to scaled latents; one batch per shape."""
     latents: dict[int, Tensor] = {}
     for shape in {images.shape for images in pixels}:
         same = [i for i, images in enumerate(pixels) if images.shape == shape]
@@ -163,7 +166,7 @@ def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tenso
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Captions as token ids (N, T), padded and truncated to the text encoder's length."""
+    """Return captions as token ids (N, T), padded and truncated to the text encoder's length."""
     return tokenizer(
         list(texts), padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
@@ -171,7 +174,7 @@ def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def encode_texts(components: ModelComponents, texts: Sequence[str], batch: int = 32) -> Tensor:
-    """Captions as the text encoder's last hidden state (N, T, D), float32 on the CPU."""
+    """Return captions as the text encoder's last hidden state (N, T, D), float32 on the CPU."""
     encoder = components.text_encoder
     with components.on_device():
         encoded = [

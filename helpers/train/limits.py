@@ -1,4 +1,4 @@
-"""Limits of the machine: out of memory (OOM), or too slow without a GPU. Each error names the setting to change."""
+"""Turn limits of the machine into errors that name a setting: out of memory (OOM), or too slow without a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ NEW_RUN = ", which changes what is learned: if there are checkpoints, use anothe
 
 
 def memory_advice(config: TrainConfig) -> str:
-    """Advise the setting that saves most memory at the least cost, of those not yet used."""
+    """Return advice on the setting to change next to save memory, the least costly first."""
     size = config.train_batch_size
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing to True"
@@ -66,10 +66,10 @@ def machine_errors(config: TrainConfig) -> Iterator[None]:
 
 
 def refuse_slow(config: TrainConfig, device: Device) -> None:
-    """Refuse to train a full-size model without a GPU, and say how long it would take.
+    """Raise RunError, with the hours needed, if a full-size model would be trained without a GPU.
 
-    Counts a step's floating-point operations on the meta device, and times a matrix product on this CPU.
-    Raises RunError unless config.allow_slow is set.
+    Counts a step's floating-point operations on the meta device, and times a matrix product on this CPU. With
+    config.allow_slow nothing is refused.
     """
     if device.device.type != "cpu" or config.allow_slow:
         return
@@ -91,7 +91,7 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
 
 
 def forward_flops(unet: UNet2DConditionModel, latent_side: int) -> float:
-    """Count the floating-point operations of one image's forward pass."""
+    """Count the floating-point operations of a UNet's forward pass for one image."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         latents = torch.empty(1, unet.config.in_channels, latent_side, latent_side)
         unet(latents, torch.zeros(1), torch.empty(1, 77, unet.config.cross_attention_dim))
@@ -99,7 +99,7 @@ def forward_flops(unet: UNet2DConditionModel, latent_side: int) -> float:
 
 
 def _flops_per_s(side: int = 1024) -> float:
-    """Measure FLOP/s that a UNet reaches on this CPU: about half of what a matrix product does."""
+    """Estimate the FLOP/s that a UNet reaches on this CPU: half of a timed matrix product's."""
     timer = Timer(
         "a @ a", globals={"a": torch.randn(side, side)}, num_threads=torch.get_num_threads()
     )

@@ -1,4 +1,4 @@
-"""The training log: train_log.jsonl always, and TensorBoard, W&B or another of accelerate's trackers."""
+"""Log training steps to train_log.jsonl, and to TensorBoard, W&B or another of accelerate's trackers."""
 
 import json
 import logging
@@ -24,16 +24,19 @@ log = logging.getLogger(__name__)
 
 
 class TrainLog:
-    """One row per optimizer step, however often training was resumed; the main process writes them.
+    """The training log: one row per optimizer step, however often training was resumed.
 
-    A checkpoint holds the rows up to its step, so that the log agrees with it whatever a kill, or a copy of the run
-    folder, left of train_log.jsonl. The file is repaired whenever a checkpoint is saved.
+    The main process writes it. A checkpoint holds the rows up to its step, so that the log agrees with it whatever a
+    kill, or a copy of the run folder, left of train_log.jsonl. The file is repaired whenever a checkpoint is saved.
     """
 
     def __init__(
         self, run: Run, step: int, accelerator: Accelerator, config: TrainConfig, began: float
     ) -> None:
-        """`step` is the checkpoint to resume from, which holds the rows up to it; `began` is a time.perf_counter()."""
+        """Start the log with the rows of the checkpoint at `step`, and start the tracker.
+
+        `began` is the time.perf_counter() when training began.
+        """
         self.run, self.accelerator, self.counted_until = run, accelerator, began
         self.rows = logged = read_log(run.checkpoint(step) / run.train_log.name) if step else []
         accelerator.wait_for_everyone()
@@ -45,7 +48,10 @@ class TrainLog:
         self._start_trackers(config)
 
     def _start_trackers(self, config: TrainConfig) -> None:
-        """Start the tracker. TensorBoard's events are written anew, since a kill may have lost the last minutes."""
+        """Start the configured tracker: TensorBoard, W&B or another.
+
+        TensorBoard's events are written anew, since a kill may have lost the last minutes.
+        """
         run, accelerator = self.run, self.accelerator
         with on_disk("write", run.tensorboard):
             if config.tracker == "tensorboard":
@@ -63,7 +69,7 @@ class TrainLog:
                 accelerator.init_trackers("annalaura-diffusion", settings, options)
 
     def _replay(self) -> None:
-        """Give the trackers the rows and previews of steps before this resume."""
+        """Log the rows and previews from before this resume to the trackers again."""
         steps = {row["step"] for row in self.rows}
         for tracker in self.accelerator.trackers:
             for row in self.rows:
@@ -76,7 +82,7 @@ class TrainLog:
                     log.warning("%s cannot be read, and is not shown (%s)", path, error)
 
     def _wandb_id(self) -> str:
-        """This training's W&B id, the same on every machine and after every resume."""
+        """Return this training's W&B id, which is the same on every machine and after every resume."""
         path = self.run.tracker
         if self.accelerator.is_main_process and not (self.rows and _read_id(path)):
             write_json(path, {"id": uuid.uuid4().hex})
@@ -84,7 +90,7 @@ class TrainLog:
         return _read_id(path)
 
     def show(self, path: Path) -> None:
-        """Log a step's preview to TensorBoard or W&B."""
+        """Log a preview image to TensorBoard or W&B."""
         step = int(path.stem.removeprefix("step-"))
         pixels = np.asarray(open_rgb(path))[None]
         for tracker in self.accelerator.trackers:
@@ -94,7 +100,7 @@ class TrainLog:
                 tracker.log_images({"previews": pixels}, step=step)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Log a step without its values that are None or NaN. Raises RunError if the disk refuses it."""
+        """Log a step's row without values that are None or NaN. Raises RunError if the disk refuses the row."""
         row = {k: v for k, v in row.items() if v is not None and not math.isnan(v)}
         self.rows.append(row)
         if "held_out_loss" in row:
@@ -109,19 +115,19 @@ class TrainLog:
                 _track(tracker, row)
 
     def repair(self) -> None:
-        """Rewrite train_log.jsonl if it differs from what this training logged."""
+        """Rewrite train_log.jsonl if the file differs from the rows that this training logged."""
         path, expected = self.run.train_log, log_lines(self.rows)
         if not path.is_file() or path.read_bytes() != expected.encode():
             write_text(path, expected)
 
     def count_seconds(self) -> None:
-        """Add the time since the last count to the run's seconds.json."""
+        """Add the training time since the last call to the run's seconds.json."""
         now = time.perf_counter()
         self.run.add_seconds("train", now - self.counted_until)
         self.counted_until = now
 
     def close(self) -> None:
-        """Finish the trackers."""
+        """Close the trackers."""
         with on_disk("write", self.run.tensorboard):
             for tracker in self.accelerator.trackers:
                 tracker.finish()
@@ -139,7 +145,7 @@ def _track(tracker: GeneralTracker, row: dict[str, Any]) -> None:
 
 
 def tracker_of(config: TrainConfig) -> str | None:
-    """The tracker's name in accelerate, or None. Raises RunError if it is not installed."""
+    """Return the configured tracker's name, or None for "none". Raises RunError if the tracker is not installed."""
     if config.tracker == "none":
         return None
     if config.tracker not in [tracker.value for tracker in get_available_trackers()]:

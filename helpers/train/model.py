@@ -1,4 +1,4 @@
-"""The components of a Stable Diffusion model, and which of them are trained: the UNet or a LoRA on it."""
+"""Load the components of a Stable Diffusion model, and make the UNet or a LoRA on it trainable."""
 
 import hashlib
 import json
@@ -56,7 +56,10 @@ TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as in diffusers' Lo
 
 @dataclass(frozen=True)
 class ModelComponents:
-    """The components of a base model. The UNet or its LoRA is trained, the text encoder if asked, the VAE never."""
+    """The components of a base model: tokenizer, text encoder, VAE, UNet and noise scheduler.
+
+    The UNet or its LoRA is trained, the text encoder if asked, the VAE never.
+    """
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -67,7 +70,10 @@ class ModelComponents:
     hashes: dict[str, str]  # fingerprints of unet, vae and text_encoder, as they were loaded
 
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of all that latents, embeddings and noise depend on; a checkpoint resumes only with the same ones."""
+        """Return hashes of all that latents, embeddings and noise depend on, by component.
+
+        A checkpoint resumes only with the same ones.
+        """
         schedule = self.noise_scheduler
         kind = f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
         words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
@@ -81,13 +87,16 @@ class ModelComponents:
 
     @property
     def step_px(self) -> int:
-        """Image sides must be multiples of this, so that the UNet can halve them at every level: 64 for SD v1."""
+        """The number of pixels of which image width and height must be multiples: 64 for SD v1.
+
+        The UNet can then halve them at every level.
+        """
         levels = len(self.unet.config.block_out_channels) - 1
         return 2 ** (len(self.vae.config.block_out_channels) - 1 + levels)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Move the frozen VAE and text encoder to the GPU inside, and back to the CPU after."""
+        """Move the frozen VAE and text encoder to the GPU inside this context, and back to the CPU afterwards."""
         frozen = [self.vae]
         if not any(p.requires_grad for p in self.text_encoder.parameters()):
             frozen.append(self.text_encoder)
@@ -110,7 +119,7 @@ class ModelComponents:
         generators: list[torch.Generator],
         output_type: str = "pil",
     ) -> Any:
-        """Sample prompts with the current weights: PIL images, or a (N, 4, h, w) tensor if `output_type` is latent.
+        """Sample an image per prompt with the current weights: PIL images, or latents (N, 4, h, w) by `output_type`.
 
         Each image has its own generator, so that training's random state does not change.
         """
@@ -190,7 +199,7 @@ def load_components(
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
-    """Each model's fingerprint, read from the file `known` as long as sizes and times of its weights are the same."""
+    """Return each model's fingerprint, from the cache file `known` if the weights' files are unchanged."""
     cached: dict[str, str] = {}
     if known:
         with suppress(OSError, ValueError):
@@ -218,14 +227,14 @@ class TextAndUNet(nn.Module):
         return self.unet.device
 
     def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Any:
-        """The UNet's output for noisy latents (B, 4, h, w), timesteps (B,) and token ids (B, T)."""
+        """Return the UNet's output for noisy latents (B, 4, h, w), timesteps (B,) and token ids (B, T)."""
         return self.unet(latents, timesteps, self.text_encoder(ids).last_hidden_state)
 
 
 def make_trainable(
     unet: UNet2DConditionModel, text_encoder: CLIPTextModel, config: TrainConfig, dtype: torch.dtype
 ) -> nn.Module:
-    """Unfreeze the UNet, or add a LoRA to it (Hu et al. 2021, arXiv:2106.09685); the text encoder too if asked.
+    """Unfreeze the UNet (and the text encoder if asked), or add LoRA layers (Hu et al. 2021, arXiv:2106.09685).
 
     Returns the module that is trained. With a LoRA, the base's weights are in `dtype`.
     """
@@ -262,7 +271,7 @@ def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
 
 
 def settings_of(part: Any) -> dict[str, Any]:
-    """A component's config.json without its origin and library versions."""
+    """Return a component's config.json as a dict, without its origin and library versions."""
     config = part.config if isinstance(part.config, dict) else part.config.to_dict()
     written_by = ("transformers_version", "dtype", "torch_dtype")
     return {k: v for k, v in config.items() if not k.startswith("_") and k not in written_by}

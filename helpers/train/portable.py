@@ -1,4 +1,4 @@
-"""Files that transformers 4 needs of a pipeline saved by transformers 5, so that both load the same.
+"""Write the files that transformers 4 needs to load a pipeline saved by transformers 5.
 
 transformers 5 saves a tokenizer as one tokenizer.json, and a new text encoder without `text_model.` in its names.
 transformers 4 needs vocab.json and merges.txt, and silently takes random weights for names that it does not find.
@@ -17,7 +17,7 @@ SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write a CLIPTokenizer's files of transformers 4 next to its tokenizer.json."""
+    """Write a CLIPTokenizer in the files of transformers 4: vocab.json, merges.txt and settings."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     special = {name: str(getattr(tokenizer, name)) for name in SPECIAL}
@@ -37,7 +37,7 @@ def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def write_text_encoder_names(path: Path) -> None:
-    """Rename a saved CLIPTextModel's weights to `text_model.*`, as in all published files."""
+    """Rename the weights in a CLIPTextModel's file to `text_model.*`, as in all published files."""
     state = load_file(path)
     named = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
     if named.keys() != state.keys():

@@ -1,4 +1,4 @@
-"""What is prepared before the first step: the model, the data, the optimizer, and the checkpoint to resume from."""
+"""Prepare a training before its first step: model, data, optimizer, and the checkpoint to resume from."""
 
 import ctypes
 import logging
@@ -43,7 +43,7 @@ Rows = list[tuple[str, str]]  # file name and caption
 
 @dataclass(frozen=True)
 class Datasets:
-    """What a training learns from and is measured on."""
+    """The encoded training, prior and validation data of a training, and the prompts of its previews."""
 
     suffix: str
     train: LatentDataset  # the artist's images
@@ -56,7 +56,7 @@ class Datasets:
 
 @dataclass(frozen=True)
 class Training:
-    """All that a training works with and a step does not change."""
+    """The objects of a training that all steps share; TrainState holds what the steps change."""
 
     config: TrainConfig
     run: Run
@@ -73,12 +73,12 @@ class Training:
     log: TrainLog
 
     def evaluated_model(self) -> nn.Module:
-        """The trained module without accelerate's wrapping."""
+        """Return the trained module without accelerate's wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
 
 def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, TrainState]:
-    """Load and precompute everything, and resume from the newest checkpoint if there is one."""
+    """Load the model, encode the data, build the optimizer, and resume from the newest checkpoint, if any."""
     began = time.perf_counter()
     _keep_freed_memory()
     accelerator = _make_accelerator(config, run, device)
@@ -136,9 +136,10 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
 
 
 def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
-    """The settings that change what a step learns, and how many images a step takes over all processes.
+    """Return the settings that change what a step learns, and the number of images per step.
 
-    With aspect-ratio buckets the micro-batch size decides which images come together, so it counts too.
+    The images are those of all processes. With aspect-ratio buckets the micro-batch size decides which images come
+    together, so it counts too.
     """
     resumable = {f.name for f in fields(TrainConfig) if f.metadata.get("resumable")}
     learned = {k: v for k, v in asdict(config).items() if k not in resumable}
@@ -149,7 +150,10 @@ def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep memory that a step frees for the next one (mallopt(3)), which is a few per cent faster."""
+    """Make glibc reuse the memory that a step frees instead of returning it to the system (mallopt(3)).
+
+    That is a few per cent faster.
+    """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with suppress(AttributeError, OSError):  # other systems have other allocators
         mallopt = ctypes.CDLL(None).mallopt
@@ -174,7 +178,7 @@ def _make_accelerator(config: TrainConfig, run: Run, device: Device) -> Accelera
 def _make_datasets(
     config: TrainConfig, run: Run, components: ModelComponents, accelerator: Accelerator
 ) -> Datasets:
-    """Precompute and cache latents and text embeddings."""
+    """Encode the training, prior and validation data, or load latents and embeddings from the cache."""
     suffix = run.read_config("dataset")["suffix"]
     rows = _read_rows(config, run, components, accelerator, suffix)
     images = {split: image_dataset(run, components, config, split, rows[split]) for split in rows}
@@ -203,7 +207,10 @@ def _read_rows(
     accelerator: Accelerator,
     suffix: str,
 ) -> dict[str, Rows]:
-    """Each split's file names and captions, cut to the text encoder's length; a warning says what was cut."""
+    """Read each split's (file name, caption) rows, with captions truncated to the text encoder's length.
+
+    A warning says what was cut.
+    """
     tokenizer = components.tokenizer
     rows, paths, cut = {}, [], 0
     check_suffix_length(suffix, tokenizer)
@@ -221,7 +228,7 @@ def _read_rows(
 
 
 def _prior_captions(config: TrainConfig, captions: list[str], suffix: str) -> list[str]:
-    """The captions that the base model draws for prior preservation."""
+    """Return the captions of the base model's samples for prior preservation, or [] if that is off."""
     count = round(config.prior_share * len(captions))
     if count and not suffix:
         log.warning(
@@ -234,7 +241,7 @@ def _prior_captions(config: TrainConfig, captions: list[str], suffix: str) -> li
 def _make_state(
     config: TrainConfig, components: ModelComponents, device: Device, accelerator: Accelerator
 ) -> tuple[nn.Module, TrainState]:
-    """The module that is trained, and the state at step 0."""
+    """Return the module to be trained, and the TrainState at step 0."""
     trained = make_trainable(components.unet, components.text_encoder, config, device.dtype)
     weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(weights, config)
@@ -268,7 +275,7 @@ def _forward_backward(
     accelerator: Accelerator,
     state: TrainState,
 ) -> Callable[..., Tensor]:
-    """The forward and backward pass of a micro-batch, captured as a CUDA graph where the device chose that."""
+    """Return the function that runs a micro-batch forward and backward, as a CUDA graph if capture is on."""
     run = partial(
         forward_backward, model, accelerator, components.noise_scheduler, config.snr_gamma
     )
@@ -280,7 +287,10 @@ def _forward_backward(
 
 
 def _follow_lr_schedule(config: TrainConfig, state: TrainState) -> None:
-    """Set the learning rate of this step, which differs from the checkpoint's if max_steps has changed."""
+    """Set the learning rate that the schedule gives for the current step.
+
+    It differs from the checkpoint's if max_steps has changed.
+    """
     lr_scheduler = state.lr_scheduler
     factors = [factor_at(state.step) for factor_at in lr_scheduler.lr_lambdas]
     rates = [base * f for base, f in zip(lr_scheduler.base_lrs, factors, strict=True)]

@@ -1,4 +1,4 @@
-"""Previews: the same prompts at the same seeds, from the base model to the last step."""
+"""Draw preview images during training, always of the same prompts at the same seeds."""
 
 import logging
 from pathlib import Path
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def draw_previews(
     components: ModelComponents, config: TrainConfig, prompts: list[str]
 ) -> list[Image.Image]:
-    """Draw one image per prompt, each at its own fixed seed."""
+    """Draw one image per prompt, each from a fixed seed of its own."""
     seeds = range(config.preview_seed, config.preview_seed + len(prompts))
     return components.draw(config, prompts, [torch.Generator().manual_seed(seed) for seed in seeds])
 
@@ -26,7 +26,7 @@ def draw_previews(
 def write_preview(
     run: Run, step: int, components: ModelComponents, config: TrainConfig, prompts: list[str]
 ) -> Path:
-    """Draw a step's previews as a grid, previews/step-NNNNNN.png, and return its path."""
+    """Draw an image per prompt, write all as the grid previews/step-NNNNNN.png, and return the grid's path."""
     images = draw_previews(components, config, prompts)
     cell_px = max(160, min(config.resolution_px, 256))
     columns = len(images) if len(images) <= 6 else 4
@@ -36,7 +36,7 @@ def write_preview(
 
 
 def archive_previews(run: Run) -> None:
-    """Move an earlier training's previews into previews/before-N when a new one begins at step 0.
+    """Move an earlier training's previews to previews/before-N, so that a new training can begin at step 0.
 
     A preview of step 0 alone stays: its training was stopped before the first checkpoint, and draws it again.
     """

@@ -1,4 +1,4 @@
-"""What a training will take, before it starts: memory (so that it will not run out: OOM), disk and hours."""
+"""Estimate the memory, disk and hours of a training before it starts, and refuse what cannot fit."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ ALLOCATOR_OVERHEAD = 1.1  # what is reserved per byte that is used
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """Memory, disk and hours that a training will take, and what there is."""
+    """The memory, disk and hours that a training needs, and the memory and disk that are available."""
 
     parameters: int
     trained: int
@@ -78,16 +78,17 @@ def _format_hours(hours: float) -> str:
 
 
 def _format_size(gb: float) -> str:
-    """A size in GB, MB or kB, whichever gives a digit before the point."""
+    """Format a size in GB, MB or kB, in the largest unit that gives at least 1."""
     large = f"{gb:.1f} GB" if gb >= 1 else f"{1e3 * gb:.1f} MB"
     return large if gb >= 1e-3 else f"{1e6 * gb:.0f} kB"
 
 
 def estimate_resources(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:
-    """Estimate memory and disk, and time ten steps (three on a CPU) on random weights of the same shapes.
+    """Estimate a training's memory, disk and hours, by timing a few steps on random weights.
 
-    Raises RunError, naming the setting to change, if it will not fit or would take days without a GPU, and where the
-    dataset is missing; OutOfMemoryError if a timed step runs out of memory (OOM).
+    Ten steps, or three on a CPU, of the same shapes. Raises RunError, naming the setting to change, if it will not fit
+    or would take days without a GPU, and where the dataset is missing; OutOfMemoryError if a timed step runs out of
+    memory (OOM).
     """
     run.require(run.split_metadata("train"), "dataset")
     refuse_slow(config, device)
@@ -104,7 +105,10 @@ def estimate_resources(config: TrainConfig, run: Run, device: Device) -> Resourc
 
 
 def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
-    """The UNet's forward passes outside of steps, each of one image: prior samples, evaluations, previews."""
+    """Count the UNet's forward passes outside training steps: for prior samples, evaluations and previews.
+
+    Each is of one image.
+    """
     images, suffix = len(run.split_images("train")), run.read_config("dataset")["suffix"]
     per_sample = config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
     prior = round(config.prior_share * images) if suffix else 0
@@ -116,7 +120,7 @@ def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
 
 
 def refuse_too_large(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:
-    """Estimate memory and disk. Raises RunError, naming the setting to change, if the training will not fit."""
+    """Estimate a training's memory and disk. Raises RunError, naming a setting, if the training will not fit."""
     check_settings(config, device, processes=1)
     estimate = _estimate_memory_and_disk(config, run, device)
     if estimate.memory_gb > estimate.available_gb:
@@ -157,7 +161,7 @@ def _estimate_memory_and_disk(config: TrainConfig, run: Run, device: Device) -> 
 
 @lru_cache(maxsize=8)  # the notebook counts, and the training does again
 def activation_memory(config: TrainConfig, device: Device) -> int:
-    """Bytes that a step's forward and backward passes hold at their peak, gradients included."""
+    """Return the peak bytes of a step's activations and gradients, in the forward and backward passes."""
     batch, passes = config.train_batch_size, config.gradient_accumulation_steps
     model, side = _meta_model(config, device), latent_side(config)
     if not config.optimizer_in_backward:
@@ -168,13 +172,13 @@ def activation_memory(config: TrainConfig, device: Device) -> int:
 
 
 def _meta_model(config: TrainConfig, device: Device) -> torch.nn.Module:
-    """The trained module on the meta device, which takes no memory."""
+    """Build the trainable module on the meta device, which takes no memory."""
     with torch.device("meta"):
         return build_model(config, device)
 
 
 def build_model(config: TrainConfig, device: Device) -> torch.nn.Module:
-    """The module that would be trained, of the base model's shapes with random weights."""
+    """Build the trainable module with the base model's shapes and random weights."""
     with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
         check_part_settings(folder / "unet", "UNet2DConditionModel")
         check_part_settings(folder / "text_encoder", "CLIPTextModel")
@@ -188,7 +192,7 @@ def build_model(config: TrainConfig, device: Device) -> torch.nn.Module:
 
 
 def latent_side(config: TrainConfig) -> int:
-    """The side of a square image's latents: resolution_px / 8 for Stable Diffusion."""
+    """Return the width and height of a square image's latents: resolution_px / 8 for Stable Diffusion."""
     with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
         check_part_settings(folder / "vae", "AutoencoderKL")
         vae = AutoencoderKL.load_config(folder, subfolder="vae")
@@ -200,16 +204,16 @@ def _is_gpu(device: Device) -> bool:
 
 
 def _memory_bytes(device: Device) -> float:
-    """The memory of the GPU, or of the machine if there is none."""
+    """Return the total memory of the GPU, or of the machine without a GPU."""
     if _is_gpu(device):
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _free_disk_bytes(run: Run, checkpoint_bytes: float) -> float:
-    """Free space for checkpoints: the run's disk, or Google Drive where mounted, which needs room for one fewer.
+    """Return the bytes available for checkpoints on the run's disk or its mirror, whichever has less.
 
-    Space that this run's checkpoints already take counts as free.
+    The mirror needs room for one checkpoint fewer. Space that this run's checkpoints already take counts as free.
     """
     disk = next(p for p in (run.folder, *run.folder.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(disk).free + folder_bytes(run.checkpoints)
@@ -219,7 +223,7 @@ def _free_disk_bytes(run: Run, checkpoint_bytes: float) -> float:
 def benchmark_step(
     config: TrainConfig, device: Device, steps: int
 ) -> tuple[float, float, float | None]:
-    """Time steps on random weights: seconds a step, seconds an image's forward pass, peak GPU memory in GB."""
+    """Time training steps on random weights; return (seconds a step, forward seconds an image, peak GPU GB or None)."""
     with torch.random.fork_rng(), torch.device(device.device):
         module = build_model(config, device)
         weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -259,7 +263,7 @@ def benchmark_step(
 
 
 def _reset_peak_gb(device: Device) -> float | None:
-    """Reset the peak of GPU memory, and return what it was, in GB."""
+    """Return the peak GPU memory in GB and reset the peak, or return None without a GPU."""
     if not _is_gpu(device):
         return None
     peak = torch.cuda.max_memory_reserved() / GB + CUDA_CONTEXT_GB
@@ -268,7 +272,7 @@ def _reset_peak_gb(device: Device) -> float | None:
 
 
 def _median_s(function: Callable[[], object], times: int) -> float:
-    """The median seconds of a call, the first two left out as warm-up."""
+    """Call a function `times` times and return the median seconds, without the first two calls as warm-up."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

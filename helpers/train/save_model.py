@@ -1,4 +1,4 @@
-"""The export: a pipeline that `DiffusionPipeline.from_pretrained` loads, and the LoRA as a file of its own.
+"""Export the model as a folder that `DiffusionPipeline.from_pretrained` loads, and the LoRA as a separate file.
 
 Each file is read back by its own loader, into modules that share nothing with training, and compared with the trained
 weights before it replaces an older one.
@@ -57,7 +57,7 @@ Made for study on one artist's work. Do not pass its pictures off as theirs. Lic
 
 
 def trained_modules(config: TrainConfig, components: ModelComponents) -> dict[str, nn.Module]:
-    """The trained modules, by their names in a pipeline."""
+    """Return the trained modules by component name: the UNet, and the text encoder if it is trained."""
     trained: dict[str, nn.Module] = {"unet": components.unet}
     if config.train_text_encoder:
         trained["text_encoder"] = components.text_encoder
@@ -65,7 +65,7 @@ def trained_modules(config: TrainConfig, components: ModelComponents) -> dict[st
 
 
 def finetuned_pipeline(config: TrainConfig, components: ModelComponents) -> StableDiffusionPipeline:
-    """The base's pipeline with the trained UNet, and the other components as training has them."""
+    """Return the base model's pipeline with the tokenizer, text encoder, VAE and trained UNet of the training."""
     return load_pipeline(
         config.base_model,
         components.device.dtype,
@@ -82,9 +82,9 @@ def _modules(components: ModelComponents) -> dict[str, nn.Module]:
 def export_lora(
     config: TrainConfig, components: ModelComponents, folder: Path
 ) -> StableDiffusionPipeline:
-    """Write the LoRA's file into `folder`, and load it onto the base as a user would; return that float32 pipeline.
+    """Write the LoRA file into `folder`, and return a float32 pipeline of the base with that file loaded.
 
-    Raises RunError, naming the layers, if it differs from the trained LoRA.
+    It is loaded as a user would. Raises RunError, naming the layers, if it differs from the trained LoRA.
     """
     path, modules = folder / LORA_FILE, trained_modules(config, components)
     trained = extract_lora(modules)
@@ -100,7 +100,7 @@ def export_lora(
 
 
 def merge_lora(pipeline: StableDiffusionPipeline) -> None:
-    """Merge a loaded LoRA into the base's weights."""
+    """Merge a pipeline's loaded LoRA into the base model's weights."""
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 
@@ -111,7 +111,7 @@ def save_pipeline(
     pipeline: StableDiffusionPipeline,
     folder: Path,
 ) -> None:
-    """Save a pipeline in the device's dtype, in files that transformers 4 and 5 load the same."""
+    """Save a pipeline in the device's dtype, in files that both transformers 4 and 5 can load."""
     for name in WEIGHTS:  # the model's own to() warns without cause
         nn.Module.to(getattr(pipeline, name), components.device.dtype)
     pipeline.save_pretrained(folder)
@@ -123,7 +123,7 @@ def save_pipeline(
 
 
 def _copy_safety_checker(base_model: str, folder: Path) -> None:
-    """Copy the base's safety checker if it has one in safetensors, without loading it."""
+    """Copy the base model's safety checker to `folder`, without loading it, if the weights are safetensors."""
     with open_model("base_model", base_model, "put back the base model") as base:
         index = read_json(base / "model_index.json")
         if not (index.get("safety_checker") or [None])[0]:
@@ -149,7 +149,7 @@ def _copy_safety_checker(base_model: str, folder: Path) -> None:
 
 
 def _clean_config(path: Path) -> None:
-    """Remove a local path from a config, and make float32 the dtype that its component loads in by default.
+    """Remove a local path from a component's config, and set its default dtype for loading to float32.
 
     diffusers' models load in float32, transformers' as they were saved; an fp16 text encoder and a float32 UNet cannot
     draw together.
@@ -165,9 +165,9 @@ def _clean_config(path: Path) -> None:
 def read_back(
     config: TrainConfig, components: ModelComponents, folder: Path
 ) -> StableDiffusionPipeline:
-    """Load a written model/ as a user would, and compare every weight with the trained one.
+    """Load the written model/ folder as a user would, and compare every weight with the trained weight.
 
-    Raises RunError that names the layers which differ.
+    Returns the loaded pipeline. Raises RunError that names the layers which differ.
     """
     modules = _modules(components)
     for name, file in WEIGHTS.items():
@@ -185,7 +185,7 @@ def read_back(
 
 
 def write_card(run: Run, config: TrainConfig, components: ModelComponents, folder: Path) -> None:
-    """Write a short model card; 05_inference replaces it by the full one."""
+    """Write a short model card, which 05_inference replaces by the full card."""
     is_v2 = bool(components.unet.config.use_linear_projection)
     licence = licence_of(config.base_model, is_v2)
     header = ModelCardData(

@@ -10,7 +10,7 @@ from helpers.train.loss import diffusion_loss
 
 
 class ValidationLoss:
-    """The unweighted loss on some images, always with the same noise and timesteps.
+    """Computes the unweighted loss on a dataset, always with the same images, noise and timesteps.
 
     The timesteps are spread evenly over the schedule, so two checkpoints differ by what they learned
     and by nothing else. It leaves the random state of training alone.
@@ -24,10 +24,10 @@ class ValidationLoss:
         num_eval_samples: int,
         same_timesteps: bool = False,
     ) -> None:
-        """`num_eval_samples` is how many (image, timestep) pairs are measured; each image comes about equally often.
+        """Choose `num_eval_samples` fixed (image, timestep) pairs, and their noise, by `seed`.
 
-        With more images than pairs, the images that are measured are spread evenly over all. With `same_timesteps`
-        every image has the same timesteps, so that images can be compared.
+        Each image comes about equally often. With more images than pairs, the images that are measured are spread
+        evenly over all. With `same_timesteps` every image has the same timesteps, so that images can be compared.
         """
         source = generator(seed, "fixed loss", len(dataset))
         self.noise_scheduler, self.dataset = noise_scheduler, dataset
@@ -48,17 +48,17 @@ class ValidationLoss:
         ]
 
     def _group_by_shape(self) -> list[Tensor]:
-        """The pairs, grouped by the shape of their images."""
+        """Return the indices of the (image, timestep) pairs, grouped by the shape of the latents."""
         label = {i: n for n, bucket in enumerate(self.dataset.buckets()) for i in bucket}
         labels = torch.tensor([label[i] for i in self.images.tolist()])
         return [(labels == n).nonzero().flatten() for n in labels.unique()]
 
     def __call__(self, unet: nn.Module, device: Device) -> float:
-        """The mean loss of the UNet as it is now."""
+        """Return the UNet's mean loss over all (image, timestep) pairs."""
         return float(self.per_pair(unet, device).mean())
 
     def per_image(self, unet: nn.Module, device: Device) -> list[float]:
-        """The mean loss of each image."""
+        """Return the mean loss of each image in the dataset, NaN for images that are not measured."""
         sums, counts = torch.zeros(2, len(self.dataset))
         sums.index_add_(0, self.images, self.per_pair(unet, device))
         counts.index_add_(0, self.images, torch.ones(len(self.images)))
@@ -69,7 +69,7 @@ class ValidationLoss:
     )  # only a training step's own shapes are worth compiling
     @torch.no_grad()
     def per_pair(self, unet: nn.Module, device: Device, batch: int = 16) -> Tensor:
-        """The loss of each pair (num_eval_samples,), on the CPU."""
+        """Return the loss of each (image, timestep) pair, as a CPU tensor (num_eval_samples,)."""
         was_training, losses = unet.training, torch.empty(len(self.images))
         unet.eval()
         for group, noise in zip(self.groups, self.noise, strict=True):

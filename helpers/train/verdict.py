@@ -1,4 +1,4 @@
-"""The verdict on a training, read off its validation loss: still learning, converged or overfitting."""
+"""Judge a training by its validation loss: still learning, converged or overfitting."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Verdict:
 
 
 def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
-    """Judge a curve of (step, validation loss) points in order; the first is step 0, the base model.
+    """Judge a training by its curve of (step, validation loss) points, from step 0 (the base model) on.
 
     overfitting     the smoothed loss has risen for two points, and so has its gap to `train_eval_curve`
     still learning  it fell during the last third
@@ -61,30 +61,30 @@ def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
 
 
 def _smooth(losses: Sequence[float]) -> list[float]:
-    """Average each point with its neighbours, which count half."""
+    """Smooth losses by a moving average of three points, weighted 1/4, 1/2, 1/4."""
     padded = [losses[0], *losses, losses[-1]]
     return [(a + 2 * b + c) / 4 for a, b, c in zip(padded, padded[1:], padded[2:], strict=False)]
 
 
 def _rose(values: Sequence[float], losses: Sequence[float], min_rise: float) -> bool:
-    """Whether the last two smoothed values are `min_rise` above the one where the smoothed loss is lowest."""
+    """Whether the last two smoothed values exceed the value at the smoothed loss's minimum by `min_rise`."""
     smooth, level = _smooth(values), _smooth(losses)
     lowest = level.index(min(level))
     return len(level) - 1 - lowest >= 2 and min(smooth[-2:]) > smooth[lowest] + min_rise
 
 
 def best_point(curve: Curve) -> tuple[int, float]:
-    """The (step, loss) of the lowest validation loss after step 0, or step 0 if there is no other point."""
+    """Return the (step, loss) of the lowest validation loss after step 0, or of step 0 if there is no other point."""
     return min(curve[1:] or curve or [(0, math.inf)], key=lambda point: point[1])
 
 
 def has_stopped_improving(curve: Curve, config: TrainConfig) -> bool:
-    """Whether the validation loss has had no new minimum for `early_stopping_patience` measurements."""
+    """Whether the validation loss has not improved for `early_stopping_patience` measurements."""
     patience = config.early_stopping_patience
     return 0 < patience < len(curve) and len(curve) - 1 - curve.index(best_point(curve)) >= patience
 
 
 def rank_by_loss(names: Sequence[str], losses: Sequence[float]) -> list[dict[str, Any]]:
-    """Images with their loss, the highest first; NaN and inf come before all."""
+    """Return {file_name, loss} of each image, the highest loss first; NaN and inf come before all."""
     rows = [{"file_name": n, "loss": loss} for n, loss in zip(names, losses, strict=True)]
     return sorted(rows, key=lambda row: (math.isfinite(row["loss"]), -row["loss"]))

@@ -1,10 +1,10 @@
-"""A hyperparameter sweep: several trainings of a run, compared."""
+"""Hyperparameter sweeps: several trainings of a run with different settings, compared."""
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Find `sweep_if_asked`, which version 0.2.0's notebooks import from here, in runner.py."""
+    """Return `sweep_if_asked` from runner.py, since notebooks of version 0.2.0 import it from this package."""
     if name != "sweep_if_asked":
         raise AttributeError(name)
     from helpers.train.sweep.runner import sweep_if_asked

@@ -1,4 +1,4 @@
-"""A sweep from a shell: `python -m helpers.train.sweep RUN -p learning_rate 1e-5..1e-3 -p rank 4,8,16`."""
+"""Run a hyperparameter sweep from a shell: `python -m helpers.train.sweep RUN -p learning_rate 1e-5..1e-3`."""
 
 import argparse
 import sys
@@ -32,7 +32,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _settings(args: argparse.Namespace, run: Run) -> TrainConfig:
-    """The command line's settings, over those of the run's sweep if there is one, or those that 04_train left."""
+    """Return a sweep's settings: command-line values over values saved by the last sweep or else by 04_train."""
     from helpers.train.sweep.search import is_dimension, read_dimension
 
     saved = run.sweep_config if run.sweep_config.is_file() else run.config("train")

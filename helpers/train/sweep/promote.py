@@ -1,4 +1,4 @@
-"""The best trial of a sweep becomes the run's own training."""
+"""Promote the best trial of a sweep to the run's own training."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def promote(run: Run) -> str:
 
 
 def _outputs(run: Run) -> list[Path]:
-    """All files and folders that a training leaves; the verdict comes last."""
+    """Return the paths of all files and folders that a training writes, the verdict last."""
     return [
         run.checkpoints,
         run.train_log,
@@ -76,7 +76,10 @@ def _replace_training(run: Run, trial: Run) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or folder, so that the copy appears complete or not at all."""
+    """Copy a file or folder atomically, with hard links for .safetensors files in a folder.
+
+    The copy appears complete or not at all.
+    """
     if source.is_dir():
         with replacing_folder(target, manifest=False) as tmp_path:
             shutil.copytree(source, tmp_path, copy_function=_link_or_copy, dirs_exist_ok=True)

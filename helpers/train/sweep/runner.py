@@ -1,4 +1,4 @@
-"""A hyperparameter sweep: `python -m helpers.train.sweep RUN -p learning_rate 1e-5..1e-3 -p rank 4,8,16`.
+"""Run a hyperparameter sweep: `python -m helpers.train.sweep RUN -p learning_rate 1e-5..1e-3 -p rank 4,8,16`.
 
 Each trial is the ordinary training in a folder of its own inside the run's, and resumes from its checkpoints. Start the
 command again after whatever stopped it; start it on another machine with the same database, and both share the work.
@@ -39,7 +39,10 @@ RETRY_S = (0, 1, 5, 20, 60, 60, 60, 60)  # before each retry after a database fa
 
 
 def open_sweep(config: TrainConfig, run: Run) -> Sweep:
-    """Create a sweep, or resume the one that is there. Raises RunError if that one has other settings or data."""
+    """Create a sweep, or resume the run's existing sweep.
+
+    Raises RunError if the existing sweep has other settings or data.
+    """
     run.require(run.split_metadata("train"), "dataset")
     planned = plan_trials(config)
     place = open_place(run, config.sweep_storage)
@@ -55,7 +58,7 @@ def open_sweep(config: TrainConfig, run: Run) -> Sweep:
 
 
 def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
-    """Run a sweep's remaining trials, yielding lines of progress, until all have ended here or on other machines.
+    """Run a sweep's remaining trials until all have ended, here or on other machines; yield lines of progress.
 
     A lost database connection is retried. A trial whose loss is NaN or that runs out of memory (OOM) is pruned; other
     errors of training are raised as RunError.
@@ -79,7 +82,7 @@ def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
 
 
 def _run_remaining(sweep: Sweep) -> Iterator[str]:
-    """Run the trials that no other worker runs or has ended, one after another."""
+    """Run the unfinished trials in turn, waiting for other workers' trials; yield lines of progress."""
     waiting = False
     sweep.write_table()
     trials = partial(sweep.study.get_trials, deepcopy=False)
@@ -103,9 +106,9 @@ def _run_remaining(sweep: Sweep) -> Iterator[str]:
 
 
 def _retrain_lost_best(sweep: Sweep) -> Iterator[str]:
-    """Train the best trial again if its model is lost, which gives the same model.
+    """Train the best trial again if its model is missing or damaged; yield a line of progress.
 
-    With a database its model may be on another machine, so nothing is done.
+    That gives the same model. With a database its model may be on another machine, so nothing is done.
     """
     best = best_trial(read_trials(sweep.run))
     if (
@@ -119,7 +122,7 @@ def _retrain_lost_best(sweep: Sweep) -> Iterator[str]:
 
 
 def describe(config: TrainConfig, run: Run) -> str:
-    """Describe a sweep before it starts: its trials, and its hours and price from a few timed steps.
+    """Describe a sweep before the start: the trials, and the hours and price from a few timed steps.
 
     Raises RunError if a trial would not fit into memory or onto the disk.
     """

@@ -1,4 +1,4 @@
-"""The settings of each trial of a sweep: a list that is known before the first trial runs, and always the same.
+"""Plan the settings of every trial of a sweep, deterministically, before the first trial runs.
 
 Trials differ in the swept settings alone. Images, their order, the noise, the number of images seen, and what the
 validation loss is measured on are the same in all.
@@ -50,9 +50,9 @@ MIN_EVALUATIONS = 4  # per trial, so that a hopeless one is pruned before its ha
 
 
 def parse_dimension(name: str, asked: Any) -> BaseDistribution:
-    """Parse a setting's range, `"1e-5..1e-3"`, or its choices, `[4, 8, 16]`. Raises RunError for anything else.
+    """Parse a setting's range `"1e-5..1e-3"` or choices `[4, 8, 16]` to an Optuna distribution.
 
-    A range over a factor of ten or more is sampled by its logarithm.
+    Raises RunError for anything else. A range over a factor of ten or more is sampled by its logarithm.
     """
     known = {f.name for f in fields(TrainConfig) if not f.metadata.get("resumable")} - set(FIXED)
     known |= {BATCH, *BATCH_PARTS}
@@ -76,7 +76,7 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
 
 
 def plan_trials(config: TrainConfig) -> list[dict[str, Any]]:
-    """List the swept settings of each trial: combinations in a random order if all are lists, else Sobol points.
+    """Return the swept settings of each trial: shuffled combinations if all are lists, else Sobol points.
 
     The first trials stay the same when more are asked for. Raises RunError for a setting or value that training would
     refuse.
@@ -98,7 +98,7 @@ def plan_trials(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def _choices(name: str, asked: Sequence[Any]) -> tuple[Any, ...]:
-    """A list's values, each once. Raises RunError for a value of a wrong type."""
+    """Return a swept list's values without duplicates. Raises RunError for a value of a wrong type."""
     kinds = (int,) if name == BATCH else (bool, int, float, str)
     for value in asked:
         if type(value) not in kinds or (name == BATCH and value < 1):
@@ -107,7 +107,7 @@ def _choices(name: str, asked: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def unused_settings(config: TrainConfig) -> list[str]:
-    """A warning for each swept setting that changes nothing."""
+    """Return a warning for each swept setting that has no effect with the other settings."""
     return [
         f"warning: {name} changes nothing unless {needed} is {value!r}"
         for name, (needed, value) in DEPENDS_ON.items()
@@ -118,7 +118,7 @@ def unused_settings(config: TrainConfig) -> list[str]:
 def _sobol_points(
     dimensions: dict[str, BaseDistribution], config: TrainConfig
 ) -> list[dict[str, Any]]:
-    """Points of a scrambled Sobol sequence over all dimensions, each once.
+    """Return distinct points of a scrambled Sobol sequence over all dimensions, as settings by name.
 
     Bergstra and Bengio 2012 (jmlr.org/papers/v13/bergstra12a.html) on why not a grid.
     """
@@ -139,7 +139,10 @@ def _sobol_points(
 
 
 def _round(dimension: BaseDistribution, value: Any) -> Any:
-    """Round a float to three digits, so that it can be read and typed again."""
+    """Round a float to about three significant digits; return other values unchanged.
+
+    It can then be read and typed again.
+    """
     if not isinstance(dimension, FloatDistribution):
         return value
     low, high = dimension.low, dimension.high
@@ -148,9 +151,10 @@ def _round(dimension: BaseDistribution, value: Any) -> Any:
 
 
 def trial_config(config: TrainConfig, params: dict[str, Any]) -> TrainConfig:
-    """A trial's settings. It sees as many images as the run's own and is evaluated as often, whatever its batch.
+    """Return a trial's full settings, with its steps scaled so that all trials see equally many images.
 
-    Raises RunError for a value that training would refuse.
+    It is evaluated as often as the run's own training, whatever its batch. Raises RunError for a value that training
+    would refuse.
     """
     values = dict(params)
     if BATCH in values:
@@ -169,24 +173,27 @@ def trial_config(config: TrainConfig, params: dict[str, Any]) -> TrainConfig:
 
 
 def _split_batch(batch: int, max_size: int) -> dict[str, int]:
-    """Split an effective batch into the largest micro-batch up to `max_size`, and its gradient accumulation."""
+    """Split an effective batch into the largest micro-batch up to `max_size`, and gradient accumulation steps."""
     size = max(size for size in range(1, min(batch, max_size) + 1) if batch % size == 0)
     return {"train_batch_size": size, "gradient_accumulation_steps": batch // size}
 
 
 def num_evaluations(config: TrainConfig) -> int:
-    """How often a trial's validation loss is measured after step 0."""
+    """Return how many times a trial's validation loss is measured after step 0."""
     return max(MIN_EVALUATIONS, config.max_steps // config.validate_every_steps)
 
 
 def is_dimension(name: str, text: str) -> bool:
-    """Whether a command line's value is to be swept: a range, or choices."""
+    """Whether a value on the command line is to be swept: a range `1e-5..1e-3` or choices `4,8,16`."""
     is_range = re.fullmatch(r"[-+.\w]+\.\.[-+.\w]+", text) is not None
     return name == BATCH or is_range or ("," in text and name != "prompts")
 
 
 def read_dimension(name: str, text: str) -> Any:
-    """Read a command line's `1e-5..1e-3` as it is, `4,8,16` as a list. Raises RunError for a wrong name or value."""
+    """Parse a swept setting's value on the command line: a range stays text, `4,8,16` becomes a list.
+
+    Raises RunError for a wrong name or value.
+    """
     if ".." in text:
         return text
     field = "train_batch_size" if name == BATCH else name

@@ -1,4 +1,4 @@
-"""A sweep's Optuna study, and the locks by which each trial is run by one process at a time.
+"""Open a sweep's Optuna study, and lock each trial so that one process at a time runs it.
 
 A running trial belongs to the process that holds its lock. A lock is released when its holder dies, so that another
 process resumes that trial from its checkpoint, under the same number. Optuna's own retry callbacks instead
@@ -38,7 +38,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 class Journal:
-    """A study in the run's folder, shared by the processes of one machine."""
+    """The storage of an Optuna study in the run's folder, shared by the processes of one machine."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -50,14 +50,17 @@ class Journal:
 
     @contextmanager
     def claim(self, number: int) -> Iterator["Claim | None"]:
-        """Hold a trial's lock inside, if nobody else does; None otherwise."""
+        """Hold a trial's lock inside this context; yield a Claim, or None if another process has the lock."""
         path = self.run.sweep_lock if number == CREATING else self.run.trial(number).lock
         with locked(path, wait=False) as is_mine:
             yield Claim() if is_mine else None
 
 
 class JournalLock:
-    """The lock of Optuna's journal file. A kill releases it, and the next holder cuts off a half-written line."""
+    """A lock for Optuna's journal file that is released when its holder dies.
+
+    The next holder cuts off a half-written line.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,14 +77,17 @@ class JournalLock:
 
 
 class Database:
-    """A study in PostgreSQL, for any number of machines.
+    """The storage of an Optuna study in PostgreSQL, shared by any number of machines.
 
     A trial's lock is an advisory lock of a session with a heartbeat every BEAT_S; after GRACE_S without one the
     server ends the session and releases the lock (idle_session_timeout, PostgreSQL 14 and newer).
     """
 
     def __init__(self, run: Run, address: str) -> None:
-        """Connect. Raises RunError if the database cannot be reached."""
+        """Connect to the database, and create Optuna's tables if they are missing.
+
+        Raises RunError if it cannot be reached.
+        """
         self.space = zlib.crc32(run.name.encode()) >> 1
         with database_errors():
             try:
@@ -95,7 +101,7 @@ class Database:
 
     @contextmanager
     def claim(self, number: int) -> Iterator["Claim | None"]:
-        """Hold a trial's lock inside, if nobody else does; None otherwise."""
+        """Hold a trial's lock inside this context; yield a Claim, or None if another process has the lock."""
         with self.engine.connect() as pooled:
             session = pooled.execution_options(isolation_level="AUTOCOMMIT")
             session.detach()  # not pooled, so that closing it releases the lock
@@ -110,14 +116,14 @@ class Database:
 
 
 class Claim:
-    """A held lock of a trial."""
+    """A trial's lock, held by this process."""
 
     def check(self) -> None:
-        """Raise DatabaseError if the lock is lost."""
+        """Raise DatabaseError if this process has lost the lock."""
 
 
 class Heartbeat(Claim):
-    """A claim that is kept by a heartbeat in a thread."""
+    """A Claim on a database lock that a thread keeps alive by a query every BEAT_S seconds."""
 
     def __init__(self, session: Connection) -> None:
         self.session, self.ended = session, threading.Event()
@@ -151,7 +157,7 @@ class Heartbeat(Claim):
 
 @contextmanager
 def wait_for(place: Journal | Database, number: int) -> Iterator[None]:
-    """Wait for a lock, and hold it inside."""
+    """Wait until a trial's lock is free, and hold the lock inside this context."""
     while True:
         with place.claim(number) as claim:
             if claim:
@@ -162,7 +168,10 @@ def wait_for(place: Journal | Database, number: int) -> Iterator[None]:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn a database's errors into a DatabaseError of one line without its address."""
+    """Turn database errors inside this context into a DatabaseError of one line.
+
+    The line does not contain the database's address.
+    """
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -175,7 +184,7 @@ def database_errors() -> Iterator[None]:
 
 
 def open_place(run: Run, storage: str) -> Journal | Database:
-    """Open the study's storage: the run's folder, or PostgreSQL.
+    """Open the storage of a sweep's study: the run's folder, or PostgreSQL.
 
     storage  empty; `postgresql`, whose address is the secret OPTUNA_STORAGE; or an address without a password
     Raises RunError for anything else.
@@ -214,9 +223,9 @@ def open_study(
     signature: dict[str, Any],
     pruner: optuna.pruners.BasePruner,
 ) -> optuna.Study:
-    """Open or create the study, and add the planned trials that it lacks.
+    """Open or create a sweep's Optuna study, and add the planned trials that are missing.
 
-    Raises RunError if it belongs to another sweep.
+    Raises RunError if the study is of another sweep.
     """
     with wait_for(place, CREATING):
         study = optuna.create_study(

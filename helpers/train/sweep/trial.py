@@ -1,4 +1,4 @@
-"""One trial of a sweep: the ordinary training, whose validation loss is reported to Optuna, pruned if hopeless."""
+"""Train one trial of a sweep, report its validation loss to Optuna, and prune the trial if it is hopeless."""
 
 import math
 import shutil
@@ -28,7 +28,7 @@ MAX_LOSS_RATIO = 1.05  # to the base model's validation loss; above it a trial i
 
 @dataclass(frozen=True)
 class Sweep:
-    """A running sweep: its settings, its storage and its study."""
+    """A running sweep: its settings, run, storage and Optuna study."""
 
     config: TrainConfig
     run: Run
@@ -36,7 +36,7 @@ class Sweep:
     study: optuna.Study
 
     def row(self, trial: FrozenTrial) -> TrialRow:
-        """A trial's results so far, as a row of the table."""
+        """Return a trial's results so far as a TrialRow."""
         config, ended = trial_config(self.config, trial.params), trial.user_attrs
         images, measures = (
             config.max_steps * config.effective_batch_size,
@@ -58,12 +58,12 @@ class Sweep:
         )
 
     def is_best(self, value: float) -> bool:
-        """Whether no complete trial has a lower validation loss."""
+        """Whether `value` is at most the validation loss of every complete trial."""
         complete = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         return all(value <= trial.value for trial in complete)
 
     def write_table(self) -> None:
-        """Write the table of trials, and delete models and checkpoints of ended trials other than the best."""
+        """Write the table of trials, and delete the checkpoints and models of all ended trials except the best."""
         with locked(self.run.sweep_lock):
             rows = [self.row(trial) for trial in self.study.get_trials(deepcopy=False)]
             write_json(self.run.sweep_table, [asdict(row) for row in rows])
@@ -77,7 +77,7 @@ class Sweep:
 
 
 def run_trial(sweep: Sweep, trial: FrozenTrial, claim: Claim) -> Iterator[str]:
-    """Train a trial, resuming it from any machine's checkpoint, and tell the study how it ended."""
+    """Train or resume a trial, yield lines of progress, and record in the study how the trial ended."""
     config, here = trial_config(sweep.config, trial.params), sweep.run.trial(trial.number)
     restore(here)
     yield f"{sweep.row(trial).name}, {config.max_steps} steps{_resume_note(here, trial)}"
@@ -99,7 +99,7 @@ def run_trial(sweep: Sweep, trial: FrozenTrial, claim: Claim) -> Iterator[str]:
 
 
 def _tell(sweep: Sweep, trial: FrozenTrial, here: TrialRun, reason: str | None) -> str:
-    """Tell the study that a trial is complete, or pruned for `reason`; return that as a line of progress."""
+    """Record in the study that a trial is complete, or pruned for `reason`; return a line of progress."""
     if reason:
         sweep.place.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
         sweep.study.tell(trial.number, state=TrialState.PRUNED)
@@ -121,7 +121,7 @@ def _resume_note(here: TrialRun, trial: FrozenTrial) -> str:
 def _train(
     sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial, claim: Claim
 ) -> str | None:
-    """Train, and report every evaluation. Returns why the trial is pruned, or None if it is complete."""
+    """Train a trial and report every evaluation; return why the trial is pruned, or None if it is complete."""
     if reason := _report(sweep, config, here, live):  # evaluations before a kill
         return reason
     steps = train(config, here)
@@ -144,7 +144,7 @@ def _train(
 
 
 def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> str | None:
-    """Report evaluations that the study does not know; return why they prune the trial, or None.
+    """Report new evaluations to the study; return why the trial is pruned, or None if it goes on.
 
     They are numbered 1 to num_evaluations over the trial's steps.
     """
@@ -166,12 +166,12 @@ def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> s
 
 
 def _curve(here: TrialRun) -> list[tuple[int, float]]:
-    """The (step, validation loss) points so far, from step 0 on."""
+    """Return a trial's (step, validation loss) points so far, from step 0 on."""
     rows = read_log(here.train_log)
     return [(int(r["step"]), r["held_out_loss"]) for r in rows if "held_out_loss" in r]
 
 
 def _exported_loss(here: TrialRun) -> float:
-    """The validation loss of a trial's exported model."""
+    """Return the validation loss of a trial's exported model."""
     verdict = here.read_verdict()
     return dict(_curve(here)).get(verdict["exported_step"], verdict["last"])
