@@ -1,4 +1,4 @@
-"""Captioner: an image-to-text model from the Hub that runs locally, such as BLIP, without a key or cost.
+"""The captioner "blip": an image-to-text model from the Hub, such as BLIP, that runs locally without a key or cost.
 
 The only module of notebooks 01 to 03 that loads torch, and only if it is chosen.
 """
@@ -32,7 +32,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 
 def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
-    """Return the processor and the model, the model on the GPU if there is one.
+    """Load an image-to-text model and its processor, the model on the GPU if there is one.
 
     Raises RunError if `name` is not an image-to-text model.
     """

@@ -32,7 +32,7 @@ LETTERING = re.compile(
 def find_problems(
     config: CaptionConfig, run: Run, rows: Iterable[Caption]
 ) -> dict[str, list[Caption]]:
-    """Return a dict of problem name to the captions that have the problem."""
+    """Find the captions with each problem; return {name of the problem: captions}."""
     rows = list(rows)
     usable = [row for row in rows if row.is_usable]
     same = Counter(_plain(row.caption) for row in usable)

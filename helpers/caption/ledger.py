@@ -144,7 +144,7 @@ def edit(run: Run, row: Caption, words: str) -> Caption:
 
 
 def problems(config: CaptionConfig, run: Run) -> dict[str, list[Caption]]:
-    """Return a dict of problem name to the run's captions that have the problem."""
+    """Find the run's captions with each problem; return {name of the problem: captions}."""
     run.check_settings(config)
     return find_problems(config, run, latest(read_rows(run.captions, Caption)).values())
 

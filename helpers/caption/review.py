@@ -30,7 +30,7 @@ EVERY, TO_READ = "all captions", "all that want a look"
 
 
 def review(config: CaptionConfig, run: Run) -> "ReviewTable | None":
-    """Show the review table if `config.review` is set and a person runs the notebook, else print what it would show.
+    """Show the review table if `config.review` is set and a person runs the notebook, else print counts of problems.
 
     Returns the table, or None if it is not shown.
     """
@@ -54,7 +54,7 @@ def is_interactive() -> bool:
 
 
 class Line(NamedTuple):
-    """The file name of a table row, and the widgets in the row whose content changes."""
+    """A row of the review table: the image's file name, and the widgets whose content changes."""
 
     name: str
     note: widgets.HTML
@@ -184,7 +184,7 @@ class ReviewTable:
             self._save(line)
 
     def _save(self, line: Line) -> None:
-        """Save the caption in the text field, whether a person edited or accepted it."""
+        """Save the caption that stands in the row's text field, edited or merely accepted."""
         try:
             edit(self.run, self.rows[line.name], line.words.value)
             self._refresh(line, "kept")

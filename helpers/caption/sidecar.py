@@ -1,4 +1,4 @@
-"""Captioner: read the caption of each image from the .txt file of the same name."""
+"""The captioner "sidecar": reads the caption of each image from the .txt file of the same name."""
 
 from collections.abc import Iterator
 

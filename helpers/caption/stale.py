@@ -53,7 +53,7 @@ def _examples(config: CaptionConfig, run: Run) -> list[Any]:
 
 
 def find_stale(config: CaptionConfig, run: Run) -> dict[str, list[str]]:
-    """Return a dict of each stale caption's file name to the settings that have changed since the caption was made.
+    """Return {file name: settings that have changed since the caption was made} for each stale caption.
 
     A person's caption is never stale. Rows of older versions without settings are compared by captioner and model only.
     With captioner=sidecar, only an image with a .txt can be stale. Images refused with these settings are left out, as
@@ -98,7 +98,7 @@ def stale_note(config: CaptionConfig, run: Run) -> str:
 
 
 def restored_caption(before: Caption | None, row: Caption) -> Caption | None:
-    """Return the previous caption, to be restored, if a person edited it or the new row has no caption; else None.
+    """Return the previous caption if it must be restored (a person edited it, or the new row has none), else None.
 
     An unusable previous caption is not restored. The returned row has no tokens, cost or request, as the row of the
     answer has them.

@@ -44,7 +44,7 @@ SHORTCODE_INDEX = re.compile(r"([A-Za-z0-9_-]{3,64})_(\d{1,2})", re.ASCII)
 
 @dataclass
 class CaptionFiles:
-    """The result of read_captions: the caption of each image, and the files that are not art."""
+    """The result of read_captions: a caption per image, and the files to leave out, such as text files and masks."""
 
     captions: dict[Path, str]  # by image, on one line
     non_images: set[Path]  # texts, and images that are not art
@@ -68,7 +68,7 @@ def read_captions(root: Path, files: Sequence[Path], choice: str = "first") -> C
 
 
 def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
-    """Return the caption that `choice` selects from `sources`, an image's captions by suffix or column, or None."""
+    """Return the caption that `choice` selects, or None; `sources` holds an image's captions by suffix or column."""
     if choice not in POSITIONS:
         found = sources.get(choice) or []
         return found[0] if found else None
@@ -82,7 +82,7 @@ def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
 
 
 def check_caption_choice(choice: str, names: Iterable[str]) -> None:
-    """Raise RunError unless `choice` is a position (such as "first") or in `names`, the suffixes and columns found."""
+    """Raise RunError unless `choice` is in POSITIONS (such as "first") or in `names` (suffixes and columns found)."""
     known = list(dict.fromkeys(names))
     if choice not in (*POSITIONS, *known):
         raise RunError(
@@ -122,7 +122,7 @@ class _ImageIndex:
                 self.posts[path.parent, fold(match[1])].append(path)
 
     def find_in_folder(self, folder: Path, name: str) -> list[Path]:
-        """Return the images in `folder` with this file name or stem, in any case, or [] if several stems match.
+        """Return the images in `folder` whose name or stem is `name` in any letter case, or [] if `name` is ambiguous.
 
         An exact match comes first.
         """
@@ -132,7 +132,7 @@ class _ImageIndex:
         return found if len({path.stem for path in found}) == 1 else []
 
     def find_listed(self, folder: Path, name: str) -> list[Path]:
-        """Return the images that `name`, from a list file in `folder`, refers to, or [] if unknown or ambiguous.
+        """Return the images that a list file in `folder` calls `name`, or [] if the name is unknown or ambiguous.
 
         The name is compared with the paths of known images and never opened.
         """
@@ -201,11 +201,11 @@ class _Reader:
         return CaptionFiles(captions, non_images, self.posts, self._summary(used, choice))
 
     def _default_sources(self, image: Path) -> list[str]:
-        """Return an image's non-empty caption sources (suffixes and columns) that are used by default, in order."""
+        """Return the suffixes and columns with captions of `image` that are used by default, in order of precedence."""
         return [name for name, found in self.sources[image].items() if found and _is_default(name)]
 
     def _read_text_files(self) -> list[Path]:
-        """Read captions from the text files named like an image; return the paths of the list files among the rest."""
+        """Read the text files whose names match images; return the other files that may be lists, such as CSV."""
         matched: dict[Path, list[Path]] = {}
         others = []
         for path in self.texts:
@@ -230,7 +230,10 @@ class _Reader:
         return lists
 
     def _match_text_folders(self, texts: Iterable[Path]) -> dict[Path, list[Path]]:
-        """Match text files in folders without images (captions/a.txt) to images by stem, if at least half match."""
+        """Match text files in folders without images, such as captions/a.txt, to images by stem.
+
+        A folder in which fewer than half of the text files match is ignored.
+        """
         with_images = {path.parent for path in self.images}
         folders: dict[Path, list[Path]] = defaultdict(list)
         for path in texts:
@@ -268,7 +271,7 @@ class _Reader:
                 self.labels[image, suffix] = f"{suffix} of posts" if is_post else suffix
 
     def _add_record(self, image: Path, record: Record, label: str) -> int:
-        """Add the captions in a record's columns to `image`; return how many of these columns are default ones."""
+        """Add the captions in `record` to `image`; return how many of the columns with captions are used by default."""
         columns = sorted(
             (c for c in record if isinstance(c, str)),
             key=lambda c: 99 if rank(c) is None else rank(c),
@@ -333,7 +336,7 @@ class _Reader:
     def _read_texts(
         self, paths: Sequence[Path], max_bytes: int = MAX_TEXT_BYTES
     ) -> list[tuple[Path, str]]:
-        """Return the decoded text of each readable file; files that are not Unicode are all read as Windows-1252."""
+        """Return (path, text) of each readable file; files not in Unicode are read as Windows-1252, all or none."""
         contents = {}
         for path in paths:
             try:

@@ -52,7 +52,7 @@ def captions_in(value: Any) -> list[str]:
 
 
 def read_records(path: Path, text: str, find_images: Finder) -> tuple[list[Record], str] | None:
-    """Return the rows and the image-name column of a CSV, JSON or JSON lines text, or None without such a column."""
+    """Return the rows of a CSV, JSON or JSON lines text and the column with image names, or None if none has any."""
     match path.suffix.lower():
         case ".json":
             records = _records_from_json(_parse_json(text), find_images)
@@ -68,7 +68,7 @@ def read_records(path: Path, text: str, find_images: Finder) -> tuple[list[Recor
 
 
 def read_parquet(path: Path, find_images: Finder) -> tuple[list[Record], str] | None:
-    """Return the rows and the image-name column of a Parquet file, or None without such a column.
+    """Return the rows of a Parquet file and the column with image names, or None if no column has any.
 
     Only columns of strings and of lists of strings are read.
     """
@@ -101,7 +101,7 @@ def parse_object(text: str) -> Record:
 
 
 def _records_from_json(value: Any, find_images: Finder) -> list[Any]:
-    """Return the rows in parsed JSON: a list of rows, a dict by image name, or COCO annotations joined with images."""
+    """Return the rows in parsed JSON: a list, a dict by image name, COCO, or a list in a dict; [] for other JSON."""
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
@@ -123,7 +123,7 @@ def _are_records(value: Any) -> bool:
 
 
 def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | None:
-    """Return the column that names the most images (file names count double), or None if no column names any."""
+    """Return the column that names the most images (names with suffix count double), or None if none names any."""
     scores: dict[str, int] = {}
     for record in records:
         for name, value in record.items():
@@ -135,7 +135,7 @@ def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | N
 def _records_from_text(
     text: str, find_images: Finder, *, must_match_half: bool
 ) -> tuple[list[Record], str] | None:
-    """Return the rows and the image-name column of a CSV with header or of "name, caption" lines, or None if neither.
+    """Return the rows and the column with image names of a CSV with header or of "name, caption" lines; else None.
 
     With `must_match_half`, a CSV with header must name an image in at least half of its rows.
     """
@@ -158,7 +158,7 @@ def _records_from_text(
 
 
 def _rows_with_header(text: str, delimiter: str) -> list[Record]:
-    """Parse a CSV with a header into dicts, joining a last cell that was split at unquoted delimiters.
+    """Parse a CSV with a header into a dict per row; delimiters in the last column need no quotes.
 
     Returns [] for any other text.
     """
@@ -179,7 +179,7 @@ def _rows_with_header(text: str, delimiter: str) -> list[Record]:
 
 
 def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str, str]]:
-    """Return (image name, caption) from lines such as `a.jpg, a cat` or `a.jpg#0<TAB>A cat.`, or [] for other text.
+    """Return (image name, caption) pairs from lines such as `a.jpg, a cat` or `a.jpg#0<TAB>A cat.`; [] for other text.
 
     Other text is one whose first line begins with no image name, or whose lines all have the same number of three or
     more cells, as a table has.

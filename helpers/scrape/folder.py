@@ -1,4 +1,4 @@
-"""Source: a folder of the user's own images, with captions in text files or lists (CSV, JSON, parquet)."""
+"""The image source "folder": a folder of the user's own images, with captions in text files, CSV, JSON or Parquet."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ OF_TAKEOUT = re.compile(r".+\.[a-z0-9]{3,4}(\.[a-z-]+)?(\(\d+\))?\.json", re.IGN
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """Return all visible images below the folder `config.folder`, sorted by path, each with the caption found for it.
+    """Return the images below `config.folder` that are not hidden, sorted by path, each with its caption if found.
 
     Raises RunError if the folder does not exist or has no image.
     """
@@ -85,7 +85,7 @@ def _explain_missing(path: Path) -> str:
 
 
 def walk(root: Path) -> tuple[dict[Path, os.stat_result], list[Path]]:
-    """Return the stat result of each visible file below `root` by path, and the list of paths that cannot be read."""
+    """Return {path: stat result} of the files below `root` that are not hidden, and a list of unreadable paths."""
     paths: list[Path] = []
     unreadable: list[Path] = []
     for folder, folders, names in os.walk(
@@ -116,7 +116,7 @@ def count_suffixes(paths: Iterable[Path]) -> str:
 
 
 def assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -> list[SourceItem]:
-    """Return the items with the shortcode and index in `posts`, except those whose new names would collide."""
+    """Return the items, each with its (shortcode, index) from `posts` if any, unless two would get the same name."""
     renamed = [
         replace(item, shortcode=post[0], index=post[1]) if post else item
         for item, post in zip(items, posts, strict=True)
@@ -129,7 +129,7 @@ def assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -
 
 
 def file_id(name: str, stat: os.stat_result) -> str:
-    """Return the name, size, mtime and ctime of a file in one string, an id that changes when the file changes."""
+    """Return an id that changes when the file changes: name, size, mtime and ctime in one string."""
     return f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 

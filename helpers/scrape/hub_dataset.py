@@ -1,4 +1,4 @@
-"""Source: an image dataset on the Hugging Face Hub, or a local folder in imagefolder layout."""
+"""The image source "hub": a dataset on the Hugging Face Hub, or a local folder in imagefolder layout."""
 
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ def _local_file(path: Path, allowed: Path) -> tuple[str, str]:
 
 
 def _read_image(part: "Dataset", i: int, column: str, allowed: Path) -> bytes:
-    """Return the bytes of the image in row `i`, embedded in the dataset or in a file inside the folder `allowed`.
+    """Return the bytes of the image in row `i`, from the dataset itself or from a file inside the folder `allowed`.
 
     Raises PermanentRefusal for a path outside that folder.
     """

@@ -263,7 +263,7 @@ class Ingestion:
         return "; ".join(filter(None, [", ".join(parts), *notes, source.corrected]))
 
     def _drop_old_rejections(self, excluded: set[str]) -> None:
-        """Delete 01's rows in rejected.jsonl that this pass did not confirm, except the rows of `excluded` files."""
+        """Delete 01's rejections that did not recur in this pass from rejected.jsonl, except of files in `excluded`."""
         rows = {(row.file_name, row.reason) for row in self.refused}
         rewrite(
             self.run.rejected,
@@ -275,7 +275,7 @@ class Ingestion:
         )
 
     def _mark_gone(self, listing: Listing, excluded: list[SourceItem]) -> dict[str, Post]:
-        """Mark images that the source no longer has as gone; return their posts by file name, or {} if unsure."""
+        """Mark images as gone that the source no longer has; return {file name: post}, or {} if that is uncertain."""
         posts = [self.known.match_unread(item) for item in excluded]
         if not listing.is_complete or None in posts:
             return {}

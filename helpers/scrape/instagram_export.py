@@ -1,8 +1,8 @@
-"""Source: the ZIP that Instagram gives an account's owner (Accounts Centre, Download your information, JSON).
+"""The image source "export": the ZIP of an account's posts that Instagram gives the account's owner for download.
 
-`posts_1.json`, `posts_2.json`, ... list the posts, each with the paths of its media in the ZIP. A large account comes
-in several ZIPs, and a post's media may be in another ZIP than its entry. ZIPs may be repacked or unpacked. Nothing is
-extracted to disk.
+The ZIP is ordered in Instagram's Accounts Centre (Download your information, format JSON). `posts_1.json`,
+`posts_2.json`, ... list the posts, each with the paths of its media in the ZIP. A large account comes in several ZIPs,
+and a post's media may be in another ZIP than its entry. ZIPs may be repacked or unpacked. Nothing is extracted to disk.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
 
 
 def _entries(path: Path) -> list[Entry]:
-    """Return all files of an export: of one ZIP, or of a folder that has ZIPs, unpacked files, or both."""
+    """Return the files of the export at `path`, which is a ZIP or a folder with ZIPs, unpacked files or both."""
     if path.is_file():
         return _zip_entries(path)
     files, _ = walk(path)
@@ -115,7 +115,7 @@ class Media:
                 self.by_ending.setdefault("/".join(parts[i:]), []).append(entry)
 
     def get(self, uri: str, line: Entry) -> Entry | None:
-        """Return the file that the posts_1.json `line` lists as `uri`, or None if the export lacks that file.
+        """Return the file that `line`, a posts_1.json, lists as `uri`, or None if the export lacks that file.
 
         A file below the same top folder comes first, then one in the same ZIP, then any other.
         """
@@ -181,7 +181,7 @@ def _post_items(
 
 
 def fix_encoding(text: str) -> str:
-    """Correct a text of the export, in which each byte of the UTF-8 encoding is written as a character of its own."""
+    """Repair the encoding of a text of the export, where each UTF-8 byte was written as one Latin-1 character."""
     try:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:

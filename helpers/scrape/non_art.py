@@ -35,7 +35,7 @@ def find_non_art(root: Path, images: Sequence[Path]) -> NonArt:
 
 
 def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the masks: files named like OneTrainer's masks, and files in a mask folder at the path of an image."""
+    """Return the masks of images: files such as a-masklabel.png (OneTrainer's) or mask/10_name/a.png (kohya's)."""
     stems = {(path.parent, path.stem) for path in images}
     image_keys, mask_keys = set(), {}
     for path in images:

@@ -33,7 +33,7 @@ def load_image(item: SourceItem, max_mpx: int) -> tuple[bytes, ImageInfo]:
 
 
 def validate_image(content: bytes, max_mpx: int) -> ImageInfo:
-    """Return the format and size of an image file, decoded as every later stage does.
+    """Decode an image file completely, and return its format and size.
 
     Raises ValueError if it cannot be decoded, PermanentRefusal if it is too large.
     """

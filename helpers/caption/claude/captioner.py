@@ -1,4 +1,4 @@
-"""Captioner: Claude, one image per request, by the Messages API or in batches.
+"""The captioner "claude": one image per request, by the Messages API or in batches.
 
 Each answer is saved before its thread sends another request, so a kill loses only the requests in flight. The cost of
 an answer is in its row, even if the answer is unusable.

@@ -80,7 +80,7 @@ class Session:
 
     @property
     def shared_tokens(self) -> int:
-        """The number of prompt tokens common to all requests, counted by the API with an image of one token."""
+        """The number of prompt tokens that all requests share, as counted by the API."""
         if self._shared_tokens is None:
             params = self.prompt.image_request(blank_patch())
             counted = self.retry(lambda: self.client.messages.count_tokens(**params))
@@ -149,7 +149,7 @@ class Session:
         )
 
     def retry(self, call: Callable[[], Result], *, paid: bool = False) -> Result:
-        """Return the result of `call`, which is retried while the server is overloaded, failing or unreachable.
+        """Return the result of `call`, retried up to `most_retries` times on overload, server and network errors.
 
         A paid call that was sent and not answered is not retried; the caller counts its cost. Raises RunError if a
         retry would not help; for a paid call the API's error itself, if it concerns this image only.

@@ -175,7 +175,7 @@ def _is_refusal(error: BaseException | None) -> bool:
 
 
 def _find(session: Session, batch: Batch, count: int) -> str:
-    """Search the server for a batch that may have been created, and return its id, or "" if not found."""
+    """Search the server for `batch`, which may have been created already; return its id, or "" if not found."""
     oldest = datetime.fromisoformat(batch.planned_at) - MAX_CLOCK_DIFFERENCE
     known = {other.id for other in read_batches(session.run)}
 
@@ -210,7 +210,7 @@ def _results(session: Session, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
-    """Return the results of a batch, one JSON object per line; other lines are ignored."""
+    """Download the results of a batch, a JSON object per line, and return the objects; other lines are ignored."""
     found = []
     with batches.with_streaming_response.results(batch_id) as response:
         for line in response.iter_lines():

@@ -54,7 +54,7 @@ class Cursor:
         write_text(path, json.dumps(vars(self)) + "\n")
 
     def set_filters(self, since: str, until: str, coauthored: bool) -> None:
-        """Set the date range and the coauthored filter; after a change, posts filtered out before are visited again."""
+        """Set the date range and the coauthored filter; if these change, posts that were excluded are visited again."""
         if (self.since, self.until, self.coauthored) != (since, until, coauthored):
             self.since, self.until, self.coauthored = since, until, coauthored
             self.finished = {code: entry for code, entry in self.finished.items() if entry[1]}
@@ -70,7 +70,7 @@ class Cursor:
         return set(list(self.finished)[: self.settled])
 
     def unfinished(self, run: Run) -> list[str]:
-        """Return the shortcodes of finished posts of which an image is missing and not permanently rejected."""
+        """Return the shortcodes of finished posts that lack an image, unless that image was rejected permanently."""
         there = {
             post.file_name.rpartition(".")[0]
             for post in latest(read_rows(run.posts, Post)).values()

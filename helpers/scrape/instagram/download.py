@@ -85,7 +85,7 @@ def _is_public(address: str) -> bool:
 
 
 class _Pinned(HTTPAdapter):
-    """HTTP adapter for URLs with an IP address instead of a host name, which checks TLS for the name `host`.
+    """HTTP adapter for URLs that hold an IP address instead of a host name; the TLS certificate must be for `host`.
 
     The address was checked before; a second DNS lookup could return another one (DNS rebinding).
     """

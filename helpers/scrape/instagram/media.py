@@ -1,4 +1,4 @@
-"""Convert a post that instaloader fetched to a Media with its slides."""
+"""Convert a post that instaloader fetched into a Media object, which lists the post's images and videos."""
 
 import re
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Media:
 
 
 def read_post(post: Post) -> Media:
-    """Convert instaloader's post to a Media, without a request to Instagram.
+    """Convert instaloader's Post into a Media object, without a request to Instagram.
 
     Raises KeyError or the like for an unknown format.
     """
@@ -89,7 +89,7 @@ def is_complete_post(node: Any) -> bool:
 
 
 def fill_missing_fields(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a post of a logged-in timeline with all fields that instaloader needs to read the post."""
+    """Return a timeline post with defaults for the fields that instaloader requires and Instagram left out."""
     kind = (
         CAROUSEL if node.get("carousel_media") else VIDEO if node.get("video_versions") else IMAGE
     )

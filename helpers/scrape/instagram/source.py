@@ -1,4 +1,4 @@
-"""Source: the posts of an Instagram account, or single posts, downloaded with instaloader and resumable.
+"""The image source "instagram": an account or single posts, downloaded with instaloader; a download can be resumed.
 
 The cursor is saved for each post, before its images are downloaded, and for each page of the timeline, so after a
 kill only the interrupted request is repeated. A resumed session starts with the same requests as instaloader's
@@ -27,7 +27,7 @@ MAX_FAILED_DOWNLOADS = 12  # in a row: then the cause is not the images
 
 
 def list_items(config: ScrapeConfig, run: Run) -> Source:
-    """Return a source that lists the posts of an account, or the posts requested, while they are downloaded.
+    """Return a Source whose items, the images of an account or of single posts, are listed during the download.
 
     Raises RunError if the run holds another account's posts, or the cookies are unusable.
     """
@@ -120,7 +120,7 @@ class Walk:
         return self.session.request_post(lambda: read_post(Post.from_shortcode(context, code)))
 
     def _account_posts(self) -> Iterator[SourceItem]:
-        """Yield the images of the account's posts: those after the saved position, then those published since."""
+        """Yield the images of the account's posts from the saved position on, then of posts published since then."""
         if self.timeline is None:
             opened = open_timeline(self._profile(), self.session, self.cursor)
             self.timeline = Timeline(opened, self.cursor)

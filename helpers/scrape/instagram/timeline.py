@@ -87,7 +87,7 @@ class Timeline:
 
     @property
     def position(self) -> dict[str, Any]:
-        """The state of the iterator as a JSON dict, from which `resume` starts with the post returned last."""
+        """The state of the iterator as a JSON dict; `resume` continues there, beginning with the post returned last."""
         return get_json_structure(self.posts.freeze())
 
     @property
