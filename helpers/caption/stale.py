@@ -98,7 +98,7 @@ def stale_note(config: CaptionConfig, run: Run) -> str:
 
 
 def restored_caption(before: Caption | None, row: Caption) -> Caption | None:
-    """Return the previous caption if it must be restored (a person edited it, or the new row has none), else None.
+    """Return the caption to restore: the previous one if a person edited it or the new row has no caption, else None.
 
     An unusable previous caption is not restored. The returned row has no tokens, cost or request, as the row of the
     answer has them.

@@ -52,7 +52,7 @@ def captions_in(value: Any) -> list[str]:
 
 
 def read_records(path: Path, text: str, find_images: Finder) -> tuple[list[Record], str] | None:
-    """Return the rows of a CSV, JSON or JSON lines text and the column with image names, or None if none has any."""
+    """Return the rows of a CSV, JSON or JSON lines text and its column of image names, or None if no column has any."""
     match path.suffix.lower():
         case ".json":
             records = _records_from_json(_parse_json(text), find_images)
@@ -68,7 +68,7 @@ def read_records(path: Path, text: str, find_images: Finder) -> tuple[list[Recor
 
 
 def read_parquet(path: Path, find_images: Finder) -> tuple[list[Record], str] | None:
-    """Return the rows of a Parquet file and the column with image names, or None if no column has any.
+    """Return the rows of a Parquet file and its column of image names, or None if no column has any.
 
     Only columns of strings and of lists of strings are read.
     """
@@ -123,7 +123,7 @@ def _are_records(value: Any) -> bool:
 
 
 def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | None:
-    """Return the column that names the most images (names with suffix count double), or None if none names any."""
+    """Return the column with the most image names, or None if no column has any; names with a suffix count double."""
     scores: dict[str, int] = {}
     for record in records:
         for name, value in record.items():
@@ -135,7 +135,7 @@ def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | N
 def _records_from_text(
     text: str, find_images: Finder, *, must_match_half: bool
 ) -> tuple[list[Record], str] | None:
-    """Return the rows and the column with image names of a CSV with header or of "name, caption" lines; else None.
+    """Return the rows of a CSV with header or of "name, caption" lines, and the column of image names; else None.
 
     With `must_match_half`, a CSV with header must name an image in at least half of its rows.
     """

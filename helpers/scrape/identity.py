@@ -40,7 +40,10 @@ class KnownImages:
         self._expected = {self._by_id.get(item.source_id) for item in listed}
 
     def match_unread(self, item: SourceItem) -> Post | None:
-        """Return the post with the item's source_id or stable name, or None if unknown or seen; no image is read."""
+        """Return the post with the item's source_id or stable name that this pass has not seen yet, or None.
+
+        The image is not read.
+        """
         name = self._by_id.get(item.source_id)
         if name is None and self.source in OWN_NAMES:
             name = self._stems.get(item.stem.lower())

@@ -65,7 +65,7 @@ when it speaks to you."""
 
 
 def image_tokens(width_px: int, height_px: int, side_px: int) -> int:
-    """Return the number of tokens of a downscaled image: one per patch of 28 x 28 px, partial patches included."""
+    """Return the number of tokens of an image downscaled to `side_px`: one per whole or partial 28 x 28 px patch."""
     width, height = sent_size(width_px, height_px, side_px)
     return math.ceil(width / PATCH_PX) * math.ceil(height / PATCH_PX)
 
