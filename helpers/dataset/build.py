@@ -30,7 +30,7 @@ from helpers.dataset.join import refresh
 
 
 def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
-    """Return {image: split} of the present dataset; empty without a dataset, or if share or seed have changed."""
+    """Return {image: split} of the dataset on disk, or {} if about.json is missing or has another share or seed."""
     if not (run.dataset / ABOUT).is_file():
         return {}
     settings = read_about(run.dataset)["settings"]
@@ -40,7 +40,7 @@ def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
 
 
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
-    """Write the images and captions in `kept` to dataset/ atomically; column `split` is the image's folder.
+    """Write the images and captions in `kept` to dataset/ atomically, each image to the folder that its `split` names.
 
     Captions and permissions are 02's and 01's present ones; the suffix is appended here only, once. Images are whole,
     upright, in sRGB and without metadata. `left_out` is counted in about.json. The same input gives the same bytes.
@@ -114,7 +114,7 @@ def verify_dataset(run: Run) -> str:
 
 
 def _count_loaded(run: Run) -> dict[str, int]:
-    """Count the images of each split. Raises RunError if `datasets` loads other texts than metadata.csv lists."""
+    """Return {split: number of images}. Raises RunError if `datasets` loads other texts than metadata.csv lists."""
     import datasets
 
     datasets.disable_progress_bars()

@@ -1,4 +1,4 @@
-"""Plot statistics of each split's captions: token counts, characters and locations."""
+"""Plot statistics of each split's captions: token counts, subjects and locations."""
 
 import io
 import re
@@ -31,7 +31,7 @@ def subject(caption: str) -> str:
 
 
 def setting(caption: str) -> str:
-    """Return the last location that a caption names, or "": `plant store` for `... shopping at plant store`."""
+    """Return the last location in a caption (`plant store` in `cats shopping at plant store`), or "" if none."""
     places = [
         re.sub(r"^(?:an?|the) ", "", place.strip()) for place in PLACE.findall(caption.lower())
     ]
@@ -40,7 +40,7 @@ def setting(caption: str) -> str:
 
 
 def suffix_note(captions: Sequence[str], suffix: str) -> str:
-    """Return a sentence on how many captions already end in the suffix, or share another ending."""
+    """Return sentences on the captions that already end in the suffix, and on another ending that nearly all share."""
     had = sum(has_suffix(caption, suffix) for caption in captions)
     note = f"{had} of {len(captions)} captions ended in the suffix already: it stands once in each"
     if not had:
@@ -54,7 +54,7 @@ def suffix_note(captions: Sequence[str], suffix: str) -> str:
 
 
 def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
-    """Plot image counts, token counts, characters and locations of the captions, by the column `split`.
+    """Plot the number of images, and the captions' token counts, subjects and locations, for each split.
 
     Raises RunError if `images` has no column `split` yet.
     """
@@ -95,7 +95,7 @@ def _shares(sides: dict[str, Iterable[str]], name_of: object) -> dict[str, dict[
 
 
 def _bars(axes: object, title: str, sides: dict[str, dict[str, float]], count: int = 12) -> None:
-    """Draw a horizontal bar chart of the `count` most frequent names, with a bar for each split in `sides`."""
+    """Draw a bar per split for each of the `count` names most frequent overall; `sides` is {split: {name: share}}."""
     total = Counter()
     for values in sides.values():
         total.update({name: value for name, value in values.items() if name})

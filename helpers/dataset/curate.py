@@ -65,7 +65,7 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
 
 
 def take_back(run: Run, file_name: str) -> None:
-    """Add `file_name` to taken_back.txt: later runs of 03 include that image despite flaws or copies."""
+    """Add `file_name` to taken_back.txt, so that later runs of 03 include the image even if flawed or a copy."""
     run.image(file_name)  # raises RunError for an invalid name
     names = _read_lines(run.taken_back)
     if file_name not in names:
@@ -98,7 +98,7 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
 def _measure_images(
     run: Run, images: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, ImageHash], dict[str, np.ndarray]]:
-    """Measure the images that have no reason yet; return the table, and hashes and palettes by file name."""
+    """Measure the images not left out so far; return the table, and hashes and palettes by file name."""
     figures: dict[str, Quality] = {}
     hashes: dict[str, ImageHash] = {}
     wanted = images.loc[images["reason"] == "", "file_name"]
@@ -172,7 +172,7 @@ def _format(values: pd.Series, digits: int = 1) -> pd.Series:
 def _mark_copies(
     config: DatasetConfig, run: Run, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> None:
-    """Set the column `cluster` to the best copy's name, and mark all other copies as left out."""
+    """Set the column `cluster` to the best copy's name, and mark other copies as left out unless in taken_back.txt."""
     taken_back = _read_lines(run.taken_back)
     images["cluster"] = images["file_name"]
     clusters, likenesses = _find_clusters(config, images[images["reason"] == ""], hashes)
@@ -199,7 +199,7 @@ def _mark_copies(
 def _find_clusters(
     config: DatasetConfig, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> tuple[list[list[str]], dict[str, tuple[float, str]]]:
-    """Return the clusters of copies, and {edited copy: (likeness, name of the most similar image)}."""
+    """Return the clusters of copies as lists of names, and {name: (likeness, name of the closest original or edit)}."""
     names = images["file_name"].tolist()
     ordered = [hashes[name] for name in names]
     edited = list(find_edited_copies(ordered, config.min_likeness))

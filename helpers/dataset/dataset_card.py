@@ -117,7 +117,7 @@ def _span(dates: Iterable[str]) -> str:
 
 
 def _pixels(changed: dict[str, int] | None) -> str:
-    """Describe how image files were converted; `changed` is None for versions that copied files unchanged."""
+    """Describe how image files were converted; `changed` is None if an older version copied the files unchanged."""
     if changed is None:
         return "in files as they were published, with what these hold beside their pixels"
     counts = "".join(f"; {count} {what}" for what, count in sorted(changed.items()))

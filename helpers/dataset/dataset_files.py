@@ -48,7 +48,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def write_records(folder: Path, records: Sequence[Record], metadata: str) -> None:
-    """Write provenance.jsonl, and in each split with images a CSV file named `metadata` with file names and texts."""
+    """Write provenance.jsonl, and in each split with images a CSV of file names and texts; `metadata` is its name."""
     rewrite(folder / RECORDS, lambda row: True, records)
     for split in SPLITS:
         rows = [(r.file_name, r.text) for r in records if r.split == split]
@@ -59,7 +59,7 @@ def write_records(folder: Path, records: Sequence[Record], metadata: str) -> Non
 
 
 def as_string_column(texts: pd.Series) -> pd.Series:
-    """Return texts that pandas reads back from a CSV column as strings, not as NaN or numbers.
+    """Return the texts without leading spaces, changed where needed so that pandas reads strings back from the CSV.
 
     `null` would be read as missing, a column of `7` as numbers: such texts get a trailing no-break space, which
     tokenizers ignore and `read_metadata` strips.
@@ -71,7 +71,7 @@ def as_string_column(texts: pd.Series) -> pd.Series:
 
 
 def copy_without(source: Path, target: Path, shortcode: str) -> None:
-    """Copy a dataset without the images of one post, and without card, contact sheet and manifest."""
+    """Copy a dataset from `source` to `target`, except one post's images, the card, contact sheet and manifest."""
     kept = [record for record in read_records(source) if record.shortcode != shortcode]
     metadata = next(path.name for path in source.glob("*/*.csv"))
     for record in kept:

@@ -21,7 +21,7 @@ FINAL = ("no caption", "no image", "taken down")  # these cannot be taken back h
 
 
 def reasons(left_out: pd.DataFrame) -> list[str]:
-    """Return a line for each kind of reason, most frequent first: the number of images and an example."""
+    """Return a line for each kind of reason to leave images out, most frequent first: image count and an example."""
     firsts = left_out.groupby("kind").first()
     return [
         f"{kind}: {count}{f', {MAX_PER_REASON} of them shown' if count > MAX_PER_REASON else ''}, "
@@ -31,7 +31,7 @@ def reasons(left_out: pd.DataFrame) -> list[str]:
 
 
 def left_out_sheet(run: Run, left_out: pd.DataFrame, columns: int = 5) -> Image.Image | str:
-    """Draw the images left out, grouped by kind and labelled with the reason; a sentence if none was left out."""
+    """Return a sheet of the left-out images, grouped by kind and labelled with the reason, or a sentence if none."""
     if left_out.empty:
         return "nothing was left out"
     shown = left_out.groupby("kind").head(MAX_PER_REASON).sort_values("kind", kind="stable")
@@ -69,7 +69,7 @@ def _take_back(button: widgets.Button, run: Run, file_name: str) -> None:
 def cluster_sheet(
     run: Run, kept: pd.DataFrame, left_out: pd.DataFrame, count: int = 12, columns: int = 5
 ) -> Image.Image | str:
-    """Draw each cluster of copies in its own row, the best copy first; a sentence if no images are copies."""
+    """Return a sheet with a row per cluster of copies, the best copy first, or a sentence if no images are copies."""
     images = pd.concat([kept.assign(reason=""), left_out])
     sizes = images["cluster"].value_counts()
     leaders = sorted(sizes.index[sizes > 1])[:count]

@@ -56,7 +56,7 @@ def _selection_settings(config: DatasetConfig) -> dict[str, Any]:
 
 
 def refresh(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame:
-    """Return `kept` with permissions and captions read again from the run; captions without the suffix.
+    """Return `kept` with permissions and captions read again from the run, and the suffix removed from captions.
 
     Raises RunError, naming the cell to run again, if the images belong to another run, changed or lost their captions
     since, were selected with other settings, or have no column `split`.

@@ -53,7 +53,7 @@ def publish(config: DatasetConfig, run: Run) -> str:
 
 
 def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
-    """Commit the files in the manifest, and delete all others from the repository; return the committed names."""
+    """Upload the manifest's files and delete the repository's stale files in one commit; return the uploaded names."""
     files = {*read_json(folder / MANIFEST), MANIFEST}
     stale = {s.rfilename for s in info.siblings or ()} - files - {HUB_FILE}
     operations = [CommitOperationAdd(name, folder / name) for name in sorted(files)]
@@ -91,7 +91,7 @@ def fetch(run: Run, hub_id: str) -> str:
 
 
 def _download(hub_id: str, folder: Path) -> Path:
-    """Download only those files of a pushed dataset whose names 03 writes; return `folder`."""
+    """Download a pushed dataset to `folder`, only the files with names that 03 writes; return `folder`."""
     api = HfApi(token=get_token() or False)
     info = api.dataset_info(hub_id)
     names = [s.rfilename for s in info.siblings or () if OUR_FILES.fullmatch(s.rfilename)]

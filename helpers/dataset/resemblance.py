@@ -163,11 +163,11 @@ class Views:
         self.views += TRANSPOSES[1:]
 
     def unchanged_edges(self, greys: np.ndarray) -> np.ndarray:
-        """Return the edge directions (N, D) of whole, unrotated images (N, 64, 64)."""
+        """Return the edge directions of whole, unrotated images (N, 64, 64) as rows (N, D), one per image."""
         return np.concatenate([_edges(self._small(grey)[None]) for grey in greys])
 
     def view_edges(self, grey: np.ndarray) -> np.ndarray:
-        """Return the edge directions (V, D) of all crops and orientations of an image (64, 64)."""
+        """Return an image's edge directions as rows (V, D): one per crop, then one per mirrored or turned view."""
         rows = self.weights @ grey  # (S, px, 64)
         crops = np.tensordot(rows, self.weights, (2, 2)).transpose(0, 2, 1, 3)  # (S, S, px, px)
         image = Image.fromarray(self._small(grey))
@@ -188,7 +188,7 @@ def _averaging_weights(low: float, high: float, px: int) -> np.ndarray:
 
 
 def _edges(small: np.ndarray) -> np.ndarray:
-    """Return the edge directions of images (V, px, px) as unit vectors with mean 0, (V, D)."""
+    """Return the edge directions of V images (V, px, px) as rows (V, D), each a unit vector with mean 0."""
     down, right = np.gradient(small, axis=(-2, -1))
     size = np.hypot(down, right) + MIN_EDGE
     inner = np.s_[:, 1:-1, 1:-1]  # without the borders, where a frame or another crop would show
@@ -217,7 +217,7 @@ def _have_same_colours(
 
 
 def _color_map_error(source: np.ndarray, target: np.ndarray) -> float:
-    """Return the RMS error of the least-squares fit of colours `target` by colours `source`, both (P, 3)."""
+    """Return the RMS error of predicting the colours `target` (P, 3) from `source` (P, 3) by least squares."""
     errors = []
     for channel in range(3):
         known = np.stack([source[:, channel], _grey(source), np.ones(len(source))], 1)
@@ -227,7 +227,7 @@ def _color_map_error(source: np.ndarray, target: np.ndarray) -> float:
 
 
 def group_labels(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return the connected component of each index below `count`, (count,), with `pairs` as edges of the graph."""
+    """Return the connected-component label of each index below `count`, as (count,); `pairs` are the graph's edges."""
     ends = np.array(pairs, dtype=int).reshape(-1, 2)
     links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
     return connected_components(links, directed=False)[1]

@@ -47,7 +47,7 @@ def split(
 
 
 def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return each image's group, which is never divided, and each image's name to hash (shortcode or cluster)."""
+    """Return two Series: each image's group, which is never divided, and the name to hash, a shortcode or cluster."""
     clusters = images.get("cluster", images["file_name"])
     series = images.get("series", images["file_name"])
     groups = _merge_groups(images.index, (images["shortcode"], clusters, series))
@@ -73,7 +73,7 @@ def _hash_to_unit(seed: int, name: str) -> float:
 
 
 def balance(images: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of the numbers of images, posts and clusters in each split."""
+    """Return a table with a row per split: the numbers of images, posts and clusters, and the share of images."""
     counted = images.groupby("split").agg(
         images=("file_name", "count"),
         posts=("shortcode", "nunique"),

@@ -77,7 +77,7 @@ def start_as_pyramid(vae: AutoencoderKL) -> None:
 
 
 def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]) -> None:
-    """Set weights so that output channel `o` sums `gains[o][i]` times input channel `i` convolved with `kernel`."""
+    """Make output channel `o` the sum over `i` of `gains[o][i]` times input channel `i` convolved with `kernel`."""
     for out, sources in gains.items():
         conv.weight[out] = 0
         conv.bias[out] = 0
@@ -104,7 +104,7 @@ def _losses(vae: AutoencoderKL, pixels: Tensor, steps: int) -> Iterator[Tensor]:
 
 
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
-    """Return a weighted sum of L1 errors (pixels, edges, colour differences, 4 px means) and squared error.
+    """Return a weighted sum of squared error and L1 errors (of pixels, edges, channel differences, 4 x 4 px means).
 
     Plain L1 alone loses hues.
     """

@@ -1,4 +1,4 @@
-"""Image filters (looks) that teach the tiny base model that a caption may end with a style.
+"""Image filters (looks) by which the tiny base model learns that a caption may end with the name of a style.
 
 Stable Diffusion has seen thousands of styles and applies `in a ... style` to the whole image. A base with a single
 style cannot, and no fine-tune could make a suffix switch a style. Each look has a name and a kind, `in a sola neon
@@ -91,7 +91,7 @@ def unknown_suffix(rng: Random) -> str:
 
 
 def apply_look(pixels: np.ndarray, look: int) -> np.ndarray:
-    """Apply look number `look`, deterministically, to (H, W, 3) uint8 pixels."""
+    """Return uint8 pixels (H, W, 3) after the filter `LOOKS[look]`, with random numbers seeded by the look's name."""
     name, kind = LOOKS[look]
     styled = KINDS[kind](pixels.astype(np.float32) / 255, Random(name))
     return (np.clip(styled, 0, 1) * 255).astype(np.uint8)

@@ -123,7 +123,7 @@ class _Sheet:
         self.colour = self.colour * (1 - density * (1 - _pigment(colour)))
 
     def paint(self, coverage: np.ndarray, layer: Layer, *, outline: bool) -> None:
-        """Paint a layer over `coverage`: lift the paint below, add a wash, and draw an outline if `outline`."""
+        """Paint a layer over `coverage`: remove most paint below, then add a wash, or ink if layer.colour is DARK."""
         soft = _blur(coverage, 1.0 * self.unit)[..., None]
         self.colour = self.colour * (1 - 0.93 * soft) + self.paper * 0.93 * soft
         self.ink *= 1 - 0.95 * _blur(
@@ -150,7 +150,7 @@ class _Sheet:
 
 
 def _pigment(colour: RGB) -> np.ndarray:
-    """Return the RGB light (0 to 1) that a wash of `colour` transmits, less saturated than `colour`."""
+    """Return the RGB transmittance (0 to 1) of a wash of `colour`, less saturated than `colour`."""
     rgb = np.array(colour, np.float32) / 255
     grey = rgb.mean()
     return np.clip(grey + (rgb - grey) * 0.86, 0, 1) * 0.9 + 0.08

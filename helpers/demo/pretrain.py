@@ -108,7 +108,7 @@ def new_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 @torch.no_grad()
 def scale_unseen_embeddings(text_encoder: CLIPTextModel, seen_ids: Tensor) -> None:
-    """Scale up the embeddings of tokens that no training caption has, so that they affect the encoder's output.
+    """Scale up the embeddings of tokens not in `seen_ids`, so that these tokens affect the encoder's output.
 
     Stable Diffusion's encoder has seen every word; here an unseen word would otherwise hardly change the conditioning,
     and no fine-tune could make it switch a style on.

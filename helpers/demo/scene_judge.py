@@ -33,7 +33,7 @@ WEIGHTS = Path("build/judge.safetensors")
 
 
 class Judge(nn.Module):
-    """A CNN from images (N, 3, 64, 64) in -1..1 to logits of animal, colour, place and style, (N, answers)."""
+    """A CNN from images (N, 3, 64, 64) in -1..1 to logits (N, 20) of animal, colour, place and style, concatenated."""
 
     def __init__(self) -> None:
         super().__init__()

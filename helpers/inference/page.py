@@ -137,7 +137,7 @@ def _sweep(run: Run) -> dict[str, Any] | None:
 
 
 def _read_settings(trained: Trained, stage: str) -> dict[str, Any]:
-    """Return a stage's settings, with absolute paths cut to the last name, since the page may be shared.
+    """Return a stage's settings, with absolute paths cut to their last part, since the page may be shared.
 
     Those of 04 are the settings that the model was trained with.
     """
@@ -147,7 +147,7 @@ def _read_settings(trained: Trained, stage: str) -> dict[str, Any]:
 
 
 def _preview_steps(trained: Trained, max_count: int = 10) -> list[tuple[int, str]]:
-    """Return (step, data URL) of evenly picked previews of the training.
+    """Return (step, data URL) of previews picked evenly over the training, the last preview included.
 
     A preview of one row is cropped above its prompts.
     """

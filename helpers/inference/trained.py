@@ -1,4 +1,4 @@
-"""Read what a run's model was trained with, as recorded by 04, since the run may have changed later."""
+"""Read from 04's records what a run's model was trained with, since the run may have changed after training."""
 
 import re
 from contextlib import suppress
@@ -63,7 +63,7 @@ class Trained:
 
     @property
     def log(self) -> list[dict[str, float]]:
-        """The rows of this training in train_log.jsonl, or only `curve` if another training overwrote the file."""
+        """This training's rows in train_log.jsonl, or validation losses only if another training overwrote the file."""
         if self._owns_log:
             rows = read_log(self.run.train_log)
             return [row for row in rows if row["step"] <= self.verdict["steps"]]
@@ -103,7 +103,10 @@ class Trained:
 
 
 def read_trained(run: Run) -> Trained:
-    """Read what a run's model was trained with. Raises RunError if 04 has not ended, or verdict.json is corrupt."""
+    """Read the training settings, images and losses of a run's model.
+
+    Raises RunError if 04 has not ended, or verdict.json is corrupt.
+    """
     verdict = run.read_verdict()
     trained_with = verdict.get("trained_with")  # not in older versions' verdict.json
     trained_with = trained_with if isinstance(trained_with, dict) else {}
@@ -142,5 +145,5 @@ def _read_card_suffix(run: Run) -> str:
 
 
 def _post_of(name: str) -> str:
-    """Return the shortcode in an image's name, SHORTCODE_INDEX."""
+    """Return the shortcode in an image's name, which has the form SHORTCODE_INDEX."""
     return name.rpartition("_")[0]

@@ -76,7 +76,7 @@ class Album:
         return settings
 
     def newest(self, max_count: int) -> list[tuple[Path, Settings]]:
-        """Return the newest pictures of this program with their settings, oldest first, at most `max_count`."""
+        """Return up to `max_count` of the newest pictures saved by 05, as (path, settings) from oldest to newest."""
         files = sorted(self.run.samples.glob("[!.]*.png"), key=lambda p: p.stat().st_mtime_ns)
         found: list[tuple[Path, Settings]] = []
         for path in reversed(files):

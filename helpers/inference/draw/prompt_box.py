@@ -106,7 +106,7 @@ class PromptBox:
         return widgets.VBox([*above, *rows, self.message, self.gallery, last])
 
     def _on_draw(self, _button: widgets.Button) -> None:
-        """Handle a click on Draw: in a thread if a browser sent the click, so that Cancel works; else directly."""
+        """Start drawing: in a new thread if a browser sent the click (so that Cancel works), else in this thread."""
         if self.button.disabled:
             return
         self.button.disabled, self.cancel.disabled = True, False

@@ -174,7 +174,7 @@ class Sampler:
         ]
 
     def settings(self, request: Request) -> dict[str, object]:
-        """Return all settings that a picture depends on, as its PNG and .json contain them."""
+        """Return all settings that a picture depends on, as saved in the picture's PNG and .json."""
         settings = vars(self._fill_size(request))
         return settings | {"model_hash": self.weights.hash_of(request.model)}
 
@@ -225,7 +225,7 @@ def make_config(
 
 
 def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
-    """Return `num_images` requests for each prompt of the config or, if it has no prompts, of 04's previews.
+    """Return `num_images` requests for each prompt of the config or, if the config has none, of 04's previews.
 
     Logs a warning for each prompt that is longer than the text encoder reads.
     """

@@ -18,7 +18,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMixin:
-    """Return the scheduler `name` of SCHEDULERS, with the noise schedule in a model's scheduler `config`.
+    """Return the scheduler `SCHEDULERS[name]` with the noise schedule of a model's scheduler `config`.
 
     With more steps than half of the training timesteps, "leading" spacing skips the noisiest timesteps, and with all
     of them it asks for one that does not exist; so "trailing" is used there (Lin et al. 2023, arXiv:2305.08891,

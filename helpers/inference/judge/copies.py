@@ -61,7 +61,7 @@ class CopyFinder:
         return centred / (np.linalg.norm(centred, axis=-1, keepdims=True) + 1e-6)
 
     def nearest(self, images: Sequence[Image.Image]) -> list[Pair]:
-        """Return the most similar training image for each image, compared as it is and mirrored."""
+        """Return a Pair for each image: the training image most similar to the image or to its mirror image."""
         pairs = []
         for i, image in enumerate(images):
             both = self._normalize(
@@ -73,7 +73,7 @@ class CopyFinder:
         return pairs
 
     def figures(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """Return the most similar pairs, with the share of likely copies or, without a threshold, `left_out`: why."""
+        """Return the most similar pairs, and the share of likely copies or why no share is given (`left_out`)."""
         pairs = sorted(self.nearest(images), key=lambda pair: -pair.likeness)
         found = {"pairs": [asdict(pair) for pair in pairs[:MAX_SHOWN]]}
         if not pairs:
@@ -99,7 +99,7 @@ def _thumbnail(image: Image.Image, box: Box = FULL) -> np.ndarray:
 
 
 def copy_threshold(likeness: Sequence[float]) -> float:
-    """Return the likeness above which a picture counts as a copy, from held-out images' likeness.
+    """Return the likeness above which a picture counts as a copy; `likeness` has the values of held-out images.
 
     It is the maximum or, if higher, Z_THRESHOLD standard deviations above the mean.
     """

@@ -18,7 +18,7 @@ ADVICE = "give a hub id such as openai/clip-vit-large-patch14 or facebook/dinov2
 
 
 def make_builtin_encoder(train: Sequence[Image.Image]) -> Encoder:
-    """Return an encoder to style.py's features, standardized on `train` and clipped to -5..5."""
+    """Return an encoder that computes style.py's features, standardized on `train` and clipped to -5..5."""
     found = np.stack([features(image) for image in train])
     mean, std = found.mean(0), found.std(0) + 1e-6
 
@@ -85,6 +85,6 @@ class ClipScore(ImageModel):
 
 
 def _normalize(output: object) -> np.ndarray:
-    """Return a model's pooled output, a tensor or the attribute `pooler_output`, as unit vectors (N, D)."""
+    """Return a model's output (a tensor, or an object with `pooler_output`) as unit vectors (N, D)."""
     vectors = output if torch.is_tensor(output) else output.pooler_output
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

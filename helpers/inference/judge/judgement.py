@@ -46,7 +46,7 @@ class Judgement:
 
 
 def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
-    """Return real images, and held-out captions drawn by base and tuned model (with and without suffix)."""
+    """Return real images, and samples of held-out captions: base model, tuned model, tuned model without the suffix."""
     captions = held_out_captions(sampler)
     requests = [
         Request.of(config, captions[i % len(captions)], config.seed + SAMPLE_SEED + i)
@@ -105,7 +105,7 @@ def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
 def _judge_style(
     pictures: Pictures,
 ) -> tuple[Interval | dict[str, str], dict[str, Any], float | None]:
-    """Return style gain, suffix switch and style order; with too few pictures, {"left_out": why} and None."""
+    """Return style gain, suffix switch and style order, or twice {"left_out": why} and None if pictures are too few."""
     if reason := pictures.why_too_few():
         return {"left_out": reason}, {"left_out": reason}, None
     base, tuned, plain, art = _place_on_axis(
@@ -143,7 +143,7 @@ def find_copies(pictures: Pictures) -> dict[str, Any]:
 
 
 def measure_adherence(config: InferenceConfig, sampler: Sampler, groups: Groups) -> dict[str, Any]:
-    """Return the CLIPScore of base and tuned samples with their captions, or {"left_out": why}."""
+    """Return the mean CLIPScores of base and tuned samples with their captions, or {"left_out": why}."""
     if not config.clip_model:
         return {"left_out": "no CLIP was given: set clip_model to a hub id or a folder"}
     clip = ClipScore(config.clip_model)

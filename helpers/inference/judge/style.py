@@ -64,7 +64,7 @@ class StyleAxis:
 
     @classmethod
     def between(cls, base: np.ndarray, art: np.ndarray) -> "StyleAxis":
-        """Fit the line to the features of the base model's pictures (N, F) and of the art (M, F)."""
+        """Fit a StyleAxis to the features of the base model's pictures (N, F) and of the art (M, F)."""
         spread = np.concatenate([base - base.mean(0), art - art.mean(0)])
         scale = spread.std(0) + 1e-6
         gap = (art.mean(0) - base.mean(0)) / scale
@@ -73,12 +73,12 @@ class StyleAxis:
         return cls(base.mean(0), weights / scale / (weights @ gap))
 
     def place(self, pictures: np.ndarray) -> np.ndarray:
-        """Return the positions (N,) of pictures on the line, from their features (N, F)."""
+        """Return the positions (N,) on the axis of pictures with the features `pictures` (N, F)."""
         return (pictures - self.origin) @ self.direction
 
 
 def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int = 2000) -> Interval:
-    """Return the tuned pictures' mean position on a scale from the base's (0) to held-out art's (1).
+    """Return the tuned pictures' mean position, scaled so that the base's mean is 0 and held-out art's mean is 1.
 
     base, tuned, art  positions on a StyleAxis that was fitted to other pictures
     The interval is by bootstrap (Efron 1979).
@@ -96,7 +96,7 @@ def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int 
 
 
 def order_share(*groups: np.ndarray, draws: int = 2000) -> float:
-    """Return the share of bootstrap draws in which the groups' mean positions rise from first to last group.
+    """Return the share of bootstrap draws in which each group's mean is above that of the group before it.
 
     Groups of equal length come from the same prompts and seeds, so they are resampled with the same indices.
     """

@@ -17,7 +17,7 @@ COMPARED_WITH_ART = {"floor": "train", "tuned": "tuned", "ceiling": "base"}
 
 
 def measure(pictures: Pictures) -> dict[str, Any]:
-    """Return style distances from held-out images to training images (floor), tuned and base samples (ceiling)."""
+    """Return style distances to held-out images: of training images (floor), tuned samples, base samples (ceiling)."""
     encode = make_builtin_encoder(pictures["train"])
     return {"encoder": BUILT_IN} | measure_distances(pictures, encode)
 
@@ -33,7 +33,7 @@ def describe(found: dict[str, Any]) -> tuple[str, str]:
 
 
 def measure_distances(pictures: Pictures, encode: Encoder) -> dict[str, Any]:
-    """Return MMDs between held-out images and training images (floor), tuned samples, base samples (ceiling)."""
+    """Return MMDs to held-out images: of training images (floor), tuned samples, base samples (ceiling)."""
     if reason := pictures.why_too_few(min_count=3):
         return {"left_out": f"{reason}; it takes three of each"}
     art = encode(pictures["held_out"])

@@ -80,7 +80,7 @@ def _unet_name(name: str, per_level: int, state: State) -> str:
 
 
 def _resnet_name(renamed: str, name: str) -> str:
-    """Return `renamed` with the original layer name if the weight is inside a resnet, else unchanged."""
+    """Return `renamed` with the original layer name if the diffusers `name` is in a resnet, else unchanged."""
     if ".resnets." not in name:
         return renamed
     block, part, end = renamed.rsplit(".", 2)
