@@ -165,14 +165,14 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
 
 
 def _redact_copy(target: Path) -> None:
-    """Redact secrets in an executed notebook, since the kernel redacts output only after Setup has run."""
+    """Redact secrets in an executed notebook: the kernel did not redact what was output before Setup had run."""
     text = target.read_text(encoding="utf-8") if target.is_file() else ""
     if redact(text) != text:
         write_text(target, redact(text))
 
 
 def outcome(run: Run, stage: str) -> str:
-    """Return the last text that an executed notebook printed."""
+    """Return the last text that an executed notebook printed, or "" if there is none."""
     cells = nbformat.read(run.notebook(stage), as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     printed = [o.text for o in outputs if o.output_type == "stream" and o.name == "stdout"]

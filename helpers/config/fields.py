@@ -23,7 +23,7 @@ def choice(*options: str, **metadata: Any) -> Any:
 
 
 def lines(default: str | tuple[str, ...], **metadata: Any) -> Any:
-    """Return a dataclass field for several texts, given as lines or as a list, stored in the type of `default`."""
+    """Return a dataclass field for several texts, given as lines or a list, stored as str or tuple like `default`."""
     return field(default=default, metadata={"lines": True, **metadata})
 
 
@@ -53,7 +53,7 @@ class Checked:
         return {f.name: _default(f) for f in fields(self)}
 
     def _ipython_display_(self) -> None:
-        """Print the run's name and each setting that differs from the defaults or the preset, a line each."""
+        """Print the run, the preset, and each setting that differs from its default or preset value, one per line."""
         defaults, preset = self.defaults(), getattr(self, "preset", "")
         names = [name for name, value in defaults.items() if getattr(self, name) != value]
         shown = dict.fromkeys(["run", *(["preset"] if preset else []), *names])
@@ -74,7 +74,7 @@ def refuse_secrets(given: dict[str, Any]) -> None:
 
 
 def names_like(name: str, known: Iterable[str]) -> str:
-    """What to write in place of an unknown name: those most like it, or else all that there are."""
+    """Return a hint for an unknown name: the most similar known names, or all known names if none is similar."""
     known = sorted(known)
     if alike := get_close_matches(str(name), known):
         return f"did you mean {' or '.join(alike)}?"
@@ -82,7 +82,10 @@ def names_like(name: str, known: Iterable[str]) -> str:
 
 
 def from_text(kind: type, name: str, text: str) -> Any:
-    """Parse a command-line value to the type of the field `name` of `kind`. Raises RunError if that fails."""
+    """Parse a command-line text as a value for the field `name` of the settings class `kind`.
+
+    Raises RunError if the field is unknown or the text cannot be parsed.
+    """
     known = {f.name: f for f in fields(kind)}
     if name not in known:
         raise RunError(f"{kind.__name__} does not know {name!r}: {names_like(name, known)}")
@@ -101,7 +104,10 @@ def from_text(kind: type, name: str, text: str) -> Any:
 
 
 def check(config: Any) -> None:
-    """Check each field's type and bounds. Raises RunError with the field, the value and the bounds."""
+    """Convert lines, lists and integers to each field's type, then check types and bounds.
+
+    Raises RunError with the field, the value and the bounds.
+    """
     for f in fields(config):
         value = getattr(config, f.name)
         if f.metadata.get("lines"):

@@ -1,1 +1,1 @@
-"""What every room uses: the run folder and its rows, atomic files, redaction, one-line errors."""
+"""The modules that the other packages of `helpers` use: run folder, row files, atomic writes, redaction, errors."""

@@ -140,7 +140,7 @@ def _decode(content: bytes, max_mpx: int) -> Picture:
 
 
 def _is_camera_raw(image: Image.Image, content: bytes) -> bool:
-    """Whether an image is a camera's raw file (DNG, NEF, CR2, ARW): a TIFF whose first page is a small preview."""
+    """Whether an image is a camera's raw file: a TIFF with a DNG version, a preview as first page, or Canon's mark."""
     if image.format != "TIFF":
         return False
     tags = image.tag_v2
@@ -305,7 +305,7 @@ SCAN = 0xDA
 
 
 def _jpeg_pixels(content: bytes) -> bytes | None:
-    """Return a JPEG with only the segments of its first picture's pixels, or None if a scan has no end."""
+    """Return a JPEG's first picture without metadata, or None if the file ends within that picture's pixel data."""
     parts, at = [content[:2]], 2
     while segment := JPEG_SEGMENT.match(content, at):
         kind = segment[1][0]

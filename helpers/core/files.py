@@ -49,7 +49,7 @@ def on_disk(what: str, path: Path) -> Iterator[None]:
 
 
 def _refusal(error: Exception) -> int | None:
-    """Return the errno of a disk error, even if safetensors reports it as text (`os error 28`), or None for others."""
+    """Return a disk error's errno, also from safetensors' text (`os error 28`), or None for other errors."""
     from_rust = re.search(r"\(os error (\d+)\)", str(error))
     reason = error.errno if isinstance(error, OSError) else from_rust and int(from_rust[1])
     return reason if reason in REFUSALS else None
@@ -124,7 +124,7 @@ def _writing(tmp_path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to, which replaces `path` on exit unless an error is raised."""
+    """Yield a temporary path; the file written there replaces `path` on exit, unless an error is raised."""
     make_folder(path.parent)
     tmp_path = path.with_name(f".{path.stem}.part{path.suffix}")  # Pillow reads the suffix
     with _writing(tmp_path):
@@ -344,7 +344,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Whether a path below `root` is still inside `root` after symbolic links are resolved."""
+    """Whether a path below `root` is not a symbolic link, or is a link that resolves to a path inside `root`."""
     return not path.is_symlink() or path.resolve().is_relative_to(root.resolve())
 
 

@@ -10,15 +10,12 @@ OF_ANOTHERS = "private study"
 
 
 def permission_for(said: str, owners: Collection[str], account: str) -> str:
-    """Return `said` as an image's permission if `account` is one of the owners, else "private study".
-
-    Without owners, or without an account, `said` holds.
-    """
+    """Return the permission `said` if `account` is empty or an owner, or if no owner is given; else "private study"."""
     return said if not owners or account.lower() in ("", *owners) else OF_ANOTHERS
 
 
 def require_shareable(permissions: Iterable[str]) -> None:
-    """Raise RunError unless every image's permission allows a public dataset or model."""
+    """Raise RunError if an image's permission forbids a public dataset or model, or if there is no image."""
     counts = Counter(permissions)
     refused = {name: count for name, count in counts.items() if name not in MAY_BE_SHOWN}
     if refused or not counts:

@@ -42,7 +42,7 @@ def prepare_process() -> None:
 
 
 def _explain_missing_names() -> None:
-    """In a notebook, show a line for a name that no cell has given yet, in place of a traceback."""
+    """Make IPython show a cell's NameError as one line, which says to run the cells above, instead of a traceback."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
         shell.set_custom_exc((NameError,), _show_name_error)

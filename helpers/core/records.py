@@ -122,7 +122,7 @@ def _parse(path: Path, number: int, line: bytes, kind: type[Row]) -> Row:
 
 
 def latest(rows: list[Row]) -> dict[str, Row]:
-    """Return the last row of each file_name, as a dict by file_name in the order of first rows."""
+    """Return {file_name: its last row}, in the order in which the file names first appear."""
     return {row.file_name: row for row in rows}
 
 
@@ -132,7 +132,7 @@ def present(path: Path) -> list[Post]:
 
 
 def left_out(posts: Path, rejected: Path) -> list[Rejection]:
-    """Return the last Rejection of each image per stage, without 01's rejections of images that 01 ingested later."""
+    """Return each image's last rejection by each stage, except 01's rejections of images that are in posts.jsonl."""
     taken = {name for row in read_rows(posts, Post) for name in (row.stem, row.source_name)}
     rows = {(row.stage, row.file_name): row for row in read_rows(rejected, Rejection)}
     return [row for row in rows.values() if row.stage != "scrape" or row.file_name not in taken]

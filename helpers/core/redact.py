@@ -79,9 +79,10 @@ def redact(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, set[str]]]:
-    """Return all encoded forms of the secrets, longest first, as {form: (name, is unencoded, `_plain` forms)}.
+    """Return the unencoded, hex and base64 forms of secrets, longest first: {form: (name, is unencoded, search texts)}.
 
-    A secret may contain another one, and is replaced as a whole.
+    A secret may contain another one, and is replaced as a whole. Escaped forms are looked for only in a text whose
+    `_plain` has one of the search texts.
     """
     forms = {}
     for value, name in secrets:
@@ -109,7 +110,7 @@ def _character(match: re.Match) -> str:
 
 @lru_cache(maxsize=64)
 def _escaped(form: str) -> re.Pattern:
-    """Compile a regular expression for a text with any character escaped, and line ends between characters."""
+    """Compile a regular expression that finds `form` even if characters are escaped or separated by line ends."""
     flags = re.IGNORECASE if re.fullmatch("[0-9a-f]{16,}", form) else 0
     return re.compile(BREAK.join(map(_character_pattern, form)), flags)
 
@@ -147,7 +148,10 @@ def _parts(value: str) -> set[str]:
 
 
 def _base64(text: str) -> set[str]:
-    """Return a text's base64 at each of the three byte offsets, without characters that adjacent bytes change."""
+    """Return the forms that a text takes within longer base64: at each of three byte offsets, in both alphabets.
+
+    Characters that also encode bits of a neighbouring byte are left out.
+    """
     forms = set()
     for before in range(3):
         raw = b"\0" * before + text.encode()
@@ -219,7 +223,7 @@ def _redact_logs() -> None:
 
 
 def _redact_extras() -> None:
-    """Redact secrets in the `extra` values of a logging call, which logging adds to a finished record."""
+    """Redact secrets in the `extra` values of logging calls, which logging adds after `_redact_logs` has acted."""
     finish, standard = logging.Logger.makeRecord, vars(logging.makeLogRecord({})).keys()
 
     def finish_redacted(*args: Any, **more: Any) -> logging.LogRecord:

@@ -187,7 +187,7 @@ class Run:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside this context to a stage's total running time."""
+        """Add the time spent inside this context to a stage's total running time, unless an error is raised."""
         began = time.perf_counter()
         yield
         self.add_seconds(stage, time.perf_counter() - began)
@@ -203,7 +203,7 @@ class Run:
 
 
 class TrialRun(Run):
-    """The run folder of a sweep's trial, which uses the outer run's dataset and cache."""
+    """The run of a sweep's trial: its own folder, but the dataset and cache of the run that has the sweep."""
 
     def __init__(self, outer: Run, number: int) -> None:
         self.outer, self.number = outer, number

@@ -41,7 +41,7 @@ def one_line(text: str) -> str:
 
 
 def fold(name: str) -> str:
-    """Fold a name's case and Unicode form (NFC), so that equal names compare equal."""
+    """Casefold a name in Unicode's NFC, so that names compare equal if they differ only in case or Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -68,7 +68,7 @@ def decode(content: bytes) -> str | None:
 
 
 def decode_western(contents: Iterable[bytes]) -> list[str] | None:
-    """Decode texts as Windows-1252, or return None if any of the texts is unlikely to have that encoding."""
+    """Decode texts as Windows-1252, or return None if their characters suggest another encoding."""
     try:
         texts = [content.decode("cp1252") for content in contents]
     except UnicodeDecodeError:

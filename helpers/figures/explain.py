@@ -8,9 +8,9 @@ FOLDER = Path(__file__).parents[2] / "assets" / "figures"
 
 
 def show_figure(name: str) -> Image.Image:
-    """Load assets/figures/NAME.png as an image, which stays visible in the saved notebook.
+    """Return assets/figures/NAME.png as an image, or an image of one line of text if that file is missing.
 
-    If the file is missing, the image is a line of text, so that a saved notebook runs after a figure was renamed.
+    As a cell's output, the image stays visible in the saved notebook, which still runs after a figure was renamed.
     """
     path = FOLDER / f"{name}.png"
     if path.is_file():

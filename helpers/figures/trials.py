@@ -107,7 +107,7 @@ def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None
 
 
 def spread_labels(heights: Sequence[float], gap: float = 0.06) -> list[float]:
-    """Return ascending label heights (0 to 1) moved at least `gap` apart, or less if there is too little room."""
+    """Return ascending label heights (0 to 1), moved at least `gap` apart, or evenly spaced if `gap` does not fit."""
     gap = min(gap, 1 / max(len(heights) - 1, 1))
     placed: list[float] = []
     for height in heights:
@@ -148,7 +148,7 @@ def _label(value: Any) -> str:
 
 
 def _places(column: Sequence[Any]) -> list[float]:
-    """Scale values to 0..1: numbers linearly, or logarithmically over a range of 10x or more; words by rank."""
+    """Scale values to 0..1: words by rank, positive numbers that span 10x or more by logarithm, others linearly."""
     if not all(type(v) in (int, float) for v in column):
         words = sorted({str(v) for v in column})
         column = [words.index(str(v)) for v in column]

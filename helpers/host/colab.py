@@ -41,7 +41,7 @@ def on_colab() -> bool:
 
 
 def is_attended() -> bool:
-    """Whether a user can be asked in Colab's browser: only in a kernel that Jupyter's own server started.
+    """Whether a Jupyter server on Colab started this kernel, so that a user can answer a prompt in the browser.
 
     In a shell, or in a kernel that another program runs, `drive.mount` waits two minutes for an answer, even if Drive
     is mounted already, and Secrets wait ten seconds.
@@ -90,13 +90,13 @@ def _make_mirror_folder() -> None:
 
 
 def why_not_there(path: Path) -> str:
-    """Return the hint that Drive is not mounted if a missing path is on an unmounted Drive, else ""."""
+    """Return a hint to mount Google Drive if `path` is below the mount point and Drive is not mounted, else ""."""
     is_on_drive = MOUNT in path.absolute().parents and not GOOGLES.is_dir()
     return "; Google Drive is not mounted: run Setup again and allow it" if is_on_drive else ""
 
 
 def name_of_place() -> str:
-    """Return the mirror's name for messages: Google Drive, or the folder's path."""
+    """Return the mirror's name for messages: "Google Drive", or the path of the folder that RUNS_MIRROR names."""
     return "Google Drive" if IS_GOOGLES else str(DRIVE)
 
 

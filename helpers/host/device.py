@@ -13,7 +13,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """The chosen device, precision and attention kernel, with the reasons that printing shows."""
+    """The chosen device, precision, attention kernel and use of CUDA graphs; printing shows the reason for each."""
 
     device: torch.device
     precision: str  # no, fp16 or bf16, as accelerate names it
@@ -108,7 +108,7 @@ def _fault_of_xformers(device: torch.device) -> str:
 
 
 def memory_gb() -> float:
-    """Return the GPU memory that this process has reserved, in GB, or its peak main memory without a GPU."""
+    """Return this process's memory in GB: the GPU memory reserved now or, without a GPU, the peak of main memory."""
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved() / GB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB

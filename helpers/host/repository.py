@@ -25,7 +25,7 @@ def badge(notebook: str) -> str:
 
 
 def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[Path]:
-    """Replace the address by `new` and the cloned tag by `ref` in all files; return the changed files.
+    """Write the address `new` and the tag or branch `ref` into badges and clone lines, and return the changed files.
 
     Raises RunError for names that GitHub does not allow.
     """

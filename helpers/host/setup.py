@@ -66,7 +66,7 @@ def gpu_words() -> str:
 
 
 def install(*what: str) -> list[str]:
-    """Install the missing packages of `what` by pip, with torch pinned; return the installed packages.
+    """Run `pip install` with the arguments `what` and torch pinned, and return the newly installed packages.
 
     Raises RunError with pip's reason.
     """

@@ -36,9 +36,9 @@ MAX_FILE_BYTES = 500_000_000  # of a file in one: archives are made in memory
 
 
 def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
-    """Return {name: os.stat_result} of all small files in a run's folder.
+    """Return {name: os.stat_result} of a run's files outside the folders `apart`, except temporary files and links.
 
-    Temporary files (a leading dot), links, and files in the folders `apart` are left out.
+    A file is temporary if its name, or that of a folder above it, starts with a dot.
     """
     found = {}
     for path in sorted(source.rglob("*")):
@@ -55,7 +55,7 @@ def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
 
 
 def find_unmirrorable(source: Path, found: dict[str, os.stat_result]) -> dict[str, str]:
-    """Return the files and folders that no archive can hold, as {name: reason}."""
+    """Return the files and folders that must not go into an archive, as {name: reason}."""
     why = {}
     for path in source.rglob("*"):
         name = path.relative_to(source)
@@ -82,7 +82,10 @@ def _is_inside(path: Path, source: Path) -> bool:
 
 
 def _first_incomplete(manifest: Path) -> Path | None:
-    """Return the first file in a manifest that is missing or of another size, or None if all are complete."""
+    """Return the first file in a manifest that is missing or of another size, or None if all are complete.
+
+    None also if the manifest is damaged.
+    """
     with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):
         for file, entry in read_json(manifest).items():
             path = manifest.parent / file
@@ -105,7 +108,7 @@ def read_small(path: Path) -> bytes:
 
 
 def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """Yield groups of file names, each group of at most ARCHIVE_BYTES or a single larger file."""
+    """Yield groups of file names: files with at most ARCHIVE_BYTES in total, or one larger file."""
     group: list[str] = []
     for name, size in sizes.items():
         if group and sum(sizes[n] for n in group) + size > ARCHIVE_BYTES:
@@ -137,7 +140,7 @@ def pack(found: Iterable[tuple[str, int, bytes]]) -> tuple[str, Archive, bytes, 
 
 
 def unpack(tar_path: Path, wanted: dict[str, File]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the wanted files in a tar archive, if size and SHA-256 match the index.
+    """Yield (name, content) of each wanted file in a tar archive, if the file's size and SHA-256 match `wanted`.
 
     Everything else is ignored. Links are skipped, and `tarfile.data_filter` refuses a name that leads out of the
     folder.
@@ -169,7 +172,7 @@ class ArchiveSet:
         folders: dict[str, Folder],
         broken: Set[str] = frozenset(),
     ) -> list[NotMirrored]:
-        """Copy changed files to Drive, write the index, and return what could not be copied.
+        """Copy changed files to Drive in new archives, write the index, and return the errors of single files.
 
         `found` are all small files here, `folders` what else the index lists. Drive's copies of the `broken` folders
         stay as they are. Raises NotMirrored or OSError if Drive fails.
@@ -242,7 +245,7 @@ class ArchiveSet:
     def _add(
         self, names: set[str], found: dict[str, os.stat_result], min_used: float = 0.5
     ) -> None:
-        """Write new archives of the named files and of the current files in small or outdated archives."""
+        """Write the named files, and the local files of archives that are due for merging, to new archives on Drive."""
         merged = {n for name in self.index.outdated(min_used) for n in self.index.files_of(name)}
         sizes = {name: found[name].st_size for name in sorted(names | merged & found.keys())}
         try:

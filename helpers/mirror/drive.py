@@ -95,7 +95,7 @@ class Drive:
         return shutil.disk_usage(self.path("").parent if self.folder.is_dir() else self.root).free
 
     def is_uploaded(self, name: str) -> bool:
-        """Whether DriveFS has finished uploading a file, by a file attribute; True on other file systems."""
+        """Whether DriveFS has finished uploading a file, as a file attribute says; True on other file systems."""
         path = self.path(name)
         self.heard_at = time.monotonic()
         with suppress(AttributeError):  # os.getxattr is Linux's

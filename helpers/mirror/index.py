@@ -37,7 +37,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that is copied as it is: its manifest's SHA-256 and modification time (ns), and its size in bytes."""
+    """A folder with a manifest, in the index: the manifest's SHA-256 and modification time (ns), and the total size."""
 
     sha256: str
     mtime_ns: int
@@ -64,7 +64,7 @@ class Index:
         return [name for name, file in self.files.items() if file.part == archive]
 
     def outdated(self, min_used: float = 0.5) -> list[str]:
-        """Return the small archives, and the archives whose share of current bytes is below `min_used`."""
+        """Return the archives to merge: those under SMALL bytes, or with a share of current bytes below `min_used`."""
         counts = dict.fromkeys(self.parts, 0)
         for file in self.files.values():
             counts[file.part] += file.size
@@ -80,7 +80,7 @@ def _digest(body: dict) -> str:
 
 
 def read_indexes(text: Callable[[str], str]) -> list[Index]:
-    """Return up to two indexes that verify, the newest first.
+    """Read the index files on Drive, and return at most two indexes whose SHA-256 verifies, the newest first.
 
     `text` returns a file's text by its name. Files are read by name, and by Drive's names for second copies, since a
     listing may be stale.
@@ -113,7 +113,7 @@ def _parse(text: str) -> Index | None:
 
 
 def backup_name(name: str) -> str:
-    """Return the name of a folder's old version on Drive, used until the new version is complete."""
+    """Return the name to which a folder's old version on Drive is renamed until the new version is complete."""
     above, _, last = name.rpartition("/")
     return f"{above}/.{last}.old" if above else f".{last}.old"
 

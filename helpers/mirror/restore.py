@@ -70,7 +70,7 @@ def restore_from(drive: Drive, source: Path) -> Restored:
 
 @contextmanager
 def _scratch(source: Path) -> Iterator[Path]:
-    """Yield a temporary folder to unpack in, locked against other processes.
+    """Yield a path for a temporary folder, locked against other processes and deleted on exit.
 
     Two notebooks may share a machine.
     """
@@ -84,9 +84,9 @@ def _scratch(source: Path) -> Iterator[Path]:
 
 
 def _refuse_missing_index(drive: Drive) -> None:
-    """Raise RunError if Drive, which has no index, holds a run's folders.
+    """Raise RunError if Drive holds a folder with a manifest: there is a run, but its index is missing.
 
-    A new index would replace them.
+    A new index would replace the run's folders.
     """
     if drive.finds(MANIFEST):
         raise RunError(
@@ -117,7 +117,7 @@ def _restore(drive: Drive, source: Path, scratch: Path, indexes: list[Index]) ->
 
 
 def _same_folders(one: Index, other: Index) -> bool:
-    """Whether two indexes list the same manifests of small folders, above all the dataset's."""
+    """Whether two indexes list the same manifests, by name and SHA-256, for folders of small files (the dataset's)."""
     manifests = [
         {name: file.sha256 for name, file in index.files.items() if name.endswith(f"/{MANIFEST}")}
         for index in (one, other)
@@ -157,7 +157,7 @@ def _is_older(path: Path, file: File | Folder) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a file name from Drive stays inside the run's folder; `..` counts as hidden."""
+    """Whether a name from Drive is relative, is not empty, and has no part that starts with a dot, such as `..`."""
     path = Path(name)
     return not path.is_absolute() and not is_hidden(path) and path.name not in ("", ".")
 
@@ -184,7 +184,7 @@ class _Fetched:
 def _restore_small(
     fetched: _Fetched, index: Index, wanted: dict[str, File], source: Path, done: Restored
 ) -> None:
-    """Move the wanted small files, unpacked from archives, into the local folder `source`.
+    """Unpack the wanted small files from their archives, and put them in place in the local run folder `source`.
 
     A folder with a manifest is replaced as a whole.
     """
@@ -248,7 +248,7 @@ def _restore_folder(
     known: set[tuple[str, str]],
     done: Restored,
 ) -> None:
-    """Restore a missing or outdated checkpoint or model folder from Drive, or from its backup there."""
+    """Restore a missing, damaged or outdated checkpoint or model folder from Drive, or from its backup on Drive."""
     path = source / name
     if not _is_inside(name) or not (find_corruption(path) or _is_older(path / MANIFEST, folder)):
         return

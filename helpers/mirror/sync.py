@@ -1,4 +1,4 @@
-"""Restore, sync and delete a run's mirror on Google Drive or in another folder."""
+"""Restore a run from its mirror (Google Drive or another folder), copy files to the mirror, and delete files there."""
 
 import logging
 import threading
@@ -74,7 +74,7 @@ def sync_before_end(run: Run, max_s: float | None = None) -> str:
 
 
 def sync_soon(run: Run) -> None:
-    """Schedule a background sync if the run has a mirror; further calls are merged until the sync starts."""
+    """Schedule a background sync if the run has a mirror; calls made before that sync starts share it."""
     if mirror := _mirror(run):
         mirror.schedule()
 

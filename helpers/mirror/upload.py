@@ -114,7 +114,7 @@ class Mirror:
         return ""
 
     def _copy(self, ticket: int) -> None:
-        """Copy the run to Drive, the newest folder first.
+        """Copy the run's changed files to Drive: small files first, then folders, the newest folder first.
 
         If another sync is scheduled, stop after that folder.
         """
@@ -134,7 +134,7 @@ class Mirror:
             raise problems[0]
 
     def _scan(self) -> tuple[dict[str, Folder], dict]:
-        """List the local folders that have a manifest, and the local small files, by name.
+        """Return the local folders with a manifest as {name: Folder}, and the small files as {name: os.stat_result}.
 
         Folders first: no checkpoint may be ahead of its log.
         """
@@ -167,7 +167,7 @@ class Mirror:
         return here, {n: s for n, s in small.items() if not {n, *parents_of(n)} & self.broken}
 
     def _is_late(self, name: str, small: dict) -> bool:
-        """Whether a file is in a folder that appeared while small files were listed.
+        """Whether a file is in a folder of `folder_roots` whose manifest appeared while small files were listed.
 
         The next sync copies it as a folder.
         """
@@ -321,7 +321,7 @@ class Mirror:
         return path.read_text()
 
     def is_of_this_machine(self) -> bool:
-        """Whether this machine has owned the mirror before, or no machine has."""
+        """Whether this machine has ever owned the mirror, or no machine owns the mirror."""
         return (self.source / f".{OWNER}").is_file() or not self.drive.text(OWNER)
 
     # reports and take-down
@@ -349,7 +349,7 @@ class Mirror:
 
 
 def _open_all(path: Path, folder: Folder, stack: ExitStack) -> dict[str, BinaryIO] | None:
-    """Open all files of a folder for reading, or return None if the folder was deleted or replaced meanwhile.
+    """Open a folder's files for reading, as {name: file}; None if the folder was deleted or replaced meanwhile.
 
     Raises NotMirrored if it differs from its manifest.
     """
