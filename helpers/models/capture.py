@@ -56,7 +56,7 @@ class CudaGraphs:
 
 @lru_cache(maxsize=1)
 def _shared_graphs() -> CudaGraphs:
-    """Return the recorder that all graphs of a process share, with one memory pool.
+    """Return the CudaGraphs that a whole process shares, so that all its graphs use one memory pool.
 
     Each graph reuses the memory of the others.
     """

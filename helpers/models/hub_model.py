@@ -45,7 +45,7 @@ def successor(hub_id: str) -> str:
 
 @lru_cache  # the same version of a model throughout a process
 def fetch_model(hub_id: str, weights: bool) -> Path:
-    """Download a model to the Hub's cache, without code, pickles and one-file copies; return its folder.
+    """Download a model to the Hub's cache, without code, pickles or one-file checkpoints; return its folder.
 
     Variants are downloaded only for parts without other weights, and a one-file model only if there is nothing else.
     Raises OSError if the Hub cannot be reached or does not show the model.
@@ -83,9 +83,9 @@ def _fetch_single_file(hub_id: str) -> Path:
 
 
 def rename_variants(folder: Path) -> Path:
-    """Return a folder in which all weights have their usual names.
+    """Return a folder in which weight files of a variant, such as `model.fp16.safetensors`, have their usual names.
 
-    It is `folder` itself, or one with links to its files, made once.
+    It is `folder` itself, or one with links to the files of `folder`, made once.
     """
     files = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
     plain: dict[Path, Path] = {}

@@ -68,7 +68,7 @@ def _text(card: dict[str, Any], name: str) -> str | None:
 
 
 def public_name(base_model: str) -> str:
-    """Return a base model's hub id, or only the last part of its path.
+    """Return a base model's hub id, or only the last part of a local model's path.
 
     A person's folders are private.
     """

@@ -77,7 +77,7 @@ def extract_lora(modules: dict[str, nn.Module]) -> Lora:
 
 
 def write_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
-    """Write a LoRA file that diffusers' `load_lora_weights` reads, with further metadata."""
+    """Write a LoRA file that diffusers' `load_lora_weights` reads, with `metadata` added to the file's header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {METADATA: json.dumps(lora.settings)} if lora.settings else {}
     save_file(lora.tensors, path, {"format": "pt"} | settings | metadata)

@@ -74,7 +74,7 @@ def find_single_file(folder: Path) -> Path | None:
 
 
 def convert(path: Path) -> Path:
-    """Convert a one-file checkpoint to diffusers layout, once; return the folder in the Hugging Face cache.
+    """Convert a one-file checkpoint to a diffusers folder in the Hugging Face cache, if not done; return the folder.
 
     Its name is a hash of the file and of the settings beside it, so that a changed file is another model and a moved
     one is the same. Raises ValueError for a file that is not a complete Stable Diffusion 1 or 2, and OSError if its
@@ -212,7 +212,7 @@ def _fetch_tokenizer(path: Path) -> str:
 
 
 def _scheduler(path: Path, header: _Header, settings: dict[Path, Path]) -> Any:
-    """Return the noise scheduler that a one-file model was trained with, by its keys, metadata and .yaml.
+    """Return the noise scheduler that a one-file model was trained with, by its tensor names, metadata and .yaml.
 
     Raises ValueError for a Stable Diffusion 2 without any of them: both prediction types have the same weights.
     """

@@ -86,7 +86,7 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
 
 
 def _refuse_missing_path(model: str) -> None:
-    """Raise OSError if a model's name looks like a path that does not exist rather than a hub id.
+    """Raise OSError if a model's name looks like the path of a missing file or folder, and not like a hub id.
 
     The Hub's own error would be about ids.
     """

@@ -38,20 +38,20 @@ class Crop:
 
     @classmethod
     def from_config(cls, config: TrainConfig, step_px: int, augmented: bool) -> "Crop":
-        """Create a Crop from the training settings, with several crops and mirroring only if `augmented`."""
+        """Return the Crop of the training settings; unless `augmented`, with one unmirrored crop per image."""
         crops, flip = (config.crops_per_image, config.random_flip) if augmented else (1, False)
         return cls(config.resolution_px, step_px if config.aspect_ratio_buckets else 0, crops, flip)
 
     def shape(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """Return the (width, height) at which an image of this size is trained."""
+        """Return the (width, height) to which training resizes and crops an image of `width_px` x `height_px`."""
         if not self.step_px:
             return self.side_px, self.side_px
         return nearest_bucket(width_px / height_px, self.side_px, self.step_px)
 
     def augmentations(self, path: Path) -> Tensor:
-        """Load an image file as V crops (V, 3, height, width) in -1..1, the center crop first.
+        """Return an image's crops, each followed by its mirror image if `flip`, as (V, 3, height, width) in -1..1.
 
-        Raises RunError if it does not decode.
+        The most central crop comes first. Raises RunError if the file does not decode.
         """
         try:
             image = open_rgb(path)
@@ -70,7 +70,7 @@ class Crop:
 
 
 def nearest_bucket(ratio: float, side_px: int, step_px: int) -> tuple[int, int]:
-    """Return the bucket (width, height) with about side_px**2 pixels that is nearest to an aspect ratio.
+    """Return the bucket (width, height) nearest to an aspect ratio, of those with about side_px**2 pixels.
 
     Both are multiples of `step_px`.
     """

@@ -58,7 +58,7 @@ class TrainingSignature:
 def save(
     run: Run, state: TrainState, signature: TrainingSignature, rows: list[dict[str, Any]]
 ) -> Path:
-    """Write the checkpoint of `state.step`, with the log's rows up to that step, and verify it.
+    """Write and verify the checkpoint of `state.step`, with the training log's rows up to that step.
 
     Returns its folder. Raises RunError if the disk did not keep it.
     """
@@ -179,9 +179,9 @@ def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str 
 
 
 def _restore_dtypes(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    """Restore the saved dtypes of an optimizer's state, which loading has cast to the dtype of the weights.
+    """Restore the dtypes in which optimizer tensors were saved: load_state_dict cast them to the weights' dtype.
 
-    That is bf16 for bf16 weights.
+    For bf16 weights that is bf16.
     """
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     for index, weight in enumerate(trained):
@@ -227,7 +227,7 @@ def _compare_shapes(theirs: dict[str, Tensor], ours: dict[str, Any]) -> None:
 def _optimizer_state(
     state: TrainState, saved: dict[str, Any], tensors: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Return a checkpoint's optimizer state with the current settings, but the checkpoint's learning rates."""
+    """Return a state_dict for the optimizer: a checkpoint's state and learning rates, and this training's settings."""
     groups, rates = state.optimizer.state_dict()["param_groups"], saved["schedule"]["_last_lr"]
     if [group["params"] for group in saved["groups"]] != [group["params"] for group in groups]:
         raise ValueError("its optimizer's groups are not this one's")
@@ -237,7 +237,7 @@ def _optimizer_state(
 
 
 def _lr_scheduler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the learning-rate scheduler's state at a checkpoint's step, with its last rates.
+    """Return a state_dict for the learning-rate scheduler, with the step and learning rates of a checkpoint.
 
     The rest follows from the settings.
     """
@@ -278,7 +278,7 @@ def _refuse_newer(folder: Path, saved: dict[str, Any]) -> None:
 
 
 def load_weights(folder: Path, weights: dict[str, nn.Parameter], use_ema: bool = False) -> None:
-    """Copy a checkpoint's weights into the model, or with `use_ema` the moving average if it was saved."""
+    """Copy a checkpoint's weights into `weights`; with `use_ema`, their moving average if the checkpoint has one."""
     name = AVERAGE if use_ema and AVERAGE in read_json(folder / MANIFEST) else WEIGHTS
     _copy_into({name: p.data for name, p in weights.items()}, load_file(folder / name))
 
@@ -299,7 +299,7 @@ def latest_step(run: Run) -> int:
 
 
 def _newest_first(run: Run) -> list[Path]:
-    """Return the checkpoint folders, the newest first.
+    """Return a run's checkpoint folders, the highest step first.
 
     A sync client's copy `step-000250 (1)` is not one.
     """
@@ -309,7 +309,7 @@ def _newest_first(run: Run) -> list[Path]:
 
 
 def _strangely_named(run: Run) -> list[Path]:
-    """Return checkpoint folders under another name, such as a sync client's `step-000250 (1)`."""
+    """Return folders that hold a checkpoint under a wrong name, such as a sync client's `step-000250 (1)`."""
     found = [path.parent for path in sorted(run.checkpoints.glob(f"[!.]*/{MANIFEST}"))]
     return [folder for folder in found if folder not in _newest_first(run)]
 
@@ -320,7 +320,7 @@ def step_of(folder: Path) -> int:
 
 
 def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSignature) -> None:
-    """Raise RunError, listing the differences, if a checkpoint is of another training."""
+    """Raise RunError, listing the differences, if a checkpoint's settings, base model or dataset are different."""
     defaults = {f.name: f.default for f in fields(TrainConfig)}  # of what was no setting yet
     theirs, ours = defaults | saved["config"], signature.config
     changed = [

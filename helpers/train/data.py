@@ -22,7 +22,7 @@ Batch = list[tuple[Tensor, ...]]  # the micro-batches of a step: latents, texts,
 
 @dataclass(frozen=True)
 class LatentDataset:
-    """Images as latents and captions as embeddings, both computed once (latents.py).
+    """A dataset's images as latents and its captions as embeddings, which latents.py computes once.
 
     latents  of each image (4, h, w), or (V, 4, h, w) where V augmentations of it are cached; scaled by the
              autoencoder's scaling_factor; images of one bucket share h and w
@@ -45,15 +45,15 @@ class LatentDataset:
         )
 
     def shape(self, index: int) -> torch.Size:
-        """(4, h, w) of an image."""
+        """Return the shape (4, h, w) of an image's latents."""
         return self.latents[index].shape[-3:]
 
     def augmentations(self, index: int) -> Tensor:
-        """An image's latents as (V, 4, h, w)."""
+        """Return the latents of an image's V cached augmentations (crops and mirror images) as (V, 4, h, w)."""
         return self.latents[index].reshape(-1, *self.shape(index))
 
     def buckets(self) -> list[list[int]]:
-        """The images' indices, grouped by shape."""
+        """Return lists of image indices, one list for each shape of latents."""
         by_shape: dict[torch.Size, list[int]] = {}
         for index in range(len(self)):
             by_shape.setdefault(self.shape(index), []).append(index)
@@ -61,7 +61,7 @@ class LatentDataset:
 
 
 class TrainData:
-    """The batches of every step; each process gets its share."""
+    """Makes the batches of every optimizer step; each process makes only its own share of the images."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class TrainData:
         config: TrainConfig,
         accelerator: Accelerator,
     ) -> None:
-        """`dataset` holds the artist's images and, with prior_share, samples of the base, which weigh the same.
+        """`dataset` holds the artist's images and any images sampled for prior preservation, with equal loss weights.
 
         `null_embedding` is the empty caption (1, ...), shaped as one of `dataset.texts`.
         """
@@ -82,16 +82,16 @@ class TrainData:
 
     @property
     def images_per_step(self) -> int:
-        """The effective batch: train_batch_size x processes x gradient_accumulation_steps."""
+        """The effective batch size: train_batch_size x processes x gradient_accumulation_steps."""
         return self.images_per_micro_batch * self.config.gradient_accumulation_steps
 
     def get_batch(self, step: int) -> Batch:
-        """This process's micro-batches of optimizer step `step`, counted from 0."""
+        """Return this process's micro-batches of optimizer step `step`, counted from 0."""
         count = self.config.gradient_accumulation_steps
         return [self._micro_batch(step * count + i) for i in range(count)]
 
     def names(self, step: int) -> list[list[str]]:
-        """The images of each micro-batch of a step, over all processes."""
+        """Return the names of the images in each micro-batch of a step, all processes together."""
         count = self.config.gradient_accumulation_steps
         batches = [self.order.batch(step * count + i) for i in range(count)]
         return [[self.dataset.names[i] for i in batch] for batch in batches]
@@ -127,7 +127,7 @@ class TrainData:
         return choices[augmentation_at(position, len(choices), self.config.seed)]
 
     def _offset(self, noise: Tensor, positions: range) -> Tensor:
-        """Add noise offset (crosslabs.org, 2023), by which a model learns images that are dark or bright overall."""
+        """Add a random offset to each channel of an image's noise (crosslabs.org, 2023), for dark and bright images."""
         if self.config.noise_offset == 0:
             return noise
         sources = [generator(self.config.seed + 1, "draws", p) for p in positions]
@@ -136,7 +136,7 @@ class TrainData:
 
 
 def generator(*key: object) -> torch.Generator:
-    """A random generator on the CPU, seeded by a hash of `key` alone."""
+    """Return a random generator on the CPU, seeded by a hash of `key`."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
@@ -147,7 +147,7 @@ def _permutation(seed: int, epoch: int, count: int) -> list[int]:
 
 
 def image_at(turn: int, count: int, seed: int) -> int:
-    """The image of a bucket's `turn`: every `count` turns are a new permutation of its `count` images."""
+    """Return the image (0..count-1) at `turn` of a bucket; each pass over the bucket is a new permutation."""
     epoch, place = divmod(turn, count)
     return _permutation(seed, epoch, count)[place]
 
@@ -155,7 +155,7 @@ def image_at(turn: int, count: int, seed: int) -> int:
 def sample_noise_and_timestep(
     position: int, shape: torch.Size, num_timesteps: int, seed: int
 ) -> tuple[Tensor, int, float]:
-    """The noise (`shape`), the timestep, and a number in 0..1 that decides caption dropout, at a position."""
+    """Return noise, timestep and a number in 0..1 for caption dropout of the image at `position` in training order."""
     source = generator(seed, "draws", position)
     noise = torch.randn(shape, generator=source)
     timestep = int(torch.randint(0, num_timesteps, (), generator=source))
@@ -163,12 +163,12 @@ def sample_noise_and_timestep(
 
 
 def augmentation_at(position: int, count: int, seed: int) -> int:
-    """Which of an image's `count` cached augmentations (crops, mirrored or not) is used at a position."""
+    """Return the index, below `count`, of the cached augmentation for the image at `position` in training order."""
     return int(torch.randint(0, count, (), generator=generator(seed, "variant", position)))
 
 
 class BatchOrder:
-    """The order of batches; all images of a batch come from one aspect-ratio bucket.
+    """The order of training images in batches; all images of a batch come from one aspect-ratio bucket.
 
     The images of a bucket come in the order of image_at; what a bucket has left over at the end of an
     epoch, always less than a batch, comes with the next. With one bucket, batch b is its turns
@@ -176,13 +176,13 @@ class BatchOrder:
     """
 
     def __init__(self, buckets: Sequence[Sequence[int]], size: int, seed: int) -> None:
-        """`buckets` holds the images' indices; `size` is a batch's, over all processes."""
+        """`buckets` lists each bucket's image indices; `size` is the images per micro-batch, all processes together."""
         self.buckets, self.size, self.seed = buckets, size, seed
         self.count = sum(len(bucket) for bucket in buckets)
         self._bucket_of_batch = lru_cache(maxsize=4)(self._shuffle_buckets)
 
     def batch(self, number: int) -> list[int]:
-        """The images of a batch, by its number from the start of training."""
+        """Return the image indices of batch `number`, counted from 0 at the start of training."""
         epoch = number * self.size // self.count
         while self._batches_before(epoch + 1) <= number:
             epoch += 1
@@ -193,14 +193,14 @@ class BatchOrder:
         return [bucket[image_at(turn, len(bucket), self.seed)] for turn in turns]
 
     def _whole_batches(self, bucket: Sequence[int], epoch: int) -> int:
-        """How many whole batches a bucket has given before an epoch."""
+        """Return how many full batches a bucket has filled before an epoch."""
         return epoch * len(bucket) // self.size
 
     def _batches_before(self, epoch: int) -> int:
         return sum(self._whole_batches(bucket, epoch) for bucket in self.buckets)
 
     def _shuffle_buckets(self, epoch: int) -> list[int]:
-        """The bucket of each batch of an epoch."""
+        """Return a bucket index for each batch of an epoch, in random order."""
         labels = []
         for label, bucket in enumerate(self.buckets):
             count = self._whole_batches(bucket, epoch + 1) - self._whole_batches(bucket, epoch)

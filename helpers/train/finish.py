@@ -136,7 +136,7 @@ def _free_step_memory(training: Training, state: TrainState) -> None:
 def _evaluate(
     training: Training, pipeline: StableDiffusionPipeline, in_memory: float, path: Path
 ) -> float:
-    """Return the validation loss of a pipeline that was read back, with captions tokenized and encoded anew.
+    """Return the validation loss of an exported and reloaded pipeline, with captions tokenized and encoded anew.
 
     Raises RunError if it is not the loss of the modules that were trained.
     """
@@ -183,7 +183,7 @@ def verify_model(run: Run) -> str:
 
 
 def _unfinished(run: Run, verdict: dict[str, Any]) -> str:
-    """Return a note on a newer, unfinished training if model/ is an earlier training's, or "" otherwise."""
+    """Return a note if a training newer than model/ is unfinished, or "" otherwise."""
     step = max((int(row["step"]) for row in read_log(run.train_log)), default=verdict["steps"])
     asked = run.read_config("train")["max_steps"]
     has_ended = asked <= verdict["steps"] or verdict.get("stopped_early", False)

@@ -105,7 +105,7 @@ class StepInBackward:
             weight.data = round_stochastically(weight.data, f"{self.seed} {self.step} {number}")
 
     def resume(self, step: int, last_norm: float | None) -> None:
-        """Continue after `step`, clipping the next gradients by that step's gradient norm `last_norm`."""
+        """Continue after `step`, clipping the next gradients by the larger of its norm `last_norm` and their own."""
         self.step = step
         if last_norm is not None:
             self.last_norm = torch.tensor(last_norm, device=self.weights[0].device)
@@ -129,7 +129,7 @@ class StepInBackward:
 
 
 def round_stochastically(values: Tensor, key: str) -> Tensor:
-    """Round float32 values to bfloat16, up or down at random, the nearer the likelier; `key` is the seed.
+    """Round each float32 value to a neighboring bfloat16 at random, the nearer one more likely; `key` is the seed.
 
     The expectation of the rounded value is the value.
     """

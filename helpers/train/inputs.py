@@ -18,7 +18,7 @@ def truncate_captions(texts: Iterable[str], suffix: str, tokenizer: CLIPTokenize
 
 
 def check_suffix_length(suffix: str, tokenizer: CLIPTokenizer) -> None:
-    """Raise RunError if the suffix alone fills the text encoder, which leaves no token for a caption."""
+    """Raise RunError if the suffix alone reaches the text encoder's token limit, so that no caption would be read."""
     takes, longest = count_tokens(tokenizer, suffix), tokenizer.model_max_length
     if takes >= longest:
         raise RunError(

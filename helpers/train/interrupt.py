@@ -19,9 +19,9 @@ class Interrupts:
     """
 
     def __init__(self, stop: Callable[[int], None]) -> None:
-        """Set `stop`, a function that is called with the signal's number and must raise.
+        """Create the handler: `stop` is called with the signal's number and must raise.
 
-        It may be replaced during training.
+        `stop` may be replaced during training.
         """
         self.stop, self.asked = stop, 0
         self.is_busy = self.is_distributed = False
@@ -58,7 +58,7 @@ class Interrupts:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Record signals that arrive inside this context in `asked`, without calling `stop`."""
+        """Inside this context, store an arriving signal's number in `asked` instead of calling `stop`."""
         self._set_handlers()
         self.is_busy = True
         try:

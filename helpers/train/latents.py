@@ -29,7 +29,7 @@ ENCODE_BATCH = 4  # images
 def cached(
     run: Run, name: str, key: object, compute: Callable[[], Iterable[Tensor]]
 ) -> list[Tensor]:
-    """Return tensors from the cache of any run, or else compute and cache the tensors in this run."""
+    """Return the tensors cached under `key` in any run, or else compute them and cache them in this run."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = run.cache / f"{name}-{digest}.safetensors"
     others = run.folder.parent.glob(f"*/{run.cache.name}/{path.name}")
@@ -98,7 +98,7 @@ def text_embeddings(
 def prior_dataset(
     run: Run, components: ModelComponents, config: TrainConfig, captions: Sequence[str]
 ) -> LatentDataset:
-    """Return the base model's own samples of captions without the suffix, as latents for prior preservation.
+    """Return images that the base model samples for captions without the suffix, as latents, for prior preservation.
 
     Prior preservation (Ruiz et al. 2023, arXiv:2208.12242) mixes them into the training images: without the suffix the
     model keeps drawing as the base does, so the suffix becomes a switch.
@@ -127,9 +127,10 @@ def prior_dataset(
 
 @torch.no_grad()
 def encode_images(components: ModelComponents, paths: Sequence[Path], crop: Crop) -> list[Tensor]:
-    """Encode image files to scaled latents, each (V, 4, height / f, width / f), float32 on the CPU; f is 8 for SD v1.
+    """Encode image files to scaled latents: per file (V, 4, h, w), for the V crops and mirror images that `crop` makes.
 
-    Raises RunError for a file that does not decode, or whose latents hold NaN or inf.
+    The latents are float32 on the CPU; h and w are a crop's height and width divided by 8 for SD v1. Raises RunError
+    for a file that does not decode, or whose latents hold NaN or inf.
     """
     batch = ENCODE_BATCH if components.device.device.type == "cuda" else 1  # a CPU gains nothing
     latents: list[Tensor] = []
@@ -154,7 +155,7 @@ def _require_finite(tensors: Iterable[Tensor], names: Iterable[str], advice: str
 
 
 def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tensor]:
-    """Encode images' augmentations, each (V, 3, height, width), to scaled latents; one batch per shape."""
+    """Encode each image's V crops and mirror images (V, 3, height, width) to scaled latents, batched by shape."""
     latents: dict[int, Tensor] = {}
     for shape in {images.shape for images in pixels}:
         same = [i for i, images in enumerate(pixels) if images.shape == shape]

@@ -22,7 +22,7 @@ NEW_RUN = ", which changes what is learned: if there are checkpoints, use anothe
 
 
 def memory_advice(config: TrainConfig) -> str:
-    """Return advice on the setting to change next to save memory, the least costly first."""
+    """Return which setting to change next to save memory: the least costly one that is left."""
     size = config.train_batch_size
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing to True"

@@ -69,7 +69,7 @@ class TrainLog:
                 accelerator.init_trackers("annalaura-diffusion", settings, options)
 
     def _replay(self) -> None:
-        """Log the rows and previews from before this resume to the trackers again."""
+        """Send the rows and previews of steps before this resume to the trackers again."""
         steps = {row["step"] for row in self.rows}
         for tracker in self.accelerator.trackers:
             for row in self.rows:
@@ -100,7 +100,7 @@ class TrainLog:
                 tracker.log_images({"previews": pixels}, step=step)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Log a step's row without values that are None or NaN. Raises RunError if the disk refuses the row."""
+        """Log a step's row, leaving out values that are None or NaN. Raises RunError if the disk refuses the row."""
         row = {k: v for k, v in row.items() if v is not None and not math.isnan(v)}
         self.rows.append(row)
         if "held_out_loss" in row:

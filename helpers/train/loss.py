@@ -15,7 +15,7 @@ def diffusion_loss(
     noise: Tensor,
     timesteps: Tensor,
 ) -> Tensor:
-    """Mean squared error of each image against the scheduler's target, Ho et al. 2020 eq. 14 (arXiv:2006.11239).
+    """Return each image's mean squared error of the predicted noise or v (Ho et al. 2020 eq. 14, arXiv:2006.11239).
 
     latents, noise  (B, 4, h, w), latents scaled
     texts           (B, T, D), or (B, T) token ids where `unet` is model.TextAndUNet
@@ -38,7 +38,7 @@ def diffusion_loss(
 
 
 def snr_weights(noise_scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
-    """Min-SNR weights of timesteps (Hang et al. 2023, arXiv:2303.09556); all 1 for gamma 0.
+    """Return the Min-SNR loss weight of each timestep (Hang et al. 2023, arXiv:2303.09556); all 1 for gamma 0.
 
     min(SNR, gamma) / SNR for epsilon, which is 1 at a zero terminal SNR, and min(SNR, gamma) / (SNR + 1) for v.
     """
@@ -57,7 +57,7 @@ def forward_backward(
     snr_gamma: float,
     *batch: Tensor,
 ) -> Tensor:
-    """Run the forward and backward pass of a micro-batch, adding to the gradients of the micro-batches before.
+    """Run a micro-batch's forward and backward pass, which adds its gradients to those of earlier micro-batches.
 
     batch    latents, texts, noise and timesteps, as `diffusion_loss` takes them
     returns  the unweighted loss of each image, (B,) float32

@@ -70,7 +70,7 @@ class ModelComponents:
     hashes: dict[str, str]  # fingerprints of unet, vae and text_encoder, as they were loaded
 
     def fingerprints(self) -> dict[str, str]:
-        """Return hashes of all that latents, embeddings and noise depend on, by component.
+        """Return fingerprints of VAE, text encoder, tokenizer, noise schedule and scaling factor, by name.
 
         A checkpoint resumes only with the same ones.
         """
@@ -87,7 +87,7 @@ class ModelComponents:
 
     @property
     def step_px(self) -> int:
-        """The number of pixels of which image width and height must be multiples: 64 for SD v1.
+        """The number of pixels that must divide an image's width and height: 64 for SD v1.
 
         The UNet can then halve them at every level.
         """
@@ -96,7 +96,7 @@ class ModelComponents:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Move the frozen VAE and text encoder to the GPU inside this context, and back to the CPU afterwards."""
+        """Move the VAE, and the text encoder if frozen, to the GPU inside this context, then back to the CPU."""
         frozen = [self.vae]
         if not any(p.requires_grad for p in self.text_encoder.parameters()):
             frozen.append(self.text_encoder)
@@ -119,7 +119,7 @@ class ModelComponents:
         generators: list[torch.Generator],
         output_type: str = "pil",
     ) -> Any:
-        """Sample an image per prompt with the current weights: PIL images, or latents (N, 4, h, w) by `output_type`.
+        """Sample an image per prompt with the current weights: PIL images, or (N, 4, h, w) for `output_type` "latent".
 
         Each image has its own generator, so that training's random state does not change.
         """
@@ -199,7 +199,7 @@ def load_components(
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
-    """Return each model's fingerprint, from the cache file `known` if the weights' files are unchanged."""
+    """Return each model's fingerprint by name, read from the cache file `known` if its weight files are unchanged."""
     cached: dict[str, str] = {}
     if known:
         with suppress(OSError, ValueError):
@@ -271,7 +271,7 @@ def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
 
 
 def settings_of(part: Any) -> dict[str, Any]:
-    """Return a component's config.json as a dict, without its origin and library versions."""
+    """Return a component's config as a dict, without dtype, library version and keys that start with `_`."""
     config = part.config if isinstance(part.config, dict) else part.config.to_dict()
     written_by = ("transformers_version", "dtype", "torch_dtype")
     return {k: v for k, v in config.items() if not k.startswith("_") and k not in written_by}

@@ -18,7 +18,7 @@ from helpers.train.in_backward import StepInBackward
 
 @dataclass
 class TrainState:
-    """All that an optimizer step changes; a checkpoint holds it."""
+    """All that an optimizer step changes: weights, optimizer, learning-rate schedule, gradient scaler, EMA, counts."""
 
     weights: dict[str, nn.Parameter]  # the trained ones, by name
     optimizer: Any  # accelerate's
@@ -34,7 +34,7 @@ class TrainState:
 
 
 def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); the text encoder has its own learning rate.
+    """Return AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with a separate learning rate for a text encoder.
 
     Raises RunError if 8-bit Adam (Dettmers et al. 2022, arXiv:2110.02861) is asked for and not installed.
     """
@@ -63,7 +63,7 @@ def _bitsandbytes() -> Any:
 
 
 def clip_and_step(accelerator: Accelerator, state: TrainState, max_grad_norm: float) -> Tensor:
-    """Clip the gradient norm to `max_grad_norm` (0: no clipping) and step unless it is NaN or inf; return the norm.
+    """Clip the gradient norm to `max_grad_norm` (0: no clipping), step unless the norm is NaN or inf, return the norm.
 
     Fused AdamW clips and skips inside its kernel, without a GPU sync, by the attributes that GradScaler sets on it.
     With fp16's scaler accelerate's optimizer checks for NaN and inf itself.
@@ -86,7 +86,7 @@ def clip_and_step(accelerator: Accelerator, state: TrainState, max_grad_norm: fl
 
 
 def restore_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give loaded optimizer state the memory layout of its weight (channels-last), as fused kernels expect."""
+    """Copy loaded optimizer tensors to their weights' memory layout (channels-last), which fused kernels expect."""
     for weight, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
@@ -117,7 +117,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Swap the average in for the weights inside, and restore the weights, equal to the bit, after."""
+        """Replace the weights by their average inside this context, and restore the weights bit for bit afterwards."""
         own = {n: p.detach().to(self.average[n].device, copy=True) for n, p in self.weights.items()}
         self._copy(self.average)
         yield

@@ -17,7 +17,7 @@ SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write a CLIPTokenizer in the files of transformers 4: vocab.json, merges.txt and settings."""
+    """Write a CLIPTokenizer as the files that transformers 4 reads: vocab.json, merges.txt and settings."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     special = {name: str(getattr(tokenizer, name)) for name in SPECIAL}
@@ -37,7 +37,7 @@ def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def write_text_encoder_names(path: Path) -> None:
-    """Rename the weights in a CLIPTextModel's file to `text_model.*`, as in all published files."""
+    """Add the prefix `text_model.` to the weight names in a CLIPTextModel's file, as in all published files."""
     state = load_file(path)
     named = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
     if named.keys() != state.keys():

@@ -43,7 +43,7 @@ Rows = list[tuple[str, str]]  # file name and caption
 
 @dataclass(frozen=True)
 class Datasets:
-    """The encoded training, prior and validation data of a training, and the prompts of its previews."""
+    """The encoded training images, prior-preservation samples and validation images, and the prompts of previews."""
 
     suffix: str
     train: LatentDataset  # the artist's images
@@ -178,7 +178,7 @@ def _make_accelerator(config: TrainConfig, run: Run, device: Device) -> Accelera
 def _make_datasets(
     config: TrainConfig, run: Run, components: ModelComponents, accelerator: Accelerator
 ) -> Datasets:
-    """Encode the training, prior and validation data, or load latents and embeddings from the cache."""
+    """Encode training images, prior-preservation samples and validation images, or load them from the cache."""
     suffix = run.read_config("dataset")["suffix"]
     rows = _read_rows(config, run, components, accelerator, suffix)
     images = {split: image_dataset(run, components, config, split, rows[split]) for split in rows}
@@ -228,7 +228,7 @@ def _read_rows(
 
 
 def _prior_captions(config: TrainConfig, captions: list[str], suffix: str) -> list[str]:
-    """Return the captions of the base model's samples for prior preservation, or [] if that is off."""
+    """Return the captions for prior-preservation samples, or [] without prior_share or without a suffix."""
     count = round(config.prior_share * len(captions))
     if count and not suffix:
         log.warning(

@@ -26,7 +26,7 @@ def draw_previews(
 def write_preview(
     run: Run, step: int, components: ModelComponents, config: TrainConfig, prompts: list[str]
 ) -> Path:
-    """Draw an image per prompt, write all as the grid previews/step-NNNNNN.png, and return the grid's path."""
+    """Draw an image per prompt, save the images as one grid, previews/step-NNNNNN.png, and return the file's path."""
     images = draw_previews(components, config, prompts)
     cell_px = max(160, min(config.resolution_px, 256))
     columns = len(images) if len(images) <= 6 else 4

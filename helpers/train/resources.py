@@ -105,7 +105,7 @@ def estimate_resources(config: TrainConfig, run: Run, device: Device) -> Resourc
 
 
 def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
-    """Count the UNet's forward passes outside training steps: for prior samples, evaluations and previews.
+    """Count the UNet's forward passes outside training steps: for prior-preservation samples, evaluations and previews.
 
     Each is of one image.
     """
@@ -192,7 +192,7 @@ def build_model(config: TrainConfig, device: Device) -> torch.nn.Module:
 
 
 def latent_side(config: TrainConfig) -> int:
-    """Return the width and height of a square image's latents: resolution_px / 8 for Stable Diffusion."""
+    """Return the side length of a square image's latents: resolution_px / 8 for Stable Diffusion."""
     with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
         check_part_settings(folder / "vae", "AutoencoderKL")
         vae = AutoencoderKL.load_config(folder, subfolder="vae")
@@ -204,14 +204,14 @@ def _is_gpu(device: Device) -> bool:
 
 
 def _memory_bytes(device: Device) -> float:
-    """Return the total memory of the GPU, or of the machine without a GPU."""
+    """Return the bytes of GPU memory, or of the machine's memory if there is no GPU."""
     if _is_gpu(device):
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _free_disk_bytes(run: Run, checkpoint_bytes: float) -> float:
-    """Return the bytes available for checkpoints on the run's disk or its mirror, whichever has less.
+    """Return the bytes available for checkpoints on the run's disk or on its Drive mirror, whichever has less.
 
     The mirror needs room for one checkpoint fewer. Space that this run's checkpoints already take counts as free.
     """
@@ -272,7 +272,7 @@ def _reset_peak_gb(device: Device) -> float | None:
 
 
 def _median_s(function: Callable[[], object], times: int) -> float:
-    """Call a function `times` times and return the median seconds, without the first two calls as warm-up."""
+    """Return the median seconds of `times` calls of a function, leaving out the first two calls (warm-up)."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

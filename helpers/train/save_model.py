@@ -65,7 +65,7 @@ def trained_modules(config: TrainConfig, components: ModelComponents) -> dict[st
 
 
 def finetuned_pipeline(config: TrainConfig, components: ModelComponents) -> StableDiffusionPipeline:
-    """Return the base model's pipeline with the tokenizer, text encoder, VAE and trained UNet of the training."""
+    """Return the base model's pipeline, but with tokenizer, text encoder, VAE and UNet from `components`."""
     return load_pipeline(
         config.base_model,
         components.device.dtype,
@@ -82,7 +82,7 @@ def _modules(components: ModelComponents) -> dict[str, nn.Module]:
 def export_lora(
     config: TrainConfig, components: ModelComponents, folder: Path
 ) -> StableDiffusionPipeline:
-    """Write the LoRA file into `folder`, and return a float32 pipeline of the base with that file loaded.
+    """Write the LoRA file into `folder`, and return the base model's float32 pipeline with that file loaded.
 
     It is loaded as a user would. Raises RunError, naming the layers, if it differs from the trained LoRA.
     """
@@ -123,7 +123,7 @@ def save_pipeline(
 
 
 def _copy_safety_checker(base_model: str, folder: Path) -> None:
-    """Copy the base model's safety checker to `folder`, without loading it, if the weights are safetensors."""
+    """Copy the files of the base model's safety checker to `folder` if the checker's weights are safetensors."""
     with open_model("base_model", base_model, "put back the base model") as base:
         index = read_json(base / "model_index.json")
         if not (index.get("safety_checker") or [None])[0]:

@@ -1,4 +1,4 @@
-"""The training loop: `train` yields each optimizer step, so a notebook watches while this computes and saves.
+"""The training loop: `train` runs and yields each optimizer step, so that a notebook can show progress.
 
 One step is read here, in data.py (the batch), loss.py (forward and backward) and optim.py (clip and step). prepare.py
 builds what it works with, finish.py exports the model and judges the training.
@@ -40,7 +40,7 @@ Sync = Callable[[Run], None]  # schedules a copy of what is new in a run
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, as train_log.jsonl has it. Steps that evaluated have the two evaluation losses."""
+    """What train_log.jsonl records of an optimizer step; a step without evaluation has no evaluation losses."""
 
     step: int
     loss: float
@@ -52,7 +52,7 @@ class Step:
 
     @property
     def progress(self) -> str:
-        """The words beside a progress bar."""
+        """The text beside a progress bar: loss, learning rate, images per second and memory."""
         return (
             f"loss {self.loss:.4f}, rate {self.learning_rate:.2g}, {self.images_per_s:.1f} images/s, "
             f"{memory_gb():.1f} GB"
@@ -65,7 +65,7 @@ class Step:
 
 
 class Steps(Iterator[Step]):
-    """The steps of a training. Iterating again after a stop or an error, as by rerunning a cell, resumes it."""
+    """An iterator that trains and yields each step; iterated again after a stop or an error, it resumes training."""
 
     def __init__(self, config: TrainConfig, run: Run, sync: Sync) -> None:
         self._begin = partial(_train, config, run, sync)
@@ -80,12 +80,12 @@ class Steps(Iterator[Step]):
         return next(self._steps)
 
     def close(self) -> None:
-        """End it where it is; saved checkpoints stay."""
+        """Stop training at the current step without saving; saved checkpoints stay."""
         self._steps.close()
 
 
 def train(config: TrainConfig, run: Run, sync: Sync = sync_soon) -> Steps:
-    """Fine-tune, yielding each optimizer step; a rerun resumes from the newest checkpoint, or does nothing.
+    """Fine-tune, yielding each optimizer step; a rerun resumes from the newest checkpoint, or does nothing if finished.
 
     Step 0 is the base model, evaluated. At the end model/ holds a pipeline and verdict.json the outcome. `sync` is
     called after every checkpoint.
@@ -111,7 +111,7 @@ def _train(config: TrainConfig, run: Run, sync: Sync) -> Generator[Step]:
 
 @contextmanager
 def _only_process(run: Run) -> Iterator[None]:
-    """Let one process, or one group of them, train a run at a time. Raises RunError if another one does."""
+    """Hold a run's training lock inside this context. Raises RunError if another process trains the run."""
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
     lock = locked_by_process(run.train_lock) if is_first else nullcontext(True)
     with lock as is_mine:
@@ -121,7 +121,7 @@ def _only_process(run: Run) -> Iterator[None]:
 
 
 def _check(config: TrainConfig, run: Run) -> Device:
-    """Return the device to train on; refuse what cannot be trained there before anything is loaded."""
+    """Return the device to train on, or raise RunError if dataset, speed, memory or disk rule the training out."""
     if what := find_corruption(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
     device = pick_device(config.mixed_precision, config.attention, config.capture)
@@ -133,7 +133,7 @@ def _check(config: TrainConfig, run: Run) -> Device:
 def _steps(
     training: Training, state: TrainState, sync: Sync, interrupts: Interrupts
 ) -> Iterator[Step]:
-    """Evaluate step 0, then take every optimizer step; each is logged, and saved where due, before it is yielded."""
+    """Evaluate step 0, then run every optimizer step; yield each step once it is logged and, where due, saved."""
     training.model.train()
     if state.step == 0:
         with interrupts.busy():
@@ -151,7 +151,7 @@ def _steps(
 
 
 def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Step, Batch]:
-    """Take one optimizer step, evaluate where due, and log it; return it with the next step's batch.
+    """Run and log one optimizer step, evaluating where due; return the Step and the next step's batch.
 
     Raises DivergedError if the loss was NaN or inf for MAX_NONFINITE_STEPS steps in a row.
     """
@@ -174,7 +174,7 @@ def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Ste
 
 
 def optimizer_step(training: Training, state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Forward and backward for every micro-batch, then one optimizer step.
+    """Run the forward and backward pass of every micro-batch, then step the optimizer once.
 
     Returns the unweighted loss of each image (micro-batch, image), over all processes, and the gradient norm. Both
     are on the device: reading one waits for it.
@@ -196,7 +196,7 @@ def optimizer_step(training: Training, state: TrainState, batch: Batch) -> tuple
 
 
 def _nonfinite_images(training: Training, state: TrainState, losses: Tensor) -> set[str]:
-    """Images with a NaN or inf loss in the last step; empty if only the gradient is non-finite."""
+    """Return the names of images with a NaN or inf loss in the last step; empty if only the gradient was non-finite."""
     is_bad = (~losses.isfinite()).tolist()
     micro_batches = zip(training.data.names(state.step - 1), is_bad, strict=True)
     return {n for names, flags in micro_batches for n, bad in zip(names, flags, strict=True) if bad}
@@ -212,7 +212,7 @@ def _divergence(training: Training, state: TrainState) -> str:
 
 
 def evaluate_and_log(training: Training, state: TrainState, step: Step) -> Step:
-    """Measure the validation loss and draw previews where due, and log the step."""
+    """Evaluate and draw previews where due, log the step, and return the Step with any evaluation losses."""
     config, is_last = training.config, state.step == training.config.max_steps
     evaluates = state.step % config.validate_every_steps == 0 or is_last
     draws = state.step % config.preview_every_steps == 0 or is_last
@@ -267,7 +267,7 @@ def _stop_before(number: int) -> NoReturn:
 def _stop_if_asked(
     training: Training, state: TrainState, sync: Sync, interrupts: Interrupts
 ) -> None:
-    """Stop if a signal came during the step; in all processes if it came to one of them."""
+    """Stop training in all processes if SIGINT or SIGTERM reached one of them during the step."""
     asked = bool(interrupts.asked)
     if interrupts.is_distributed:
         if asked:
@@ -278,7 +278,7 @@ def _stop_if_asked(
 
 
 def _stop(training: Training, state: TrainState, sync: Sync, number: int) -> NoReturn:
-    """Save if this step is not saved yet, and say how to resume."""
+    """Save a checkpoint unless this step has one, and raise Stopped with a message on how to resume."""
     if state.step == 0:
         _stop_before(number)
     if state.step > state.saved_step:

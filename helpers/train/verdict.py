@@ -67,7 +67,7 @@ def _smooth(losses: Sequence[float]) -> list[float]:
 
 
 def _rose(values: Sequence[float], losses: Sequence[float], min_rise: float) -> bool:
-    """Whether the last two smoothed values exceed the value at the smoothed loss's minimum by `min_rise`."""
+    """Whether the last two smoothed `values` are over `min_rise` above the one where smoothed `losses` are lowest."""
     smooth, level = _smooth(values), _smooth(losses)
     lowest = level.index(min(level))
     return len(level) - 1 - lowest >= 2 and min(smooth[-2:]) > smooth[lowest] + min_rise
@@ -85,6 +85,6 @@ def has_stopped_improving(curve: Curve, config: TrainConfig) -> bool:
 
 
 def rank_by_loss(names: Sequence[str], losses: Sequence[float]) -> list[dict[str, Any]]:
-    """Return {file_name, loss} of each image, the highest loss first; NaN and inf come before all."""
+    """Return {file_name, loss} of each image: NaN and inf first, then from the highest loss to the lowest."""
     rows = [{"file_name": n, "loss": loss} for n, loss in zip(names, losses, strict=True)]
     return sorted(rows, key=lambda row: (math.isfinite(row["loss"]), -row["loss"]))

@@ -32,7 +32,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _settings(args: argparse.Namespace, run: Run) -> TrainConfig:
-    """Return a sweep's settings: command-line values over values saved by the last sweep or else by 04_train."""
+    """Return a sweep's settings: those saved by the last sweep or 04_train, overridden by the command line."""
     from helpers.train.sweep.search import is_dimension, read_dimension
 
     saved = run.sweep_config if run.sweep_config.is_file() else run.config("train")

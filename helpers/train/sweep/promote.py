@@ -1,4 +1,4 @@
-"""Promote the best trial of a sweep to the run's own training."""
+"""Make a sweep's best trial the run's own training, by copying the trial's files into the run."""
 
 import os
 import shutil

@@ -122,7 +122,7 @@ def _retrain_lost_best(sweep: Sweep) -> Iterator[str]:
 
 
 def describe(config: TrainConfig, run: Run) -> str:
-    """Describe a sweep before the start: the trials, and the hours and price from a few timed steps.
+    """Return a summary of a sweep before it starts: its trials, and hours and price estimated from a few timed steps.
 
     Raises RunError if a trial would not fit into memory or onto the disk.
     """

@@ -50,7 +50,7 @@ MIN_EVALUATIONS = 4  # per trial, so that a hopeless one is pruned before its ha
 
 
 def parse_dimension(name: str, asked: Any) -> BaseDistribution:
-    """Parse a setting's range `"1e-5..1e-3"` or choices `[4, 8, 16]` to an Optuna distribution.
+    """Parse a swept setting's range `"1e-5..1e-3"` or choices `[4, 8, 16]` into an Optuna distribution.
 
     Raises RunError for anything else. A range over a factor of ten or more is sampled by its logarithm.
     """
@@ -76,7 +76,7 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
 
 
 def plan_trials(config: TrainConfig) -> list[dict[str, Any]]:
-    """Return the swept settings of each trial: shuffled combinations if all are lists, else Sobol points.
+    """Return each trial's swept settings: shuffled combinations if every setting lists choices, else Sobol points.
 
     The first trials stay the same when more are asked for. Raises RunError for a setting or value that training would
     refuse.
@@ -118,7 +118,7 @@ def unused_settings(config: TrainConfig) -> list[str]:
 def _sobol_points(
     dimensions: dict[str, BaseDistribution], config: TrainConfig
 ) -> list[dict[str, Any]]:
-    """Return distinct points of a scrambled Sobol sequence over all dimensions, as settings by name.
+    """Return distinct points of a scrambled Sobol sequence over all dimensions, each as {setting: value}.
 
     Bergstra and Bengio 2012 (jmlr.org/papers/v13/bergstra12a.html) on why not a grid.
     """
@@ -184,7 +184,7 @@ def num_evaluations(config: TrainConfig) -> int:
 
 
 def is_dimension(name: str, text: str) -> bool:
-    """Whether a value on the command line is to be swept: a range `1e-5..1e-3` or choices `4,8,16`."""
+    """Whether a command-line value is to be swept: a range `1e-5..1e-3`, choices `4,8,16`, or any `effective_batch`."""
     is_range = re.fullmatch(r"[-+.\w]+\.\.[-+.\w]+", text) is not None
     return name == BATCH or is_range or ("," in text and name != "prompts")
 

@@ -50,7 +50,7 @@ class Journal:
 
     @contextmanager
     def claim(self, number: int) -> Iterator["Claim | None"]:
-        """Hold a trial's lock inside this context; yield a Claim, or None if another process has the lock."""
+        """Lock a trial inside this context and yield a Claim, or yield None if another process has the lock."""
         path = self.run.sweep_lock if number == CREATING else self.run.trial(number).lock
         with locked(path, wait=False) as is_mine:
             yield Claim() if is_mine else None
@@ -101,7 +101,7 @@ class Database:
 
     @contextmanager
     def claim(self, number: int) -> Iterator["Claim | None"]:
-        """Hold a trial's lock inside this context; yield a Claim, or None if another process has the lock."""
+        """Lock a trial inside this context and yield a Claim, or yield None if another process has the lock."""
         with self.engine.connect() as pooled:
             session = pooled.execution_options(isolation_level="AUTOCOMMIT")
             session.detach()  # not pooled, so that closing it releases the lock

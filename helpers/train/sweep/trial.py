@@ -144,9 +144,9 @@ def _train(
 
 
 def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> str | None:
-    """Report new evaluations to the study; return why the trial is pruned, or None if it goes on.
+    """Report new validation losses to the study; return why the trial is pruned, or None if it goes on.
 
-    They are numbered 1 to num_evaluations over the trial's steps.
+    The losses are numbered 1 to num_evaluations over the trial's steps.
     """
     known = dict(sweep.place.storage.get_trial(live._trial_id).intermediate_values)
     curve, total = _curve(here), num_evaluations(sweep.config)
