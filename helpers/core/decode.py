@@ -305,7 +305,7 @@ SCAN = 0xDA
 
 
 def _jpeg_pixels(content: bytes) -> bytes | None:
-    """Return a JPEG's first picture without metadata, or None if the file ends within that picture's pixel data."""
+    """Strip a JPEG to its first picture without metadata; return None if the picture's pixel data is cut off."""
     parts, at = [content[:2]], 2
     while segment := JPEG_SEGMENT.match(content, at):
         kind = segment[1][0]

@@ -64,7 +64,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`, printing a RunError or a stop as one line instead of a traceback.
+    """Run a command's `main`; if RunError or Stopped ends it, print the message in one line without a traceback.
 
     The exit code after a signal is a shell's (128 + signal).
     """

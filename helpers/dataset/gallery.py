@@ -31,7 +31,7 @@ def reasons(left_out: pd.DataFrame) -> list[str]:
 
 
 def left_out_sheet(run: Run, left_out: pd.DataFrame, columns: int = 5) -> Image.Image | str:
-    """Return a sheet of the left-out images, grouped by kind and labelled with the reason, or a sentence if none."""
+    """Return a sheet of left-out images, grouped by kind, each with its reason; if there are none, a short text."""
     if left_out.empty:
         return "nothing was left out"
     shown = left_out.groupby("kind").head(MAX_PER_REASON).sort_values("kind", kind="stable")

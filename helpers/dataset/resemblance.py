@@ -145,7 +145,7 @@ def _standardized(pixels: np.ndarray) -> np.ndarray:
 
 
 class Views:
-    """Computes the edge directions of an image's crops and orientations (views), each scaled to `px` x `px`.
+    """Computes the edge directions of views of an image (crops, mirrorings, turns), each at `px` x `px` pixels.
 
     The crops remove up to MAX_CROP at each end of a side.
     views  the box of each crop, in pixels of the square, then each orientation

@@ -81,7 +81,7 @@ LOOKS = tuple((name, list(KINDS)[i % len(KINDS)]) for i, name in enumerate(NAMES
 
 
 def suffix(look: int) -> str:
-    """Return the caption suffix for a look's index in LOOKS, such as ` in a sola neon style`."""
+    """Return the caption ending for the style `LOOKS[look]`, such as ` in a sola neon style`."""
     return " in a {} {} style".format(*LOOKS[look])
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class CudaGraphs:
-    """Records functions as CUDA graphs that share a memory pool, so that only one graph may run at a time."""
+    """Records functions as CUDA graphs that share one memory pool: never run two of the graphs at the same time."""
 
     def __init__(self) -> None:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()

@@ -247,7 +247,7 @@ class _Reader:
         return matched
 
     def _match_images(self, path: Path) -> list[Path]:
-        """Return the images that a text file is named after; for the text file of a post, all images of the post."""
+        """Return the images that a text file is about, found by its name: the name of an image or of a whole post."""
         folder, name = path.parent, path.name[: -len(path.suffix)]
         if found := self.index.find_in_folder(folder, name):
             return found

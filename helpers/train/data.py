@@ -193,7 +193,7 @@ class BatchOrder:
         return [bucket[image_at(turn, len(bucket), self.seed)] for turn in turns]
 
     def _whole_batches(self, bucket: Sequence[int], epoch: int) -> int:
-        """Return how many full batches a bucket has filled before an epoch."""
+        """Return how many full batches a bucket's images make in the first `epoch` epochs together."""
         return epoch * len(bucket) // self.size
 
     def _batches_before(self, epoch: int) -> int:

@@ -223,7 +223,7 @@ def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator[Caption]:
-    """Wait for a batch to end, then save and yield a row for each image that has no row from this batch yet.
+    """Wait for a batch to end, then save and yield a row for each of its images in `posts`, except saved ones.
 
     Captions that a person wrote meanwhile are restored.
     """

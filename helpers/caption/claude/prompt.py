@@ -86,7 +86,7 @@ def image_block(path: Path, side_px: int) -> dict[str, Any]:
 
 
 def blank_patch() -> dict[str, Any]:
-    """Return the content block of a one-token image, for counting the tokens of the rest of the prompt."""
+    """Return a blank image of one token as a content block, so that the prompt's other tokens can be counted."""
     return _block(Image.new("RGB", (PATCH_PX, PATCH_PX)))
 
 
