@@ -1,6 +1,6 @@
 """Edited copies of pictures of one's own choice: how many of each edit are found, and how many unrelated pairs.
 
-    python -m tests.benchmarks.find_edited_copies FOLDER [FOLDER ...] --edited 40
+    python -m tests.benchmarks.edited_copies FOLDER [FOLDER ...] --edited 40
 
 FOLDER holds pictures of any format that 01 reads, none of them copies of one another: whoever runs this says which.
 Pairs that are taken for copies are listed, since real sets hold real variants of one picture.
