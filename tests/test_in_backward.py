@@ -1,5 +1,6 @@
 """The optimizer in the backward pass, and bf16 weights with stochastic rounding."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -158,6 +159,20 @@ def test_a_gradient_without_a_number_leaves_the_weights_finite_and_lowers_the_sc
     assert all(p.isfinite().all() for p in layer.parameters())
     scaler.scale(layer(torch.ones(1, 4)).sum()).backward()
     assert steps.end_step().isfinite() and scaler.get_scale() == 512.0
+
+
+def test_a_nan_in_one_gradient_spoils_no_other_weight():
+    first, last = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([first, last], lr=0.1)
+    steps = StepInBackward(optimizer, [first, last], 1.0)
+    finite = (first * 2).sum()
+    middle = last * 1.0  # its gradient comes first
+    middle.register_hook(lambda gradient: gradient * math.nan)
+    (finite + middle.sum()).backward()
+    assert not steps.end_step().isfinite()
+    assert torch.equal(last, torch.ones(3)) and (first < 1).all() and first.isfinite().all()
+    (first.sum() + last.sum()).backward()
+    assert steps.end_step().isfinite() and (last < 1).all()
 
 
 @pytest.mark.parametrize(

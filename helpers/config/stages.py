@@ -301,6 +301,7 @@ def _check_hub_id(push_to: str, what: str) -> None:
         raise RunError(f"push_to is {push_to!r}: give your hub name and {what}")
 
 
+RESUMABLE = frozenset(f.name for f in fields(TrainConfig) if f.metadata.get("resumable"))
 CONFIGS = {
     "scrape": ScrapeConfig,
     "caption": CaptionConfig,

@@ -69,7 +69,7 @@ def save(
     saved["moments"] = sorted(tensors)
     saved["schedule"] = state.lr_scheduler.state_dict()
     saved["scaler"] = state.scaler.state_dict() if state.scaler else None
-    if state.in_backward and state.in_backward.last_norm is not None:
+    if state.in_backward:
         saved["grad_norm"] = float(state.in_backward.last_norm)  # the next step clips by it
     with replacing_folder(folder) as tmp_path:
         _write_tensors(tmp_path / WEIGHTS, _on_cpu(state.weights))
@@ -171,7 +171,7 @@ def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str 
         if state.ema:
             _copy_into(state.ema.average, average)
         if state.in_backward:
-            state.in_backward.resume(saved["step"], saved.get("grad_norm"))
+            state.in_backward.resume(saved["step"], saved.get("grad_norm", 0.0))
             _restore_dtypes(state, tensors)
     except CORRUPT_ERRORS as error:
         return f"{folder} is damaged ({type(error).__name__}: {error})"

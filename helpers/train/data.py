@@ -135,10 +135,10 @@ class TrainData:
         return noise + self.config.noise_offset * torch.stack(offsets)
 
 
-def generator(*key: object) -> torch.Generator:
-    """Return a random generator on the CPU, seeded by a hash of `key`."""
+def generator(*key: object, device: str | torch.device = "cpu") -> torch.Generator:
+    """Return a random generator that is seeded by a hash of `key`."""
     digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 @lru_cache(maxsize=4)

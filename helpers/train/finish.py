@@ -5,7 +5,7 @@ The verdict is that of model/ as it lies on the disk: it is read back, compared 
 
 import logging
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import nn
 
 from helpers.config import TrainConfig, read_settings
+from helpers.config.stages import RESUMABLE
 from helpers.core.errors import RunError
 from helpers.core.files import MANIFEST, find_corruption, folder_hash, replacing_folder, write_json
 from helpers.core.records import read_log
@@ -46,8 +47,7 @@ def is_finished(config: TrainConfig, run: Run) -> bool:
         return False
     if find_corruption(run.model):
         return False
-    resumable = [f.name for f in fields(TrainConfig) if f.metadata.get("resumable")]
-    same_settings = replace(done, **{name: getattr(config, name) for name in resumable}) == config
+    same_settings = replace(done, **{name: getattr(config, name) for name in RESUMABLE}) == config
     same_settings &= done.effective_batch_size == config.effective_batch_size
     same_data = verdict["dataset"] == folder_hash(run.dataset)
     stopped = verdict.get("stopped_early", False) and config.early_stopping_patience > 0

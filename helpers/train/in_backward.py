@@ -8,7 +8,6 @@ What changes: no gradient accumulation; a CUDA graph cannot capture it; the grad
 has ended, so a gradient is clipped by the larger of the last step's norm and the norm so far.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from helpers.config import TrainConfig
 from helpers.core.errors import RunError
 from helpers.host.device import Device
+from helpers.train.data import generator
 
 
 def check_settings(config: TrainConfig, device: Device, processes: int) -> None:
@@ -66,9 +66,12 @@ class StepInBackward:
         self.max_grad_norm = max_grad_norm or math.inf
         self.weights = list(weights)
         self.step = 0  # steps taken, by which rounding is seeded
-        self.last_norm: Tensor | None = None  # of the last step's gradient
-        self.squares: list[Tensor] = []  # of each gradient's norm in this pass
-        self.found_inf: list[Tensor] = []
+        device = self.weights[0].device
+        self.last_norm = torch.zeros((), device=device)  # of the last step's gradient
+        self.square = torch.zeros((), device=device)  # of the norm of this pass's finite gradients
+        self.found_inf = torch.zeros((), dtype=torch.bool, device=device)  # in this pass
+        groups = enumerate(optimizer.param_groups)
+        self.group_of = {p: place for place, group in groups for p in group["params"]}
         for number, weight in enumerate(self.weights):
             weight.register_post_accumulate_grad_hook(
                 lambda weight, number=number: self._step(weight, number)
@@ -79,62 +82,58 @@ class StepInBackward:
         gradient, dtype = weight.grad.float(), weight.dtype
         if self.scaler is not None:
             gradient /= self.scaler._get_scale_async()
-        is_finite = gradient.isfinite().all()
-        self.found_inf.append(~is_finite)
-        self.squares.append(gradient.square().sum())
-        norm = torch.stack(self.squares).sum().sqrt()
-        if self.last_norm is not None:
-            norm = torch.maximum(norm, self.last_norm)
+        square = gradient.square().sum()
+        is_finite = square.isfinite()
+        self.found_inf |= ~is_finite
+        # a NaN stays out of the norm, or the gradients after it would be divided by NaN
+        self.square += square.where(is_finite, 0)
+        norm = torch.maximum(self.square.sqrt(), self.last_norm)
         gradient /= (norm / self.max_grad_norm).clamp(min=1)
-        gradient.masked_fill_(
-            ~is_finite, 0
-        )  # without reading it: the weight moves by momentum alone
+        # without reading it: the weight moves by momentum alone
+        gradient.masked_fill_(~is_finite, 0)
         weight.grad = None
         weight.data = weight.data.float()
         weight.grad = gradient
-        groups = [(group, group["params"]) for group in self.optimizer.param_groups]
-        for group, params in groups:
-            group["params"] = [p for p in params if p is weight]
+        kept = [group["params"] for group in self.optimizer.param_groups]
+        for place, group in enumerate(self.optimizer.param_groups):
+            group["params"] = [weight] if place == self.group_of[weight] else []
         try:
             self.optimizer.step()
         finally:
-            for group, params in groups:
+            for group, params in zip(self.optimizer.param_groups, kept, strict=True):
                 group["params"] = params
         weight.grad = None
         if dtype == torch.bfloat16:
-            weight.data = round_stochastically(weight.data, f"{self.seed} {self.step} {number}")
+            weight.data = round_stochastically(weight.data, self.seed, self.step, number)
 
-    def resume(self, step: int, last_norm: float | None) -> None:
+    def resume(self, step: int, last_norm: float) -> None:
         """Continue after `step`, clipping the next gradients by the larger of its norm `last_norm` and their own."""
         self.step = step
-        if last_norm is not None:
-            self.last_norm = torch.tensor(last_norm, device=self.weights[0].device)
+        self.last_norm.fill_(last_norm)
 
     def end_step(self) -> Tensor:
         """End a step: return the gradient's norm, and update fp16's gradient scale.
 
         The scale is lowered if the gradient was not finite.
         """
-        norm = torch.stack(self.squares).sum().sqrt()
-        found_inf = torch.stack(self.found_inf).any()
+        found_inf, norm = self.found_inf, self.square.sqrt()
         if self.scaler is not None:
             # GradScaler.step would look at all gradients at once; update() wants what it would have found
             state = self.scaler._per_optimizer_states[id(self.optimizer)]
             state["found_inf_per_device"] = {found_inf.device: found_inf.float().reshape(1)}
             self.scaler.update()
-        self.last_norm = norm.nan_to_num(0, 0)
-        self.squares, self.found_inf = [], []
+        self.last_norm = norm
+        self.square, self.found_inf = torch.zeros_like(norm), torch.zeros_like(found_inf)
         self.step += 1
-        return norm
+        return norm.where(~found_inf, math.nan)
 
 
-def round_stochastically(values: Tensor, key: str) -> Tensor:
+def round_stochastically(values: Tensor, *key: object) -> Tensor:
     """Round each float32 value to a neighboring bfloat16 at random, the nearer one more likely; `key` is the seed.
 
     The expectation of the rounded value is the value.
     """
-    digest = hashlib.sha256(key.encode()).digest()
-    source = torch.Generator(values.device).manual_seed(int.from_bytes(digest[:8]) >> 1)
+    source = generator("rounding", *key, device=values.device)
     bits = values.view(torch.int32)
     noise = torch.empty_like(bits).random_(0, 1 << 16, generator=source)  # in the same layout
     rounded = ((bits + noise) & -65536).view(torch.float32)

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from helpers.config import TrainConfig
+from helpers.config.stages import RESUMABLE
 from helpers.core.files import folder_hash
 from helpers.core.records import read_metadata
 from helpers.core.run import Run
@@ -141,8 +142,7 @@ def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
     The images are those of all processes. With aspect-ratio buckets the micro-batch size decides which images come
     together, so it counts too.
     """
-    resumable = {f.name for f in fields(TrainConfig) if f.metadata.get("resumable")}
-    learned = {k: v for k, v in asdict(config).items() if k not in resumable}
+    learned = {k: v for k, v in asdict(config).items() if k not in RESUMABLE}
     learned["images_per_step"] = config.effective_batch_size * processes
     if config.aspect_ratio_buckets:
         learned["images_per_micro_batch"] = config.train_batch_size * processes

@@ -24,6 +24,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import QMCSampler
 
 from helpers.config import TrainConfig, from_text
+from helpers.config.stages import RESUMABLE
 from helpers.core.errors import RunError
 
 BATCH = (
@@ -54,7 +55,7 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
 
     Raises RunError for anything else. A range over a factor of ten or more is sampled by its logarithm.
     """
-    known = {f.name for f in fields(TrainConfig) if not f.metadata.get("resumable")} - set(FIXED)
+    known = {f.name for f in fields(TrainConfig)} - RESUMABLE - set(FIXED)
     known |= {BATCH, *BATCH_PARTS}
     if name not in known:
         why = FIXED.get(name, f"a sweep can try {', '.join(sorted(known))}")
