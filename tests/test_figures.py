@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers.figures.explain import show_figure
+from helpers.figures.pictures import GAP_PX, grid
 from tools.figures import FIGURES
 from tools.figures.__main__ import MAX_BYTES
 from tools.figures.sheet import MIN_WORDS_PX, WIDTH_PX, Sheet
@@ -78,3 +79,13 @@ def test_a_figure_is_known_by_a_call_and_by_an_address():
         'show_figure("04_gone")  # ![Noise](https://example.org/main/assets/figures/04_noise.png)'
     )
     assert named_in(text) == {"04_gone", "04_noise"}
+
+
+@pytest.mark.parametrize(
+    "name", ["2026-06-Juin-20260612-101500-Burst01_1.jpg", "写真" * 30], ids=ascii
+)
+def test_a_file_name_wider_than_its_cell_does_not_run_into_its_neighbours(name):
+    cell_px, tile = 160, Image.new("RGB", (40, 40), "white")
+    sheet = np.asarray(grid([tile, tile], 2, labels=[name, ""], cell_px=cell_px))
+    assert (sheet[:, : GAP_PX + cell_px] < 128).any(), "the name is not drawn"
+    assert (sheet[:, 2 * GAP_PX + cell_px :] == 255).all(), "the name stands in the next cell"

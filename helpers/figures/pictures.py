@@ -85,8 +85,12 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, max_lines: int
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width_px:
             lines[-1] = longer
-        else:
-            lines.append(word)
+            continue
+        lines.append("")
+        for character in word:  # a word wider than the cell, such as a file's name, goes on below
+            if lines[-1] and font.getlength(lines[-1] + character) > width_px:
+                lines.append("")
+            lines[-1] += character
     shown = [line for line in lines if line]
     if len(shown) > max_lines:
         shown = [*shown[: max_lines - 1], shown[max_lines - 1] + " …"]
