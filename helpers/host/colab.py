@@ -1,10 +1,6 @@
-"""Access to Google Colab: mount Drive, read Secrets, and find out whether a user can be asked.
-
-This is the only module that knows Colab.
-"""
+"""Access to Google Colab: its Drive, its Secrets, and whether a user can be asked. No other module knows Colab."""
 
 import importlib.util
-import logging
 import math
 import os
 import shutil
@@ -15,7 +11,6 @@ from pathlib import Path
 from helpers.core.errors import RunError
 from helpers.core.redact import register_secret
 
-log = logging.getLogger(__name__)
 MOUNT = Path("/content/drive")  # Google Drive is mounted here and nowhere else
 GOOGLES = MOUNT / "MyDrive"
 DRIVE = Path(os.environ.get("RUNS_MIRROR") or GOOGLES).expanduser().absolute()
@@ -41,10 +36,9 @@ def on_colab() -> bool:
 
 
 def is_attended() -> bool:
-    """Whether a Jupyter server on Colab started this kernel, so that a user can answer a prompt in the browser.
+    """Return True if a Jupyter server on Colab started this kernel, so that a user can answer a prompt.
 
-    In a shell, or in a kernel that another program runs, `drive.mount` waits two minutes for an answer, even if Drive
-    is mounted already, and Secrets wait ten seconds.
+    Elsewhere `drive.mount` waits two minutes for an answer, even if Drive is mounted already, and Secrets ten seconds.
     """
     if not on_colab() or "google.colab" not in sys.modules:
         return False
@@ -53,10 +47,9 @@ def is_attended() -> bool:
 
 
 def mount_drive() -> bool:
-    """Mount Google Drive if a user can be asked, and return whether the mirror's folder is available.
+    """Mount Google Drive if a user can be asked and has not refused; return True if the mirror's folder is available.
 
-    A person who refused is not asked again. If RUNS_MIRROR names a folder, that is made instead. Raises RunError if it
-    cannot be.
+    Raises RunError if RUNS_MIRROR names a folder that cannot be made.
     """
     if not is_there() and is_attended():
         _ask_for_drive()
@@ -73,10 +66,7 @@ def is_there() -> bool:
 
 
 def _make_mirror_folder() -> None:
-    """Create the mirror folder that RUNS_MIRROR names.
-
-    Raises RunError if that is impossible, or if it is in Drive's mount point while Drive is not mounted.
-    """
+    """Create the folder that RUNS_MIRROR names. Raises RunError if that fails, or its Drive is not mounted."""
     if MOUNT in (DRIVE, *DRIVE.parents) and not GOOGLES.is_dir():
         raise RunError(
             f"RUNS_MIRROR is {DRIVE}, where Google Drive is not mounted: mount it, or name a folder elsewhere"
@@ -90,18 +80,18 @@ def _make_mirror_folder() -> None:
 
 
 def why_not_there(path: Path) -> str:
-    """Return a hint to mount Google Drive if `path` is below the mount point and Drive is not mounted, else ""."""
+    """Return a hint to mount Google Drive if `path` is on a Drive that is not mounted, else ""."""
     is_on_drive = MOUNT in path.absolute().parents and not GOOGLES.is_dir()
     return "; Google Drive is not mounted: run Setup again and allow it" if is_on_drive else ""
 
 
 def name_of_place() -> str:
-    """Return the mirror's name for messages: "Google Drive", or the path of the folder that RUNS_MIRROR names."""
+    """Return the mirror's name for messages: "Google Drive", or the folder that RUNS_MIRROR names."""
     return "Google Drive" if IS_GOOGLES else str(DRIVE)
 
 
 def drive_free_bytes() -> float:
-    """Return the free bytes on the mirror's disk, or infinity if that disk does not answer."""
+    """Return the free bytes on the mirror's disk, or infinity if the disk does not answer."""
     try:
         return shutil.disk_usage(DRIVE).free
     except OSError:
@@ -110,7 +100,7 @@ def drive_free_bytes() -> float:
 
 @cache
 def _ask_for_drive() -> str:
-    """Ask the user, once, to mount Drive; return the error, or "" on success."""
+    """Ask the user once to mount Drive, and return the error, or "" if there is none."""
     from google.colab import drive
 
     try:
@@ -121,10 +111,7 @@ def _ask_for_drive() -> str:
 
 
 def drive_words() -> str:
-    """Mount Google Drive, asking even after a refusal, and return a line that describes the result.
-
-    Raises RunError if the folder that RUNS_MIRROR names cannot be made.
-    """
+    """Mount Google Drive, asking even after a refusal, and return a line on the result. Raises as `mount_drive`."""
     _ask_for_drive.cache_clear()
     if mount_drive():
         free = f"{drive_free_bytes() / 1e9:.0f} GB free"
@@ -134,10 +121,7 @@ def drive_words() -> str:
 
 
 def secret(name: str) -> str:
-    """Return a secret from the environment or from Colab's Secrets, to be redacted in all output from now on.
-
-    Raises RunError that says how to set it.
-    """
+    """Return a secret from the environment or Colab's Secrets, redacted from now on. Raises RunError if not set."""
     value = os.environ.get(name) or (_ask_for_secret(name) if is_attended() else None)
     if value:
         return register_secret(name, value)
@@ -153,10 +137,7 @@ def secret(name: str) -> str:
 
 
 def _ask_for_secret(name: str) -> str | None:
-    """Return a value from Colab's Secrets, or None if that secret does not exist.
-
-    Raises RunError if it may not be read.
-    """
+    """Return a value of Colab's Secrets, or None if missing. Raises RunError if this notebook may not read it."""
     from google.colab import userdata
 
     try:
