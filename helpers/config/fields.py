@@ -18,12 +18,12 @@ def number(default: float, low: float, high: float, **metadata: Any) -> Any:
 
 
 def choice(*options: str, **metadata: Any) -> Any:
-    """Return a dataclass field for one of `options`; the first option is the default."""
+    """Return a dataclass field for one of `options`, the first of which is the default."""
     return field(default=options[0], metadata={"options": options, **metadata})
 
 
 def lines(default: str | tuple[str, ...], **metadata: Any) -> Any:
-    """Return a dataclass field for several texts, given as lines or a list, stored as str or tuple like `default`."""
+    """Return a dataclass field for several texts, as str or tuple like `default`. A user may give lines or a list."""
     return field(default=default, metadata={"lines": True, **metadata})
 
 
@@ -33,7 +33,7 @@ def plain(default: Any, **metadata: Any) -> Any:
 
 
 class Unset:
-    """A placeholder for settings that have not passed their checks: reading any attribute raises RunError."""
+    """A placeholder for settings that have not passed their checks. Reading any attribute raises RunError."""
 
     def __getattr__(self, name: str) -> Any:
         raise RunError("the settings above are not in force: correct them and run their cell again")
@@ -63,7 +63,7 @@ class Checked:
 
 
 def refuse_secrets(given: dict[str, Any]) -> None:
-    """Raise RunError if a setting holds a key, a password or cookies: settings are written to files."""
+    """Raise RunError if a setting holds a key, a password or cookies, since settings are written to files."""
     for name, value in given.items():
         if secret := looks_secret(name, value):
             raise RunError(

@@ -1,4 +1,4 @@
-"""The settings of the five notebooks, a dataclass each; a notebook calls `configure(TrainConfig, more, run=run)`."""
+"""The settings of the five notebooks, a dataclass each. A notebook calls `configure(TrainConfig, more, run=run)`."""
 
 import re
 from contextlib import suppress
@@ -298,7 +298,7 @@ CONFIGS = {
 
 
 def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: Any) -> Config:
-    """Create a config from a notebook's parameters and the dict `more`; None means the default or preset value.
+    """Create a config from a notebook's parameters and the dict `more`. None means the default or preset value.
 
     Raises RunError for an unknown name, or a value out of its bounds.
     """

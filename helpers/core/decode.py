@@ -55,11 +55,11 @@ warnings.filterwarnings("ignore", module="PIL")  # an ImageError says what is wr
 
 
 class ImageError(OSError):
-    """A file cannot be used as an image; the message gives the reason in one line, without the file's name."""
+    """An image file that cannot be used. The message gives the reason in one line, without the file's name."""
 
 
 class TooLarge(ImageError):
-    """An image file has more bytes or pixels than the limit that the user can set."""
+    """An image file with more bytes or pixels than the limit that the user can set."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
 
 
 def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
-    """Decode an image file, given as path or bytes, in full: Pillow's `verify()` accepts many files that fail later.
+    """Decode an image file, given as path or bytes, in full, since Pillow's `verify()` accepts many damaged files.
 
     Raises ImageError if it is of another format, is damaged, or has more than `max_mpx` megapixels.
     """
@@ -134,7 +134,7 @@ def _has_more_frames(content: bytes) -> bool:
 
 
 def _load_and_orientation(image: Image.Image) -> int:
-    """Load an image's pixels without rotating them, and return the EXIF orientation, or 1 if it cannot be read."""
+    """Load an image's pixels unrotated, and return the EXIF orientation, or 1 if unreadable."""
     is_tiff = image.format == "TIFF"  # Pillow would rotate it, and rewrite the EXIF for that
     orientation = image.tag_v2.pop(ORIENTATION, 1) if is_tiff else 1
     image.load()
@@ -146,7 +146,7 @@ def _load_and_orientation(image: Image.Image) -> int:
 def to_srgb(
     image: Image.Image, profile: bytes | None
 ) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
-    """Convert a loaded image of any mode to sRGB by its ICC profile; return (RGB image, alpha or None, notes)."""
+    """Convert a loaded image of any mode to sRGB, and return (RGB image, alpha channel or None, notes)."""
     if image.mode in ("I", "F"):
         raise ImageError(
             "holds 32-bit values, which have no fixed white: save it with 8 or 16 bits"
@@ -177,7 +177,7 @@ INTENT, FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINT
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, str, bool] | None:
-    """Return the transform from a profile to sRGB, its input mode, and if it changes nothing; None if unusable."""
+    """Return an ICC profile's transform to sRGB, its input mode, and True for an identity; None if unusable."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         wanted = MODES[opened.profile.xcolor_space.strip()]
@@ -208,7 +208,7 @@ XMP = b"XML:com.adobe.xmp\0"  # may contain the orientation
 
 
 def strip_png_text(content: bytes) -> bytes:
-    """Remove the text chunks, except XMP, from a PNG, since Pillow limits their size; return other files unchanged."""
+    """Remove the text chunks, except XMP, from a PNG, and return other files unchanged. Pillow limits their size."""
     if not content.startswith(PNG_SIGNATURE) or not any(kind in content for kind in PNG_TEXTS):
         return content
     chunks = png_chunks(content)
@@ -227,7 +227,7 @@ def png_chunks(content: bytes) -> list[bytes]:
 
 
 def strip_metadata(content: bytes, format: str) -> bytes | None:
-    """Remove all metadata from a JPEG, PNG or WEBP, whose compressed pixels stay; return None if that is impossible."""
+    """Remove all metadata from a JPEG, PNG or WEBP, or return None if that is impossible. Compressed pixels stay."""
     if format in ("JPEG", "MPO"):
         return _jpeg_pixels(content)
     if format == "PNG":

@@ -4,7 +4,7 @@ from helpers.core.redact import redact
 
 
 class RunError(Exception):
-    """An error that a user can fix, shown in one line without a traceback: what, where, and what to do next."""
+    """An error that a user can fix. One line says what, where, and what to do next; no traceback is shown."""
 
     def __str__(self) -> str:
         return redact(super().__str__())
@@ -18,19 +18,19 @@ class DivergedError(RunError):
 
 
 class OutOfMemoryError(RunError):
-    """A training that ran out of memory (OOM); the message names a setting to change."""
+    """A training that ran out of memory (OOM). The message names a setting to change."""
 
 
 class DatabaseError(RunError):
-    """A sweep's database that does not answer at the moment; a later try may succeed."""
+    """A sweep's database that does not answer. A later try may succeed."""
 
 
 class ElsewhereError(RunError):
-    """A file that is needed is on another machine; the message says what to do."""
+    """A needed file that is on another machine. The message says what to do."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A stop by the signal of that number, with a message on how to resume. `except Exception` does not catch it."""
+    """A stop by a signal, given by its number. The message says how to resume; `except Exception` does not catch it."""
 
     def __init__(self, words: str, signal: int) -> None:
         super().__init__(words)

@@ -27,7 +27,7 @@ NEXT_STEPS = {  # by the errno of a disk that refuses a change
 
 @contextmanager
 def on_disk(what: str, path: Path) -> Iterator[None]:
-    """Turn an error of the disk inside this context into a RunError that names `path` and the free space.
+    """Turn a disk error inside this context into a RunError that names `path` and the free space.
 
     `what` is the one change made inside: make, write, sync, rename or unlink. Each change of this module is wrapped, as
     is what callers write to its temporary paths: tests fail each one, and find by audit events that there is no other.
@@ -44,7 +44,7 @@ def on_disk(what: str, path: Path) -> Iterator[None]:
 
 
 def _refusal(error: Exception) -> int | None:
-    """Return a disk error's errno, also from safetensors' text (`os error 28`), or None for other errors."""
+    """Return the errno of a disk error, also from safetensors' text (`os error 28`), or None for other errors."""
     from_rust = re.search(r"\(os error (\d+)\)", str(error))
     reason = error.errno if isinstance(error, OSError) else from_rust and int(from_rust[1])
     return reason if reason in NEXT_STEPS else None
@@ -108,7 +108,7 @@ def _writing(tmp_path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; the file written there replaces `path` on exit, unless an error is raised."""
+    """Yield a temporary path for a file, which replaces `path` on exit unless an error is raised."""
     make_folder(path.parent)
     tmp_path = path.with_name(f".{path.stem}.part{path.suffix}")  # Pillow reads the suffix
     with _writing(tmp_path):
@@ -118,7 +118,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: after a kill the file has either its old or its new content."""
+    """Write a file atomically. After a kill it has either its old or its new content."""
     with replacing_file(path) as tmp_path:
         tmp_path.write_bytes(content)
 
@@ -140,7 +140,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append a line to a file, after removing an incomplete last line; without `sync` a power cut may lose the line."""
+    """Append a line to a file, after removing an incomplete last line. Without `sync` a power cut may lose the line."""
     make_folder(path.parent)
     with on_disk("write", path), path.open("ab+") as file:
         cut_half_line(file)
@@ -150,7 +150,7 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
 
 
 def cut_half_line(file: Any) -> None:
-    """Remove the last line of a file, open for appending and reading, if the line has no line end."""
+    """Remove a file's incomplete last line. The file must be open for appending and reading."""
     if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
@@ -164,7 +164,7 @@ def cut_half_line(file: Any) -> None:
 def locked(
     path: Path, wait: bool = True, acquire: Callable[..., None] = fcntl.flock
 ) -> Iterator[bool]:
-    """Lock a file against other processes, and yield True, or False if another holds it and `wait` is False.
+    """Lock a file against other processes, and yield True. If another one holds it and `wait` is off, yield False.
 
     The kernel releases the lock when its holder dies.
     """
@@ -209,7 +209,7 @@ def locked_by_process(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
-    """Yield an empty folder, which replaces `folder` on exit, with a manifest if asked, unless an error is raised."""
+    """Yield an empty folder, which replaces `folder` on exit unless an error is raised. `manifest` adds a manifest."""
     tmp_path = _tmp_path(folder)
     _remove(tmp_path)
     make_folder(tmp_path)
@@ -221,7 +221,7 @@ def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Rename the folder `new` to `folder`, and delete the old one; after a kill, `recover_folder` restores the old."""
+    """Replace `folder` by the folder `new`. After a kill in between, `recover_folder` restores the old one."""
     make_folder(folder.parent)
     recover_folder(folder)
     if os.path.lexists(folder):
@@ -231,7 +231,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def recover_folder(folder: Path) -> None:
-    """Restore a folder from the backup that a kill in `replace_folder` left, or delete a backup that is outdated."""
+    """Restore a folder from the backup that a killed `replace_folder` left, or delete an outdated backup."""
     backup_path = _backup_path(folder)
     if backup_path.exists() and not folder.exists():
         _rename(backup_path, folder)
@@ -262,7 +262,7 @@ def _tmp_path(folder: Path) -> Path:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write a folder's manifest.json, with the size and SHA-256 of each file, last: it marks a folder as complete."""
+    """Write a folder's manifest.json, with each file's size and SHA-256. Written last, it marks a complete folder."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -304,12 +304,12 @@ def folder_bytes(folder: Path) -> int:
 
 
 def folder_hash(folder: Path) -> str:
-    """Return the SHA-256 of a folder's manifest.json, which stands for all files of the folder."""
+    """Return the SHA-256 of a folder's manifest.json, which stands for all files in the folder."""
     return sha256(folder / MANIFEST)
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Return True if `path`, below `root`, is no symbolic link, or a link to a path inside `root`."""
+    """Return True unless `path` is a symbolic link that leads out of `root`."""
     return not path.is_symlink() or path.resolve().is_relative_to(root.resolve())
 
 

@@ -10,7 +10,7 @@ OF_ANOTHERS = "private study"
 
 
 def permission_for(said: str, owners: Collection[str], account: str) -> str:
-    """Return the permission for an account's image: as the user `said`, or "private study" for other owners."""
+    """Return `said` as the permission for an owner's image, else "private study". Unknown accounts count as owners."""
     return said if not owners or account.lower() in ("", *owners) else OF_ANOTHERS
 
 

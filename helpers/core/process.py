@@ -25,7 +25,7 @@ KNOWN = {  # messages of libraries, by logger, that a line of ours reports, or t
 
 
 def prepare_process() -> None:
-    """Redact secrets in this process's output, and silence needless library messages; called before all else."""
+    """Redact secrets in this process's output, and silence needless library messages. Call this before all else."""
     # transformers warns at import of image processors that want torchvision, which nothing here uses
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # datasets reports each loading of a folder, even a local one, to a counter on the network
@@ -57,7 +57,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; print a RunError or Stopped in one line, and exit with a shell's code for a signal."""
+    """Run a command's `main`, and print a RunError or Stopped in one line. A signal's exit code is 128 + its number."""
     prepare_process()
     try:
         main()

@@ -46,7 +46,7 @@ class Post:
 
 @dataclass(frozen=True)
 class Caption:
-    """A line of captions.jsonl: a caption by a captioner or a person, with its cost. An image's last line counts."""
+    """A line of captions.jsonl: an image's caption, by a captioner or a person. The last line counts; costs add up."""
 
     file_name: str
     caption: str
@@ -82,7 +82,7 @@ def append_row(path: Path, row: object) -> None:
 
 
 def append_rows(path: Path, rows: Sequence[object]) -> None:
-    """Append rows to a JSON Lines file in one write, of which a kill leaves the first rows. Secrets are redacted."""
+    """Append rows to a JSON Lines file in one write, with secrets redacted. After a kill the first rows remain."""
     if rows:
         text = "\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows)
         text = redact(text)  # errors may quote a request with its key
@@ -120,7 +120,7 @@ def present(path: Path) -> list[Post]:
 
 
 def left_out(posts: Path, rejected: Path) -> list[Rejection]:
-    """Return each image's last rejection by each stage, without 01's rejections of images that posts.jsonl has."""
+    """Return each image's last rejection by each stage. 01's rejections of images in posts.jsonl do not count."""
     taken = {name for row in read_rows(posts, Post) for name in (row.stem, row.source_name)}
     rows = {(row.stage, row.file_name): row for row in read_rows(rejected, Rejection)}
     return [row for row in rows.values() if row.stage != "scrape" or row.file_name not in taken]
@@ -135,7 +135,7 @@ def caption_costs(path: Path) -> tuple[float, int]:
 
 
 def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = ()) -> None:
-    """Rewrite a JSON Lines file atomically: the lines that `keep` accepts, unchanged, and then `rows`."""
+    """Rewrite a JSON Lines file atomically, with the lines that `keep` accepts, and then `rows`."""
     old = path.read_bytes() if path.is_file() else b""
     kept = [line for line in old.split(b"\n")[:-1] if line and keep(json.loads(line))]
     kept += [json.dumps(asdict(row), ensure_ascii=False).encode() for row in rows]

@@ -108,13 +108,13 @@ def _character(match: re.Match) -> str:
 
 @lru_cache(maxsize=64)
 def _escaped(form: str) -> re.Pattern:
-    """Compile a regular expression that finds `form` with characters escaped, or line ends between them."""
+    """Compile a regular expression that finds `form` even with escaped characters or line ends inside."""
     flags = re.IGNORECASE if re.fullmatch("[0-9a-f]{16,}", form) else 0
     return re.compile(BREAK.join(map(_character_pattern, form)), flags)
 
 
 def _character_pattern(character: str) -> str:
-    """Return a regular expression for a character's escaped forms, which do not overlap: search time is linear."""
+    """Return a regular expression for a character's escaped forms. They do not overlap: search time is linear."""
     code, octets = ord(character), character.encode()
     ways = {
         re.escape(character) if character.isalnum() else r"\\*" + re.escape(character),
@@ -143,7 +143,7 @@ def _parts(value: str) -> set[str]:
 
 
 def _base64(text: str) -> set[str]:
-    """Return the forms of a text within longer base64, without characters that encode a neighbouring byte too."""
+    """Return the forms of a text within longer base64. Characters that also encode a neighbouring byte are left out."""
     forms = set()
     for before in range(3):
         raw = b"\0" * before + text.encode()
@@ -224,7 +224,7 @@ def _redact_extras() -> None:
 
 
 def _redact_exceptions() -> None:
-    """Redact secrets in tracebacks of uncaught exceptions; those without secrets go to the hooks set before."""
+    """Redact secrets in tracebacks of uncaught exceptions. Those without secrets go to the hooks set before."""
     in_main, in_thread, in_none = sys.excepthook, threading.excepthook, sys.unraisablehook
 
     def printed(*error: Any) -> bool:

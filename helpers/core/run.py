@@ -13,6 +13,7 @@ from helpers.core.files import read_json, recover_folder, write_json
 
 RUNS = Path("runs")
 STAGES = ("scrape", "caption", "dataset", "train", "inference")
+METADATA = "metadata.csv"  # a split's file names and texts
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PREVIEW_NAME = re.compile(r"step-\d{6,}\.png")
 IMAGE_SUFFIXES = ("jpg", "png", "webp", "heic", "avif", "tif", "psd", "gif")
@@ -113,7 +114,7 @@ class Run:
         return self.dataset / name
 
     def split_metadata(self, name: str) -> Path:
-        return self.split(name) / "metadata.csv"
+        return self.split(name) / METADATA
 
     def split_images(self, name: str) -> list[Path]:
         """Return the image files of a split, sorted by name."""

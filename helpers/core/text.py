@@ -41,7 +41,7 @@ def one_line(text: str) -> str:
 
 
 def fold(name: str) -> str:
-    """Return a name in one case and Unicode form (NFC), to compare names that differ in these only."""
+    """Return a name casefolded and in Unicode's NFC, for comparisons that ignore case and Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -86,7 +86,7 @@ def decode_western(contents: Iterable[bytes]) -> list[str] | None:
 
 
 def alternatives(text: str) -> list[str]:
-    """Split a text into captions, one per line, as kohya's sd-scripts and OneTrainer do; join wrapped lines to one."""
+    """Split a text into captions, one per line, as kohya's sd-scripts and OneTrainer do. Wrapped lines are joined."""
     lines = [line for line in map(one_line, text.splitlines()) if line]
     return [" ".join(lines)] if len(lines) > 1 and _is_wrapped(lines) else lines
 

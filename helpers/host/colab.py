@@ -36,7 +36,7 @@ def on_colab() -> bool:
 
 
 def is_attended() -> bool:
-    """Return True if a Jupyter server on Colab started this kernel, so that a user can answer a prompt.
+    """Return True if a user can answer a prompt, since a Jupyter server on Colab started this kernel.
 
     Elsewhere `drive.mount` waits two minutes for an answer, even if Drive is mounted already, and Secrets ten seconds.
     """
@@ -47,9 +47,9 @@ def is_attended() -> bool:
 
 
 def mount_drive() -> bool:
-    """Mount Google Drive if a user can be asked and has not refused; return True if the mirror's folder is available.
+    """Mount Google Drive if a user can be asked, and return True if the mirror's folder is available.
 
-    Raises RunError if RUNS_MIRROR names a folder that cannot be made.
+    A user who refused is not asked again. Raises RunError if RUNS_MIRROR names a folder that cannot be made.
     """
     if not is_there() and is_attended():
         _ask_for_drive()
@@ -66,7 +66,7 @@ def is_there() -> bool:
 
 
 def _make_mirror_folder() -> None:
-    """Create the folder that RUNS_MIRROR names. Raises RunError if that fails, or its Drive is not mounted."""
+    """Create the folder that RUNS_MIRROR names. Raises RunError if that fails, or if Drive is not mounted there."""
     if MOUNT in (DRIVE, *DRIVE.parents) and not GOOGLES.is_dir():
         raise RunError(
             f"RUNS_MIRROR is {DRIVE}, where Google Drive is not mounted: mount it, or name a folder elsewhere"
@@ -137,7 +137,7 @@ def secret(name: str) -> str:
 
 
 def _ask_for_secret(name: str) -> str | None:
-    """Return a value of Colab's Secrets, or None if missing. Raises RunError if this notebook may not read it."""
+    """Return a value of Colab's Secrets, or None if missing. Raises RunError if this notebook may not read them."""
     from google.colab import userdata
 
     try:

@@ -13,7 +13,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """The device, precision, attention kernel and use of CUDA graphs; printing shows the reason for each."""
+    """The device, precision, attention kernel and use of CUDA graphs. Printing shows the reason for each."""
 
     device: torch.device
     precision: str  # no, fp16 or bf16, as accelerate names it

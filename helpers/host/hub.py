@@ -18,7 +18,7 @@ def open_hub() -> HfApi:
 
 
 def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | ModelInfo:
-    """Create a private Hub repository, or take an existing one. Raises RunError if the repository is not private."""
+    """Create a private Hub repository, or check an existing one. Raises RunError if the repository is not private."""
     try:
         if api.repo_info(hub_id, repo_type=repo_type).private is not True:
             raise RunError(

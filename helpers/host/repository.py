@@ -21,7 +21,7 @@ def badge(notebook: str) -> str:
 
 
 def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[Path]:
-    """Write the address `new` and the tag or branch `ref` into badges and clone lines; return the changed files.
+    """Write an address, and the tag or branch to clone, into badges and clone lines; return the changed files.
 
     Raises RunError for names that GitHub does not allow.
     """

@@ -1,6 +1,6 @@
-"""Setup, the first cell of each notebook, which needs only Python: install missing packages, describe the machine.
+"""Setup, the first cell of each notebook: install missing packages, and describe the machine.
 
-`python -m helpers.setup` installs the same from a shell.
+This module needs only Python. `python -m helpers.setup` installs the same from a shell.
 """
 
 import importlib
@@ -27,7 +27,7 @@ NO_ANSWER = re.compile(r"connection broken by '(.*?)': /|(Could not fetch URL .*
 
 
 def set_up() -> str:
-    """Install missing packages and mount Drive, on Colab only; return a description of the machine.
+    """Install missing packages and mount Drive, on Colab only, and return a description of the machine.
 
     A rerun asks again for a Drive that was refused. Raises RunError if installing fails.
     """
@@ -42,7 +42,7 @@ def set_up() -> str:
 
 
 def installed_words(has_gpu: bool) -> str:
-    """Install missing packages, and return a line that lists them. Raises RunError for those that need no GPU."""
+    """Install missing packages, and return a line that lists them. Only packages for a GPU may fail."""
     came, without = install("-r", "requirements.txt"), []
     for name in Path("requirements-gpu.txt").read_text().splitlines() if has_gpu else []:
         try:
