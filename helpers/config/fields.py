@@ -100,7 +100,7 @@ def from_text(kind: type, name: str, text: str) -> Any:
 
 
 def check(config: Any) -> None:
-    """Convert lines, lists and integers to each field's type. Raises RunError for a wrong type or value."""
+    """Convert a config's values to the types of their fields. Raises RunError for a wrong type or value."""
     for f in fields(config):
         value = getattr(config, f.name)
         if f.metadata.get("lines"):

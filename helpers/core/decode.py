@@ -177,7 +177,7 @@ INTENT, FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINT
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, str, bool] | None:
-    """Return an ICC profile's transform to sRGB, its input mode, and True for an identity; None if unusable."""
+    """Return (transform to sRGB, its input mode, True for an identity), or None for an unusable ICC profile."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         wanted = MODES[opened.profile.xcolor_space.strip()]

@@ -164,7 +164,7 @@ def cut_half_line(file: Any) -> None:
 def locked(
     path: Path, wait: bool = True, acquire: Callable[..., None] = fcntl.flock
 ) -> Iterator[bool]:
-    """Lock a file against other processes, and yield True. If another one holds it and `wait` is off, yield False.
+    """Lock a file against other processes, and yield True. Without `wait`, yield False if another one holds the lock.
 
     The kernel releases the lock when its holder dies.
     """

@@ -188,7 +188,7 @@ class Run:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside this context to a stage's total running time, unless it raises an error."""
+        """Add the time spent inside this context to a stage's total running time, unless an error is raised."""
         began = time.perf_counter()
         yield
         self.add_seconds(stage, time.perf_counter() - began)

@@ -98,7 +98,7 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
 def _measure_images(
     run: Run, images: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, ImageHash], dict[str, np.ndarray]]:
-    """Measure the images without a reason yet; return the table, and hashes and palettes by file name."""
+    """Measure the images that are not left out yet, and return the table, hashes and palettes."""
     figures, hashes = {}, {}
     wanted = images.loc[images["reason"] == "", "file_name"]
     for i, name in tqdm(wanted.items(), "measure images", total=len(wanted), leave=False):
@@ -138,7 +138,7 @@ def judge(
 def _flaws(
     config: DatasetConfig, images: pd.DataFrame
 ) -> Iterator[tuple[str, pd.Series, pd.Series]]:
-    """Yield the name of each kind of flaw, a mask of the images that have it, and a reason for every image."""
+    """Yield each kind of flaw as (name, mask of the flawed images, reason for every image)."""
     sides = images[["width_px", "height_px"]]
     side_px, aspect = sides.min(axis=1), sides.max(axis=1) / sides.min(axis=1)
     bright, text, sharp = images["brightness"], images["text_share"], images["sharpness"]

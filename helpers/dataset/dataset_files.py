@@ -104,7 +104,7 @@ def may_be_shown(records: Sequence[Record]) -> bool:
 
 
 def content_hash(folder: Path) -> str:
-    """Return the SHA-256 of the names and contents of all images and metadata.csv files."""
+    """Return one SHA-256 for the names and contents of all images and metadata.csv files."""
     files = [path for split in SPLITS for path in sorted((folder / split).glob("*"))]
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
