@@ -42,9 +42,8 @@ class TimeBudget:
     def check(self) -> None:
         """Raise SourceStopped if the time is used up."""
         if self.left_s <= 0:
-            raise SourceStopped(
-                f"max_minutes={self.minutes:g} is used up: run 01_scrape again to go on"
-            )
+            limit = f"max_minutes={self.minutes:g}"
+            raise SourceStopped(f"{limit} is used up: run 01_scrape again to go on")
 
     def __str__(self) -> str:
         return f"{max(0.0, self.left_s) / 60:.0f} min left" if self.minutes else "no time limit"
@@ -69,10 +68,7 @@ class RateLimiter(instaloader.RateController):
         super().wait_before_query(query_type)
 
     def sleep(self, secs: float) -> None:
-        """Pause for `secs` seconds, printing a long pause.
-
-        Raises SourceStopped if the pause is longer than the remaining time.
-        """
+        """Pause for `secs` seconds, printing a long pause. Raises SourceStopped if the remaining time is shorter."""
         if secs > self.budget.left_s:
             raise SourceStopped(
                 f"Instagram's rate limit needs a pause of {secs / 60:.0f} minutes and max_minutes="
@@ -119,24 +115,22 @@ class Session:
             raise
         except Exception as error:
             kind = AccountNotFound if is_account_missing(error) else SourceStopped
-            raise kind(explain(error, self.account, self.is_logged_in)) from None
+            raise kind(explain(error, self.account, self.is_logged_in)) from error
 
     def request_post(
         self, call: Callable[[], Answer], is_post_fault: Callable[[], bool] = lambda: True
     ) -> Answer | str:
-        """Return the post that `call` fetches, or a string with the reason if that post alone failed.
+        """Return the post that `call` fetches, or the reason if that post alone failed.
 
         Raises SourceStopped after several failures in a row, or if `is_post_fault` says that the cause is not the post.
         """
         try:
-            with redirect_stderr(io.StringIO()):
-                answer = call()
-        except (SourceStopped, RunError):
-            raise
-        except Exception as error:
-            why = explain_post(error) if is_post_fault() else None
+            answer = self.request(call)
+        except SourceStopped as stop:
+            error = stop.__cause__  # instaloader's exception; None if the time is used up
+            why = explain_post(error) if error and is_post_fault() else None
             if why is None:
-                raise SourceStopped(explain(error, self.account, self.is_logged_in)) from None
+                raise
             self.failures += 1
             if self.failures >= MAX_FAILED_POSTS:
                 raise SourceStopped(
