@@ -39,7 +39,7 @@ SHORTCODE_INDEX = re.compile(r"([A-Za-z0-9_-]{3,64})_(\d{1,2})", re.ASCII)
 
 @dataclass
 class CaptionFiles:
-    """The result of read_captions: a caption per image, and the files to leave out, such as text files and masks."""
+    """The result of read_captions: a caption per image, and the files to leave out."""
 
     captions: dict[Path, str]  # by image, on one line
     non_images: set[Path]  # texts, and images that are not art
@@ -49,7 +49,7 @@ class CaptionFiles:
 
 
 def is_text_file(path: Path) -> bool:
-    """Return whether a file is a caption file (.txt), list (.csv, .json) or document (.pdf), by its suffix."""
+    """Return True if a file is a caption file (.txt), list (.csv, .json) or document (.pdf), by its suffix."""
     return path.suffix.lower() in (*CAPTION_SUFFIXES, *LIST_SUFFIXES, *DOCUMENT_SUFFIXES)
 
 
@@ -133,7 +133,7 @@ class _ImageIndex:
         return exact or (found if len({path.stem for path in found}) == 1 else [])
 
     def find_listed(self, folder: Path, name: str) -> list[Path]:
-        """Return the images that a list file in `folder` calls `name`, or [] if the name is unknown or ambiguous.
+        """Return the images that a list file in `folder` calls `name`, or [] for an unknown or ambiguous name.
 
         The name is compared with the paths of known images and never opened.
         """
@@ -195,7 +195,7 @@ class _Reader:
         return [name for name, found in self.sources[image].items() if found and _is_default(name)]
 
     def _read_text_files(self) -> list[Path]:
-        """Read the text files whose names match images; return the other files that may be lists, such as CSV."""
+        """Read the text files that are named like images. Returns the other files that may be lists, such as CSV."""
         matched: dict[Path, list[Path]] = {}
         for path in self.texts:
             if path.suffix.lower() in PER_IMAGE and (images := self._match_images(path)):
@@ -297,7 +297,7 @@ class _Reader:
             )
 
     def _parse_list(self, path: Path, find: Finder) -> Table:
-        """Return the rows and the image-name column of a list file, or ([], "") if it has none or is unreadable."""
+        """Return the rows and image-name column of a list file, or ([], "") without such a column."""
         try:
             if path.suffix.lower() != ".parquet":
                 for _, text in self._read_texts([path], MAX_LIST_BYTES):
@@ -309,7 +309,7 @@ class _Reader:
         return [], ""
 
     def _may_read(self, path: Path, max_bytes: int) -> bool:
-        """Return whether a file has at most `max_bytes` bytes and is no link to outside the folder."""
+        """Return True if a file has at most `max_bytes` bytes and is no link to outside the folder."""
         return is_inside(path, self.root) and path.stat().st_size <= max_bytes
 
     def _read_texts(

@@ -159,7 +159,7 @@ def _rows_with_header(text: str, delimiter: str) -> list[Record]:
 
 
 def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str, str]]:
-    """Return the (image name, caption) pairs of lines such as `a.jpg, a cat`, or [] if the lines are a table.
+    """Return the (image name, caption) pairs of lines such as `a.jpg, a cat`. Returns [] for a table.
 
     A table's lines all have the same number of three or more cells. The first line must begin with an image name.
     """
@@ -181,7 +181,7 @@ def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str
 
 
 def _row_width(lines: list[str], delimiter: str) -> set[int] | None:
-    """Return {n} if every line has n cells, None if the number varies, or an empty set if the CSV is malformed."""
+    """Return the number of cells per line as {n}. Returns None if lines differ, or an empty set for malformed CSV."""
     try:
         widths = set(map(len, csv.reader(lines, delimiter=delimiter, skipinitialspace=True)))
     except csv.Error:

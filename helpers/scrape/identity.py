@@ -1,4 +1,4 @@
-"""Match the images of a source to those already in the run, by source_id or by the SHA-256 of the content.
+"""Match a source's images to those already in the run, by source_id or by SHA-256.
 
 An image is recognised without reading it while its source gives it the same `source_id`, otherwise by the SHA-256
 of its content. New content is a new image with a new file name, whatever its position in the source.
@@ -40,7 +40,7 @@ class KnownImages:
         self._expected = {self._by_id.get(item.source_id) for item in listed}
 
     def match_unread(self, item: SourceItem) -> Post | None:
-        """Return the run's post with the item's source_id or stable name, or None if unknown or already seen."""
+        """Return the run's unseen post with the item's source_id or stable name, or None."""
         name = self._by_id.get(item.source_id)
         if name is None and self.source in OWN_NAMES:
             name = self._stems.get(item.stem.lower())
@@ -49,7 +49,7 @@ class KnownImages:
         return self.posts[name] if name and name not in self.seen else None
 
     def match_content(self, item: SourceItem, sha256: str) -> Post | None:
-        """Return a post of the run with this SHA-256, preferably with the item's name, or None if all are seen."""
+        """Return an unseen post of the run with this SHA-256, or None. A post with the item's name comes first."""
         known = self._by_hash[sha256]
         names = [name for name in known if name not in self.seen and name not in self._expected]
         posts = [self.posts[name] for name in names]
@@ -78,7 +78,7 @@ class KnownImages:
         self.seen.add(post.file_name)
 
     def mark_seen_at(self, source_name: str) -> None:
-        """Mark the posts of a source file as seen, so that an unreadable file does not count as deleted."""
+        """Mark the posts of an unreadable source file as seen, so that the file does not count as deleted."""
         self.seen.update(self._by_place[source_name])
 
     def unseen(self) -> list[Post]:

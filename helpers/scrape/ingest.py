@@ -1,4 +1,4 @@
-"""Write each valid image of a source into the run, with a row in posts.jsonl on where the image came from."""
+"""Write the valid images of a source into the run, and where each came from into posts.jsonl."""
 
 import hashlib
 import time
@@ -80,7 +80,7 @@ def _refuse_another_source(
 
 
 def _has_moved_to(listing: Listing, run: Run) -> bool:
-    """Return whether more than half of the run's images have the size in bytes of a listed file."""
+    """Return True if more than half of the run's images have the size in bytes of a listed file."""
     sizes = {item.size_bytes for item in listing.items}
     posts = present(run.posts)
     return 2 * sum(post.size_bytes in sizes for post in posts) > len(posts) > 0
@@ -214,7 +214,7 @@ class Ingestion:
         return IngestResult(item.name, None, reason, item.progress)
 
     def finish(self) -> str:
-        """End a full pass: mark images that are gone from the source, and return a summary of all changes."""
+        """Mark images that are gone from the source, and return a summary of the full pass."""
         source = self.source
         if source.listing:
             included = {id(item) for item in source.items}
@@ -250,7 +250,7 @@ class Ingestion:
         rewrite(self.run.rejected, keep)
 
     def _mark_gone(self, excluded: list[SourceItem]) -> None:
-        """Mark images as gone that the source no longer has, unless an image in `excluded` cannot be recognised."""
+        """Mark images that are gone from the source. Does nothing if an image in `excluded` cannot be recognised."""
         posts = [self.known.match_unread(item) for item in excluded]
         if None in posts:
             return

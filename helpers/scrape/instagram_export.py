@@ -1,4 +1,4 @@
-"""The image source "export": the ZIP of an account's posts that Instagram gives the account's owner for download.
+"""The image source "export": the ZIP of an account's posts that Instagram gives to the account's owner.
 
 The ZIP is ordered in Instagram's Accounts Centre (Download your information, format JSON). `posts_1.json`,
 `posts_2.json`, ... list the posts, each with the paths of its media in the ZIP. A large account comes in several ZIPs,
@@ -33,14 +33,14 @@ HOW = "ask Instagram for your information in JSON, and give the ZIP as it comes"
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the export, unpacked or in a ZIP that stays open, as an export has tens of thousands of files."""
+    """A file of the export, unpacked or in a ZIP."""
 
     name: str  # its path within the ZIP or the folder
     within: Path  # the ZIP or the folder
     id: str  # changes when the file changes: CRC-32 and size in a ZIP, else size and times
     size_bytes: int
     packed_bytes: int
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], IO[bytes]]  # a ZIP stays open, as an export has tens of thousands of files
 
     def __str__(self) -> str:
         return f"{self.name} in {self.within}"
@@ -66,7 +66,7 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
 
 
 def _entries(path: Path) -> list[Entry]:
-    """Return the files of the export at `path`, which is a ZIP or a folder with ZIPs, unpacked files or both."""
+    """Return the files of the export at `path`: a ZIP, or a folder with ZIPs, unpacked files or both."""
     if path.is_file():
         return _zip_entries(path)
     archives, unpacked = [], []

@@ -1,4 +1,4 @@
-"""The types that every image source returns, and the exceptions that reject an image or stop a source."""
+"""The types that image sources return, and the exceptions that reject an image or stop a source."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class PermanentRefusal(ValueError):
 
 
 class SourceStopped(Exception):
-    """Raised if a source ends early, with a line that gives the reason and says what to do next."""
+    """Raised if a source ends early. The message says why, and what to do next."""
 
 
 @dataclass(frozen=True)

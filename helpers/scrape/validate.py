@@ -16,7 +16,7 @@ class ImageInfo(NamedTuple):
 
 
 def load_image(item: SourceItem, max_mpx: int) -> tuple[bytes, ImageInfo]:
-    """Return the bytes and the format of an item's image, loaded and decoded in at most `item.tries` attempts.
+    """Load and decode an item's image in at most `item.tries` attempts, and return its bytes and format.
 
     Raises ValueError with the reason for a rejection, and whether the next run tries the image again.
     """

@@ -58,7 +58,7 @@ class Cursor:
             self.frozen, self.settled = None, 0
 
     def mark_complete(self) -> None:
-        """Record that the timeline was walked to its end, so that a later walk stops at the posts finished so far."""
+        """Record that the timeline was walked to its end. A later walk stops at the posts finished so far."""
         self.frozen, self.settled = None, len(self.finished)
 
     @property
@@ -67,7 +67,7 @@ class Cursor:
         return set(list(self.finished)[: self.settled])
 
     def unfinished(self, run: Run) -> list[str]:
-        """Return the shortcodes of finished posts with missing images; permanently rejected images do not count."""
+        """Return the shortcodes of finished posts with missing images. Permanently rejected images do not count."""
         posts = latest(read_rows(run.posts, Post)).values()
         there = {post.stem for post in posts if run.image(post.file_name).is_file()}
         rows = [row for row in read_rows(run.rejected, Rejection) if row.stage == "scrape"]

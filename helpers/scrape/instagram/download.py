@@ -23,7 +23,7 @@ CONNECT_S, READ_S = 10.0, 30.0  # without any data
 
 
 class UrlExpired(ValueError):
-    """Raised if an image is no longer at its URL (HTTP 401, 403, 404 or 410); a newly requested URL may work."""
+    """Raised if an image is no longer at its URL (HTTP 401, 403, 404 or 410). A newly requested URL may work."""
 
 
 def fetch(
@@ -79,7 +79,7 @@ def _is_public(address: str) -> bool:
 
 
 class _Pinned(HTTPAdapter):
-    """HTTP adapter for URLs that hold an IP address instead of a host name; the TLS certificate must be for `host`.
+    """HTTP adapter for URLs with an IP address in place of the host name. The TLS certificate must be for `host`.
 
     The address was checked before; a second DNS lookup could return another one (DNS rebinding).
     """

@@ -78,7 +78,7 @@ def save_cookies(found: dict[str, str]) -> Path:
 
 
 def log_in(user: str) -> Path:
-    """Log in with a password that the user types, save the cookies, and return the path of the cookie file.
+    """Log in with a password that the user types, and return the path of the file with the saved cookies.
 
     The password is not saved. Raises RunError if Instagram refuses the login.
     """

@@ -73,7 +73,7 @@ def _slide(part: dict[str, Any]) -> Slide:
 
 
 def is_complete_post(node: Any) -> bool:
-    """Return whether a timeline entry already contains the post's images, as entries do when logged in."""
+    """Return True if a timeline entry already contains the post's images, as entries do when logged in."""
     return isinstance(node, dict) and any(map(node.get, ("carousel_media", "image_versions2")))
 
 

@@ -73,7 +73,7 @@ def explain(error: BaseException, account: str, logged_in: bool) -> str:
 
 
 def is_account_missing(error: BaseException) -> bool:
-    """Return whether an exception says that the account does not exist."""
+    """Return True if an exception says that the account does not exist."""
     return bool(re.search(NO_ACCOUNT, _text(error)))
 
 

@@ -25,7 +25,7 @@ class AccountNotFound(SourceStopped):
 
 
 class TimeBudget:
-    """A time limit in minutes on one pass over the posts; 0 means no limit."""
+    """A time limit in minutes on one pass over the posts. 0 means no limit."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
@@ -99,10 +99,6 @@ class Session:
             loader.load_session(found["ds_user_id"], found)
         self.context = loader.context
 
-    @property
-    def is_logged_in(self) -> bool:
-        return self.context.is_logged_in
-
     def request(self, call: Callable[[], Answer]) -> Answer:
         """Return the result of `call`, with any exception of instaloader turned into SourceStopped.
 
@@ -115,7 +111,7 @@ class Session:
             raise
         except Exception as error:
             kind = AccountNotFound if is_account_missing(error) else SourceStopped
-            raise kind(explain(error, self.account, self.is_logged_in)) from error
+            raise kind(explain(error, self.account, self.context.is_logged_in)) from error
 
     def request_post(
         self, call: Callable[[], Answer], is_post_fault: Callable[[], bool] = lambda: True

@@ -1,4 +1,4 @@
-"""The image source "instagram": an account or single posts, downloaded with instaloader; a download can be resumed.
+"""The image source "instagram": an account or single posts, downloaded with instaloader and resumable.
 
 The cursor is saved for each post, before its images are downloaded, and for each page of the timeline, so after a
 kill only the interrupted request is repeated. A resumed session starts with the same requests as instaloader's
@@ -27,7 +27,7 @@ MAX_FAILED_DOWNLOADS = 12  # in a row: then the cause is not the images
 
 
 def list_items(config: ScrapeConfig, run: Run) -> Source:
-    """Return a Source of the images of an account or of single posts, which are listed during the download.
+    """Return the images of an account or of single posts as a Source, which lists them during the download.
 
     Raises RunError if the run holds another account's posts, or the cookies are unusable.
     """
@@ -42,7 +42,7 @@ def account_names(config: ScrapeConfig, cursor: Cursor) -> set[str]:
 
 
 class Walk:
-    """Iterator over the images of an account, newest post first, or of single posts, starting at the cursor.
+    """Iterator over the images of an account or of single posts, which resumes at the cursor.
 
     After a refusal it sends no request.
     """
@@ -60,7 +60,7 @@ class Walk:
 
     def describe(self) -> str:
         """Return a line that says which posts will be downloaded, or why Instagram refuses."""
-        who = "logged in" if self.session.is_logged_in else "anonymous"
+        who = "logged in" if self.session.context.is_logged_in else "anonymous"
         how = f"{who}, instaloader {VERSION}"
         if self.config.posts:
             return f"{len(self.config.shortcodes)} posts requested, {how}"
@@ -97,7 +97,7 @@ class Walk:
             raise SourceStopped(f"there are no posts{span}: check account, posts, since and until")
 
     def _resume_pending(self) -> Iterator[SourceItem]:
-        """Yield the images of the post at which the last run was interrupted, without requesting the post again."""
+        """Yield the images of the post at which the last run was interrupted. The post is not requested again."""
         if pending := self.cursor.pending:
             context = self.session.context
             media = self.session.request_post(lambda: read_post(load_structure(context, pending)))
@@ -113,7 +113,7 @@ class Walk:
         return self.session.request_post(lambda: read_post(Post.from_shortcode(context, code)))
 
     def _account_posts(self) -> Iterator[SourceItem]:
-        """Yield the images of the account's posts from the saved position on, then of posts published since then."""
+        """Yield the images of the account's posts from the saved position on, then of newer posts."""
         if self.timeline is None:
             opened = open_timeline(self._profile(), self.session, self.cursor)
             self.timeline = Timeline(opened, self.cursor)
@@ -143,7 +143,7 @@ class Walk:
         timeline.posts = None
 
     def _is_by_another_account(self, media: Media) -> bool:
-        """Return whether a post in the account's timeline was published by another account."""
+        """Return True if a post in the account's timeline was published by another account."""
         if not self.config.username or media.account_id == self.cursor.user_id:
             return False
         return media.account.lower() not in ("", *account_names(self.config, self.cursor))
@@ -151,9 +151,9 @@ class Walk:
     def _items_of(
         self, media: Media | str, code: str = "", is_requested: bool = False
     ) -> Iterator[SourceItem]:
-        """Yield the images of a post, or one item with the reason for its rejection, and mark the post as finished.
+        """Yield the images of a post, or one item with the reason for its rejection.
 
-        `media` is a string with the reason if the post could not be fetched.
+        The post is then marked as finished. `media` is a string with the reason if the post could not be fetched.
         """
         if isinstance(media, str):
             yield self._refused_item(code[:64], 1, media + RETRY_NOTE)
@@ -205,7 +205,7 @@ class Walk:
         self.cursor.finished[code] = (taken_at[:10], count)
 
     def _load_image(self, media: Media, index: int) -> bytes:
-        """Return the bytes of image `index` of a post, requesting the post once more if the image's URL has expired."""
+        """Return the bytes of image `index` of a post. If its URL has expired, the post is requested once more."""
         with self._recording_stop():
             try:
                 content = self._fetch(self.refetched.get(media.code, media), index)
@@ -251,7 +251,7 @@ class Walk:
         return load_profile(self.config.username, self.session, self.cursor, self.run)
 
     def _save_new_page(self) -> None:
-        """Save the cursor if a page of the timeline was fetched since the last save; called before each request."""
+        """Save the cursor if a page of the timeline was fetched since the last save. Called before each request."""
         if self.timeline and self.timeline.posts and self.timeline.has_new_page:
             self._save_position()
 

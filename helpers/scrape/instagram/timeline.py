@@ -26,7 +26,7 @@ class Timeline:
         self.posts: NodeIterator[Post] | None = None
 
     def resume(self, context: instaloader.InstaloaderContext) -> None:
-        """Continue at the position saved in the cursor, or at the first post if that position is invalid or expired."""
+        """Continue at the cursor's position, or at the first post if that position is invalid or expired."""
         self.context = context
         try:
             frozen = instaloader.load_structure(context, copy.deepcopy(self.cursor.frozen or {}))
@@ -73,12 +73,12 @@ class Timeline:
 
     @property
     def position(self) -> dict[str, Any]:
-        """The state of the iterator as a JSON dict; `resume` continues there, beginning with the post returned last."""
+        """The state of the iterator as a JSON dict. `resume` continues there, beginning with the post returned last."""
         return instaloader.get_json_structure(self.posts.freeze())
 
     @property
     def has_new_page(self) -> bool:
-        """Whether a page of posts was fetched since the cursor's position was saved."""
+        """True if a page of posts was fetched since the cursor's position was saved."""
         kept = (self.cursor.frozen or {}).get("node", {}).get("remaining_data") or {}
         return self.posts.freeze().remaining_data.get("page_info") != kept.get("page_info")
 
