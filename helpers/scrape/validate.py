@@ -26,7 +26,7 @@ def load_image(item: SourceItem, max_mpx: int) -> tuple[bytes, ImageInfo]:
             return content, validate_image(content, max_mpx)
         except PermanentRefusal:
             raise
-        except (ValueError, ImageError) as error:
+        except ValueError as error:
             if not left:
                 raise ValueError(f"{error}{RETRY_NOTE if item.tries > 1 else ''}") from None
     raise AssertionError("tries is at least 1")
@@ -35,11 +35,13 @@ def load_image(item: SourceItem, max_mpx: int) -> tuple[bytes, ImageInfo]:
 def validate_image(content: bytes, max_mpx: int) -> ImageInfo:
     """Decode an image file completely, and return its format and size.
 
-    Raises ImageError if it cannot be decoded, PermanentRefusal if it is too large.
+    Raises ValueError if it cannot be decoded, PermanentRefusal if it is too large.
     """
     try:
         picture = decode(content, max_mpx)
     except TooLarge as error:
         advice = "set max_image_mpx higher in more, or save it smaller"
         raise PermanentRefusal(f"{error}: {advice}") from None
+    except ImageError as error:
+        raise ValueError(str(error)) from None
     return ImageInfo(SUFFIXES[picture.format], *picture.image.size, picture.notes)
