@@ -1,4 +1,4 @@
-"""Store a run's small files on Drive in a few tar archives that never change, with an index of their content.
+"""Store a run's small files on Drive in a few tar archives, with an index of their content.
 
 Drive is slow with thousands of small files and reports its rate limit as a full disk. A change makes one new archive;
 small or mostly outdated archives are merged into it, and deleted once neither slot of the index lists them.
@@ -27,7 +27,7 @@ MAX_FILE_BYTES = 500_000_000  # of a file in one: archives are made in memory
 
 
 def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
-    """Return {name: os.stat_result} of a run's files outside the folders `apart`, except temporary files and links.
+    """Return a run's small files as {name: os.stat_result}, without the folders `apart`, temporary files and links.
 
     A file is temporary if its name, or that of a folder above it, starts with a dot.
     """
@@ -66,8 +66,8 @@ def parents_of(name: str) -> set[str]:
 
 
 def _first_incomplete(manifest: Path) -> Path | None:
-    """Return the first file in a manifest that is missing or of another size, or None; a damaged manifest has none."""
-    with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):
+    """Return the first file of a manifest that is missing or has another size, or None."""
+    with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):  # of a damaged one
         for file, entry in read_json(manifest).items():
             path = manifest.parent / file
             if not path.is_file() or path.stat().st_size != entry["size"]:
@@ -88,7 +88,7 @@ def read_small(path: Path) -> bytes:
 
 
 def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """Yield groups of file names: files with at most ARCHIVE_BYTES in total, or one larger file."""
+    """Yield lists of file names, each of at most ARCHIVE_BYTES in total, or of one larger file."""
     group: list[str] = []
     for name, size in sizes.items():
         if group and sum(sizes[n] for n in group) + size > ARCHIVE_BYTES:
@@ -100,7 +100,7 @@ def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
 
 
 def unpack(tar_path: Path, wanted: dict[str, File], target: Path) -> None:
-    """Write to `target` each file in a tar archive whose name, size and SHA-256 are those in `wanted`.
+    """Extract the wanted files from a tar archive to `target`, if their size and SHA-256 match.
 
     Everything else in the archive is ignored, and so is the rest of a damaged one.
     """
@@ -150,7 +150,7 @@ class ArchiveSet:
         return [*self.unread, *([NotMirrored(words)] if lost else [])]
 
     def _drop(self, found: dict[str, os.stat_result], broken: Set[str]) -> None:
-        """Remove from the index the files that were deleted on this machine; files that were never here stay."""
+        """Remove files that were deleted on this machine from the index. Files that were never here stay in it."""
         complete = {name.rsplit("/", 1)[0] for name in found if name.endswith(f"/{MANIFEST}")}
         for name in self.index.files.keys() - found.keys():
             if not {name, *parents_of(name)} & broken and (
@@ -181,23 +181,15 @@ class ArchiveSet:
         return False
 
     def _corrupt(self) -> list[str]:
-        """Return the archives that fail verification on Drive; an archive in `drive.verified` is not read again."""
-        corrupt = []
-        for name in {file.part for file in self.index.files.values()}:
-            archive = self.index.parts[name]
-            key = (name, archive.sha256)
-            if key in self.drive.verified:
-                continue
-            if self.drive.is_mirrored(name, archive.size, archive.sha256):
-                self.drive.verified.add(key)
-            else:
-                corrupt.append(name)
-        return corrupt
+        """Return the archives that do not verify on Drive. Those in `drive.verified` are not read again."""
+        used = {file.part for file in self.index.files.values()}
+        unread = {(name, self.index.parts[name].sha256) for name in used} - self.drive.verified
+        return [name for name, sha256 in unread if not self.drive.verify(name, sha256)]
 
     def _add(
         self, names: set[str], found: dict[str, os.stat_result], min_used: float = 0.5
     ) -> None:
-        """Write the named files, and the local files of archives that are due for merging, to new archives on Drive."""
+        """Write the named files to new archives on Drive, with the local files of archives that are due for merging."""
         merged = self.index.files_of(self.index.outdated(min_used))
         sizes = {name: found[name].st_size for name in sorted(names | merged & found.keys())}
         try:
@@ -209,7 +201,7 @@ class ArchiveSet:
             raise
 
     def _write(self, names: list[str]) -> None:
-        """Write the named files to a new tar archive on Drive, and add the archive and the files to the index."""
+        """Write the named files to a new tar archive on Drive, and add the files and the archive to the index."""
         made, read = io.BytesIO(), {}
         with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for name, mtime_ns, content in self._read(names):
@@ -225,7 +217,7 @@ class ArchiveSet:
         self.index.parts[part] = Archive(len(content), sha256, sum(v[0] for v in read.values()))
 
     def publish(self, folders: dict[str, Folder], force: bool = False) -> None:
-        """Write a changed index over the older of the two index files, then delete archives that neither file lists."""
+        """Write a changed index over the older of its two files on Drive, then delete archives that neither lists."""
         used = {file.part for file in self.index.files.values()}
         parts = {name: archive for name, archive in self.index.parts.items() if name in used}
         self.index = replace(self.index, parts=parts, folders=dict(folders))
@@ -242,7 +234,7 @@ class ArchiveSet:
                     self.drive.remove(copy)
 
     def purge(self, found: dict[str, os.stat_result], folders: dict[str, Folder]) -> None:
-        """Delete from Drive's archives and both indexes every file that is not in `found`."""
+        """Delete every file that is not in `found` from Drive's archives and from both index files."""
         self.index.files = {n: file for n, file in self.index.files.items() if n in found}
         for problem in self.copy(found, folders):
             raise problem

@@ -85,7 +85,7 @@ class Drive:
         return shutil.disk_usage(self.path("").parent if self.folder.is_dir() else self.root).free
 
     def is_uploaded(self, name: str) -> bool:
-        """Whether DriveFS has finished uploading a file, as a file attribute says; True on other file systems."""
+        """Return True if DriveFS has finished uploading a file, by a file attribute. Other file systems give True."""
         path = self.path(name)
         self.heard_at = time.monotonic()
         with suppress(AttributeError):  # os.getxattr is Linux's
@@ -104,20 +104,22 @@ class Drive:
             return b"".join(self.read(name)).decode()
         return ""
 
-    def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether a file, read back from Drive, has this size and SHA-256."""
-        digest, count = hashlib.sha256(), 0
+    def holds(self, name: str, sha256: str) -> bool:
+        """Return True if a file, read back from Drive, has this SHA-256."""
+        digest = hashlib.sha256()
         try:
             for chunk in self.read(name):
                 digest.update(chunk)
-                count += len(chunk)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return False
-        return count == size and digest.hexdigest() == sha256
+        return digest.hexdigest() == sha256
 
-    def is_mirrored(self, name: str, size: int, sha256: str) -> bool:
-        """Whether a file, read back from Drive, has this size and SHA-256, and its upload has ended."""
-        return self.holds(name, size, sha256) and self.is_uploaded(name)
+    def verify(self, name: str, sha256: str) -> bool:
+        """Read a file back, and return True if it has this SHA-256 and its upload has ended; note it in `verified`."""
+        is_there = self.holds(name, sha256) and self.is_uploaded(name)
+        if is_there:
+            self.verified.add((name, sha256))
+        return is_there
 
     def put(self, name: str, size: int, sha256: str, chunks: Callable[[], Iterable[bytes]]) -> None:
         """Write a file to Drive and verify the upload, in up to ATTEMPTS tries.
@@ -125,7 +127,7 @@ class Drive:
         Raises NotMirrored if the last try does not verify, and OSError if Drive fails.
         """
         for attempt in range(ATTEMPTS + 1):
-            if self.holds(name, size, sha256):
+            if self.holds(name, sha256):
                 break
             if attempt == ATTEMPTS:
                 raise NotMirrored(
@@ -167,7 +169,7 @@ def format_bytes(size: float) -> str:
 
 
 def explain(error: Exception) -> str:
-    """Return a line that says what an error of Drive means and what to do; other errors say so themselves."""
+    """Return a line that says what an error of Drive means and what to do. For other exceptions, return their text."""
     if not isinstance(error, OSError):
         return str(error)
     if error.errno in FULL:

@@ -29,7 +29,7 @@ class File:
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar archive in the index; `payload` is the total size of the files that were put into it, in bytes."""
+    """A tar archive in the index. `payload` is the total size in bytes of the files packed into it."""
 
     size: int
     sha256: str
@@ -38,7 +38,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder with a manifest, in the index: the manifest's SHA-256 and modification time (ns), and the total size."""
+    """A checkpoint or model folder in the index: its manifest's SHA-256 and modification time (ns), and its size."""
 
     sha256: str
     mtime_ns: int
@@ -63,7 +63,7 @@ class Index:
 
     @staticmethod
     def read_all(text: Callable[[str], str]) -> list["Index"]:
-        """Return at most two indexes on Drive whose SHA-256 verifies, the newest first.
+        """Read the index files on Drive, and return the valid indexes (at most two), the newest first.
 
         `text` returns a file's text by its name. Drive's names for second copies are read too: a listing may be stale.
         """
@@ -75,7 +75,7 @@ class Index:
         return {name for name, file in self.files.items() if file.part in archives}
 
     def outdated(self, min_used: float) -> list[str]:
-        """Return the archives to merge: those under SMALL bytes, or with a share of current bytes below `min_used`."""
+        """Return the archives to merge: under SMALL bytes, or with less than the share `min_used` of current files."""
         used = Counter()
         for file in self.files.values():
             used[file.part] += file.size
@@ -91,7 +91,7 @@ def _digest(body: dict) -> str:
 
 
 def copies(name: str) -> tuple[str, str]:
-    """Return a file name, and the name that Drive gives a second file of that name: `a.json`, `a (1).json`."""
+    """Return a file's name and Drive's name for a second file of the same name: `a.json`, `a (1).json`."""
     path = Path(name)
     return name, path.with_name(f"{path.stem} (1){path.suffix}").as_posix()
 
@@ -110,17 +110,17 @@ def _parse(text: str) -> Index | None:
 
 
 def backup_name(name: str) -> str:
-    """Return the name that a folder's old version on Drive has until the new version is complete."""
+    """Return the name of a folder's backup on Drive, which is the old version until the new one is complete."""
     return Path(name).with_name(f".{Path(name).name}.old").as_posix()
 
 
 def is_of_series(name: str) -> bool:
-    """Whether a folder's name ends in a step number, as a checkpoint's does and a model's does not."""
+    """Return True if a folder's name ends in a step number, as the name of a checkpoint does."""
     return re.search(r"-\d{6,}$", name) is not None
 
 
 def newest_first(folders: dict[str, Folder], here: Collection[str] = ()) -> list[str]:
-    """Sort folder names by age, the newest first; checkpoints by step number, since clocks differ between machines.
+    """Sort folder names, the newest first. Checkpoints are sorted by step number, since clocks differ between machines.
 
     Series and single folders are ordered by the newest time in each. Numbers above all that are `here` belong to an
     earlier training and come last.

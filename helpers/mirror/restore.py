@@ -44,7 +44,7 @@ from helpers.mirror.index import (
 
 @dataclass
 class Restored:
-    """The number of restored files, and the names of files that failed."""
+    """The result of a restore: the number of restored files, and the names of files that failed."""
 
     count: int = 0
     missing: list[str] = field(default_factory=list)
@@ -108,7 +108,7 @@ def _restore(drive: Drive, source: Path, scratch: Path, indexes: list[Index]) ->
 
 
 def _manifests(index: Index) -> dict[str, str]:
-    """Return the SHA-256 of each manifest among an index's small files (the dataset's), by name."""
+    """Return {name: SHA-256} of the manifests among an index's small files."""
     return {n: file.sha256 for n, file in index.files.items() if n.endswith(f"/{MANIFEST}")}
 
 
@@ -137,13 +137,13 @@ def _is_older(path: Path, file: File | Folder) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name from Drive is relative, is not empty, and has no part that starts with a dot, such as `..`."""
+    """Return True if a name from Drive is relative and not empty, and no part of it starts with a dot."""
     path = Path(name)
     return not path.is_absolute() and not is_hidden(path) and path.name not in ("", ".")
 
 
 def _replace_small(unpacked: Path, wanted: dict[str, File], source: Path, done: Restored) -> None:
-    """Put the wanted small files in place in the local run folder `source`; a folder with a manifest as a whole."""
+    """Copy unpacked small files to the local run folder `source`. A folder with a manifest is replaced as a whole."""
     folders = [n.removesuffix(MANIFEST) for n in wanted if n.endswith(f"/{MANIFEST}")]
     for folder in folders:
         if find_corruption(unpacked / folder) is None:
@@ -164,7 +164,7 @@ def _replace_small(unpacked: Path, wanted: dict[str, File], source: Path, done: 
 
 
 def _continues(path: Path, older: Path) -> bool:
-    """Whether a local .jsonl log begins with the full content of an older copy; clocks differ, but logs only grow."""
+    """Return True if a local .jsonl log begins with the full content of an older copy. Logs only grow."""
     is_log = path.suffix == ".jsonl" and path.is_file()
     return is_log and path.read_bytes().startswith(older.read_bytes())
 
@@ -175,7 +175,7 @@ def _continues(path: Path, older: Path) -> bool:
 def _restore_folder(
     drive: Drive, path: Path, name: str, folder: Folder, known: set[tuple[str, str]], done: Restored
 ) -> None:
-    """Restore a missing, damaged or outdated checkpoint or model folder from Drive, or from its backup on Drive."""
+    """Restore a checkpoint or model folder from Drive if the local folder is missing, damaged or outdated."""
     if not _is_inside(name) or not (find_corruption(path) or _is_older(path / MANIFEST, folder)):
         return
     begun = False
@@ -194,7 +194,7 @@ def _restore_folder(
 
 
 def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path: Path) -> int:
-    """Copy a folder from Drive to `path` if every file verifies; return the number of files, or 0 if any fails."""
+    """Copy a folder from Drive to `path`, and return the number of files, or 0 if any file does not verify."""
     listed = json.loads(manifest)
     with suppress(_Unusable), replacing_folder(path, manifest=False) as tmp_path:
         for name, entry in listed.items():
@@ -212,18 +212,15 @@ def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path
 
 
 class _Unusable(Exception):
-    """A file is missing on Drive, cannot be read, or does not verify; other files may be usable."""
+    """A file on Drive is missing, unreadable or corrupt; other files may be usable."""
 
 
 class _DriveError(Exception):
-    """An OSError of Drive in a wrapper, which `on_disk` does not take for an error of the local disk."""
+    """An OSError of Drive, wrapped so that `on_disk` does not report an error of the local disk."""
 
 
 def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> bool:
-    """Copy a file from Drive to `target`, and return whether its size and SHA-256 verify.
-
-    The file is found by its name, or by Drive's name for a second copy.
-    """
+    """Copy a file, or Drive's second file of its name, to `target`; return True if its size and SHA-256 verify."""
     with on_disk("make", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     for copy in copies(name):
@@ -243,7 +240,7 @@ def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> boo
 
 
 def _read(drive: Drive, name: str) -> Iterator[bytes]:
-    """Yield the chunks of a file on Drive. Raises _Unusable for this file, _DriveError if Drive itself fails."""
+    """Yield the chunks of a file on Drive. Raises _Unusable if the file fails, _DriveError if Drive itself fails."""
     try:
         yield from drive.read(name)
     except OSError as error:

@@ -71,7 +71,7 @@ def sync_before_end(run: Run, max_s: float | None = None) -> str:
 
 
 def sync_soon(run: Run) -> None:
-    """Schedule a background sync if the run has a mirror; calls made before that sync starts share it."""
+    """Schedule a background sync if the run has a mirror. Calls made before that sync starts are merged."""
     if mirror := _mirror(run):
         mirror.schedule()
 
@@ -94,10 +94,10 @@ def purge_remote(run: Run) -> None:
 
 
 def _mirror(run: Run) -> Mirror | None:
-    """Return a run's mirror, or None if Drive was never mounted. A lost connection is thereby reported, not ignored.
+    """Return a run's mirror, or None if Drive was never mounted.
 
-    The run's cache is left out, and so are its sweep's trials: each has a mirror of its own, since another machine may
-    continue it.
+    After a lost connection it is returned, so that the loss is reported. The cache is left out, and so are a sweep's
+    trials: each has a mirror of its own, since another machine may continue it.
     """
     key = (run.folder.absolute(), colab.DRIVE)
     if key not in _mirrors and colab.is_there():
@@ -109,6 +109,6 @@ def _mirror(run: Run) -> Mirror | None:
 
 
 def remote_room_bytes(run: Run) -> float:
-    """Return the bytes that a run's checkpoints may fill on the mirror: free space plus the checkpoints' size now."""
+    """Return the bytes that a run's checkpoints may fill on the mirror: the free space plus their present size."""
     place = colab.DRIVE / colab.FOLDER_ON_DRIVE / run.name / run.checkpoints.name
     return colab.drive_free_bytes() + folder_bytes(place)

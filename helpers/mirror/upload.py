@@ -155,7 +155,7 @@ class Mirror:
         return here, {n: s for n, s in small.items() if not {n, *parents_of(n)} & self.broken}
 
     def _is_late(self, name: str, small: dict) -> bool:
-        """Whether a file's folder got its manifest while small files were listed; the next sync copies that folder."""
+        """Return True if a file's folder got its manifest during the listing. The next sync copies that folder."""
         is_top = name.split("/")[0] in self.folder_roots
         return is_top and any(f"{folder}/{MANIFEST}" in small for folder in parents_of(name))
 
@@ -201,7 +201,7 @@ class Mirror:
         self.drive.require_room(name, folder.size)
 
     def _make_room(self, size: int) -> None:
-        """Delete checkpoints that no longer exist locally from Drive, oldest first, until `size` bytes fit.
+        """Delete checkpoints from Drive until `size` bytes fit: the oldest first, and none that exists locally.
 
         The newest complete checkpoint stays.
         """
@@ -215,7 +215,7 @@ class Mirror:
         return {name for name in names if (self.source / name).is_dir()}
 
     def _prune(self, here: dict[str, Folder]) -> None:
-        """Delete from Drive the checkpoints that were deleted locally, except the two newest complete checkpoints."""
+        """Delete checkpoints from Drive that were deleted locally, except the two newest complete ones."""
         series = {n: folder for n, folder in self._on_drive().items() if is_of_series(n)}
         if not series.keys() - here.keys():
             return
@@ -236,14 +236,14 @@ class Mirror:
         return json.loads(text) if is_listed else {}
 
     def _is_complete(self, name: str) -> bool:
-        """Whether a folder on Drive matches its manifest; the folder is read back unless it is in `drive.verified`."""
+        """Return True if a folder on Drive matches its manifest. Folders in `drive.verified` are not read again."""
         key = (name, self._on_drive()[name].sha256)
         if key not in self.drive.verified:
             files = self._files(name)
             if not files or not self.drive.is_uploaded(f"{name}/{MANIFEST}"):
                 return False
             for file, entry in files.items():
-                if not self.drive.is_mirrored(f"{name}/{file}", entry["size"], entry["sha256"]):
+                if not self.drive.verify(f"{name}/{file}", entry["sha256"]):
                     return False
             self.drive.verified.add(key)
         return True
@@ -277,7 +277,7 @@ class Mirror:
         self.drive.put_bytes(OWNER, self._machine().encode())
 
     def _require_owner(self) -> None:
-        """Raise NotMirrored if another machine owns the mirror; without an owner, make this machine the owner."""
+        """Raise NotMirrored if another machine owns the mirror. A mirror without an owner becomes this machine's."""
         theirs = self.drive.text(OWNER)
         if not theirs:
             self._own()
@@ -294,7 +294,7 @@ class Mirror:
         return path.read_text()
 
     def is_of_this_machine(self) -> bool:
-        """Whether this machine has ever owned the mirror, or no machine owns the mirror."""
+        """Return True if this machine has ever owned the mirror, or no machine owns the mirror."""
         return (self.source / f".{OWNER}").is_file() or not self.drive.text(OWNER)
 
     # reports and take-down
@@ -318,7 +318,7 @@ class Mirror:
 
 
 def _open_all(path: Path, folder: Folder, stack: ExitStack) -> dict[str, BinaryIO] | None:
-    """Open a folder's files for reading, as {name: file}; return None if the folder was deleted or replaced meanwhile.
+    """Open a folder's files and return {name: file}, or None if the folder was deleted or replaced meanwhile.
 
     Raises NotMirrored if the folder differs from its manifest.
     """
