@@ -9,7 +9,6 @@ from helpers.core.errors import RunError
 from helpers.core.files import folder_bytes
 from helpers.core.run import Run
 from helpers.host import colab
-from helpers.host.colab import FOLDER_ON_DRIVE
 from helpers.mirror.drive import Drive, NotMirrored, explain
 from helpers.mirror.restore import restore_from
 from helpers.mirror.upload import Mirror
@@ -25,9 +24,9 @@ def restore(run: Run, follow: bool = True) -> str:
     With `follow`, the mirror copies this machine's work from now on. Newer files here are never replaced by older ones.
     Raises RunError if Drive cannot be read, or the folder that RUNS_MIRROR names cannot be made.
     """
-    if not colab.mount_drive():
+    mirror = _mirror(run) if colab.mount_drive() else None
+    if mirror is None:
         return f"{run.folder}: saved on this machine only"
-    mirror = _mirrors.setdefault(_key(run), _new_mirror(run))
     mirror.is_outdated = True
     try:
         done = restore_from(mirror.drive, run.folder)
@@ -50,10 +49,8 @@ def sync(run: Run) -> str:
         if not mirror.is_of_this_machine():
             restore(run)
         problem = mirror.flush()
-    except OSError as error:
+    except (OSError, RunError) as error:
         problem = explain(error)
-    except RunError as error:
-        problem = str(error)
     if problem:
         return f"{run.folder} is NOT all on {colab.name_of_place()}: {problem}. Verified there: {mirror.words()}"
     return f"{run.folder} is kept on {colab.name_of_place()}, {mirror.words()}, all of it read back"
@@ -74,7 +71,7 @@ def sync_before_end(run: Run, max_s: float | None = None) -> str:
 
 
 def sync_soon(run: Run) -> None:
-    """Schedule a background sync if the run has a mirror; calls made before that sync starts share it."""
+    """Schedule a background sync if the run has a mirror. Calls made before that sync starts are merged."""
     if mirror := _mirror(run):
         mirror.schedule()
 
@@ -87,48 +84,31 @@ def delete_remote(run: Run) -> None:
 
 
 def purge_remote(run: Run) -> None:
-    """Delete from the mirror every file outside checkpoints and models that is not in the local run folder.
-
-    Raises RunError if that fails.
-    """
+    """Delete from the mirror every small file that is not in the local run folder. Raises RunError if that fails."""
     if mirror := _mirror(run):
         try:
             mirror.purge()
         except (OSError, NotMirrored) as error:
-            what = explain(error) if isinstance(error, OSError) else error
-            raise RunError(
-                f"{run.folder} is still on {colab.name_of_place()} as it was: {what}"
-            ) from None
-
-
-def _key(run: Run) -> tuple[Path, Path]:
-    return run.folder.absolute(), colab.DRIVE
+            what = f"{run.folder} is still on {colab.name_of_place()} as it was"
+            raise RunError(f"{what}: {explain(error)}") from None
 
 
 def _mirror(run: Run) -> Mirror | None:
     """Return a run's mirror, or None if Drive was never mounted.
 
-    A lost connection is thereby reported, not ignored.
+    After a lost connection it is returned, so that the loss is reported. The cache is left out, and so are a sweep's
+    trials: each has a mirror of its own, since another machine may continue it.
     """
-    if _key(run) not in _mirrors and colab.is_there():
-        _mirrors[_key(run)] = _new_mirror(run)
-    return _mirrors.get(_key(run))
-
-
-def _new_mirror(run: Run) -> Mirror:
-    """Create a run's mirror, which leaves out the run's cache and the trials of its sweep.
-
-    Each trial has a mirror of its own, since another machine may continue it.
-    """
-    folder_roots = frozenset(
-        path.name for path in (run.checkpoints, run.model, run.export, run.sweep)
-    )
-    trials = run.trial_folders.relative_to(run.folder).as_posix()
-    drive = Drive(colab.DRIVE, f"{FOLDER_ON_DRIVE}/{run.name}")
-    return Mirror(run.folder, drive, folder_roots, frozenset({run.cache.name, trials}))
+    key = (run.folder.absolute(), colab.DRIVE)
+    if key not in _mirrors and colab.is_there():
+        folders = (run.checkpoints, run.model, run.export, run.sweep)
+        skip = {run.cache.name, run.trial_folders.relative_to(run.folder).as_posix()}
+        drive = Drive(colab.DRIVE, f"{colab.FOLDER_ON_DRIVE}/{run.name}")
+        _mirrors[key] = Mirror(run.folder, drive, {path.name for path in folders}, skip)
+    return _mirrors.get(key)
 
 
 def remote_room_bytes(run: Run) -> float:
-    """Return the bytes that a run's checkpoints may fill on the mirror: free space plus the checkpoints' size now."""
-    place = colab.DRIVE / FOLDER_ON_DRIVE / run.name / run.checkpoints.name
+    """Return the bytes that a run's checkpoints may fill on the mirror: the free space plus their present size."""
+    place = colab.DRIVE / colab.FOLDER_ON_DRIVE / run.name / run.checkpoints.name
     return colab.drive_free_bytes() + folder_bytes(place)
