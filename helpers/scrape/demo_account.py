@@ -32,7 +32,7 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
         day = FIRST_DAY + timedelta(days=3 * number, minutes=rng.randrange(600))
         shortcode = _shortcode("D", f"mira {number}")
         for index in range(1, pictures + 1):
-            scene = random_scene(DEMO_SCENES_FROM + len(found))
+            scene = random_scene(DEMO_SCENES_FROM + len(found) + 1)
             paint = partial(paint_watercolour, scene)
             source_id = f"scene {scene.seed}"
             found.append(_make_item(shortcode, index, day, source_id, paint, scene.caption))
