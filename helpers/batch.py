@@ -40,7 +40,7 @@ def parameters_of(stage: str) -> list[str]:
 
 
 def chosen_stages(first: str | None, only: str | None) -> list[str]:
-    """Return the stages in `only` (such as 01,04). Without `only`, return the stages from `first` (such as 03) on.
+    """Return the stages that `only` lists ("01,04"). If `only` is None, return stage `first` ("03") and all later ones.
 
     Raises RunError for an unknown number.
     """
@@ -109,7 +109,7 @@ def _describe(run: Run, error: papermill.PapermillExecutionError) -> str:
     retry=retry_if_exception_message(match=NOT_STARTED), stop=stop_after_attempt(3), reraise=True
 )
 def _run_notebook(stage: str, target: Path, parameters: dict[str, Any]) -> None:
-    """Execute a notebook by papermill. Retry if the kernel does not start, such as when its port is taken."""
+    """Execute a notebook by papermill. If the kernel does not start, such as when a port is taken, try again."""
     papermill.execute_notebook(
         str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb"),
         str(target),
@@ -200,7 +200,7 @@ def main() -> None:
 
 
 def stop(number: int, _frame: object) -> None:
-    """Raise Stopped when a signal arrives. Papermill then interrupts the kernel, so that a training saves."""
+    """Raise Stopped when a signal arrives. Papermill then interrupts the kernel, and a training saves its state."""
     raise Stopped("stopped; what was done is saved: give the same command again to resume", number)
 
 

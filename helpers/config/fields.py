@@ -23,7 +23,7 @@ def choice(*options: str, **metadata: Any) -> Any:
 
 
 def lines(default: str | tuple[str, ...], **metadata: Any) -> Any:
-    """Return a dataclass field for several texts, as str or tuple like `default`. A user may give lines or a list."""
+    """Return a dataclass field for several texts, given as lines or as a list. The field has the type of `default`."""
     return field(default=default, metadata={"lines": True, **metadata})
 
 
@@ -122,7 +122,7 @@ def check(config: Any) -> None:
 
 
 def _lines(f: Field, value: Any) -> str | tuple[str, ...]:
-    """Convert lines, or a list of texts, to the type of the field: str or tuple."""
+    """Convert a text of several lines, or a list of texts, to the type of the field (str or tuple)."""
     texts = value.splitlines() if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise RunError(f"{f.name} is {value!r}: give a text in quotes, or a list of them")

@@ -1,4 +1,4 @@
-"""The settings of the five notebooks, a dataclass each. A notebook calls `configure(TrainConfig, more, run=run)`."""
+"""The settings of the five notebooks, one dataclass each. A notebook calls `configure(TrainConfig, more, run=run)`."""
 
 import re
 from contextlib import suppress
@@ -78,7 +78,7 @@ class ScrapeConfig(Checked):
         return list(dict.fromkeys(match[1] for match in found.values()))
 
     def covers(self, taken_at: str) -> bool:
-        """Return True if the ISO time `taken_at` is empty, or within the days `since` to `until`."""
+        """Return True if the ISO time `taken_at` is empty, or its day is between `since` and `until` (inclusive)."""
         day = taken_at[:10]
         return not day or (self.since or day) <= day <= (self.until or day)
 
@@ -246,7 +246,7 @@ class TrainConfig(Checked):
 
     @property
     def effective_batch_size(self) -> int:
-        """The number of images per optimizer step and process."""
+        """The number of images per optimizer step in each process."""
         return self.train_batch_size * self.gradient_accumulation_steps
 
     def __post_init__(self) -> None:
@@ -298,7 +298,7 @@ CONFIGS = {
 
 
 def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: Any) -> Config:
-    """Create a config from a notebook's parameters and the dict `more`. None means the default or preset value.
+    """Create a config from a notebook's parameters and the dict `more`. Replace None by the preset or default value.
 
     Raises RunError for an unknown name, or a value out of its bounds.
     """

@@ -1,4 +1,4 @@
-"""Decode any image file to upright sRGB pixels, or raise ImageError. No other module opens image files of others."""
+"""Decode any image file to upright sRGB pixels, or raise ImageError. Only this module opens untrusted image files."""
 
 import io
 import re
@@ -55,11 +55,11 @@ warnings.filterwarnings("ignore", module="PIL")  # an ImageError says what is wr
 
 
 class ImageError(OSError):
-    """An image file that cannot be used. The message gives the reason in one line, without the file's name."""
+    """The error for an image file that cannot be used. The message is one line with the reason, without a file name."""
 
 
 class TooLarge(ImageError):
-    """An image file with more bytes or pixels than the limit that the user can set."""
+    """The error for an image file with more bytes or pixels than the limit that the user can set."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Picture:
 
 
 def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
-    """Return the bytes of an image file. Raises ImageError, before reading all, if it is no image or too large."""
+    """Read an image file's bytes. If the file is no image or too large, raise ImageError without reading all of it."""
     with path.open("rb") as file:
         head = file.read(32)
     Image.init()
@@ -87,7 +87,7 @@ def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
 
 
 def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
-    """Decode an image file, given as path or bytes, in full, since Pillow's `verify()` accepts many damaged files.
+    """Decode a whole image file, given as path or bytes. Pillow's `verify()` would accept many damaged files.
 
     Raises ImageError if it is of another format, is damaged, or has more than `max_mpx` megapixels.
     """
@@ -134,7 +134,7 @@ def _has_more_frames(content: bytes) -> bool:
 
 
 def _load_and_orientation(image: Image.Image) -> int:
-    """Load an image's pixels unrotated, and return the EXIF orientation, or 1 if unreadable."""
+    """Load an image's pixels unrotated. Return the EXIF orientation, or 1 if there is none that can be read."""
     is_tiff = image.format == "TIFF"  # Pillow would rotate it, and rewrite the EXIF for that
     orientation = image.tag_v2.pop(ORIENTATION, 1) if is_tiff else 1
     image.load()
@@ -177,7 +177,7 @@ INTENT, FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINT
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, str, bool] | None:
-    """Return (transform to sRGB, its input mode, True for an identity), or None for an unusable ICC profile."""
+    """Return (transform to sRGB, its input mode, whether it is an identity), or None if the ICC profile is unusable."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         wanted = MODES[opened.profile.xcolor_space.strip()]
@@ -208,7 +208,7 @@ XMP = b"XML:com.adobe.xmp\0"  # may contain the orientation
 
 
 def strip_png_text(content: bytes) -> bytes:
-    """Remove the text chunks, except XMP, from a PNG, and return other files unchanged. Pillow limits their size."""
+    """Remove the text chunks except XMP from a PNG, since Pillow limits their size. Return other files unchanged."""
     if not content.startswith(PNG_SIGNATURE) or not any(kind in content for kind in PNG_TEXTS):
         return content
     chunks = png_chunks(content)
@@ -217,7 +217,7 @@ def strip_png_text(content: bytes) -> bytes:
 
 
 def png_chunks(content: bytes) -> list[bytes]:
-    """Split a PNG into its chunks, each with length, kind and checksum. A damaged rest is the last chunk."""
+    """Split a PNG into its chunks, each with length, kind and checksum. Any damaged rest is the last chunk."""
     chunks, at = [], len(PNG_SIGNATURE)
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4])
@@ -227,7 +227,7 @@ def png_chunks(content: bytes) -> list[bytes]:
 
 
 def strip_metadata(content: bytes, format: str) -> bytes | None:
-    """Remove all metadata from a JPEG, PNG or WEBP, or return None if that is impossible. Compressed pixels stay."""
+    """Remove all metadata from a JPEG, PNG or WEBP without recompressing it. Return None if that is impossible."""
     if format in ("JPEG", "MPO"):
         return _jpeg_pixels(content)
     if format == "PNG":

@@ -44,7 +44,7 @@ def on_disk(what: str, path: Path) -> Iterator[None]:
 
 
 def _refusal(error: Exception) -> int | None:
-    """Return the errno of a disk error, also from safetensors' text (`os error 28`), or None for other errors."""
+    """Return the errno of a disk error, or None for other errors. Safetensors' errors have it in the text."""
     from_rust = re.search(r"\(os error (\d+)\)", str(error))
     reason = error.errno if isinstance(error, OSError) else from_rust and int(from_rust[1])
     return reason if reason in NEXT_STEPS else None
@@ -164,7 +164,7 @@ def cut_half_line(file: Any) -> None:
 def locked(
     path: Path, wait: bool = True, acquire: Callable[..., None] = fcntl.flock
 ) -> Iterator[bool]:
-    """Lock a file against other processes, and yield True. Without `wait`, yield False if another one holds the lock.
+    """Lock a file against other processes, and yield True. With `wait=False`, yield False if the lock is taken.
 
     The kernel releases the lock when its holder dies.
     """
@@ -185,7 +185,7 @@ _held: dict[tuple[int, Path], tuple[ExitStack, list]] = {}  # locks by process, 
 
 @contextmanager
 def locked_by_process(path: Path) -> Iterator[bool]:
-    """Lock a file for this process, and yield True, or False if another process holds the lock.
+    """Lock a file for this process, and yield True. If another process holds the lock, yield False.
 
     This process may lock it again, as a rerun cell does; the last holder releases it. Forked children do not hold it.
     """
@@ -209,7 +209,7 @@ def locked_by_process(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
-    """Yield an empty folder, which replaces `folder` on exit unless an error is raised. `manifest` adds a manifest."""
+    """Yield an empty folder that replaces `folder` on exit unless an error is raised. `manifest` adds manifest.json."""
     tmp_path = _tmp_path(folder)
     _remove(tmp_path)
     make_folder(tmp_path)
@@ -221,7 +221,7 @@ def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Replace `folder` by the folder `new`. After a kill in between, `recover_folder` restores the old one."""
+    """Replace `folder` by the folder `new`. If a kill interrupts this, `recover_folder` restores the old folder."""
     make_folder(folder.parent)
     recover_folder(folder)
     if os.path.lexists(folder):
@@ -247,7 +247,7 @@ def recover_folders(parent: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder, renamed first so that no reader sees a part. After a kill, `recover_folders` completes this."""
+    """Rename a folder, then delete it: no reader sees a part. After a kill, `recover_folders` deletes the rest."""
     _remove(_tmp_path(folder))
     _rename(folder, _tmp_path(folder))
     _remove(_tmp_path(folder))
@@ -262,7 +262,7 @@ def _tmp_path(folder: Path) -> Path:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write a folder's manifest.json, with each file's size and SHA-256. Written last, it marks a complete folder."""
+    """Write a folder's manifest.json, with each file's size and SHA-256. Its presence marks the folder as complete."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))

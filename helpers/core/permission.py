@@ -10,7 +10,7 @@ OF_ANOTHERS = "private study"
 
 
 def permission_for(said: str, owners: Collection[str], account: str) -> str:
-    """Return `said` as the permission for an owner's image, else "private study". Unknown accounts count as owners."""
+    """Return the permission `said`, or "private study" if an account other than the known `owners` posted the image."""
     return said if not owners or account.lower() in ("", *owners) else OF_ANOTHERS
 
 

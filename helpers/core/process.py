@@ -57,7 +57,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`, and print a RunError or Stopped in one line. A signal's exit code is 128 + its number."""
+    """Run a command's `main`, printing RunError or Stopped in one line. After a signal, exit with 128 + its number."""
     prepare_process()
     try:
         main()

@@ -46,7 +46,7 @@ class Post:
 
 @dataclass(frozen=True)
 class Caption:
-    """A line of captions.jsonl: an image's caption, by a captioner or a person. The last line counts; costs add up."""
+    """A line of captions.jsonl: an image's caption. A later line replaces the caption, but the costs are summed."""
 
     file_name: str
     caption: str
@@ -82,7 +82,7 @@ def append_row(path: Path, row: object) -> None:
 
 
 def append_rows(path: Path, rows: Sequence[object]) -> None:
-    """Append rows to a JSON Lines file in one write, with secrets redacted. After a kill the first rows remain."""
+    """Append rows to a JSON Lines file in one write, with secrets redacted. A kill may cut off the last rows."""
     if rows:
         text = "\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows)
         text = redact(text)  # errors may quote a request with its key
@@ -135,7 +135,7 @@ def caption_costs(path: Path) -> tuple[float, int]:
 
 
 def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = ()) -> None:
-    """Rewrite a JSON Lines file atomically, with the lines that `keep` accepts, and then `rows`."""
+    """Rewrite a JSON Lines file atomically: keep the lines that `keep` accepts, and append `rows`."""
     old = path.read_bytes() if path.is_file() else b""
     kept = [line for line in old.split(b"\n")[:-1] if line and keep(json.loads(line))]
     kept += [json.dumps(asdict(row), ensure_ascii=False).encode() for row in rows]
@@ -170,5 +170,5 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 def log_lines(rows: Sequence[dict[str, float]]) -> str:
-    """Format rows as the text of train_log.jsonl, a JSON object per line."""
+    """Format rows as the text of train_log.jsonl, with one JSON object per line."""
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -77,7 +77,7 @@ def redact(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, set[str]]]:
-    """Return the forms of secrets (unencoded, hex, base64) as {form: (name, is unencoded, search texts)}.
+    """Return each secret unencoded, in hex and in base64, as {form: (name, is unencoded, search texts)}.
 
     The longest form comes first, since a secret may contain another. Escaped forms are searched only in a text whose
     `_plain` has one of the search texts.
@@ -92,7 +92,7 @@ def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, s
 
 
 def _plain(text: str) -> str:
-    """Return a text unescaped, without white space and in lower case, for a quick search."""
+    """Return a text for a quick search: unescaped, in lower case, and without white space."""
     if "\\" in text:
         text = ESCAPED.sub(_character, text)
     if "%" in text:
@@ -108,13 +108,13 @@ def _character(match: re.Match) -> str:
 
 @lru_cache(maxsize=64)
 def _escaped(form: str) -> re.Pattern:
-    """Compile a regular expression that finds `form` even with escaped characters or line ends inside."""
+    """Compile a regular expression that finds `form`, even if characters are escaped or line ends are inserted."""
     flags = re.IGNORECASE if re.fullmatch("[0-9a-f]{16,}", form) else 0
     return re.compile(BREAK.join(map(_character_pattern, form)), flags)
 
 
 def _character_pattern(character: str) -> str:
-    """Return a regular expression for a character's escaped forms. They do not overlap: search time is linear."""
+    """Return a regular expression for a character's escaped forms. No two forms overlap, so search time is linear."""
     code, octets = ord(character), character.encode()
     ways = {
         re.escape(character) if character.isalnum() else r"\\*" + re.escape(character),
@@ -129,7 +129,7 @@ def _character_pattern(character: str) -> str:
 
 
 def _parts(value: str) -> set[str]:
-    """Return the strings to redact for a secret: the value, a cookie's values, and a URL's passwords.
+    """Return the strings to redact for a secret: the value, the values in a cookie, and the passwords in a URL.
 
     A URL without a password is no secret.
     """
@@ -143,7 +143,7 @@ def _parts(value: str) -> set[str]:
 
 
 def _base64(text: str) -> set[str]:
-    """Return the forms of a text within longer base64. Characters that also encode a neighbouring byte are left out."""
+    """Return a text's base64 strings for each alignment in longer data. Omit characters that mix in other bytes."""
     forms = set()
     for before in range(3):
         raw = b"\0" * before + text.encode()
@@ -224,7 +224,7 @@ def _redact_extras() -> None:
 
 
 def _redact_exceptions() -> None:
-    """Redact secrets in tracebacks of uncaught exceptions. Those without secrets go to the hooks set before."""
+    """Redact secrets in tracebacks of uncaught exceptions. Tracebacks without secrets go to the previous hooks."""
     in_main, in_thread, in_none = sys.excepthook, threading.excepthook, sys.unraisablehook
 
     def printed(*error: Any) -> bool:

@@ -98,7 +98,7 @@ class Run:
         return f"Run({self.name!r})"
 
     def image(self, file_name: str) -> Path:
-        """Return the path of an image. Raises RunError for a name that 01 would not give (`../x.jpg`)."""
+        """Return the path of an image. Raises RunError for a name that notebook 01 never gives, such as `../x.jpg`."""
         if not IMAGE_NAME.fullmatch(file_name):
             raise RunError(
                 f"{file_name!r} is no image name of this project: fix the line of {self.posts} that has it"
@@ -142,7 +142,7 @@ class Run:
         return self.taken_down.read_text().split() if self.taken_down.is_file() else []
 
     def trial(self, number: int) -> "TrialRun":
-        """Return the run of a trial of this run's sweep. Trials are numbered from 0."""
+        """Return the run of trial `number` in this run's sweep. Trials are numbered from 0."""
         return TrialRun(self, number)
 
     def check_settings(self, config: Any) -> None:
@@ -174,7 +174,7 @@ class Run:
         )
 
     def read_seconds(self) -> dict[str, float]:
-        """Read each stage's total running time in seconds, without unreadable values."""
+        """Read each stage's total running time in seconds, and skip unreadable values."""
         with suppress(OSError, ValueError, AttributeError):
             kept = read_json(self.seconds).items()
             return {stage: s for stage, s in kept if isinstance(s, int | float)}
@@ -194,7 +194,7 @@ class Run:
         self.add_seconds(stage, time.perf_counter() - began)
 
     def require(self, path: Path, stage: str) -> Path:
-        """Return `path`, or raise RunError that names the notebook to run first if the path is missing."""
+        """Return `path` if it exists. Otherwise, raise RunError, which names the notebook to run first."""
         if not path.exists():
             raise RunError(
                 f"{path} is missing: run {notebook_name(stage)} with run={self.name!r} first, "
@@ -204,7 +204,7 @@ class Run:
 
 
 class TrialRun(Run):
-    """A run of a sweep's trial: a folder of its own, with the dataset and cache of the sweep's run."""
+    """The run of a sweep's trial. It has its own folder, and uses the dataset and the cache of the sweep's run."""
 
     lock = _RunPath(".lock")
 

@@ -13,7 +13,7 @@ MAX_ENDING_WORDS = 16
 
 @cache
 def _ending(suffix: str) -> re.Pattern[str] | None:
-    """Compile a regular expression for a suffix at a text's end, even repeated; return None without words."""
+    """Compile a regular expression for a suffix at a text's end, even repeated. A suffix without words gives None."""
     words = re.findall(rf"[^{SEPARATORS}]+", suffix)
     if not words:
         return None
@@ -38,7 +38,7 @@ def append_suffix(text: str, suffix: str) -> str:
 
 
 def common_ending(captions: Sequence[str], share: float = 0.8) -> str:
-    """Return the longest ending (3 to 16 words) that at least `share` of captions have: a likely suffix, or ""."""
+    """Return the longest ending (3 to 16 words) shared by at least the fraction `share` of captions, or "" if none."""
     words = [caption.lower().rstrip(".,;! ").split() for caption in captions]
     for count in range(MAX_ENDING_WORDS, MIN_ENDING_WORDS - 1, -1):
         endings = Counter(" ".join(w[-count:]) for w in words if len(w) > count)

@@ -68,7 +68,7 @@ def decode(content: bytes) -> str | None:
 
 
 def decode_western(contents: Iterable[bytes]) -> list[str] | None:
-    """Decode texts as Windows-1252, or return None if their characters suggest another encoding."""
+    """Decode several files' bytes as Windows-1252. Return None if the characters suggest another encoding."""
     try:
         texts = [content.decode("cp1252") for content in contents]
     except UnicodeDecodeError:
@@ -86,7 +86,7 @@ def decode_western(contents: Iterable[bytes]) -> list[str] | None:
 
 
 def alternatives(text: str) -> list[str]:
-    """Split a text into captions, one per line, as kohya's sd-scripts and OneTrainer do. Wrapped lines are joined."""
+    """Split a text into captions, one per line, as kohya's sd-scripts and OneTrainer do. Rejoin wrapped lines."""
     lines = [line for line in map(one_line, text.splitlines()) if line]
     return [" ".join(lines)] if len(lines) > 1 and _is_wrapped(lines) else lines
 

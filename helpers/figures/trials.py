@@ -23,7 +23,7 @@ COLOURS = ("#d1495b", "#8b6fa8", "#c9c0d0")  # the best, other complete ones, pr
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A sweep trial's settings and results. `value` is the validation loss, or None without a result."""
+    """The settings and results of a sweep's trial. `value` is the validation loss, or None if there is no result."""
 
     number: int
     state: str  # complete, pruned, running, waiting
@@ -142,7 +142,7 @@ def _label(value: Any, digits: str = ".4g") -> str:
 
 
 def _places(column: Sequence[Any]) -> list[float]:
-    """Scale values to 0..1. Words go by rank, and positive numbers over a range of 10x or more by logarithm."""
+    """Scale words (by rank) or numbers to 0..1. If positive numbers span a factor of 10 or more, use logarithms."""
     if not all(type(v) in (int, float) for v in column):
         words = sorted({str(v) for v in column})
         column = [words.index(str(v)) for v in column]

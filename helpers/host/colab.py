@@ -36,7 +36,7 @@ def on_colab() -> bool:
 
 
 def is_attended() -> bool:
-    """Return True if a user can answer a prompt, since a Jupyter server on Colab started this kernel.
+    """Return True if a Jupyter server on Colab started this kernel, so that a user can answer a prompt.
 
     Elsewhere `drive.mount` waits two minutes for an answer, even if Drive is mounted already, and Secrets ten seconds.
     """
@@ -111,7 +111,7 @@ def _ask_for_drive() -> str:
 
 
 def drive_words() -> str:
-    """Mount Google Drive, asking even after a refusal, and return a line on the result. Raises as `mount_drive`."""
+    """Ask to mount Google Drive, even after a refusal. Return the result as a line. Raises as `mount_drive` does."""
     _ask_for_drive.cache_clear()
     if mount_drive():
         free = f"{drive_free_bytes() / 1e9:.0f} GB free"
@@ -121,7 +121,7 @@ def drive_words() -> str:
 
 
 def secret(name: str) -> str:
-    """Return a secret from the environment or Colab's Secrets, redacted from now on. Raises RunError if not set."""
+    """Get a secret from the environment or Colab's Secrets, and redact it from now on. Raises RunError if missing."""
     value = os.environ.get(name) or (_ask_for_secret(name) if is_attended() else None)
     if value:
         return register_secret(name, value)

@@ -105,7 +105,7 @@ def _fault_of_xformers(device: torch.device) -> str:
 
 
 def memory_gb() -> float:
-    """Return this process's memory in GB: reserved GPU memory, or the peak of main memory without a GPU."""
+    """Return this process's memory use in GB: reserved GPU memory, or peak main memory if there is no GPU."""
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved() / GB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB

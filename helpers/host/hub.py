@@ -13,7 +13,7 @@ from helpers.host.colab import secret
 
 
 def open_hub() -> HfApi:
-    """Return a Hub client with the token of a login, the environment or Colab. Raises RunError without a token."""
+    """Return a Hub client with a token from a login, the environment or Colab. Raises RunError if there is no token."""
     return HfApi(token=register_secret("HF_TOKEN", get_token() or secret("HF_TOKEN")))
 
 

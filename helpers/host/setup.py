@@ -27,7 +27,7 @@ NO_ANSWER = re.compile(r"connection broken by '(.*?)': /|(Could not fetch URL .*
 
 
 def set_up() -> str:
-    """Install missing packages and mount Drive, on Colab only, and return a description of the machine.
+    """Set up Colab: install missing packages and mount Drive. On any machine, return a description of the machine.
 
     A rerun asks again for a Drive that was refused. Raises RunError if installing fails.
     """
@@ -42,7 +42,7 @@ def set_up() -> str:
 
 
 def installed_words(has_gpu: bool) -> str:
-    """Install missing packages, and return a line that lists them. Only packages for a GPU may fail."""
+    """Install missing packages, and return a line that lists them. Failures of GPU packages are listed, not raised."""
     came, without = install("-r", "requirements.txt"), []
     for name in Path("requirements-gpu.txt").read_text().splitlines() if has_gpu else []:
         try:
@@ -80,7 +80,7 @@ def install(*what: str) -> list[str]:
 
 
 def _reason(said: str) -> str:
-    """Return the network error in pip's error output if the index did not answer, else the last line."""
+    """Return why pip failed: the network error if the index did not answer, or else the last line of the output."""
     last = (said.strip().splitlines() or ["no reason given"])[-1]
     found = NO_ANSWER.search(said) if "No matching distribution" in last else None
     return f"the package index does not answer ({found[1] or found[2]})" if found else last

@@ -27,7 +27,7 @@ MAX_FILE_BYTES = 500_000_000  # of a file in one: archives are made in memory
 
 
 def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
-    """Return a run's small files as {name: os.stat_result}, without the folders `apart`, temporary files and links.
+    """Return a run's small files as {name: os.stat_result}. Omit the folders `apart`, temporary files and links.
 
     A file is temporary if its name, or that of a folder above it, starts with a dot.
     """
@@ -66,7 +66,7 @@ def parents_of(name: str) -> set[str]:
 
 
 def _first_incomplete(manifest: Path) -> Path | None:
-    """Return the first file of a manifest that is missing or has another size, or None."""
+    """Return a manifest's first file that is missing or has another size, or None if there is no such file."""
     with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):  # of a damaged one
         for file, entry in read_json(manifest).items():
             path = manifest.parent / file
@@ -88,7 +88,7 @@ def read_small(path: Path) -> bytes:
 
 
 def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """Yield lists of file names, each of at most ARCHIVE_BYTES in total, or of one larger file."""
+    """Split files into lists of names, each with at most ARCHIVE_BYTES in total. A larger file is in a list alone."""
     group: list[str] = []
     for name, size in sizes.items():
         if group and sum(sizes[n] for n in group) + size > ARCHIVE_BYTES:
@@ -100,7 +100,7 @@ def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
 
 
 def unpack(tar_path: Path, wanted: dict[str, File], target: Path) -> None:
-    """Extract the wanted files from a tar archive to `target`, if their size and SHA-256 match.
+    """Extract from a tar archive to `target` those wanted files whose size and SHA-256 match.
 
     Everything else in the archive is ignored, and so is the rest of a damaged one.
     """
@@ -150,7 +150,7 @@ class ArchiveSet:
         return [*self.unread, *([NotMirrored(words)] if lost else [])]
 
     def _drop(self, found: dict[str, os.stat_result], broken: Set[str]) -> None:
-        """Remove files that were deleted on this machine from the index. Files that were never here stay in it."""
+        """Remove from the index the files deleted on this machine. Files that were never on this machine stay."""
         complete = {name.rsplit("/", 1)[0] for name in found if name.endswith(f"/{MANIFEST}")}
         for name in self.index.files.keys() - found.keys():
             if not {name, *parents_of(name)} & broken and (
@@ -189,7 +189,7 @@ class ArchiveSet:
     def _add(
         self, names: set[str], found: dict[str, os.stat_result], min_used: float = 0.5
     ) -> None:
-        """Write the named files to new archives on Drive, with the local files of archives that are due for merging."""
+        """Write the named files to new archives on Drive. Include local files whose old archives are to be merged."""
         merged = self.index.files_of(self.index.outdated(min_used))
         sizes = {name: found[name].st_size for name in sorted(names | merged & found.keys())}
         try:
@@ -217,7 +217,7 @@ class ArchiveSet:
         self.index.parts[part] = Archive(len(content), sha256, sum(v[0] for v in read.values()))
 
     def publish(self, folders: dict[str, Folder], force: bool = False) -> None:
-        """Write a changed index over the older of its two files on Drive, then delete archives that neither lists."""
+        """Write a changed index over the older index file on Drive. Then delete archives that are in neither index."""
         used = {file.part for file in self.index.files.values()}
         parts = {name: archive for name, archive in self.index.parts.items() if name in used}
         self.index = replace(self.index, parts=parts, folders=dict(folders))
@@ -234,7 +234,7 @@ class ArchiveSet:
                     self.drive.remove(copy)
 
     def purge(self, found: dict[str, os.stat_result], folders: dict[str, Folder]) -> None:
-        """Delete every file that is not in `found` from Drive's archives and from both index files."""
+        """Delete every file that is not in `found`, both from Drive's archives and from the two index files."""
         self.index.files = {n: file for n, file in self.index.files.items() if n in found}
         for problem in self.copy(found, folders):
             raise problem

@@ -23,7 +23,7 @@ GONE = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ECONNABORTE
 
 
 class NotMirrored(Exception):
-    """A file could not be mirrored to Drive; the message says why and what to do."""
+    """The error for a file that could not be mirrored to Drive. The message says why, and what to do."""
 
 
 class Drive:
@@ -85,7 +85,7 @@ class Drive:
         return shutil.disk_usage(self.path("").parent if self.folder.is_dir() else self.root).free
 
     def is_uploaded(self, name: str) -> bool:
-        """Return True if DriveFS has finished uploading a file, by a file attribute. Other file systems give True."""
+        """Return False if a file's attribute shows that DriveFS has not finished the upload. Otherwise, return True."""
         path = self.path(name)
         self.heard_at = time.monotonic()
         with suppress(AttributeError):  # os.getxattr is Linux's
@@ -115,7 +115,7 @@ class Drive:
         return digest.hexdigest() == sha256
 
     def verify(self, name: str, sha256: str) -> bool:
-        """Read a file back, and return True if it has this SHA-256 and its upload has ended; note it in `verified`."""
+        """Read a file back. If its SHA-256 matches and its upload has ended, add it to `verified` and return True."""
         is_there = self.holds(name, sha256) and self.is_uploaded(name)
         if is_there:
             self.verified.add((name, sha256))

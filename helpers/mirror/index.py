@@ -38,7 +38,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Folder:
-    """A checkpoint or model folder in the index: its manifest's SHA-256 and modification time (ns), and its size."""
+    """A checkpoint or model folder in the index: its size, and its manifest's SHA-256 and modification time (ns)."""
 
     sha256: str
     mtime_ns: int
@@ -75,7 +75,7 @@ class Index:
         return {name for name, file in self.files.items() if file.part in archives}
 
     def outdated(self, min_used: float) -> list[str]:
-        """Return the archives to merge: under SMALL bytes, or with less than the share `min_used` of current files."""
+        """Return the archives to merge: under SMALL bytes in size, or with a share still in use below `min_used`."""
         used = Counter()
         for file in self.files.values():
             used[file.part] += file.size
@@ -91,7 +91,7 @@ def _digest(body: dict) -> str:
 
 
 def copies(name: str) -> tuple[str, str]:
-    """Return a file's name and Drive's name for a second file of the same name: `a.json`, `a (1).json`."""
+    """Return `name`, and the name that Drive gives to a second file of that name (`a (1).json` for `a.json`)."""
     path = Path(name)
     return name, path.with_name(f"{path.stem} (1){path.suffix}").as_posix()
 
@@ -110,7 +110,7 @@ def _parse(text: str) -> Index | None:
 
 
 def backup_name(name: str) -> str:
-    """Return the name of a folder's backup on Drive, which is the old version until the new one is complete."""
+    """Return the name under which Drive keeps a folder's old version until the new version is complete."""
     return Path(name).with_name(f".{Path(name).name}.old").as_posix()
 
 

@@ -137,7 +137,7 @@ def _is_older(path: Path, file: File | Folder) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    """Return True if a name from Drive is relative and not empty, and no part of it starts with a dot."""
+    """Return True if a name from Drive is a relative path, not empty, and without parts that start with a dot."""
     path = Path(name)
     return not path.is_absolute() and not is_hidden(path) and path.name not in ("", ".")
 
@@ -212,7 +212,7 @@ def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path
 
 
 class _Unusable(Exception):
-    """A file on Drive is missing, unreadable or corrupt; other files may be usable."""
+    """The error for a file on Drive that is missing, unreadable or corrupt. Other files may be usable."""
 
 
 class _DriveError(Exception):
@@ -220,7 +220,7 @@ class _DriveError(Exception):
 
 
 def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> bool:
-    """Copy a file, or Drive's second file of its name, to `target`; return True if its size and SHA-256 verify."""
+    """Copy a file, or Drive's second file of that name, to `target`. Return True if the size and SHA-256 match."""
     with on_disk("make", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     for copy in copies(name):

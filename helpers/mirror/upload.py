@@ -122,7 +122,7 @@ class Mirror:
             raise problems[0]
 
     def _scan(self) -> tuple[dict[str, Folder], dict]:
-        """Return the local folders with a manifest as {name: Folder}, and the small files as {name: os.stat_result}.
+        """List local folders that have a manifest, and small files. Return {name: Folder} and {name: os.stat_result}.
 
         Folders first: no checkpoint may be ahead of its log.
         """
@@ -187,7 +187,7 @@ class Mirror:
         self.drive.verified.add((name, folder.sha256))
 
     def _back_up(self, name: str, folder: Folder, manifest: bytes) -> None:
-        """Rename a folder's old version on Drive to a backup name. Raises NotMirrored if the new one has no room."""
+        """Rename a folder's old version on Drive to a backup name. Raises NotMirrored if the new version is too big."""
         there = self.drive.text(f"{name}/{MANIFEST}").encode()
         if there == manifest:
             return  # complete, or repaired file by file
@@ -201,7 +201,7 @@ class Mirror:
         self.drive.require_room(name, folder.size)
 
     def _make_room(self, size: int) -> None:
-        """Delete checkpoints from Drive until `size` bytes fit: the oldest first, and none that exists locally.
+        """Delete the oldest checkpoints from Drive until `size` bytes fit. Checkpoints that exist locally are kept.
 
         The newest complete checkpoint stays.
         """
@@ -230,7 +230,7 @@ class Mirror:
             self._delete([name for name in series if name not in {*here, *newest}])
 
     def _files(self, name: str) -> dict[str, dict]:
-        """Return the content of a folder's manifest on Drive, or {} if the index lists another manifest."""
+        """Return the content of a folder's manifest on Drive, or {} if the index lists another SHA-256 for it."""
         text = self.drive.text(f"{name}/{MANIFEST}")
         is_listed = hashlib.sha256(text.encode()).hexdigest() == self._on_drive()[name].sha256
         return json.loads(text) if is_listed else {}
@@ -277,7 +277,7 @@ class Mirror:
         self.drive.put_bytes(OWNER, self._machine().encode())
 
     def _require_owner(self) -> None:
-        """Raise NotMirrored if another machine owns the mirror. A mirror without an owner becomes this machine's."""
+        """Raise NotMirrored if another machine owns the mirror. If no machine owns it, this machine takes it over."""
         theirs = self.drive.text(OWNER)
         if not theirs:
             self._own()
@@ -294,7 +294,7 @@ class Mirror:
         return path.read_text()
 
     def is_of_this_machine(self) -> bool:
-        """Return True if this machine has ever owned the mirror, or no machine owns the mirror."""
+        """Return True if no machine owns the mirror, or if this machine has ever owned it."""
         return (self.source / f".{OWNER}").is_file() or not self.drive.text(OWNER)
 
     # reports and take-down

@@ -58,7 +58,7 @@ def _shared_graphs() -> CudaGraphs:
 
 
 class Captured:
-    """A function of tensors that is replayed as a CUDA graph from its second call per input shape on.
+    """A function of tensors. From the second call with an input shape on, the function is replayed as a CUDA graph.
 
     The function must return a tensor, read no tensor's value in Python, and write anything else to the same address
     at each call. If it cannot be captured, it runs uncaptured and a warning says why.

@@ -58,7 +58,7 @@ def find_single_file(folder: Path) -> Path | None:
 
 
 def convert(path: Path) -> Path:
-    """Convert a one-file checkpoint to diffusers layout, once, and return the folder in the Hugging Face cache.
+    """Convert a one-file checkpoint to diffusers layout, if not done yet. Return the folder in the Hugging Face cache.
 
     Its name is a hash of the file and of the settings beside it, so that a changed file is another model and a moved
     one is the same. Raises ValueError for a file that is not a complete Stable Diffusion 1 or 2, and OSError if its
@@ -114,7 +114,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _check_header(header: _Header) -> None:
-    """Raise ValueError unless a file's header is that of a complete text-to-image Stable Diffusion 1 or 2."""
+    """Raise ValueError unless a file's header describes a complete text-to-image model of Stable Diffusion 1 or 2."""
     for prefix, what in REFUSED.items():
         if any(name.startswith(prefix) for name in header):
             raise ValueError(f"it holds {what}")
@@ -188,7 +188,7 @@ def _fetch_tokenizer(path: Path) -> str:
 
 
 def _scheduler(path: Path, header: _Header, settings: dict[str, Path]) -> Any:
-    """Return the noise scheduler that a one-file model was trained with, by its tensor names, metadata and .yaml.
+    """Infer a one-file model's noise scheduler from tensor names, metadata and .yaml, and return the scheduler.
 
     Raises ValueError for a Stable Diffusion 2 without any of them: both prediction types have the same weights.
     """

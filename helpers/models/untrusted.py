@@ -87,7 +87,7 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
 
 
 def _refuse_missing_path(model: str) -> None:
-    """Raise OSError for a missing model whose name looks like a path. The Hub's own error would be about ids."""
+    """Raise OSError for a missing model whose name looks like a path. The Hub's own error would speak only of ids."""
     is_id = HUB_ID.fullmatch(model)
     is_near = "/" in model and Path(model).parent.is_dir()
     if not is_id or is_near or Path(model).suffix in (*PICKLED, ".safetensors"):
@@ -127,7 +127,7 @@ def refuse_code(folder: Path) -> None:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """Return the content of a model's JSON config file. Raises ValueError, naming the file, if it is no JSON object."""
+    """Return a model's JSON config file as a dict. Raises ValueError with the file's name if it is no JSON object."""
     name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
     try:
         content = read_json(path)
