@@ -1,4 +1,4 @@
-"""The captioner "blip": a local image-to-text model, such as BLIP. No other module of 01 to 03 loads torch."""
+"""The captioner "blip": a local image-to-text model, such as BLIP. Notebooks 01 to 03 load torch only here."""
 
 from collections.abc import Iterator
 
@@ -33,7 +33,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 
 def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
-    """Load an image-to-text model, on the GPU if there is one, and its processor. Raises RunError for other models."""
+    """Load a processor and an image-to-text model, on the GPU if there is one. Raises RunError for other models."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     advice = "give the hub id or the folder of an image-to-text model such as Salesforce/blip-image-captioning-large"
     with open_model("blip_model", name, advice) as folder:

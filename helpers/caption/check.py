@@ -1,4 +1,4 @@
-"""Find captions to review: too long for CLIP, with banned or style words, duplicate or incomplete."""
+"""Find captions with problems, such as duplicates, banned words, or more tokens than CLIP reads."""
 
 import re
 from collections import Counter
@@ -32,7 +32,7 @@ LETTERING = re.compile(
 def find_problems(
     config: CaptionConfig, run: Run, rows: Iterable[Caption]
 ) -> dict[str, list[Caption]]:
-    """Return the captions with each problem, as {problem: captions}."""
+    """Return {problem: captions that have the problem}."""
     rows = list(rows)
     usable = [row for row in rows if row.is_usable]
     same = Counter(_plain(row.caption) for row in usable)
@@ -63,7 +63,7 @@ def _plain(text: str) -> str:
 
 
 def suffix_of(config: CaptionConfig, run: Run) -> str:
-    """Return the suffix that 03 appends to captions, from the settings of 02 or else of 03."""
+    """Return the suffix for captions: the setting of notebook 02, or of notebook 03 if notebook 02 has none."""
     if config.suffix:
         return config.suffix
     kept = run.config("dataset")

@@ -1,4 +1,4 @@
-"""Caption the images of a run. captions.jsonl has a row for each answer, and an image's last row counts."""
+"""Caption a run's images. captions.jsonl has a row per answer, and the last row of an image is the valid one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +27,7 @@ MIRROR_EVERY = 100  # captions, the most that a lost Colab machine costs
 
 
 def load_captioner(config: CaptionConfig) -> ModuleType:
-    """Import and return the module of the captioner in the settings."""
+    """Import and return the module of the captioner that the settings name."""
     return import_module(CAPTIONERS[config.captioner].module)
 
 
@@ -61,7 +61,7 @@ def _needs_caption(config: CaptionConfig, run: Run, post: Post, caption: Caption
 
 
 def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[Post]:
-    """Return the posts that still need a caption. Raises RunError if an image is not this run's, or was replaced."""
+    """Return the posts that still need a caption. Raises RunError if an image is not in the run or was replaced."""
     wanted = {post.file_name for post in pending(config, run)}
     known = latest(read_rows(run.posts, Post))
     for post in posts:
@@ -118,7 +118,7 @@ def ask_again(config: CaptionConfig, run: Run, post: Post) -> Caption:
 
 
 def edit(run: Run, row: Caption, words: str) -> Caption:
-    """Append and return a row with a caption that a person wrote or accepted. Raises RunError if it is empty."""
+    """Append and return a row with a person's edited or accepted caption. Raises RunError if the caption is empty."""
     words = " ".join(words.split())
     if not words:
         raise RunError(f"the caption of {row.file_name} is empty: write what the image shows")
@@ -129,13 +129,13 @@ def edit(run: Run, row: Caption, words: str) -> Caption:
 
 
 def problems(config: CaptionConfig, run: Run) -> dict[str, list[Caption]]:
-    """Return the run's captions with each problem, as {problem: captions}."""
+    """Return {problem: captions of the run that have the problem}."""
     run.check_settings(config)
     return find_problems(config, run, latest(read_rows(run.captions, Caption)).values())
 
 
 def verify_captions(run: Run) -> str:
-    """Check captions.jsonl, and return a line with the cost and the number of images with and without a caption.
+    """Check captions.jsonl, and return a line with the cost and the counts of captions and of uncaptioned images.
 
     Raises RunError if a row's image is unknown, or no image has a caption.
     """

@@ -46,7 +46,7 @@ def _examples(config: CaptionConfig, run: Run) -> list[Any]:
 
 
 def find_stale(config: CaptionConfig, run: Run) -> dict[str, list[str]]:
-    """Return {file name: names of the settings that have changed} of the images with a stale caption.
+    """Return {file name: names of changed settings} for the images with a stale caption.
 
     Captions by a person, images refused by this captioner and model, and with captioner=sidecar images without a .txt
     are left out. Rows of older versions without settings are compared by captioner and model only.
@@ -90,7 +90,7 @@ def stale_note(config: CaptionConfig, run: Run) -> str:
 
 
 def restore_caption(run: Run, before: Caption | None, row: Caption) -> None:
-    """Append the previous caption as a new row if a person edited it, or the new row has no caption.
+    """Append the old caption again if the new row has none, or if a person had edited the old one.
 
     The old row alone has the cost. A caption from a .txt that was deleted or emptied is not restored.
     """

@@ -29,7 +29,7 @@ from helpers.dataset.join import refresh
 
 
 def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
-    """Return {image: split} of the dataset on disk, or {} if `config` has another share or seed than the dataset."""
+    """Return {image: split} of the dataset on disk, or {} if its validation share or seed differs from `config`."""
     settings = made_with(run.dataset)
     if any(settings.get(name) != getattr(config, name) for name in ("validation_share", "seed")):
         return {}
@@ -56,7 +56,7 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
 
 
 def _write_image(run: Run, folder: Path, row: Any, suffix: str) -> tuple[Record, tuple[str, ...]]:
-    """Write an image without metadata, and return its Record and the conversions done. Changed pixels become a PNG."""
+    """Write an image without metadata, and return its Record and the conversions. A changed image becomes a PNG."""
     source = run.image(row.file_name)
     content = read_picture_file(source)
     picture = decode(content)
@@ -101,7 +101,7 @@ def verify_dataset(run: Run) -> str:
 
 
 def _count_loaded(run: Run) -> dict[str, int]:
-    """Return {split: number of images}. Raises RunError if `datasets` loads other texts than metadata.csv lists."""
+    """Return {split: number of images}. Raises RunError if `datasets` loads texts that differ from metadata.csv."""
     import datasets
 
     datasets.disable_progress_bars()

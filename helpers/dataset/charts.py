@@ -40,7 +40,7 @@ def setting(caption: str) -> str:
 
 
 def suffix_note(captions: Sequence[str], suffix: str) -> str:
-    """Return a note on captions that end in the suffix already, and on another ending that most captions share."""
+    """Return a note on how many captions already end in the suffix, and on another ending that most captions share."""
     had = sum(has_suffix(caption, suffix) for caption in captions)
     note = f"{had} of {len(captions)} captions ended in the suffix already: it stands once in each"
     if not had:
@@ -53,7 +53,7 @@ def suffix_note(captions: Sequence[str], suffix: str) -> str:
 
 
 def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
-    """Plot the images, and the tokens, subjects and places of captions, in each split. Raises RunError if not split."""
+    """Plot each split's number of images, token counts, subjects and places. Raises RunError if there is no split."""
     from matplotlib.figure import Figure
 
     if "split" not in images:

@@ -65,7 +65,7 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
 
 
 def take_back(run: Run, file_name: str) -> None:
-    """Add an image to taken_back.txt. Later runs of 03 then include the image even if flawed or a copy."""
+    """Add an image to taken_back.txt, so that notebook 03 includes the image even if flawed or a copy."""
     run.image(file_name)  # raises RunError for an invalid name
     names = _read_lines(run.taken_back)
     if file_name not in names:
@@ -98,7 +98,7 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
 def _measure_images(
     run: Run, images: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, ImageHash], dict[str, np.ndarray]]:
-    """Measure the images that are not left out yet, and return the table, hashes and palettes."""
+    """Measure the images that are not left out yet. Returns the table with measures, the hashes and the palettes."""
     figures, hashes = {}, {}
     wanted = images.loc[images["reason"] == "", "file_name"]
     for i, name in tqdm(wanted.items(), "measure images", total=len(wanted), leave=False):
@@ -163,7 +163,7 @@ def _format(values: pd.Series, digits: int = 1) -> pd.Series:
 def _mark_copies(
     config: DatasetConfig, run: Run, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> None:
-    """Set the column `cluster` to the best copy's name, and mark other copies unless in taken_back.txt."""
+    """Set `cluster` to the best copy's file name, and leave out any other copy that taken_back.txt does not list."""
     taken_back = _read_lines(run.taken_back)
     images["cluster"] = images["file_name"]
     clusters, likenesses = _find_clusters(config, images[images["reason"] == ""], hashes)
@@ -190,7 +190,7 @@ def _mark_copies(
 def _find_clusters(
     config: DatasetConfig, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> tuple[list[list[str]], dict[str, tuple[float, str]]]:
-    """Return the clusters of copies, as lists of names, and each edited copy's likeness and closest image."""
+    """Return the clusters of copies as lists of file names, and {edited copy: (likeness, closest image)}."""
     names = images["file_name"].tolist()
     ordered = [hashes[name] for name in names]
     edited = list(find_edited_copies(ordered, config.min_likeness))
@@ -208,7 +208,7 @@ def _find_clusters(
 
 
 def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
-    """Set the column `series` to the matching pattern or the file name. Raises RunError if a pattern matches none."""
+    """Set `series` to the matching pattern, or to the file name if none matches. Unused patterns raise RunError."""
     images["series"] = images["file_name"]
     for pattern in config.series:
         fits = images["file_name"].str.fullmatch(fnmatch.translate(pattern), case=False)
@@ -221,7 +221,7 @@ def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
 
 
 def _best_copy(run: Run, copy: pd.DataFrame) -> Any:
-    """Return the row of the best copy. Of the sharp ones most pixels win, then the largest file."""
+    """Return the best copy's row: the sharp copy with most pixels or, if several have as many, the largest file."""
     sharp = copy[copy["detail"] >= SHARP_ENOUGH * copy["detail"].max()].sort_values("file_name")
     return max(
         sharp.itertuples(),

@@ -59,7 +59,7 @@ def write_records(folder: Path, records: Sequence[Record]) -> None:
 
 
 def as_string_column(texts: pd.Series) -> pd.Series:
-    """Return the texts without leading spaces, as a column that pandas reads back from a CSV as strings.
+    """Return the texts without leading spaces, changed so that pandas reads them back from a CSV as strings.
 
     Texts such as `null` or `7` get a trailing no-break space, which tokenizers ignore and `read_metadata` strips.
     """
@@ -99,7 +99,7 @@ def made_with(folder: Path) -> dict[str, Any]:
 
 
 def may_be_shown(records: Sequence[Record]) -> bool:
-    """Return True if every image's permission allows showing it to others, and False without images."""
+    """Return True if there are images and every image's permission allows showing the image to others."""
     return bool(records) and all(record.permission in MAY_BE_SHOWN for record in records)
 
 

@@ -1,4 +1,4 @@
-"""Show the images that 03 leaves out, buttons to include them (ipywidgets 7.7 and 8), and the clusters of copies."""
+"""Show images that notebook 03 leaves out, buttons to include them (ipywidgets 7.7 and 8), and clusters of copies."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def _tile(path: Path) -> Image.Image:
 
 
 def gallery(run: Run, left_out: pd.DataFrame) -> widgets.VBox:
-    """Return a box with a button for each image left out, to include the image in later runs of 03."""
+    """Return a box of the images left out, each with a button to include the image in later runs of notebook 03."""
     shown = left_out[~left_out["kind"].isin(FINAL)].groupby("kind").head(MAX_PER_REASON)
     return widgets.VBox([_row(run, row) for row in shown.sort_values("kind").itertuples()])
 
@@ -65,7 +65,7 @@ def _row(run: Run, row: object) -> widgets.HBox:
 def cluster_sheet(
     run: Run, kept: pd.DataFrame, left_out: pd.DataFrame, count: int = 12, columns: int = 5
 ) -> Image.Image | str:
-    """Return a sheet with a row per cluster of copies, the best one first, or a sentence if there are none."""
+    """Return a sheet with a row per cluster of copies, or a sentence if there are none. The best copy comes first."""
     images = pd.concat([kept.assign(reason=""), left_out])
     sizes = images["cluster"].value_counts()
     leaders = sorted(sizes.index[sizes > 1])[:count]

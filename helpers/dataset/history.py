@@ -1,4 +1,4 @@
-"""Record the posts in each version of a run's dataset, to know which ones a model was trained on."""
+"""Record the posts in each version of a run's dataset, to know which posts a model was trained on."""
 
 from dataclasses import dataclass
 

@@ -88,7 +88,7 @@ def fetch(run: Run, hub_id: str) -> str:
 
 
 def _download(hub_id: str, folder: Path) -> Path:
-    """Download the files of a pushed dataset to `folder`, only those with names that 03 writes; return `folder`."""
+    """Download a pushed dataset to `folder`, and return `folder`. Files that notebook 03 never writes are skipped."""
     api = HfApi(token=get_token() or False)
     info = api.dataset_info(hub_id)
     names = [s.rfilename for s in info.siblings or () if OUR_FILES.fullmatch(s.rfilename)]

@@ -85,7 +85,7 @@ def text_share(grey: Image.Image) -> float:
 
 
 def _measure_line(edges: np.ndarray) -> tuple[float, float]:
-    """Return the density and repetition of a possible line of text, given as (H, W) bool edges.
+    """Return the density and repetition of edges (H, W), bool, that may be a line of text.
 
     Density counts the edges along one line height; repetition is the columns' largest autocorrelation at lags from a
     quarter to six heights.

@@ -180,7 +180,7 @@ def _edges(small: np.ndarray) -> np.ndarray:
 
 
 def _have_same_colours(first: np.ndarray, second: np.ndarray) -> bool:
-    """Return True if a colour filter turns one thumbnail into the other: it scales, shifts and greys whole channels."""
+    """Return True if a colour filter (a scaling, shift or greying of channels) turns one thumbnail into the other."""
     return min(_color_map_error(first, second), _color_map_error(second, first)) <= MAX_COLOUR
 
 
@@ -195,7 +195,7 @@ def _color_map_error(source: np.ndarray, target: np.ndarray) -> float:
 
 
 def group_labels(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return each index's connected component as labels (count,). `pairs` are the edges of the graph."""
+    """Return an array (count,) with the connected component of each index. `pairs` are the edges of the graph."""
     ends = np.array(pairs, dtype=int).reshape(-1, 2)
     links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
     return connected_components(links, directed=False)[1]

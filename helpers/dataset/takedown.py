@@ -76,7 +76,7 @@ def _list_files(run: Run, shortcode: str) -> list[Path]:
 
 
 def _purge(run: Run, shortcode: str, files: set[str]) -> None:
-    """Delete a post's images: first from the dataset, in one rename, then their JSONL rows, then the files."""
+    """Delete a post's images from the dataset, in one rename, then delete their JSONL rows and their files."""
     shutil.rmtree(run.dataset.with_name(f".{run.dataset.name}.part"), ignore_errors=True)
     if any(record.shortcode == shortcode for record in read_records(run.dataset)):
         record_edition(run)
@@ -113,7 +113,7 @@ def _find_trained_on(run: Run, shortcode: str) -> list[str]:
 
 
 def _list_models(run: Run) -> list[tuple[Path, str]]:
-    """Return (folder, text of its JSON files) for each checkpoint and model of a run and its sweeps."""
+    """Return (folder, text of its JSON files) for each checkpoint and model of a run, sweeps included."""
     swept = (*sorted(run.sweep.glob("trial-*")), *sorted(run.sweep.glob("before-*")))
     found = []
     for place in (run.folder, *swept):

@@ -1,4 +1,4 @@
-"""Flawed images for the demo account, one for each reason for which 03 leaves an image out."""
+"""Flawed images for the demo account, one for each reason for which notebook 03 leaves an image out."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -47,7 +47,7 @@ def optimise(
     ema_decay: float,
     name: str,
 ) -> None:
-    """Train `modules` on `losses` with AdamW, then replace the weights by their moving average (EMA)."""
+    """Train `modules` by AdamW, one step per loss in `losses`, then set the weights to their moving average (EMA)."""
     params = [p for module in modules for p in module.parameters()]
     optimizer = torch.optim.AdamW(params, betas=(0.9, 0.98), weight_decay=1e-2)
     ema = EMAModel(params, decay=ema_decay)

@@ -107,7 +107,7 @@ class _Sheet:
         return np.asarray(mask, np.float32)[self.wobble] / 255
 
     def glaze(self, coverage: np.ndarray, colour: RGB) -> None:
-        """Paint a transparent wash over `coverage`: uneven, denser in the paper's grain and at the rim."""
+        """Paint an uneven, transparent wash over `coverage`. It is denser in the paper's grain and at the rim."""
         soft = _blur(coverage, 1.0 * self.unit)
         rim = np.clip(soft - _blur(coverage, 3.2 * self.unit), 0, 1) * soft
         flow = 0.42 * (self._noise(5) - 0.5) + 0.22 * (self._noise(11) - 0.5)
@@ -115,7 +115,7 @@ class _Sheet:
         self.colour = self.colour * (1 - density * (1 - _pigment(colour)))
 
     def paint(self, coverage: np.ndarray, layer: Layer, *, outline: bool) -> None:
-        """Paint a layer over `coverage`: lift most paint below, then add a wash, or ink if the layer is DARK."""
+        """Paint a layer over `coverage` as a wash, or as ink if the layer is DARK. Most paint below is lifted."""
         soft = _blur(coverage, 1.0 * self.unit)[..., None]
         self.colour = self.colour * (1 - 0.93 * soft) + self.paper * 0.93 * soft
         self.ink *= 1 - 0.95 * _blur(coverage, 0.5 * self.unit)  # hides the lines behind

@@ -77,7 +77,7 @@ TEXT_WIDTH = 96
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Build an untrained UNet of three levels (32, 16 and 8 latents wide), two of them with cross-attention."""
+    """Build an untrained UNet of three levels (32, 16 and 8 latents wide). Two levels have cross-attention."""
     return UNet2DConditionModel(
         sample_size=SIZE_PX // 4,
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],

@@ -35,7 +35,7 @@ WEIGHTS = Path("build/judge.safetensors")
 
 
 class Judge(nn.Module):
-    """A CNN from images (N, 3, 64, 64) in -1..1 to logits (N, 20) of animal, colour, place and style."""
+    """A CNN that maps images (N, 3, 64, 64) in -1..1 to logits (N, 20) of animal, colour, place and style."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def make_labels(scenes: list[Scene], style: str) -> Tensor:
 
 
 def train_judge(steps: int = 1500, flat: int = 6000, watercolour: int = 1200) -> Judge:
-    """Train a Judge on drawn scenes, with noise and blur, so that it generalises to blurry samples."""
+    """Train a Judge on drawn scenes. Noise and blur are added, so that the Judge can read blurry images."""
     torch.manual_seed(0)
     pictures, right = [], []
     for style, count, begin in (("flat", flat, 0), ("watercolour", watercolour, 500_000)):
@@ -130,7 +130,7 @@ def pixels_of(images: list[Image.Image]) -> Tensor:
 
 
 def accuracies(judge: Judge, pixels: Tensor, scenes: list[Scene], style: str) -> dict[str, float]:
-    """Return the judge's accuracy on each attribute of images drawn from `scenes`."""
+    """Return {attribute: share (0 to 1) of images for which the judge's answer agrees with the scene}."""
     right, named = make_labels(scenes, style), judge.predict(pixels)
     hits = [named[name] == right[:, i] for i, name in enumerate(ANSWERS)]
     return {name: float(hit.float().mean()) for name, hit in zip(ANSWERS, hits, strict=True)}

@@ -59,7 +59,7 @@ class Scene:
 
 
 def random_scene(seed: int, *, held_out: bool | None = False) -> Scene:
-    """Return the random scene of a seed. `held_out` tells whether to use a pair of HELD_OUT_PAIRS; None allows both."""
+    """Return a random scene from a seed. `held_out` says if the animal is in HELD_OUT_PAIRS; None allows both."""
     rng = Random(seed)
     place = rng.choice(list(PLACES))
     thing = Figure(name=rng.choice(list(THINGS)), colour=rng.choice(list(COLOURS)))

@@ -49,7 +49,7 @@ class CaptionFiles:
 
 
 def is_text_file(path: Path) -> bool:
-    """Return True if a file is a caption file (.txt), list (.csv, .json) or document (.pdf), by its suffix."""
+    """Return True if `path` has the suffix of a caption file (.txt), a list (.csv, .json) or a document (.pdf)."""
     return path.suffix.lower() in (*CAPTION_SUFFIXES, *LIST_SUFFIXES, *DOCUMENT_SUFFIXES)
 
 
@@ -63,7 +63,7 @@ def read_captions(root: Path, files: Sequence[Path], choice: str = "first") -> C
 
 
 def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
-    """Return the caption that `choice` selects, or None. `sources` holds an image's captions by suffix or column."""
+    """Return the caption that `choice` selects from `sources` ({suffix or column: captions}), or None."""
     if choice not in POSITIONS:
         return next(iter(sources.get(choice, ())), None)
     found = next((texts for name, texts in sources.items() if _is_default(name) and texts), [])
@@ -76,7 +76,7 @@ def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
 
 
 def check_caption_choice(choice: str, names: Iterable[str]) -> None:
-    """Raise RunError unless `choice` is a position such as "first", or a suffix or column in `names`."""
+    """Raise RunError unless `choice` is a position such as "first" or is in `names` (suffixes and columns)."""
     known = list(dict.fromkeys(names))
     if choice not in (*POSITIONS, *known):
         raise RunError(
@@ -99,7 +99,7 @@ def some(names: Iterable[str], count: int = 3) -> str:
 def describe_captions(
     used: Counter[str], missing: int, several: int, others: Iterable[str], choice: str
 ) -> list[str]:
-    """Return summary lines: the suffixes or columns that captions come from, and the `others` that were found."""
+    """Return lines that say which suffixes or columns captions come from, and which `others` were found."""
     sources = " and ".join(f"{count} {source}" for source, count in used.most_common())
     lines = [f"captions from {sources}" if sources else f"no captions for {missing} images"]
     if sources and missing:
@@ -112,7 +112,7 @@ def describe_captions(
 
 
 class _ImageIndex:
-    """Look-up of a folder's images by file name or stem, ignoring case and Unicode normalization (NFC or NFD)."""
+    """An index of a folder's images by file name or stem, regardless of case and Unicode form (NFC or NFD)."""
 
     def __init__(self, root: Path, images: Iterable[Path]) -> None:
         self.root, self.images = root, set(images)
@@ -127,7 +127,7 @@ class _ImageIndex:
                 self.posts[path.parent, fold(match[1])].append(path)
 
     def find_in_folder(self, folder: Path, name: str) -> list[Path]:
-        """Return the images in `folder` called `name`, with or without suffix. Case is ignored unless it matters."""
+        """Return the images in `folder` that are called `name`, with or without suffix. Exact case is preferred."""
         found = self.by_name.get((folder, fold(name)), [])
         exact = [path for path in found if name in (path.name, path.stem)]
         return exact or (found if len({path.stem for path in found}) == 1 else [])
@@ -195,7 +195,7 @@ class _Reader:
         return [name for name, found in self.sources[image].items() if found and _is_default(name)]
 
     def _read_text_files(self) -> list[Path]:
-        """Read the text files that are named like images. Returns the other files that may be lists, such as CSV."""
+        """Read the files named like images, and return the remaining files that may be lists (.csv, .json)."""
         matched: dict[Path, list[Path]] = {}
         for path in self.texts:
             if path.suffix.lower() in PER_IMAGE and (images := self._match_images(path)):
@@ -215,7 +215,7 @@ class _Reader:
         return lists
 
     def _match_text_folders(self, texts: Iterable[Path]) -> dict[Path, list[Path]]:
-        """Match captions/a.txt to a.png by stem. A folder counts if it has no images and half of its texts match."""
+        """Match captions/a.txt to a.png by stem. Only folders without images are used, if half of their texts match."""
         with_images = {path.parent for path in self.images}
         folders: dict[Path, list[Path]] = defaultdict(list)
         for path in texts:
@@ -309,13 +309,13 @@ class _Reader:
         return [], ""
 
     def _may_read(self, path: Path, max_bytes: int) -> bool:
-        """Return True if a file has at most `max_bytes` bytes and is no link to outside the folder."""
+        """Return True if a file, with links followed, is inside the folder and has at most `max_bytes` bytes."""
         return is_inside(path, self.root) and path.stat().st_size <= max_bytes
 
     def _read_texts(
         self, paths: Sequence[Path], max_bytes: int = MAX_TEXT_BYTES
     ) -> list[tuple[Path, str]]:
-        """Return (path, text) of each readable file. Files not in Unicode are read as Windows-1252, all or none."""
+        """Return (path, text) of each readable file. Non-Unicode files are read only if all are Windows-1252."""
         contents = {}
         for path in paths:
             with suppress(OSError):
@@ -333,7 +333,7 @@ class _Reader:
         return [(path, text) for path, text in texts.items() if text is not None]
 
     def _name(self, path: Path) -> str:
-        """Return a path relative to the folder as printable text, even if the name is not UTF-8."""
+        """Return a file's path relative to the folder, as printable text even where the name is not UTF-8."""
         return printable_path(path.relative_to(self.root))
 
     def _summary(self, used: Counter[str], several: int, choice: str) -> str:

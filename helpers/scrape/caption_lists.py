@@ -42,7 +42,7 @@ Finder = Callable[[str], list[Path]]  # the images that a name refers to; none i
 
 
 def rank(column: str) -> int | None:
-    """Return a column's precedence as a source of captions, 0 first, or None if its name suggests no captions."""
+    """Return a column's rank as a source of captions, from 0 (best), or None if the name suggests no captions."""
     name = column.strip().lower()
     if name in COLUMNS:
         return COLUMNS.index(name)
@@ -92,7 +92,7 @@ def parse_json(text: str) -> Any:
 
 
 def _records_from_json(value: Any, find_images: Finder) -> list[Any]:
-    """Return the rows of parsed JSON: a list, a dict by image name, COCO, or a list in a dict. Other JSON has none."""
+    """Return a JSON value's rows, or []. Known layouts: a list, a dict by image name, COCO, a dict with a list."""
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
@@ -124,7 +124,7 @@ def _with_name_column(records: list[Record], find_images: Finder) -> Table:
 
 
 def _records_from_text(text: str, find_images: Finder, *, must_match_half: bool) -> Table:
-    """Return the rows and image-name column of a CSV or of "name, caption" lines, or ([], "") for other text.
+    """Return the rows and image-name column of a CSV or "name, caption" lines. For other text, return ([], "").
 
     With `must_match_half`, a CSV with header must name an image in at least half of its rows.
     """
@@ -141,7 +141,7 @@ def _records_from_text(text: str, find_images: Finder, *, must_match_half: bool)
 
 
 def _rows_with_header(text: str, delimiter: str) -> list[Record]:
-    """Return a dict per row of a CSV with a header, or [] for other text. The last column may hold delimiters."""
+    """Return a dict per row of a CSV with a header, or [] for other text. The last cell may contain delimiters."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         header, *rows = [row for row in reader if any(cell.strip() for cell in row)] or [[]]
@@ -181,7 +181,7 @@ def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str
 
 
 def _row_width(lines: list[str], delimiter: str) -> set[int] | None:
-    """Return the number of cells per line as {n}. Returns None if lines differ, or an empty set for malformed CSV."""
+    """Return {n} if all lines have n cells, None if the lines differ, or an empty set for malformed CSV."""
     try:
         widths = set(map(len, csv.reader(lines, delimiter=delimiter, skipinitialspace=True)))
     except csv.Error:

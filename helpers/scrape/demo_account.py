@@ -24,7 +24,7 @@ FIRST_DAY = datetime(2025, 1, 1, 9, tzinfo=UTC)
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """Return the demo's posts of one to three images, an image for each flaw that 03 detects, and a video."""
+    """List the demo's posts with one to three paintings, a post per flaw that notebook 03 detects, and a video."""
     rng = Random(0)
     found: list[SourceItem] = []
     for number in range(config.demo_posts):

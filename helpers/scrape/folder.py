@@ -109,7 +109,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -> list[SourceItem]:
-    """Return the items with the (shortcode, index) that `posts` gives them, unless two would get the same name."""
+    """Return the items with the (shortcode, index) pairs in `posts`. A pair that two items would share is not used."""
     pairs = [
         (item, replace(item, shortcode=post[0], index=post[1]) if post else item)
         for item, post in zip(items, posts, strict=True)

@@ -57,7 +57,7 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
 
 
 class Columns:
-    """A Hub dataset's image column and caption columns: those in the settings, else the likeliest by name.
+    """A Hub dataset's image column and caption columns. If the settings name none, the likeliest are chosen by name.
 
     Raises RunError if a setting names a column that is missing.
     """
@@ -100,7 +100,7 @@ class Columns:
         return caption
 
     def __str__(self) -> str:
-        """Return a summary in lines: the columns that captions and images come from, and the other candidates."""
+        """Return lines of text that name the image and caption columns in use, and other possible columns."""
         unused = [name for name in self.texts if name not in self.used]
         lines = caption_files.describe_captions(
             self.used, self.missing, self.with_several, unused, self.choice

@@ -21,7 +21,7 @@ OWN_NAMES = ("instagram", "demo")  # sources whose shortcodes and indices are st
 
 
 class KnownImages:
-    """The images already in the run, each marked once the present pass over the source has seen it.
+    """The images already in the run, and which of them the present pass over the source has seen.
 
     listed  the items still to come, if known: their images are not matched to other items of equal content
     """
@@ -49,7 +49,7 @@ class KnownImages:
         return self.posts[name] if name and name not in self.seen else None
 
     def match_content(self, item: SourceItem, sha256: str) -> Post | None:
-        """Return an unseen post of the run with this SHA-256, or None. A post with the item's name comes first."""
+        """Return an unseen post of the run with this SHA-256, or None. A post with the item's name is preferred."""
         known = self._by_hash[sha256]
         names = [name for name in known if name not in self.seen and name not in self._expected]
         posts = [self.posts[name] for name in names]

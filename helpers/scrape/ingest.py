@@ -80,7 +80,7 @@ def _refuse_another_source(
 
 
 def _has_moved_to(listing: Listing, run: Run) -> bool:
-    """Return True if more than half of the run's images have the size in bytes of a listed file."""
+    """Return True if, for more than half of the run's images, a listed file has the same size in bytes."""
     sizes = {item.size_bytes for item in listing.items}
     posts = present(run.posts)
     return 2 * sum(post.size_bytes in sizes for post in posts) > len(posts) > 0
@@ -115,7 +115,7 @@ def ingest(config: ScrapeConfig, run: Run, source: Source) -> Iterator[IngestRes
 
 
 class Ingestion:
-    """One pass over a source: ingests each image, then marks images that are gone from the source."""
+    """One pass over a source: each image is ingested, then images gone from the source are marked."""
 
     def __init__(self, config: ScrapeConfig, run: Run, source: Source) -> None:
         self.config, self.run, self.source = config, run, source
@@ -154,7 +154,7 @@ class Ingestion:
         return IngestResult(item.name, self.known.posts[post.file_name], progress=item.progress)
 
     def _read(self, item: SourceItem, known: Post | None) -> Post:
-        """Read an image and write it into the run if missing or changed. Raises ValueError or OSError to reject it."""
+        """Read an image, and save it in the run if missing or changed. Raises ValueError or OSError if unusable."""
         if item.shortcode in self.taken_down:
             raise PermanentRefusal("was taken down")
         content, shape = load_image(item, self.config.max_image_mpx)
@@ -240,7 +240,7 @@ class Ingestion:
         return "; ".join(filter(None, [", ".join(parts), *notes, source.corrected]))
 
     def _drop_old_rejections(self, excluded: set[str]) -> None:
-        """Delete 01's rejections that did not recur in this pass, except those of files in `excluded`."""
+        """Delete notebook 01's rejections that did not recur in this pass, except those of files in `excluded`."""
         kept = {(row.file_name, row.reason) for row in self.refused}
 
         def keep(row: dict[str, str]) -> bool:
@@ -287,7 +287,7 @@ def verify_images(run: Run) -> str:
 
 
 def left_out(run: Run) -> list[Rejection]:
-    """Return the last rejection of each image that 01 rejected and has not ingested since."""
+    """Return the last rejection of each image that notebook 01 rejected and has not ingested since."""
     return [row for row in records.left_out(run.posts, run.rejected) if row.stage == "scrape"]
 
 

@@ -47,7 +47,7 @@ class Entry:
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """Return an item for each image and video of each post in the export `config.folder`.
+    """Return an item for each image and video of each post in the export at `config.folder`.
 
     Raises RunError if there is no such ZIP or folder, or it lists no posts.
     """
@@ -102,7 +102,7 @@ def _zip_entries(path: Path) -> list[Entry]:
 
 
 class Media:
-    """Look-up of the export's files by the paths in posts_1.json, which start at the export's top folder.
+    """An index of the export's files by their paths in posts_1.json, which start at the export's top folder.
 
     A repacked ZIP may have extra folders above that, named differently in each ZIP.
     """
@@ -115,7 +115,7 @@ class Media:
                 self.by_ending.setdefault("/".join(parts[i:]), []).append(entry)
 
     def get(self, uri: str, line: Entry) -> Entry | None:
-        """Return the file that the posts_1.json `line` lists as `uri`, or None if the export lacks it.
+        """Return the file that `line` (posts_1.json) lists as `uri`, or None if the export lacks the file.
 
         A file below the same top folder comes first, then one in the same ZIP, then any other.
         """
@@ -203,7 +203,7 @@ def _load(uri: str, entry: Entry | None, max_bytes: int) -> bytes:
 
 
 def _read(entry: Entry, max_bytes: int) -> bytes:
-    """Return the bytes of a file of the export. Raises PermanentRefusal if it is damaged or exceeds `max_bytes`."""
+    """Return the bytes of a file of the export. Raises PermanentRefusal if damaged or larger than `max_bytes`."""
     content = b""
     if entry.size_bytes <= max_bytes:
         try:

@@ -40,7 +40,7 @@ class SourceItem:
 
     @property
     def stem(self) -> str:
-        """The image's file name in the run without suffix, if no other image has that name."""
+        """The file name, without suffix, that the image gets in the run unless another image has that name."""
         return f"{self.shortcode}_{self.index}"
 
 

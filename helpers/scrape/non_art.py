@@ -27,7 +27,7 @@ def find_non_art(root: Path, images: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the masks of images: files such as a-masklabel.png (OneTrainer's) or mask/10_name/a.png (kohya's)."""
+    """Return the masks of images: files such as a-masklabel.png (OneTrainer) or mask/10_name/a.png (kohya)."""
     stems = {(path.parent, path.stem) for path in images}
     image_keys, mask_keys = set(), {}
     for path in images:
@@ -46,7 +46,7 @@ def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
 
 
 def _find_regularisation(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the images in kohya's regularisation folders (reg/1_class/), or [] without training folders (10_name/)."""
+    """Return images in kohya's regularisation folders (reg/1_class/), or [] if no training folder (10_name/) exists."""
     in_kohya = [path for path in images if KOHYA.fullmatch(path.parent.name)]
     found = [
         path

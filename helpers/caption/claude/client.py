@@ -115,12 +115,12 @@ class Session:
         )
 
     def row(self, post: Post, status: str, caption: str = "", **more: Any) -> Caption:
-        """Return a row of captions.jsonl for an image. `more` are other fields of the row."""
+        """Return a row of captions.jsonl for an image, with `more` as further fields."""
         by = {"captioner": "claude", "model": self.config.model, "made_with": self.made_with}
         return Caption(post.file_name, caption, status, **by, **more)
 
     def over_budget(self, count: int) -> RunError:
-        """Return the error to raise when the budget does not cover the next of `count` images."""
+        """Return the RunError for a budget that does not cover the next image, with `count` images left."""
         return RunError(
             f"Stopping: the next request could exceed budget_usd=${self.budget.budget_usd:.2f} "
             f"(${self.budget.spent_usd:.2f} spent, {count} images left). Raise budget_usd and run this again; "
@@ -154,7 +154,7 @@ class Session:
             raise RunError(f"{why}: run this again later, nothing is lost") from error
 
     def _wait(self, state: RetryCallState) -> float:
-        """Return the seconds to wait: as many as the server asks for, else a random exponential backoff."""
+        """Return the seconds to wait. If the server names no time, the wait is a random exponential backoff."""
         asked = retry_after_s(state.outcome.exception())
         longest = self.config.longest_wait_s
         if asked is None:

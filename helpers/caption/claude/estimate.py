@@ -72,7 +72,7 @@ def estimate(config: CaptionConfig, run: Run, posts: list[Post]) -> Estimate:
 
 
 def output_tokens(session: Session) -> int:
-    """Estimate the output tokens of an answer: the mean of this run's answers, else of the examples, else a default."""
+    """Estimate an answer's output tokens from the run's answers. Without any, use the examples or a default."""
     rows = read_rows(session.run.captions, Caption)
     given = [row.output_tokens for row in rows if row.model == session.config.model]
     if any(given):

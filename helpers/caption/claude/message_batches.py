@@ -122,7 +122,7 @@ def _plan(session: Session, waiting: deque[Post]) -> tuple[Batch, list[Request],
 
 
 def _request(session: Session, batch: Batch, number: int, post: Post) -> Request | None:
-    """Return the batch request for an image, or save a failed row and return None if it cannot be read."""
+    """Return the batch request for an image. If the image cannot be read, save a failed row and return None."""
     request_id = batch.request_id(number)
     try:
         params = session.prompt.request(post)
@@ -206,7 +206,7 @@ def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator[Caption]:
-    """Wait for a batch to end, then save and yield its rows. Captions that a person wrote are restored."""
+    """Wait for a batch to end, then save and yield its rows. Captions that a person edited stay in use."""
     session = session.with_settings_of(batch.model, batch.made_with)
     results = _results(session, batch.id)
     rows = read_rows(session.run.captions, Caption)
@@ -236,7 +236,7 @@ def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator
 
 
 def _row(session: Session, post: Post, request: str, result: Any) -> Caption:
-    """Return the captions.jsonl row for one result of a batch. None is a missing result."""
+    """Return the captions.jsonl row for one result of a batch. If `result` is None, the row is a failed one."""
     result = result if isinstance(result, dict) else {}
     status = "failed: no answer in the batch"
     match result.get("type"):

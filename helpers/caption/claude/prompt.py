@@ -82,7 +82,7 @@ def image_block(path: Path, side_px: int) -> dict[str, Any]:
 
 
 def blank_patch() -> dict[str, Any]:
-    """Return a blank image of one token as a content block, to count the prompt's other tokens with."""
+    """Return a content block with a blank image of one token, for counting the prompt's other tokens."""
     return _block(Image.new("RGB", (PATCH_PX, PATCH_PX)))
 
 

@@ -51,7 +51,7 @@ class Cursor:
         write_text(path, json.dumps(vars(self)) + "\n")
 
     def set_filters(self, since: str, until: str, coauthored: bool) -> None:
-        """Set the date range and the coauthored filter. After a change, posts that were excluded are visited again."""
+        """Set the date range and the filter for coauthored posts. After a change, excluded posts are visited again."""
         if (self.since, self.until, self.coauthored) != (since, until, coauthored):
             self.since, self.until, self.coauthored = since, until, coauthored
             self.finished = {code: entry for code, entry in self.finished.items() if entry[1]}

@@ -46,7 +46,7 @@ def fetch(
 
 
 def media_host(url: str) -> str:
-    """Return the host name in `url`. Raises PermanentRefusal unless it is plain https on an Instagram media host."""
+    """Return the host in `url`. Raises PermanentRefusal unless `url` is plain https on an Instagram media host."""
     try:
         parts = urlsplit(url)
         is_https = parts.scheme == "https" and parts.port in (None, 443)

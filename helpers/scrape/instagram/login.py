@@ -53,7 +53,7 @@ def cookies() -> dict[str, str] | None:
 
 
 def parse(line: str) -> dict[str, str]:
-    """Return the cookies in a browser's line `name=value; ...`. Raises RunError naming missing ones, not values."""
+    """Return the cookies in a browser's line `name=value; ...`. Raises RunError, without values, if any is missing."""
     parts = re.sub(r"^\s*cookie:", "", line.strip().strip("'\""), flags=re.IGNORECASE).split(";")
     pairs = [part.strip().partition("=") for part in parts]
     found = {name: value.strip('"') for name, _, value in pairs if name in SAVED and value}

@@ -39,7 +39,7 @@ class Media:
 
 
 def read_post(post: Post) -> Media:
-    """Convert an instaloader Post into a Media object, without a request. Raises KeyError or the like if unreadable."""
+    """Convert an instaloader Post to a Media object without a request. Raises errors such as KeyError if unreadable."""
     structure = get_json_structure(post)
     node = structure["node"]
     owner = node.get("owner") or {}
@@ -78,7 +78,7 @@ def is_complete_post(node: Any) -> bool:
 
 
 def fill_missing_fields(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a timeline post with defaults for the fields that instaloader requires and Instagram left out."""
+    """Return a timeline post with defaults for missing fields that instaloader requires."""
     kind = VIDEO if node.get("video_versions") else IMAGE
     kind = CAROUSEL if node.get("carousel_media") else kind
     unneeded = {"pk": 0, "media_type": kind, "taken_at": 0, "has_liked": False, "like_count": None}

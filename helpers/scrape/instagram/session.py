@@ -50,7 +50,7 @@ class TimeBudget:
 
 
 class RateLimiter(instaloader.RateController):
-    """instaloader's rate limiter, which prints long pauses and stops rather than exceed the time budget."""
+    """A rate limiter for instaloader, which announces long pauses and raises SourceStopped if time is too short."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class RateLimiter(instaloader.RateController):
         super().wait_before_query(query_type)
 
     def sleep(self, secs: float) -> None:
-        """Pause for `secs` seconds, printing a long pause. Raises SourceStopped if the remaining time is shorter."""
+        """Pause for `secs` seconds, and announce long pauses. Raises SourceStopped if less time remains."""
         if secs > self.budget.left_s:
             raise SourceStopped(
                 f"Instagram's rate limit needs a pause of {secs / 60:.0f} minutes and max_minutes="

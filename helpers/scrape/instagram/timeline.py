@@ -86,7 +86,7 @@ class Timeline:
 def _remove_done(
     frozen: FrozenNodeIterator, done: Collection[str], done_before: Collection[str]
 ) -> FrozenNodeIterator:
-    """Return the frozen iterator without the posts of its page that are in `done`.
+    """Return instaloader's frozen iterator without the finished posts (`done`) of its page.
 
     From the first post in `done_before` on, unless it may be pinned, all posts are removed, and no further page is
     fetched. Without `first_node`, thawing costs no request for it.
