@@ -38,7 +38,7 @@ MAX_IN_ROW = 6  # prompts that a preview shows side by side
 
 @dataclass(frozen=True)
 class PromptRows:
-    """Pictures of the same prompts and seeds by the base model, and by the tuned model with and without suffix."""
+    """Three rows of pictures with equal prompts and seeds: base model, tuned model, tuned model without suffix."""
 
     prompts: list[str]  # without the suffix
     base: list[Image.Image]

@@ -1,4 +1,4 @@
-"""Read the settings, images and losses of the training that made a run's model, as 04 recorded them."""
+"""Read the settings, images and losses of the training that made a run's model, as notebook 04 recorded them."""
 
 import re
 from contextlib import suppress
@@ -102,7 +102,7 @@ class Trained:
 
 
 def read_trained(run: Run) -> Trained:
-    """Read the record of a model's training. Raises RunError if 04 has not ended, or verdict.json is corrupt."""
+    """Read the record of a model's training. Raises RunError if training has not ended, or verdict.json is corrupt."""
     verdict = run.read_verdict()
     trained_with = verdict.get("trained_with")  # not in older versions' verdict.json
     trained_with = trained_with if isinstance(trained_with, dict) else {}
@@ -120,7 +120,7 @@ def read_trained(run: Run) -> Trained:
 
 
 def summarize_posts(run: Run) -> dict[str, Any]:
-    """Return a run's numbers of images and posts, and its accounts and permissions as text."""
+    """Count a run's images and posts, and list its accounts and permissions as text."""
     posts = list(latest(read_rows(run.posts, Post)).values())
     return {
         "images": len(posts),
@@ -131,7 +131,7 @@ def summarize_posts(run: Run) -> dict[str, Any]:
 
 
 def _read_card_suffix(run: Run) -> str:
-    """Return the suffix that older versions wrote in the model card, or else the dataset's suffix."""
+    """Return the suffix in a model card by an older version. If the card has none, return the dataset's suffix."""
     card = run.model / "README.md"
     found = SUFFIX_IN_CARD.search(card.read_text(encoding="utf-8")) if card.is_file() else None
     return found[1] if found else run.read_config("dataset")["suffix"]

@@ -46,7 +46,7 @@ class LatentDataset:
         return self.latents[index].shape[-3:]
 
     def augmentations(self, index: int) -> Tensor:
-        """Return the latents (V, 4, h, w) of an image's V cached augmentations: its crops and mirror images."""
+        """Return the latents (V, 4, h, w) of an image's V cached crops, mirrored crops included."""
         return self.latents[index].reshape(-1, *self.shape(index))
 
     def buckets(self) -> list[list[int]]:
@@ -58,7 +58,7 @@ class LatentDataset:
 
 
 class TrainData:
-    """The source of training batches. Each process makes only its own share of the images."""
+    """The source of training batches. Each process prepares only its own share of each batch."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class TrainData:
         return self.images_per_micro_batch * self.config.gradient_accumulation_steps
 
     def get_batch(self, step: int) -> Batch:
-        """Return this process's micro-batches of an optimizer step, counted from 0."""
+        """Return this process's micro-batches for optimizer step `step`. The first step is 0."""
         count = self.config.gradient_accumulation_steps
         return [self._micro_batch(step * count + i) for i in range(count)]
 
@@ -119,7 +119,7 @@ class TrainData:
         return choices[augmentation_at(position, len(choices), self.config.seed)]
 
     def _offset(self, noise: Tensor, positions: range) -> Tensor:
-        """Add a random offset to each channel of an image's noise (crosslabs.org, 2023), for dark and bright images."""
+        """Shift the noise by a random value per channel, for darker and brighter pictures (crosslabs.org, 2023)."""
         if self.config.noise_offset == 0:
             return noise
         sources = [generator(self.config.seed + 1, "draws", p) for p in positions]
@@ -139,7 +139,7 @@ def _permutation(seed: int, epoch: int, count: int) -> list[int]:
 
 
 def image_at(turn: int, count: int, seed: int) -> int:
-    """Return the index (0..count-1) of a bucket's image at `turn`; each pass over the bucket is a new permutation."""
+    """Return the index (0..count-1) of the image at `turn` in a bucket. Each pass over the bucket is shuffled anew."""
     epoch, place = divmod(turn, count)
     return _permutation(seed, epoch, count)[place]
 
@@ -147,7 +147,7 @@ def image_at(turn: int, count: int, seed: int) -> int:
 def sample_noise_and_timestep(
     position: int, shape: torch.Size, num_timesteps: int, seed: int
 ) -> tuple[Tensor, int, float]:
-    """Return the noise, timestep and caption-dropout number (0..1) of the image at `position` in training order."""
+    """Return noise, a timestep and a caption-dropout number (0..1) for the image at `position` in training order."""
     source = generator(seed, "draws", position)
     noise = torch.randn(shape, generator=source)
     timestep = int(torch.randint(0, num_timesteps, (), generator=source))
@@ -167,7 +167,7 @@ class BatchOrder:
     """
 
     def __init__(self, buckets: Sequence[Sequence[int]], size: int, seed: int) -> None:
-        """Store each bucket's image indices, and `size`, the images per micro-batch over all processes."""
+        """Store each bucket's image indices. `size` is the number of images per micro-batch over all processes."""
         self.buckets, self.size, self.seed = buckets, size, seed
         self.count = sum(len(bucket) for bucket in buckets)
         self._bucket_of_batch = lru_cache(maxsize=4)(self._shuffle_buckets)

@@ -46,7 +46,7 @@ def is_finished(config: TrainConfig, run: Run) -> bool:
 
 
 def finish(training: Training, state: TrainState) -> None:
-    """Export the last checkpoint's model, or the best one's if the validation loss rose; write verdict.json.
+    """Export the last checkpoint, or the best checkpoint if the validation loss rose. Write verdict.json.
 
     Raises RunError if the exported files differ from the trained weights; then nothing is replaced.
     """
@@ -78,7 +78,7 @@ def finish(training: Training, state: TrainState) -> None:
 
 
 def _load_weights_to_export(training: Training, state: TrainState, verdict: Verdict) -> int:
-    """Load the best or the last checkpoint's weights into the model, and return that checkpoint's step."""
+    """Load the weights of the best or the last checkpoint into the model. Return the step of that checkpoint."""
     run, best_step = training.run, best_point(training.log.val_curve)[0]
     for step in [best_step, state.step] if verdict.rose else [state.step]:
         if (what := find_corruption(run.checkpoint(step))) is None:
@@ -89,7 +89,7 @@ def _load_weights_to_export(training: Training, state: TrainState, verdict: Verd
 
 
 def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusionPipeline]:
-    """Write the model/ folder and reload it; return the reloaded model's validation loss and pipeline."""
+    """Write the model/ folder and load it again. Return the validation loss and the pipeline of the loaded model."""
     config, components, run = training.config, training.components, training.run
     trained = training.accelerator.unwrap_model(training.model)
     in_memory = training.val_loss(trained, training.device)
@@ -126,7 +126,7 @@ def _free_step_memory(training: Training, state: TrainState) -> None:
 def _evaluate(
     training: Training, pipeline: StableDiffusionPipeline, in_memory: float, path: Path
 ) -> float:
-    """Return a reloaded pipeline's validation loss. Raises RunError unless it is `in_memory`, the trained modules'."""
+    """Return a reloaded pipeline's validation loss. Raises RunError if this loss differs from the loss `in_memory`."""
     config, val_loss = training.config, training.val_loss
     texts = [training.datasets.captions[name] for name in val_loss.dataset.names]
     dataset = replace(val_loss.dataset, texts=token_ids(pipeline.tokenizer, texts))

@@ -15,7 +15,7 @@ from helpers.train.model import TextAndUNet
 
 
 class _LiveBytes(TorchDispatchMode):
-    """A counter of the bytes of live tensors created inside this context, now and at the peak."""
+    """A counter of the current and the peak bytes of tensors created inside this context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace a meta-device module's tensors by fake CPU tensors, on which autocast and attention kernels run."""
+    """Replace a meta-device module's tensors by fake CPU tensors, so that autocast and attention kernels run."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
@@ -56,7 +56,7 @@ def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return random latents (batch, C, side, side), zero timesteps, and random text embeddings or zero token ids."""
+    """Return latents (batch, C, side, side), timesteps and texts. Timesteps and token ids are 0, the rest is random."""
     if isinstance(module, TextAndUNet):
         unet, length = module.unet, module.text_encoder.config.max_position_embeddings
         texts = torch.zeros(batch, length, dtype=torch.long)

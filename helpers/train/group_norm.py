@@ -47,7 +47,7 @@ def _fold_moments(
     means, squares, weight, bias, mean, rstd, scale, shift, pixels, channels, chunks, size, eps,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Triton kernel: merge chunks to a group's mean and 1 / standard deviation, and each channel's scale and shift."""
+    """Triton kernel: merge chunks to a group's mean and 1 / standard deviation. Set each channel's scale and shift."""
     n, g = tl.program_id(0), tl.program_id(1)
     row, own = tl.arange(0, CHUNKS), tl.arange(0, OWN)
     total, spread = 0.0, 0.0
@@ -105,7 +105,7 @@ def _fold_sums(
     sums, products, weight, mean, rstd, dweight, dbias, of_dy, of_x, rest,
     pixels, channels, chunks, size, CHUNKS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Triton kernel: gradients of weight and bias per image, and the factors in dx = dy * of_dy + x * of_x + rest."""
+    """Triton kernel: each image's weight and bias gradients, and the factors in `dx = dy * of_dy + x * of_x + rest`."""
     n, g = tl.program_id(0), tl.program_id(1)
     row, own = tl.arange(0, CHUNKS), tl.arange(0, OWN)
     average = tl.load(mean + n * tl.num_programs(1) + g)

@@ -58,7 +58,7 @@ class StepInBackward:
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
     ) -> None:
-        """Register a hook on each weight that steps the optimizer for it alone. `max_grad_norm` 0 does not clip."""
+        """Give each weight a hook that steps the optimizer for this weight alone. `max_grad_norm` 0: no clipping."""
         self.optimizer, self.scaler, self.seed = optimizer, scaler, seed
         self.max_grad_norm = max_grad_norm or math.inf
         self.weights = list(weights)
@@ -107,7 +107,7 @@ class StepInBackward:
         self.last_norm.fill_(last_norm)
 
     def end_step(self) -> Tensor:
-        """End a step: update fp16's gradient scale, and return the gradient norm, or NaN if it was not finite."""
+        """End a step and update the fp16 gradient scale. Return the gradient norm (NaN if a gradient is not finite)."""
         found_inf, norm = self.found_inf, self.square.sqrt()
         if self.scaler is not None:
             # GradScaler.step would look at all gradients at once; update() wants what it would have found

@@ -28,7 +28,7 @@ def check_suffix_length(suffix: str, tokenizer: CLIPTokenizer) -> None:
 
 
 def dataset_warnings(paths: Sequence[Path], crop: Crop, cut: int, longest: int) -> list[str]:
-    """Return warnings about enlarged images, and about `cut` captions with more than `longest` tokens."""
+    """Return warnings about enlarged images and truncated captions. `cut` captions had more than `longest` tokens."""
     enlarged, warnings = sum(_is_enlarged(path, crop) for path in paths), []
     if enlarged:
         warnings.append(

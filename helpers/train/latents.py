@@ -29,7 +29,7 @@ ENCODE_BATCH = 4  # images
 def cached(
     run: Run, name: str, key: object, compute: Callable[[], Iterable[Tensor]]
 ) -> list[Tensor]:
-    """Return the tensors cached under `key` in any run, or else compute them and cache them in this run."""
+    """Return the tensors that any run has cached under `key`. If none has, compute them and cache them in this run."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = run.cache / f"{name}-{digest}.safetensors"
     others = run.folder.parent.glob(f"*/{run.cache.name}/{path.name}")
@@ -95,7 +95,7 @@ def text_embeddings(
 def prior_dataset(
     run: Run, components: ModelComponents, config: TrainConfig, captions: Sequence[str]
 ) -> LatentDataset:
-    """Sample images from the base model for captions without the suffix; return their latents and embeddings.
+    """Draw images with the base model from captions without the suffix. Return latents and text embeddings.
 
     Prior preservation (Ruiz et al. 2023, arXiv:2208.12242) mixes them into the training images: without the suffix the
     model keeps drawing as the base does, so the suffix becomes a switch.

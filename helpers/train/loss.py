@@ -1,4 +1,4 @@
-"""The training loss: noise added, noise predicted, their difference weighted, and its gradients."""
+"""The training loss and its gradients. The loss is the weighted error of the noise that the UNet predicts."""
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +15,7 @@ def diffusion_loss(
     noise: Tensor,
     timesteps: Tensor,
 ) -> Tensor:
-    """Return the mean squared error of each image's predicted noise or v (Ho et al. 2020 eq. 14, arXiv:2006.11239).
+    """Return each image's mean squared error of predicted noise or velocity (Ho et al. 2020 eq. 14, arXiv:2006.11239).
 
     latents, noise  (B, 4, h, w), latents scaled
     texts           (B, T, D), or (B, T) token ids where `unet` is model.TextAndUNet

@@ -1,4 +1,4 @@
-"""Load the components of a Stable Diffusion model, and make the UNet or a LoRA on it trainable."""
+"""Load the components of a Stable Diffusion model, and make the UNet or a LoRA trainable."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ NO_SAFETY_CHECKER = {  # loading one would take another gigabyte
 
 @dataclass(frozen=True)
 class ModelComponents:
-    """The components of a base model. The UNet or its LoRA is trained, the text encoder if asked, the VAE never."""
+    """The components of a base model. Training changes the UNet or a LoRA, and the text encoder only if asked."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -70,7 +70,7 @@ class ModelComponents:
     hashes: dict[str, str]  # fingerprints of unet, vae and text_encoder, as they were loaded
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprints that a checkpoint needs to resume: of all components but the UNet, by name."""
+        """Return a fingerprint of each component except the UNet. A checkpoint resumes only if all are the same."""
         schedule = self.noise_scheduler
         kind = f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
         words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
@@ -90,7 +90,7 @@ class ModelComponents:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Move the VAE, and the text encoder if frozen, to the GPU inside this context and back to the CPU after."""
+        """Move the VAE to the GPU inside this context, and back to the CPU after. A frozen text encoder moves too."""
         frozen = [self.vae]
         if not any(p.requires_grad for p in self.text_encoder.parameters()):
             frozen.append(self.text_encoder)
@@ -113,7 +113,7 @@ class ModelComponents:
         generators: list[torch.Generator],
         output_type: str = "pil",
     ) -> Any:
-        """Sample an image per prompt with the current weights, each from its own generator.
+        """Draw an image per prompt with the current weights. Each image has its own random generator.
 
         Returns PIL images, or latents (N, 4, h, w) for `output_type` "latent".
         """
@@ -182,7 +182,7 @@ def load_components(
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
-    """Return each model's fingerprint by name, from the cache file `known` if its weight files are unchanged."""
+    """Return each model's fingerprint by name. The cache file `known` is used if the weight files are unchanged."""
     cached: dict[str, str] = {}
     if known:
         with suppress(OSError, ValueError):

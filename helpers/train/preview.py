@@ -37,7 +37,7 @@ def write_preview(
 
 
 def archive_previews(run: Run) -> None:
-    """Move an earlier training's previews to previews/before-N, unless step 0's is the only one."""
+    """Move an earlier training's previews to previews/before-N. If only step 0 has a preview, nothing moves."""
     if not any(path != run.preview(0) for path in run.preview_files()):
         return
     paths = (run.previews / f"before-{number}" for number in count(1))

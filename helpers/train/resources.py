@@ -103,7 +103,7 @@ def estimate_resources(config: TrainConfig, run: Run, device: Device) -> Resourc
 
 
 def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
-    """Count the forward passes, one image each, of prior-preservation samples, evaluations and previews."""
+    """Count one-image forward passes outside training steps: prior preservation, evaluations, previews and ranking."""
     images, suffix = len(run.split_images("train")), run.read_config("dataset")["suffix"]
     per_sample = config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
     prior = round(config.prior_share * images) if suffix else 0
@@ -262,7 +262,7 @@ def _reset_peak_gb(device: Device) -> float | None:
 
 
 def _median_s(function: Callable[[], object], times: int) -> float:
-    """Return the median seconds of a function's `times` calls, without the first two (warm-up)."""
+    """Call a function `times` times. Return the median seconds per call, without the first two calls (warm-up)."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

@@ -67,14 +67,14 @@ def _smooth(losses: Sequence[float]) -> list[float]:
 
 
 def _rose(values: Sequence[float], losses: Sequence[float], min_rise: float) -> bool:
-    """Return True if the last two smoothed values are `min_rise` above the value at the lowest smoothed loss."""
+    """Smooth values and losses. Return True if both last values exceed the value at the lowest loss by `min_rise`."""
     smooth, level = _smooth(values), _smooth(losses)
     lowest = level.index(min(level))
     return len(level) - 1 - lowest >= 2 and min(smooth[-2:]) > smooth[lowest] + min_rise
 
 
 def best_point(curve: Curve) -> tuple[int, float]:
-    """Return the (step, loss) of the lowest validation loss after step 0, or step 0's if there is no other."""
+    """Return the (step, loss) point with the lowest validation loss. Step 0 counts only if it is the only point."""
     return min(curve[1:] or curve or [(0, math.inf)], key=lambda point: point[1])
 
 

@@ -1,4 +1,4 @@
-"""Save and read the pictures in samples/: each is a PNG with embedded settings, beside a .json of the settings.
+"""Save and read the pictures in samples/. Each PNG embeds its settings, and a .json file repeats the settings.
 
 Each PNG has two text chunks: `settings` is JSON, which this project reads; `parameters` is the text that other image
 programs and most galleries read.
@@ -26,13 +26,13 @@ REQUIRED = frozenset(
 
 
 class Album:
-    """The pictures in a run's samples/. A picture with other settings is never overwritten."""
+    """The pictures in a run's samples/. Saving never overwrites a picture with other settings."""
 
     def __init__(self, run: Run, suffix: str) -> None:
         self.run, self.suffix = run, suffix
 
     def path(self, settings: Settings) -> Path:
-        """Return the path of the PNG with these settings, also if the picture is not saved yet."""
+        """Return the path of the PNG with these settings, even if the picture is not saved yet."""
         prompt = settings["prompt"]
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower().removesuffix(self.suffix)).strip("-")
         styled = "" if prompt.endswith(self.suffix) else "-plain"

@@ -1,4 +1,4 @@
-"""The prompt box of 05: a form to draw typed prompts, which works in ipywidgets 7.7 (Colab's) and 8."""
+"""The prompt box of notebook 05, a form to draw typed prompts. It works in ipywidgets 8 and in 7.7, as on Colab."""
 
 import html
 import io

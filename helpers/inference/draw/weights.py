@@ -104,7 +104,7 @@ class Weights:
         return {k: v.to(dtype) for k, v in merged.items()}
 
     def hash_of(self, name: str) -> str:
-        """Return the SHA-256 of a checkpoint's manifest, or of model/'s manifest for `tuned` and `base`.
+        """Return the SHA-256 of a checkpoint's manifest. For `tuned` and `base`, the manifest of model/ is used.
 
         Raises RunError if the checkpoint is missing or corrupt.
         """

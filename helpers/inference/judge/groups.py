@@ -15,7 +15,7 @@ COMPARED = {  # groups by their names for a reader
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of pictures to compare: real images, and samples of the base and the tuned model."""
+    """The groups of pictures to compare: real images, and pictures drawn by the base and the tuned model."""
 
     train: list[Image.Image]
     held_out: list[Image.Image]

@@ -38,7 +38,7 @@ class Judgement:
 
 
 def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
-    """Load the real images, and draw samples of held-out captions and of training captions."""
+    """Load the real images, and draw pictures from held-out captions and from training captions."""
     captions, learnt = sampler.trained.held_out_captions(), sampler.trained.pictures("train")
     requests = [
         Request.of(config, captions[i % len(captions)], config.seed + SAMPLE_SEED + i)
@@ -124,7 +124,7 @@ def _judge_by_model(pictures: Pictures, encoder: ImageModel) -> dict[str, Any]:
 
 
 def measure_adherence(config: InferenceConfig, sampler: Sampler, groups: Groups) -> dict[str, Any]:
-    """Return the mean CLIPScores of base and tuned samples with their captions, or {"left_out": reason}."""
+    """Return the mean CLIPScores of the base and the tuned model, or {"left_out": reason} if nothing can be scored."""
     if not config.clip_model:
         return {"left_out": "no CLIP was given: set clip_model to a hub id or a folder"}
     clip = ClipScore(config.clip_model)

@@ -78,7 +78,7 @@ class StyleAxis:
 
 
 def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int = 2000) -> Interval:
-    """Return the mean position of tuned pictures, with the base's mean at 0 and the mean of held-out art at 1.
+    """Return the mean position of tuned pictures, on a scale where base pictures average 0 and held-out art 1.
 
     base, tuned, art  positions on a StyleAxis that was fitted to other pictures
     The interval is by bootstrap (Efron 1979).

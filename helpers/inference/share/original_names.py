@@ -1,4 +1,4 @@
-"""Rename weights from diffusers' names to those of the original Stable Diffusion 1 and 2 (2022) and of sd-scripts.
+"""Rename weights of diffusers models as in the original code of Stable Diffusion 1 and 2 (2022), or as in sd-scripts.
 
 The numbers of levels and blocks are taken from the model's own config, so that models of any size are converted.
 After diffusers' script convert_diffusers_to_original_stable_diffusion.py, which cannot be imported and knows one size.

@@ -39,7 +39,7 @@ def push(config: InferenceConfig, run: Run) -> str:
 
 
 def find_files_to_push(run: Run) -> dict[str, Path | bytes]:
-    """Return the files to push as {name in the repository: file}, with local paths removed from configs."""
+    """Return the files to push, by name in the repository. Local paths are removed from configs."""
     model = {name: run.model / name for name in read_json(run.model / MANIFEST)}
     kinds = ("*.safetensors", "*.yaml")  # a LoRA for diffusers is in model/ already
     exported = {f"export/{path.name}": path for kind in kinds for path in run.export.glob(kind)}

@@ -169,7 +169,7 @@ def num_evaluations(config: TrainConfig) -> int:
 
 
 def is_dimension(name: str, text: str) -> bool:
-    """Return True if a value is swept: a range `1e-5..1e-3`, choices `4,8,16`, or any `effective_batch`."""
+    """Return True for a swept setting: a range `1e-5..1e-3`, choices `4,8,16`, or any value of `effective_batch`."""
     is_range = re.fullmatch(r"[-+.\w]+\.\.[-+.\w]+", text) is not None
     return name == BATCH or is_range or ("," in text and name != "prompts")
 

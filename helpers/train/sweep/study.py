@@ -85,7 +85,7 @@ class Database:
     """
 
     def __init__(self, run: Run, address: str) -> None:
-        """Connect to the database, and create missing Optuna tables. Raises RunError if it cannot be reached."""
+        """Connect to the database, and create missing Optuna tables. Raises RunError if the connection fails."""
         self.space = zlib.crc32(run.name.encode()) >> 1
         with database_errors():
             try:
@@ -209,7 +209,7 @@ def open_place(run: Run, storage: str) -> Journal | Database:
 def open_study(
     place: Journal | Database, run: Run, config: TrainConfig, planned: list[dict[str, Any]]
 ) -> optuna.Study:
-    """Open or create a sweep's Optuna study with all planned trials. Raises RunError if it is another sweep's."""
+    """Open or create a sweep's Optuna study with all planned trials. Raises RunError if an existing study differs."""
     warmup = math.ceil(num_evaluations(config) / 3)
     pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
     dimensions = {name: parse_dimension(name, asked) for name, asked in config.sweep.items()}

@@ -140,7 +140,7 @@ def _train(
 
 
 def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> str | None:
-    """Report new validation losses to the study, numbered from 1; return the reason to prune the trial, or None."""
+    """Report new validation losses, numbered from 1, to the study. Return the reason to prune the trial, or None."""
     known = dict(sweep.place.storage.get_trial(live._trial_id).intermediate_values)
     curve, total = _curve(here), num_evaluations(sweep.config)
     for step, loss in curve[1:]:
