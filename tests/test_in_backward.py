@@ -202,3 +202,9 @@ def test_the_plan_counts_no_gradients():
     device = pick_device("no", "auto", "auto")
     plain = activation_memory(replace(inside, optimizer_in_backward=False), device)
     assert activation_memory(inside, device) < plain / 3
+
+
+def test_counting_bf16_weights_puts_no_librarys_warning_on_the_screen(capfd):
+    given = {"preset": "demo", "resolution_px": 32, "train_batch_size": 1, **BF16}
+    activation_memory(configure(TrainConfig, given), replace(pick_device(), precision="bf16"))
+    assert "float32" not in capfd.readouterr().err

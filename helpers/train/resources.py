@@ -178,7 +178,7 @@ def build_model(config: TrainConfig, device: Device) -> torch.nn.Module:
         unet = UNet2DConditionModel.from_config(shapes)
         text = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
     if config.method == "full":
-        unet.to(weights_dtype(config))
+        torch.nn.Module.to(unet, weights_dtype(config))  # the model's own to() warns without cause
     return make_trainable(unet, CLIPTextModel(text), config, device.dtype)
 
 
