@@ -1,4 +1,4 @@
-"""Find captions with problems, such as duplicates, banned words, or more tokens than CLIP reads."""
+"""Find problems in captions, such as duplicates, banned words, or more tokens than CLIP can read."""
 
 import re
 from collections import Counter
@@ -63,7 +63,7 @@ def _plain(text: str) -> str:
 
 
 def suffix_of(config: CaptionConfig, run: Run) -> str:
-    """Return the suffix for captions: the setting of notebook 02, or of notebook 03 if notebook 02 has none."""
+    """Return the suffix that captions get. The setting of notebook 03 applies if notebook 02 sets none."""
     if config.suffix:
         return config.suffix
     kept = run.config("dataset")
@@ -77,7 +77,7 @@ def style_words(suffix: str) -> list[str]:
 
 
 def words_in(text: str, words: Iterable[str]) -> list[str]:
-    """Return those of `words` that occur in a text, in singular or plural and in any letter case."""
+    """Return those of the given words that occur in a text, also as plurals or in another letter case."""
     pattern = r"(?<!\w){}(?:s|es)?(?!\w)"
     return [w for w in words if re.search(pattern.format(re.escape(w)), text, re.IGNORECASE)]
 

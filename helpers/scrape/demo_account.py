@@ -1,4 +1,4 @@
-"""The image source "demo": an invented painter's account of procedurally painted watercolours with captions.
+"""The image source "demo": procedurally painted watercolours with captions, posted by an invented painter.
 
 The last posts are one image for each flaw that 03 detects, and a video, which 01 rejects.
 """
@@ -24,7 +24,7 @@ FIRST_DAY = datetime(2025, 1, 1, 9, tzinfo=UTC)
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """List the demo's posts with one to three paintings, a post per flaw that notebook 03 detects, and a video."""
+    """Return the demo's items: paintings, a flawed image for each flaw that notebook 03 detects, and a video."""
     rng = Random(0)
     found: list[SourceItem] = []
     for number in range(config.demo_posts):
