@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class CudaGraphs:
-    """A recorder of CUDA graphs that share one memory pool. Two of the graphs must never run at the same time."""
+    """A recorder of CUDA graphs that share one memory pool. No two of the graphs may run at the same time."""
 
     def __init__(self) -> None:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
@@ -58,7 +58,7 @@ def _shared_graphs() -> CudaGraphs:
 
 
 class Captured:
-    """A function of tensors. From the second call with an input shape on, the function is replayed as a CUDA graph.
+    """A function of tensors. For each input shape, the first call runs it, and later calls replay a CUDA graph.
 
     The function must return a tensor, read no tensor's value in Python, and write anything else to the same address
     at each call. If it cannot be captured, it runs uncaptured and a warning says why.
@@ -133,7 +133,7 @@ class CapturedForward:
     def _call(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
     ) -> tuple[Tensor]:
-        """Call the UNet as a CUDA graph, or uncaptured if the pipeline passes further arguments."""
+        """Call the UNet as a CUDA graph, or directly if the pipeline passes further arguments."""
         given = {name: value for name, value in others.items() if value is not None}
         if set(given) - {"return_dict"}:
             return self.eager(sample, timestep, encoder_hidden_states, **others)

@@ -22,7 +22,7 @@ SAFE = re.compile(r"[\w .+/:()#-]{1,200}")  # what is copied from another model'
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as in the Hub's model cards: a licence id, or `other` with a name and a link."""
+    """A licence as in the Hub's model cards: a licence id, or the id `other` with a name and a link."""
 
     license: str
     license_name: str | None = None
@@ -43,7 +43,7 @@ class Licence:
 
 
 def licence_of(base_model: str, is_v2: bool) -> Licence:
-    """Return a base model's licence by its model card, or else by its Stable Diffusion version.
+    """Return a base model's licence from its model card. If the card names none, the Stable Diffusion version decides.
 
     Stable Diffusion 1 is under CreativeML OpenRAIL-M and 2 under Open RAIL++-M; both require that their use-based
     restrictions are passed on. Never raises, since a missing card must not end a training.

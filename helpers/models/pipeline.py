@@ -10,7 +10,7 @@ from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 
 
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:
-    """Load a Stable Diffusion pipeline from a path or hub id. Each of `parts` replaces the component of that name.
+    """Load a Stable Diffusion pipeline from a path or hub id. Keyword arguments replace components of the same name.
 
     Raises RunError for a model that is missing, pickled, or holds code.
     """

@@ -58,7 +58,7 @@ def find_single_file(folder: Path) -> Path | None:
 
 
 def convert(path: Path) -> Path:
-    """Convert a one-file checkpoint to diffusers layout, if not done yet. Return the folder in the Hugging Face cache.
+    """Convert a one-file checkpoint to diffusers layout, once, and return the folder in the Hugging Face cache.
 
     Its name is a hash of the file and of the settings beside it, so that a changed file is another model and a moved
     one is the same. Raises ValueError for a file that is not a complete Stable Diffusion 1 or 2, and OSError if its
@@ -150,7 +150,7 @@ def _find_settings(path: Path) -> dict[str, Path]:
 
 
 def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made: Path) -> None:
-    """Write the config files and the tokenizer of a one-file model to the folder `made` in diffusers layout."""
+    """Write the config files and the tokenizer of a one-file model to a folder in diffusers layout."""
     unet, text = (sd.V2_UNET, sd.V2_TEXT) if header.is_v2 else (sd.V1_UNET, sd.V1_TEXT)
     built_in = {
         "unet/config.json": lambda: UNet2DConditionModel.from_config(unet),
@@ -188,7 +188,7 @@ def _fetch_tokenizer(path: Path) -> str:
 
 
 def _scheduler(path: Path, header: _Header, settings: dict[str, Path]) -> Any:
-    """Infer a one-file model's noise scheduler from tensor names, metadata and .yaml, and return the scheduler.
+    """Return a one-file model's noise scheduler, inferred from tensor names, metadata and .yaml.
 
     Raises ValueError for a Stable Diffusion 2 without any of them: both prediction types have the same weights.
     """

@@ -95,7 +95,7 @@ def _refuse_missing_path(model: str) -> None:
 
 
 def _refuse_unsafe(folder: Path) -> None:
-    """Raise ValueError if a model's folder has linked folders, shards other than safetensors, or an adapter."""
+    """Raise ValueError if a model's folder has a link to a folder, shards other than safetensors, or an adapter."""
     files = sorted(folder.rglob("*"))
     # files in a linked folder are loaded, but would not be checked; the Hub's cache links only files
     if linked := [path for path in files if path.is_symlink() and path.is_dir()]:
@@ -127,7 +127,7 @@ def refuse_code(folder: Path) -> None:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """Return a model's JSON config file as a dict. Raises ValueError with the file's name if it is no JSON object."""
+    """Return a model's JSON config file as a dict. Raises a ValueError that names the file if it is no JSON object."""
     name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
     try:
         content = read_json(path)

@@ -22,7 +22,7 @@ AREAS = (0.8, 1.13)  # of a bucket, relative to the square; 2:1 is 768 x 384 at 
 
 @dataclass(frozen=True)
 class Crop:
-    """Settings for resizing, cropping and augmenting images. Their names and values are part of the cache key."""
+    """Settings to resize, crop and augment images. The cache key of latents contains every setting's name and value."""
 
     side_px: int  # of the square, or of the square that has a bucket's area
     step_px: int = 0  # sides of buckets are multiples of this; 0 crops squares
@@ -31,7 +31,7 @@ class Crop:
 
     @classmethod
     def from_config(cls, config: TrainConfig, step_px: int, augmented: bool) -> "Crop":
-        """Return the Crop of a training's settings. Unless `augmented`, each image gets one crop, unmirrored."""
+        """Return the Crop for a training's settings. If `augmented` is False, each image has one crop, not mirrored."""
         crops, flip = (config.crops_per_image, config.random_flip) if augmented else (1, False)
         return cls(config.resolution_px, step_px if config.aspect_ratio_buckets else 0, crops, flip)
 
@@ -42,7 +42,7 @@ class Crop:
         return nearest_bucket(width_px / height_px, self.side_px, self.step_px)
 
     def augmentations(self, path: Path) -> Tensor:
-        """Return an image's crops, and mirrored crops if `flip`, as a tensor (V, 3, height, width) in -1..1.
+        """Return an image's crops as a tensor (V, 3, height, width) in -1..1. If `flip`, V includes the mirrored crops.
 
         The most central crop comes first. Raises RunError if the file does not decode.
         """

@@ -25,7 +25,7 @@ NO_CHECKER = (
 
 
 def check_files(folder: Path) -> None:
-    """Raise ValueError if model_index.json or a file that it requires is missing, pickled or truncated."""
+    """Raise ValueError if a file that a base model requires is missing, pickled or truncated."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError("it has no model_index.json, which lists its components")
@@ -42,7 +42,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_part_settings(part: Path, kind: str) -> None:
-    """Raise ValueError if a component's settings, or a tokenizer's vocabulary, are missing or not JSON."""
+    """Raise ValueError if a component's settings file, or a tokenizer's vocabulary, is missing or not JSON."""
     if "Tokenizer" in kind:
         if not (part / "tokenizer.json").is_file():
             _require(part / "vocab.json"), _require(part / "merges.txt")
@@ -82,7 +82,7 @@ def _require(path: Path) -> None:
 def load_model(
     kind: type[Model], folder: Path, part: str, dtype: torch.dtype, device: torch.device
 ) -> Model:
-    """Load a component of a base model onto the CPU, and check its weights on `device`.
+    """Load a component of a base model onto the CPU, and check the component's weights on `device`.
 
     Raises ValueError if a weight is NaN, inf or missing; loaders would initialize a missing one at random.
     """

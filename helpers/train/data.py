@@ -1,4 +1,4 @@
-"""The data of training: cached latents and captions, their order, and the noise of each image.
+"""The data of a training: cached latents and captions, the order of images, and the noise for each image.
 
 Everything is a function of the seed and a position: position p is the p-th image that training sees, over all epochs
 and processes. So a resumed run needs one integer, and any number of processes with the same effective batch (with
@@ -46,11 +46,11 @@ class LatentDataset:
         return self.latents[index].shape[-3:]
 
     def augmentations(self, index: int) -> Tensor:
-        """Return the latents (V, 4, h, w) of an image's V cached crops, mirrored crops included."""
+        """Return the latents (V, 4, h, w) of an image's V cached crops, mirrored ones included."""
         return self.latents[index].reshape(-1, *self.shape(index))
 
     def buckets(self) -> list[list[int]]:
-        """Return the image indices as lists, one list for each shape of latents."""
+        """Return lists of image indices, one list for each shape of latents."""
         by_shape: dict[torch.Size, list[int]] = {}
         for index in range(len(self)):
             by_shape.setdefault(self.shape(index), []).append(index)
@@ -79,12 +79,12 @@ class TrainData:
         return self.images_per_micro_batch * self.config.gradient_accumulation_steps
 
     def get_batch(self, step: int) -> Batch:
-        """Return this process's micro-batches for optimizer step `step`. The first step is 0."""
+        """Return this process's micro-batches for an optimizer step. Steps are counted from 0."""
         count = self.config.gradient_accumulation_steps
         return [self._micro_batch(step * count + i) for i in range(count)]
 
     def names(self, step: int) -> list[list[str]]:
-        """Return the names of the images in each micro-batch of a step, over all processes."""
+        """Return the image names of each micro-batch in a step. Here a micro-batch spans all processes."""
         count = self.config.gradient_accumulation_steps
         batches = [self.order.batch(step * count + i) for i in range(count)]
         return [[self.dataset.names[i] for i in batch] for batch in batches]
@@ -119,7 +119,7 @@ class TrainData:
         return choices[augmentation_at(position, len(choices), self.config.seed)]
 
     def _offset(self, noise: Tensor, positions: range) -> Tensor:
-        """Shift the noise by a random value per channel, for darker and brighter pictures (crosslabs.org, 2023)."""
+        """Add a random offset to each channel of the noise, for darker and brighter pictures (crosslabs.org, 2023)."""
         if self.config.noise_offset == 0:
             return noise
         sources = [generator(self.config.seed + 1, "draws", p) for p in positions]
@@ -139,7 +139,7 @@ def _permutation(seed: int, epoch: int, count: int) -> list[int]:
 
 
 def image_at(turn: int, count: int, seed: int) -> int:
-    """Return the index (0..count-1) of the image at `turn` in a bucket. Each pass over the bucket is shuffled anew."""
+    """Return the index (0..count-1) of the image that a bucket supplies at a turn. Each pass has a random order."""
     epoch, place = divmod(turn, count)
     return _permutation(seed, epoch, count)[place]
 
@@ -167,7 +167,7 @@ class BatchOrder:
     """
 
     def __init__(self, buckets: Sequence[Sequence[int]], size: int, seed: int) -> None:
-        """Store each bucket's image indices. `size` is the number of images per micro-batch over all processes."""
+        """Store each bucket's image indices. `size` is the number of images in a micro-batch over all processes."""
         self.buckets, self.size, self.seed = buckets, size, seed
         self.count = sum(len(bucket) for bucket in buckets)
         self._bucket_of_batch = lru_cache(maxsize=4)(self._shuffle_buckets)

@@ -1,4 +1,4 @@
-"""Count the activation memory of forward and backward passes on PyTorch's fake tensors, which take no memory."""
+"""Count the activation memory of a training step without using it: the step runs on PyTorch's fake tensors."""
 
 import weakref
 from typing import Any
@@ -56,7 +56,7 @@ def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return latents (batch, C, side, side), timesteps and texts. Timesteps and token ids are 0, the rest is random."""
+    """Return random latents (batch, C, side, side), zero timesteps, and texts: random embeddings or zero token ids."""
     if isinstance(module, TextAndUNet):
         unet, length = module.unet, module.text_encoder.config.max_position_embeddings
         texts = torch.zeros(batch, length, dtype=torch.long)
@@ -66,7 +66,7 @@ def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Ten
 
 
 def peak_activation_bytes(module: nn.Module, side: int, config: TrainConfig, device: Device) -> int:
-    """Count the peak bytes of activations and gradients in a training step, without weights.
+    """Return the peak bytes of activations and gradients in a training step; weights are not counted.
 
     `module` is the trained module on the meta device, useless afterwards; the latents are `side` x `side`.
     """

@@ -1,4 +1,4 @@
-"""Raise errors that name a setting to change, if memory runs out (OOM) or training is too slow without a GPU."""
+"""If memory runs out (OOM) or training on a CPU is too slow, raise an error that names a setting to change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ NEW_RUN = ", which changes what is learned: if there are checkpoints, use anothe
 
 
 def memory_advice(config: TrainConfig) -> str:
-    """Return advice on which setting to change next to save memory, the least costly first."""
+    """Return advice to change one setting: the one that saves memory at the least cost."""
     size = config.train_batch_size
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing to True"
@@ -63,7 +63,7 @@ def machine_errors(config: TrainConfig) -> Iterator[None]:
 
 
 def refuse_slow(config: TrainConfig, device: Device) -> None:
-    """Raise RunError if a full-size model would train on a CPU, unless `allow_slow`. The error states the hours."""
+    """Unless `allow_slow`, raise RunError if a full-size model would train on a CPU. The error states the hours."""
     if device.device.type != "cpu" or config.allow_slow:
         return
     with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:

@@ -38,7 +38,7 @@ def diffusion_loss(
 
 
 def snr_weights(noise_scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
-    """Return the Min-SNR loss weight of each timestep (Hang et al. 2023, arXiv:2303.09556); all 1 for gamma 0.
+    """Return the Min-SNR loss weight of each timestep (Hang et al. 2023, arXiv:2303.09556), or 1 if gamma is 0.
 
     min(SNR, gamma) / SNR for epsilon, which is 1 at a zero terminal SNR, and min(SNR, gamma) / (SNR + 1) for v.
     """
@@ -57,7 +57,7 @@ def forward_backward(
     snr_gamma: float,
     *batch: Tensor,
 ) -> Tensor:
-    """Run a micro-batch's forward and backward pass, adding to the gradients of earlier micro-batches.
+    """Run a micro-batch's forward and backward pass, and add the gradients to those of earlier micro-batches.
 
     batch    latents, texts, noise and timesteps, as `diffusion_loss` takes them
     returns  the unweighted loss of each image, (B,) float32

@@ -70,7 +70,7 @@ class ModelComponents:
     hashes: dict[str, str]  # fingerprints of unet, vae and text_encoder, as they were loaded
 
     def fingerprints(self) -> dict[str, str]:
-        """Return a fingerprint of each component except the UNet. A checkpoint resumes only if all are the same."""
+        """Return a fingerprint of each component except the UNet. A checkpoint resumes only if all of them match."""
         schedule = self.noise_scheduler
         kind = f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
         words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
@@ -90,7 +90,7 @@ class ModelComponents:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Move the VAE to the GPU inside this context, and back to the CPU after. A frozen text encoder moves too."""
+        """Keep the VAE and a frozen text encoder on the GPU inside this context, and on the CPU afterwards."""
         frozen = [self.vae]
         if not any(p.requires_grad for p in self.text_encoder.parameters()):
             frozen.append(self.text_encoder)
@@ -182,7 +182,7 @@ def load_components(
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
-    """Return each model's fingerprint by name. The cache file `known` is used if the weight files are unchanged."""
+    """Return a fingerprint of each model. Fingerprints of unchanged files come from the cache file `known`."""
     cached: dict[str, str] = {}
     if known:
         with suppress(OSError, ValueError):
@@ -199,7 +199,7 @@ def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> d
 
 
 class TextAndUNet(nn.Module):
-    """A text encoder and a UNet that are trained together, called like a UNet but with token ids."""
+    """A module of a text encoder and a UNet trained together. It takes token ids instead of text embeddings."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
         super().__init__()

@@ -128,7 +128,7 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
 
 
 def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
-    """Return the settings that change what a step learns, and the number of images per step over all processes.
+    """Return the values that change what a step learns: settings, and the number of images per step (all processes).
 
     With aspect-ratio buckets the micro-batch size decides which images come together, so it counts too.
     """
@@ -165,7 +165,7 @@ def _make_accelerator(config: TrainConfig, run: Run, device: Device) -> Accelera
 def _make_datasets(
     config: TrainConfig, run: Run, components: ModelComponents, accelerator: Accelerator
 ) -> Datasets:
-    """Encode training images, prior-preservation samples and validation images, or load them from the cache."""
+    """Encode the training, prior-preservation and validation images, or load the encoded images from the cache."""
     suffix = run.read_config("dataset")["suffix"]
     rows = _read_rows(config, run, components, accelerator, suffix)
     images = {split: image_dataset(run, components, config, split, rows[split]) for split in rows}
@@ -249,7 +249,7 @@ def _make_state(
 def _forward_backward(
     config: TrainConfig, model: nn.Module, components: ModelComponents, accelerator: Accelerator
 ) -> Callable[..., Tensor]:
-    """Return the function that runs a micro-batch forward and backward, as a CUDA graph if capture is on."""
+    """Return the function that runs a micro-batch's forward and backward pass, as a CUDA graph if capture is on."""
     run = partial(
         forward_backward, model, accelerator, components.noise_scheduler, config.snr_gamma
     )

@@ -1,4 +1,4 @@
-"""Draw preview images during training, always of the same prompts at the same seeds."""
+"""Draw preview images during training, always with the same prompts and seeds."""
 
 import logging
 from itertools import count

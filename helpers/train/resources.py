@@ -115,7 +115,7 @@ def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
 
 
 def refuse_too_large(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:
-    """Estimate a training's memory and disk. Raises RunError, naming a setting, if the training will not fit."""
+    """Estimate a training's memory and disk. Raises a RunError that names a setting if the training will not fit."""
     check_settings(config, device, processes=1)
     estimate = _estimate_memory_and_disk(config, run, device)
     if estimate.memory_gb > estimate.available_gb:
@@ -262,7 +262,7 @@ def _reset_peak_gb(device: Device) -> float | None:
 
 
 def _median_s(function: Callable[[], object], times: int) -> float:
-    """Call a function `times` times. Return the median seconds per call, without the first two calls (warm-up)."""
+    """Call a function repeatedly and return the median seconds per call, after a warm-up of two calls."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

@@ -126,7 +126,7 @@ def _copy_safety_checker(base_model: str, folder: Path) -> None:
 
 
 def _clean_config(path: Path) -> None:
-    """Remove a local path from a component's config. Change a recorded dtype to float32, as in diffusers' models."""
+    """Remove a component's local path from its config, and change the recorded dtype, if any, to float32."""
     config = read_json(path)
     cleaned = {name: value for name, value in config.items() if name != "_name_or_path"}
     for name in cleaned.keys() & {"dtype", "torch_dtype"}:
@@ -155,7 +155,7 @@ def read_back(
 
 
 def write_card(run: Run, config: TrainConfig, components: ModelComponents, folder: Path) -> None:
-    """Write a short model card, which 05_inference replaces by the full card."""
+    """Write a short model card, which notebook 05 replaces by the full card."""
     licence = licence_of(config.base_model, bool(components.unet.config.use_linear_projection))
     tags = {"pipeline_tag": "text-to-image", "library_name": "diffusers"}
     suffix = run.read_config("dataset")["suffix"]
