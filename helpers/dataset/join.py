@@ -18,7 +18,7 @@ FROM_CAPTION = ("caption", "captioner", "model")  # fields of an image's caption
 
 
 def table(run: Run) -> pd.DataFrame:
-    """Return a table of all images with Post's fields and captions. Raises RunError before notebooks 01 and 02."""
+    """Return a table of all images: Post's fields and captions. Raises RunError if notebook 01 or 02 has not run."""
     posts = latest(read_rows(run.require(run.posts, "scrape"), Post))
     captions = latest(read_rows(run.require(run.captions, "caption"), Caption))
     usable = [row for row in captions.values() if row.is_usable]
@@ -45,7 +45,7 @@ def _selection_settings(config: DatasetConfig) -> dict[str, Any]:
 
 
 def refresh(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame:
-    """Return the chosen images with permissions and captions read anew from the run. Captions lose the suffix.
+    """Return the selected images with current permissions and captions. The suffix is removed from the captions.
 
     Raises RunError, which names the cell to run again, if images belong to another run, have changed, lost their
     captions, were selected with other settings, or have no column `split`.
@@ -69,12 +69,12 @@ def refresh(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame
 
 
 def clean_caption(caption: str) -> str:
-    """Return a caption on one line, without control characters or leading characters of a formula, such as =."""
+    """Return a caption as one line without control characters. Leading formula characters, such as =, are removed."""
     visible = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", caption)
     return " ".join(visible.split()).lstrip(FORMULA + " ")
 
 
 def without_image(run: Run) -> list[str]:
-    """Return the names of images that captions.jsonl lists but posts.jsonl does not."""
+    """Return the image names that have a row in captions.jsonl but none in posts.jsonl."""
     posts = latest(read_rows(run.posts, Post))
     return [name for name in latest(read_rows(run.captions, Caption)) if name not in posts]

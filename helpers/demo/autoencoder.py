@@ -22,7 +22,7 @@ LATENT_JITTER = 0.05  # standard deviation of the posterior, relative to the lat
 
 
 def train_autoencoder(seed: int, steps: int, scenes: int) -> AutoencoderKL:
-    """Train an autoencoder on `scenes` scenes, each drawn in both styles, and normalise its latents."""
+    """Train an autoencoder on drawn scenes in both styles, and normalise its latents."""
     torch.manual_seed(seed)
     seeds = range(AUTOENCODER_SCENES_FROM, AUTOENCODER_SCENES_FROM + scenes)
     pixels = torch.cat([draw_scenes("flat", seeds), draw_scenes("watercolour", seeds)])
@@ -34,7 +34,7 @@ def train_autoencoder(seed: int, steps: int, scenes: int) -> AutoencoderKL:
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """Build an untrained AutoencoderKL that downsamples by 4, whereas the VAE of Stable Diffusion downsamples by 8."""
+    """Build an untrained AutoencoderKL that downsamples by 4. Stable Diffusion's VAE downsamples by 8."""
     return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 3,
         up_block_types=["UpDecoderBlock2D"] * 3,
@@ -49,7 +49,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 @torch.no_grad()
 def start_as_pyramid(vae: AutoencoderKL) -> None:
-    """Initialise the VAE as an image pyramid, by averaging and interpolation. Residual branches start at zero.
+    """Initialise a VAE so that it works as an image pyramid. Its residual branches start at zero.
 
     The first six channels are red, green and blue with both signs, since silu(x) - silu(-x) = x. From a random
     initialisation, half of the training is spent on learning to copy colours.
@@ -77,7 +77,7 @@ def start_as_pyramid(vae: AutoencoderKL) -> None:
 
 
 def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]) -> None:
-    """Set the weights of output channels to `kernel` times `gains[output][input]`, or to 0 for other inputs."""
+    """Set a convolution so that each output in `gains` is a weighted sum of inputs, all filtered by the same kernel."""
     for out, sources in gains.items():
         conv.weight[out] = 0
         conv.bias[out] = 0
@@ -86,7 +86,7 @@ def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]
 
 
 def _losses(vae: AutoencoderKL, pixels: Tensor, steps: int) -> Iterator[Tensor]:
-    """Yield the loss of each step, on 48 px crops and, in the last quarter of the steps, on full images."""
+    """Yield the loss of each training step. The first three quarters use 48 px crops, the last quarter full images."""
     for step in itertools.count():
         # full images at the end, since group norm depends on the image size
         side_px, batch = (SIZE_PX, 1) if step >= steps * 0.75 else (48, 4)

@@ -214,7 +214,7 @@ def is_blocked(image: Image.Image) -> bool:
 def make_config(
     run: Run, more: dict[str, Any] | None = None, **values: str | float | bool | None
 ) -> InferenceConfig:
-    """Create notebook 05's config from its parameters. By default, steps and guidance are as in training previews."""
+    """Create notebook 05's config from its parameters. By default, steps and guidance match the training previews."""
     trained = read_trained(run).settings
     for name in ("num_inference_steps", "guidance_scale"):
         values[name] = trained[name] if values.get(name) is None else values[name]
@@ -246,7 +246,7 @@ def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
 
 
 def draw_missing(sampler: Sampler, requests: Sequence[Request], batch_size: int) -> Iterator[Path]:
-    """Draw and save the pictures that samples/ lacks. Yield the path of each request's picture."""
+    """Yield the path of each request's picture, after drawing and saving the picture if samples/ lacks it."""
     album = sampler.album
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]

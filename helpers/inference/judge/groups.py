@@ -27,7 +27,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures in each group that passed the safety checker, and the number of blocked pictures per group."""
+    """The pictures that passed the safety checker, by group, and the number of blocked pictures per group."""
 
     shown: dict[str, list[Image.Image]]
     blocked: dict[str, int] = field(default_factory=dict)

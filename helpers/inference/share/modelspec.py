@@ -1,4 +1,4 @@
-"""Make the metadata of exported files: modelspec, and for a LoRA the `ss_` fields of kohya's sd-scripts.
+"""Metadata for exported files: modelspec fields, and the `ss_` fields of kohya's sd-scripts for LoRA files.
 
 Loaders and model sites read them. They hold no path, no caption and not the suffix.
 https://github.com/Stability-AI/ModelSpec
@@ -55,7 +55,7 @@ class Family:
 
 
 def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
-    """Return the modelspec fields of a run's model. With kind="/lora", the fields are those of the run's LoRA."""
+    """Return the modelspec fields for a run's model, or for its LoRA if `kind` is "/lora"."""
     trained = read_trained(run).settings
     side = trained["resolution_px"]
     fields = {

@@ -1,4 +1,4 @@
-"""Export a model for other programs: one checkpoint file, as ComfyUI reads it, and a LoRA in two layouts.
+"""Export a model for other programs: as one checkpoint file (for ComfyUI and others), and as a LoRA in two layouts.
 
 Weights keep the values and the dtype that they have in model/. Each file is read back by diffusers' loaders and
 compared with model/ before export/ is replaced.
@@ -72,7 +72,7 @@ def _save(state: State, path: Path, metadata: dict[str, str]) -> None:
 
 
 def _read_back(run: Run, folder: Path) -> None:
-    """Load each exported file with diffusers, and compare it with model/. Raises RunError if they differ."""
+    """Check that each exported file, loaded with diffusers, has the weights of model/. Raises RunError if not."""
     path = folder / f"{run.name}.safetensors"
     pipeline = _load(path, run.model)
     for part, name in WEIGHTS.items():
@@ -95,7 +95,7 @@ def _read_back(run: Run, folder: Path) -> None:
 
 
 def _load(path: Path, config: Path) -> StableDiffusionPipeline:
-    """Load a one-file checkpoint in float32, with the configs in the folder `config`."""
+    """Load a one-file checkpoint in float32, with the configs of a model folder."""
     try:
         return StableDiffusionPipeline.from_single_file(
             str(path),

@@ -1,4 +1,4 @@
-"""Rename weights of diffusers models as in the original code of Stable Diffusion 1 and 2 (2022), or as in sd-scripts.
+"""Rename diffusers weights to the names used by the original Stable Diffusion 1 and 2 code or by sd-scripts.
 
 The numbers of levels and blocks are taken from the model's own config, so that models of any size are converted.
 After diffusers' script convert_diffusers_to_original_stable_diffusion.py, which cannot be imported and knows one size.
@@ -63,7 +63,7 @@ OPENCLIP = {
 
 
 def original_state(model: Path) -> State:
-    """Return the weights in a pipeline's folder by their names in an original Stable Diffusion checkpoint."""
+    """Load a pipeline's weights, renamed as in an original Stable Diffusion checkpoint."""
     unet, vae, text = (load_file(model / part / name) for part, name in WEIGHTS.items())
     configs = {part: read_json(model / part / "config.json") for part in WEIGHTS}
     config = configs["text_encoder"].get("text_config", configs["text_encoder"])
@@ -75,7 +75,7 @@ def original_state(model: Path) -> State:
 
 
 def unet_to_original(state: State, config: dict[str, Any]) -> State:
-    """Return a UNet2DConditionModel's weights by their original names, `model.diffusion_model.*`."""
+    """Rename a UNet2DConditionModel's weights to the original names, `model.diffusion_model.*`."""
     per_level = config["layers_per_block"] + 1
     return {
         "model.diffusion_model." + _unet_name(name, per_level, state): tensor
@@ -104,7 +104,7 @@ def _unet_name(name: str, per_level: int, state: State) -> str:
 
 
 def vae_to_original(state: State, config: dict[str, Any]) -> State:
-    """Return an AutoencoderKL's weights by their original names, `first_stage_model.*`."""
+    """Rename an AutoencoderKL's weights to the original names, `first_stage_model.*`."""
     levels = len(config["block_out_channels"])
     renamed = {}
     for name, tensor in state.items():
@@ -128,7 +128,7 @@ def _vae_name(name: str, levels: int) -> str:
 
 
 def text_encoder_to_original(state: State, positions: int) -> State:
-    """Return a CLIPTextModel's weights by their original names, `cond_stage_model.transformer.*`.
+    """Rename a CLIPTextModel's weights to the original names, `cond_stage_model.transformer.*`.
 
     transformers 5 names weights with or without `text_model.`, as the model was made or loaded. The original has this
     prefix, and the position ids as a tensor of their own.
@@ -143,7 +143,7 @@ def text_encoder_to_original(state: State, positions: int) -> State:
 
 
 def text_encoder_to_openclip(state: State) -> State:
-    """Return a CLIPTextModel's weights by OpenCLIP's names, `cond_stage_model.model.*`, as in Stable Diffusion 2.
+    """Rename a CLIPTextModel's weights as OpenCLIP does in Stable Diffusion 2: `cond_stage_model.model.*`.
 
     Loaders of that format expect one layer more than diffusers has, and a projection, and use neither. Both are
     written, as sd-scripts does, so that no key is missing.
@@ -173,7 +173,7 @@ def text_encoder_to_openclip(state: State) -> State:
 
 
 def to_kohya(lora: Lora) -> State:
-    """Return a LoRA in the layout of kohya's sd-scripts: down, up and alpha of each layer.
+    """Convert a LoRA to the layout of kohya's sd-scripts: a down, up and alpha tensor per layer.
 
     lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
     lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha
