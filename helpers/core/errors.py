@@ -4,7 +4,7 @@ from helpers.core.redact import redact
 
 
 class RunError(Exception):
-    """An error that a user can fix. One line says what, where, and what to do next; no traceback is shown."""
+    """An error that a user can fix. Its one-line message says what failed and what to do; no traceback is shown."""
 
     def __str__(self) -> str:
         return redact(super().__str__())
@@ -14,7 +14,7 @@ class RunError(Exception):
 
 
 class DivergedError(RunError):
-    """The error when a training's loss stays NaN or inf because of the settings, on any machine."""
+    """The error when a training's loss stays NaN or inf. The settings cause it, so another machine would not help."""
 
 
 class OutOfMemoryError(RunError):
@@ -30,7 +30,7 @@ class ElsewhereError(RunError):
 
 
 class Stopped(KeyboardInterrupt):
-    """The exception for a stop by signal number `signal`, with advice to resume. `except Exception` cannot catch it."""
+    """The exception for a stop by a signal. Its message says how to resume. `except Exception` cannot catch it."""
 
     def __init__(self, words: str, signal: int) -> None:
         super().__init__(words)

@@ -21,7 +21,7 @@ def badge(notebook: str) -> str:
 
 
 def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[Path]:
-    """Change the repository's address and tag (or branch) in all badges and clone commands. Return the changed files.
+    """Put another GitHub address and tag (or branch) into all badges and clone commands, and return the changed files.
 
     Raises RunError for names that GitHub does not allow.
     """
