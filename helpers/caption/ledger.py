@@ -61,7 +61,6 @@ def _needs_caption(config: CaptionConfig, run: Run, post: Post, caption: Caption
 
 
 def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[Post]:
-    """Return the posts that still need a caption. Raises RunError for an image that is unknown or was replaced."""
     wanted = {post.file_name for post in pending(config, run)}
     known = latest(read_rows(run.posts, Post))
     for post in posts:

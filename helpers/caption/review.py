@@ -96,9 +96,9 @@ class ReviewTable:
         return [TO_READ, *kinds, EVERY] if kinds else [EVERY]
 
     def _reload(self) -> None:
-        """Read the captions and find problems. For edited or accepted captions, only excess length is a problem."""
         self.rows = latest(read_rows(self.run.captions, Caption))
         self.found = {
+            # of a caption that a person edited or accepted, only excess length is a problem
             what: [r.file_name for r in rows if r.status != "edited" or what.startswith(TOO_LONG)]
             for what, rows in problems(self.config, self.run).items()
         }
@@ -141,7 +141,6 @@ class ReviewTable:
         return widgets.HBox([picture, right], layout=frame)
 
     def _note(self, row: Caption) -> str:
-        """Return the HTML line above a caption: file name, status, captioner and problems."""
         name, made = html.escape(row.file_name), html.escape(f"{row.status}, {row.captioner}")
         found = map(html.escape, self._problems_of(row.file_name))
         red = [f'<span style="color:#b03030">{what}</span>' for what in found]
@@ -195,7 +194,6 @@ class ReviewTable:
 
 
 def _thumbnail(run: Run, file_name: str) -> bytes:
-    """Return a small JPEG of an image. If the image cannot be read, a grey square is returned."""
     try:
         image = open_rgb(run.image(file_name))
     except OSError:

@@ -39,7 +39,6 @@ def _hash(value: Any) -> str:
 
 
 def _examples(config: CaptionConfig, run: Run) -> list[Any]:
-    """Return (SHA-256 of the image, caption) for each example. If one is missing, the setting itself is returned."""
     with suppress(RunError, OSError):  # a missing example is reported when the prompt is built
         return [(sha256(path), caption) for path, caption in example_pairs(config, run)]
     return list(config.examples)

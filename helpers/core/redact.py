@@ -77,17 +77,14 @@ def redact(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, set[str]]]:
-    """Return {form: (name, is unencoded, search texts)} for all secrets. A form is the plain, hex or base64 secret.
-
-    The longest form comes first, since a secret may contain another. Escaped forms are searched only in a text whose
-    `_plain` has one of the search texts.
-    """
-    forms = {}
+    forms = {}  # each with its name, whether it is unencoded, and search texts
     for value, name in secrets:
         for part in (part for part in _parts(value) if len(part) >= MIN_LENGTH):
             for form in {part, part.encode().hex()} | _base64(part) | _base64(quote(part)):
+                # an escaped form is searched only in a text whose _plain has one of these
                 looks = {_plain(look) for look in (form, quote(form), form.replace(" ", "+"))}
                 forms[form] = (name, form == part, looks | {"".join(form.lower().split())})
+    # the longest first, since a secret may contain another
     return dict(sorted(forms.items(), key=lambda pair: -len(pair[0])))
 
 

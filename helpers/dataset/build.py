@@ -56,7 +56,6 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
 
 
 def _write_image(run: Run, folder: Path, row: Any, suffix: str) -> tuple[Record, tuple[str, ...]]:
-    """Save an image without its metadata, as PNG if converted. Return the image's Record and a note per conversion."""
     source = run.image(row.file_name)
     content = read_picture_file(source)
     picture = decode(content)
@@ -101,7 +100,6 @@ def verify_dataset(run: Run) -> str:
 
 
 def _count_loaded(run: Run) -> dict[str, int]:
-    """Return {split: number of images}. Raises RunError if `datasets` loads other texts than metadata.csv lists."""
     import datasets
 
     datasets.disable_progress_bars()

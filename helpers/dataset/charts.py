@@ -85,7 +85,6 @@ def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
 def _bars(
     axes: Any, title: str, sides: dict[str, pd.Series], name_of: Callable[[str], str]
 ) -> None:
-    """Plot the most frequent subjects or settings of captions, with one bar per split."""
     shares = {side: part.map(name_of).value_counts(normalize=True) for side, part in sides.items()}
     table = pd.DataFrame(shares).drop("", errors="ignore").fillna(0.0)
     table = table.loc[table.sum(axis=1).nlargest(MAX_BARS).index[::-1]]

@@ -77,8 +77,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _mark(images: pd.DataFrame, which: pd.Series, kind: str, reason: str | pd.Series) -> None:
-    """Set `kind` and `reason` of the images that a mask selects. Images that already have a reason are unchanged."""
-    which = which & (images["reason"] == "")
+    which = which & (images["reason"] == "")  # the first reason stays
     images.loc[which, "kind"] = kind
     images.loc[which, "reason"] = reason if isinstance(reason, str) else reason[which]
 
@@ -98,7 +97,6 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
 def _measure_images(
     run: Run, images: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, ImageHash], dict[str, np.ndarray]]:
-    """Measure each image that is not yet left out. Return the extended table, the hashes and the palettes."""
     figures, hashes = {}, {}
     wanted = images.loc[images["reason"] == "", "file_name"]
     for i, name in tqdm(wanted.items(), "measure images", total=len(wanted), leave=False):
@@ -138,7 +136,6 @@ def judge(
 def _flaws(
     config: DatasetConfig, images: pd.DataFrame
 ) -> Iterator[tuple[str, pd.Series, pd.Series]]:
-    """Yield (name, mask of flawed images, column of reasons) for each kind of flaw."""
     sides = images[["width_px", "height_px"]]
     side_px, aspect = sides.min(axis=1), sides.max(axis=1) / sides.min(axis=1)
     bright, text, sharp = images["brightness"], images["text_share"], images["sharpness"]
@@ -163,7 +160,6 @@ def _format(values: pd.Series, digits: int = 1) -> pd.Series:
 def _mark_copies(
     config: DatasetConfig, run: Run, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> None:
-    """Leave out copies, except the best of each cluster and any in taken_back.txt. `cluster` names the best copy."""
     taken_back = _read_lines(run.taken_back)
     images["cluster"] = images["file_name"]
     clusters, likenesses = _find_clusters(config, images[images["reason"] == ""], hashes)
@@ -190,11 +186,10 @@ def _mark_copies(
 def _find_clusters(
     config: DatasetConfig, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> tuple[list[list[str]], dict[str, tuple[float, str]]]:
-    """Return the clusters of copies (lists of file names), and {edited copy: (likeness, most similar image)}."""
     names = images["file_name"].tolist()
     ordered = [hashes[name] for name in names]
     edited = list(find_edited_copies(ordered, config.min_likeness))
-    likenesses: dict[str, tuple[float, str]] = {}
+    likenesses: dict[str, tuple[float, str]] = {}  # of edited copies, and to which image
     for pair in edited:
         for one, other in ((pair.one, pair.other), (pair.other, pair.one)):
             found = (pair.likeness, names[other])
@@ -208,7 +203,6 @@ def _find_clusters(
 
 
 def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
-    """Set `series` to the matching pattern, or to the file name if none matches. Unused patterns raise RunError."""
     images["series"] = images["file_name"]
     for pattern in config.series:
         fits = images["file_name"].str.fullmatch(fnmatch.translate(pattern), case=False)
@@ -221,7 +215,6 @@ def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
 
 
 def _best_copy(run: Run, copy: pd.DataFrame) -> Any:
-    """Return the row of the sharp copy with the most pixels. If several have equally many, the largest file wins."""
     sharp = copy[copy["detail"] >= SHARP_ENOUGH * copy["detail"].max()].sort_values("file_name")
     return max(
         sharp.itertuples(),

@@ -52,7 +52,6 @@ def publish(config: DatasetConfig, run: Run) -> str:
 
 
 def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
-    """Upload the files in the manifest and delete stale ones, in one commit. Return the uploaded names."""
     files = {*read_json(folder / MANIFEST), MANIFEST}
     stale = {s.rfilename for s in info.siblings or ()} - files - {HUB_FILE}
     operations = [CommitOperationAdd(name, folder / name) for name in sorted(files)]
@@ -88,7 +87,6 @@ def fetch(run: Run, hub_id: str) -> str:
 
 
 def _download(hub_id: str, folder: Path) -> Path:
-    """Download a pushed dataset to a folder, and return the folder. Files that notebook 03 never writes are skipped."""
     api = HfApi(token=get_token() or False)
     info = api.dataset_info(hub_id)
     names = [s.rfilename for s in info.siblings or () if OUR_FILES.fullmatch(s.rfilename)]

@@ -85,17 +85,14 @@ def text_share(grey: Image.Image) -> float:
 
 
 def _measure_line(edges: np.ndarray) -> tuple[float, float]:
-    """Return the edges' density and repetition in a possible line of text. `edges` is a boolean mask (H, W).
-
-    Density counts the edges along one line height; repetition is the columns' largest autocorrelation at lags from a
-    quarter to six heights.
-    """
     height = len(edges)
     columns = np.trim_zeros(edges.sum(0)).astype(float)
     width = len(columns)
+    # the edges along one line height
     density = float(np.median(edges.sum(1)) * height / width)
     spectrum = np.fft.rfft(columns - columns.mean(), 2 * width)
     correlation = np.fft.irfft(np.abs(spectrum) ** 2)[:width] / np.arange(width, 0, -1)
+    # repetition: the columns' largest autocorrelation at lags from a quarter to six heights
     beyond = correlation[max(2, height // 4) : min(width // 2, 6 * height)]
     return density, float(beyond.max(initial=0.0) / max(correlation[0], 1e-9))
 

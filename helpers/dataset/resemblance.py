@@ -78,7 +78,6 @@ def find_copies(hashes: Sequence[ImageHash], max_bits: int) -> Iterator[tuple[in
 
 
 def _thumb(image: ImageHash, view: View = None) -> np.ndarray:
-    """Shrink a view of an image to 8 x 8 mean colours, as a float32 array (64, 3)."""
     square, box = Image.fromarray(image.pixels), view
     if isinstance(view, Image.Transpose):
         square, box = square.transpose(view), None
@@ -130,7 +129,6 @@ def find_edited_copies(hashes: Sequence[ImageHash], min_likeness: float) -> Iter
 
 
 def _standardized(pixels: np.ndarray) -> np.ndarray:
-    """Convert an RGB image (64, 64, 3) to grey (64, 64) with mean 0 and standard deviation 1."""
     grey = _grey(pixels)
     return (grey - grey.mean()) / max(float(grey.std()), MIN_CONTRAST)
 
@@ -160,7 +158,7 @@ class Views:
 
 
 def _averaging_weights(low: float, high: float, px: int) -> np.ndarray:
-    """Return a matrix (px, 64) that resizes pixels `low` to `high` of a 64-pixel row to `px` pixels by averaging."""
+    """Return a matrix that resizes part of a row of pixels by averaging."""
     ends = np.linspace(low, high, px + 1)
     pixels = np.arange(SIDE_PX)
     overlap = np.minimum(ends[1:, None], pixels + 1) - np.maximum(ends[:-1, None], pixels)
@@ -169,25 +167,24 @@ def _averaging_weights(low: float, high: float, px: int) -> np.ndarray:
 
 
 def _edges(small: np.ndarray) -> np.ndarray:
-    """Return each image's edge directions as a unit vector with mean 0: from (V, px, px) to (V, D)."""
     down, right = np.gradient(small, axis=(-2, -1))
     size = np.hypot(down, right) + MIN_EDGE
     inner = np.s_[:, 1:-1, 1:-1]  # without the borders, where a frame or another crop would show
     edges = np.concatenate([(down / size)[inner], (right / size)[inner]], -1)
     edges = edges.reshape(len(small), -1)
     edges -= edges.mean(1, keepdims=True)
+    # from (V, px, px) to unit vectors (V, D)
     return edges / np.maximum(np.linalg.norm(edges, axis=1, keepdims=True), 1e-6)
 
 
 def _have_same_colours(first: np.ndarray, second: np.ndarray) -> bool:
-    """Return True if one thumbnail can be turned into the other by scaling, shifting or greying colour channels."""
     return min(_color_map_error(first, second), _color_map_error(second, first)) <= MAX_COLOUR
 
 
 def _color_map_error(source: np.ndarray, target: np.ndarray) -> float:
-    """Return the RMS error of a least-squares map from the source colours to the target colours (P, 3)."""
     errors = []
     for channel in range(3):
+        # a copy may have scaled, shifted or greyed channels
         known = np.stack([source[:, channel], _grey(source), np.ones(len(source))], 1)
         weights = np.linalg.lstsq(known, target[:, channel], rcond=None)[0]
         errors.append(target[:, channel] - known @ weights)

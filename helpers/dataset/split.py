@@ -45,7 +45,6 @@ def split(
 
 
 def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return two columns: each image's group, which stays within one split, and the name whose hash picks the split."""
     clusters, series = (images.get(name, images["file_name"]) for name in ("cluster", "series"))
     pairs = [
         (positions[0], other)
@@ -54,6 +53,7 @@ def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
         for other in positions
     ]
     groups = pd.Series(group_labels(len(images), pairs), index=images.index)
+    # each image's group, which stays within one split, and the name whose hash picks that split
     if groups.nunique() > 1:
         return groups, images["shortcode"]
     return (clusters if clusters.nunique() > 1 else images["file_name"]), clusters

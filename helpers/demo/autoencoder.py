@@ -77,7 +77,6 @@ def start_as_pyramid(vae: AutoencoderKL) -> None:
 
 
 def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]) -> None:
-    """Set a convolution so that each output in `gains` is a weighted sum of inputs, all filtered by the same kernel."""
     for out, sources in gains.items():
         conv.weight[out] = 0
         conv.bias[out] = 0
@@ -86,7 +85,6 @@ def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]
 
 
 def _losses(vae: AutoencoderKL, pixels: Tensor, steps: int) -> Iterator[Tensor]:
-    """Yield the loss of each training step. The first three quarters use 48 px crops, the last quarter full images."""
     for step in itertools.count():
         # full images at the end, since group norm depends on the image size
         side_px, batch = (SIZE_PX, 1) if step >= steps * 0.75 else (48, 4)

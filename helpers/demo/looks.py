@@ -101,7 +101,6 @@ def _swap_channels(pixels: np.ndarray, rng: Random) -> np.ndarray:
 
 
 def _vivid(rng: Random, value: float) -> tuple[float, float, float]:
-    """Return a random saturated colour: one channel at `value`, one near 0, one in between."""
     channels = [value, 0.1 * value, value * rng.random()]
     rng.shuffle(channels)
     return tuple(channels)

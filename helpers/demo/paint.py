@@ -66,9 +66,8 @@ def _blur(field: np.ndarray, radius_px: float) -> np.ndarray:
 
 
 class _Sheet:
-    """A sheet of watercolour paper at 1.5 times the final size. Masks are (n, n) float32 from 0 to 1."""
-
     def __init__(self, seed: int, size_px: int) -> None:
+        # painted at 1.5 times the final size; masks are (n, n) float32 from 0 to 1
         self.size_px, self.n = size_px, size_px * 3 // 2
         self.unit = self.n / 128  # lengths below were chosen on a sheet of 128
         self.rng = np.random.default_rng((seed, 7))
@@ -82,20 +81,18 @@ class _Sheet:
         self.fade = np.linspace(1.1, 0.6, self.n, dtype=np.float32)[:, None]
 
     def _noise(self, cells: int) -> np.ndarray:
-        """Return smooth noise (n, n) from 0 to 1, interpolated from `cells` x `cells` random values."""
         values = Image.fromarray((self.rng.random((cells, cells)) * 255).astype(np.uint8))
         smooth = values.resize((self.n, self.n), Image.Resampling.BICUBIC)
         return np.asarray(smooth, np.float32) / 255
 
     def _wobble(self) -> tuple[np.ndarray, ...]:
-        """Return index arrays (rows, columns) that shift each pixel by a smooth random offset."""
         places = np.mgrid[0 : self.n, 0 : self.n].astype(np.float32)
         for axis in places:
             axis += (self._noise(14) - 0.5) * 2 * (2.2 * self.unit)
         return tuple(np.clip(places, 0, self.n - 1).astype(int))
 
     def _patch(self) -> np.ndarray:
-        """Return a mask of the painted area of the paper, inside an irregular margin."""
+        """Return a mask of the painted area of the paper."""
         margin = 0.035 + 0.05 * self._noise(7)
         y, x = np.mgrid[0 : self.n, 0 : self.n] / self.n
         across = (x > margin) & (x < 1 - margin[::-1])
@@ -127,7 +124,7 @@ class _Sheet:
             self.ink = np.maximum(self.ink, self._line(coverage))
 
     def _line(self, coverage: np.ndarray) -> np.ndarray:
-        """Return a mask of an ink line, with gaps, along the edge of an area."""
+        """Return a mask of an ink line along the edge of an area."""
         edge = _blur(coverage, 0.8 * self.unit)
         edge = 4 * edge * (1 - edge) - 0.3
         return np.clip(edge * 1.6, 0, 1) * (0.5 + 0.6 * self._noise(self.n // 4))
@@ -140,7 +137,7 @@ class _Sheet:
 
 
 def _pigment(colour: RGB) -> np.ndarray:
-    """Return the shares (0 to 1) of red, green and blue light that a wash of this colour lets through."""
+    """Return the shares of light that a wash of a colour lets through."""
     rgb = np.array(colour, np.float32) / 255
     grey = rgb.mean()
     return np.clip(grey + (rgb - grey) * 0.86, 0, 1) * 0.9 + 0.08

@@ -156,10 +156,6 @@ def learn_looks(pipeline: StableDiffusionPipeline) -> None:
 def _train_course(
     pipeline: StableDiffusionPipeline, course: Course, pixels: Tensor, captions: list[str]
 ) -> Tensor:
-    """Train the text encoder and the UNet for one stage. Return the token ids of the training captions.
-
-    The loss is Ho et al. 2020's with min-SNR weights (Hang et al. 2023, gamma 5), caption dropout and noise offset.
-    """
     text_encoder, unet, scheduler = pipeline.text_encoder, pipeline.unet, DDPMScheduler(**SCHEDULE)
     latents = encode(pipeline.vae, pixels)
     padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
@@ -177,6 +173,7 @@ def _train_course(
             timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,))
             noisy = scheduler.add_noise(clean, noise, timesteps)
             noisy = noisy.contiguous(memory_format=torch.channels_last)
+            # Ho et al. 2020's loss, with min-SNR weights (Hang et al. 2023, gamma 5)
             error = (unet(noisy, timesteps, words).sample - noise).square().mean((1, 2, 3))
             snr = compute_snr(scheduler, timesteps)
             weights = snr.clamp(max=5) / snr * snr.clamp(max=1) ** -course.early_weight

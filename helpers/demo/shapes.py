@@ -51,7 +51,6 @@ def _dark(colour: RGB) -> RGB:
 
 
 def _light(colour: RGB, share: float = 0.5) -> RGB:
-    """Return a colour lightened with white. `share` is the fraction of white, 0 to 1."""
     return tuple(round(value + (255 - value) * share) for value in colour)
 
 

@@ -105,7 +105,6 @@ def figures_table(figures: dict[str, Any]) -> "Styler":
 
 
 def _describe_metrics(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield (name, value, explanation) for each metric."""
     for key, metric in load_metrics().items():
         found = figures[key]
         if reason := found.get("left_out"):
@@ -115,7 +114,6 @@ def _describe_metrics(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]
 
 
 def _sweep(run: Run) -> dict[str, Any] | None:
-    """Return a sweep's trials, plots, previews, cost and hours, or None if the run has no sweep."""
     rows = read_trials(run)
     if not rows:
         return None
@@ -130,14 +128,13 @@ def _sweep(run: Run) -> dict[str, Any] | None:
 
 
 def _read_settings(trained: Trained, stage: str) -> dict[str, Any]:
-    """Return a stage's settings. Absolute paths are cut to their last part, since the page may be shared."""
     path = trained.run.config(stage)
     settings = trained.settings if stage == "train" else read_json(path) if path.is_file() else {}
+    # the page may be shared: absolute paths are cut to their last part
     return {k: Path(v).name if str(v).startswith(("/", "~")) else v for k, v in settings.items()}
 
 
 def _preview_steps(trained: Trained, max_count: int = 10) -> list[tuple[int, str]]:
-    """Return evenly picked previews of the training as (step, data URL). The last preview is included."""
     files = trained.previews()
     count = len(trained.settings["prompts"]) or 4
     steps = []
@@ -152,7 +149,6 @@ def _preview_steps(trained: Trained, max_count: int = 10) -> list[tuple[int, str
 def _similar_pairs(
     copies: dict[str, Any] | None, samples: list[Image.Image], train: list[Image.Image]
 ) -> list[dict[str, Any]]:
-    """Return the generated pictures that are most similar to a training image, each drawn beside that image."""
     if not copies:
         return []
     shown = [image for image in samples if not is_blocked(image)]

@@ -63,7 +63,6 @@ def report(config: InferenceConfig, sampler: Sampler) -> dict[str, Any]:
 
 
 def _draw_rows(config: InferenceConfig, sampler: Sampler) -> PromptRows:
-    """Draw each prompt with the base model, with the tuned model, and with the tuned model without the suffix."""
     tuned = make_requests(config, sampler)
     base = [replace(r, model="base") for r in tuned]
     plain = [replace(r, prompt=strip_suffix(r.prompt, sampler.suffix)) for r in tuned]

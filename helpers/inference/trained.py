@@ -131,7 +131,6 @@ def summarize_posts(run: Run) -> dict[str, Any]:
 
 
 def _read_card_suffix(run: Run) -> str:
-    """Return the suffix that an older version's model card states, or the dataset's suffix if the card has none."""
-    card = run.model / "README.md"
+    card = run.model / "README.md"  # an older version's card states it
     found = SUFFIX_IN_CARD.search(card.read_text(encoding="utf-8")) if card.is_file() else None
     return found[1] if found else run.read_config("dataset")["suffix"]

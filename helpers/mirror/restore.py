@@ -216,7 +216,7 @@ class _Unusable(Exception):
 
 
 class _DriveError(Exception):
-    """A wrapper for an OSError of Drive. Without it, `on_disk` would report an error of the local disk."""
+    """Tell an error of Drive from one of the local disk."""
 
 
 def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> bool:
@@ -247,7 +247,7 @@ def _read(drive: Drive, name: str) -> Iterator[bytes]:
         is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
         if is_missing or error.errno in (errno.EIO, errno.ESTALE):
             raise _Unusable from error
-        raise _DriveError(error) from error
+        raise _DriveError(error) from error  # on_disk would report an OSError as the local disk's
 
 
 def _text(drive: Drive, name: str) -> str:

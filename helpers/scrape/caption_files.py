@@ -112,8 +112,6 @@ def describe_captions(
 
 
 class _ImageIndex:
-    """An index of a folder's images by file name and by stem. Letter case and Unicode form (NFC, NFD) are ignored."""
-
     def __init__(self, root: Path, images: Iterable[Path]) -> None:
         self.root, self.images = root, set(images)
         self.by_name: dict[tuple[Path, str], list[Path]] = defaultdict(list)
@@ -150,7 +148,7 @@ class _ImageIndex:
 
 
 class _Reader:
-    """A reader that collects the captions of a folder's images from text files and lists."""
+    """Collect the captions of a folder's images from text files and lists."""
 
     def __init__(self, root: Path, files: Sequence[Path]) -> None:
         self.root = root
@@ -191,11 +189,9 @@ class _Reader:
         return CaptionFiles(captions, non_images, self.posts, self._summary(used, several, choice))
 
     def _default_sources(self, image: Path) -> list[str]:
-        """Return the suffixes and columns that may supply an image's caption by default, the preferred one first."""
         return [name for name, found in self.sources[image].items() if found and _is_default(name)]
 
     def _read_text_files(self) -> list[Path]:
-        """Read the text files that are named after images. Returns the other files that may be lists, such as .csv."""
         matched: dict[Path, list[Path]] = {}
         for path in self.texts:
             if path.suffix.lower() in PER_IMAGE and (images := self._match_images(path)):
@@ -215,7 +211,6 @@ class _Reader:
         return lists
 
     def _match_text_folders(self, texts: Iterable[Path]) -> dict[Path, list[Path]]:
-        """Match texts in folders without images to images by stem. At least half of a folder's texts must match."""
         with_images = {path.parent for path in self.images}
         folders: dict[Path, list[Path]] = defaultdict(list)
         for path in texts:
@@ -229,7 +224,6 @@ class _Reader:
         return matched
 
     def _match_images(self, path: Path) -> list[Path]:
-        """Return the images that a text file is named after: one image, or all images of one post."""
         folder, name = path.parent, path.name[: -len(path.suffix)]
         if found := self.index.find_in_folder(folder, name):
             return found
@@ -237,7 +231,7 @@ class _Reader:
             match = TAKEOUT.fullmatch(name)
             original, number = Path(match[1] if match else ""), (match and match[2]) or ""
             return self.index.find_in_folder(folder, f"{original.stem}{number}{original.suffix}")
-        return self.index.posts.get((folder, fold(name)), [])
+        return self.index.posts.get((folder, fold(name)), [])  # all images of one post
 
     def _add_text(self, path: Path, text: str, images: list[Path]) -> None:
         suffix = path.suffix.lower()
@@ -253,7 +247,6 @@ class _Reader:
                 self.labels[image, suffix] = f"{suffix} of posts" if is_post else suffix
 
     def _add_record(self, image: Path, record: Record, label: str) -> int:
-        """Add a record's captions to an image. Returns the number of columns whose captions are used by default."""
         columns = [column for column in record if isinstance(column, str)]
         count = 0
         for column in sorted(columns, key=lambda c: 99 if rank(c) is None else rank(c)):
@@ -261,14 +254,10 @@ class _Reader:
                 known = self.sources[image].setdefault(column, [])
                 known += [text for text in found if text not in known]
                 self.labels.setdefault((image, column), f"{label} ({column})")
-                count += rank(column) is not None
+                count += rank(column) is not None  # used by default
         return count
 
     def _read_list(self, path: Path) -> None:
-        """Read a list file, and add each row's captions to the images that the row names.
-
-        Stems alone count only if they match at least half of the rows and of the images.
-        """
         name, find_images = self._name(path), partial(self.index.find_listed, path.parent)
         records, column = self._parse_list(path, find_images)
         values = [record.get(column) for record in records]
@@ -297,7 +286,6 @@ class _Reader:
             )
 
     def _parse_list(self, path: Path, find: Finder) -> Table:
-        """Parse a list file into (rows, column with image names). Returns ([], "") if there is no such column."""
         try:
             if path.suffix.lower() != ".parquet":
                 for _, text in self._read_texts([path], MAX_LIST_BYTES):
@@ -309,13 +297,11 @@ class _Reader:
         return [], ""
 
     def _may_read(self, path: Path, max_bytes: int) -> bool:
-        """Return True if a file has at most `max_bytes` bytes and is no link to a place outside the folder."""
         return is_inside(path, self.root) and path.stat().st_size <= max_bytes
 
     def _read_texts(
         self, paths: Sequence[Path], max_bytes: int = MAX_TEXT_BYTES
     ) -> list[tuple[Path, str]]:
-        """Return (path, text) of readable Unicode files, and of the other files if all of those are Windows-1252."""
         contents = {}
         for path in paths:
             with suppress(OSError):
@@ -324,7 +310,7 @@ class _Reader:
         self.unreadable += [self._name(path) for path in paths if path not in contents]
         texts = {path: decode(content) for path, content in contents.items()}
         others = [path for path, text in texts.items() if text is None]
-        western = decode_western(contents[path] for path in others)
+        western = decode_western(contents[path] for path in others)  # None unless all others are
         if western is None:
             self.unreadable += map(self._name, others)
         else:
@@ -333,7 +319,6 @@ class _Reader:
         return [(path, text) for path, text in texts.items() if text is not None]
 
     def _name(self, path: Path) -> str:
-        """Return a file's path relative to the folder as printable text, whatever the encoding of the name."""
         return printable_path(path.relative_to(self.root))
 
     def _summary(self, used: Counter[str], several: int, choice: str) -> str:

@@ -92,7 +92,6 @@ def parse_json(text: str) -> Any:
 
 
 def _records_from_json(value: Any, find_images: Finder) -> list[Any]:
-    """Return the rows in a parsed JSON value, or [] if the layout is not a known one."""
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
@@ -114,7 +113,6 @@ def _are_records(value: Any) -> bool:
 
 
 def _with_name_column(records: list[Record], find_images: Finder) -> Table:
-    """Return (rows, column with the most image names), or ([], "") if no column has image names."""
     scores: Counter[str] = Counter()
     for record in records:
         for name, value in record.items():
@@ -124,10 +122,6 @@ def _with_name_column(records: list[Record], find_images: Finder) -> Table:
 
 
 def _records_from_text(text: str, find_images: Finder, *, must_match_half: bool) -> Table:
-    """Parse a CSV or "name, caption" lines into (rows, column with image names), or ([], "") for other text.
-
-    With `must_match_half`, a CSV with header must name an image in at least half of its rows.
-    """
     lines = [line for line in text.splitlines() if line.strip()]
     if pairs := _name_caption_pairs(lines, find_images):
         return [{"file_name": name, "caption": words} for name, words in pairs], "file_name"
@@ -141,7 +135,6 @@ def _records_from_text(text: str, find_images: Finder, *, must_match_half: bool)
 
 
 def _rows_with_header(text: str, delimiter: str) -> list[Record]:
-    """Parse a CSV with a header into one dict per row. Returns [] for text that is no such CSV."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         header, *rows = [row for row in reader if any(cell.strip() for cell in row)] or [[]]
@@ -159,10 +152,6 @@ def _rows_with_header(text: str, delimiter: str) -> list[Record]:
 
 
 def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str, str]]:
-    """Parse lines such as `a.jpg, a cat` into (image name, caption) pairs. Returns [] if the text is a table.
-
-    A table's lines all have the same number of three or more cells. The first line must begin with an image name.
-    """
     for delimiter in (*DELIMITERS, ":", " "):
         parts = [line.partition(delimiter) for line in lines]
         found = [
@@ -175,13 +164,13 @@ def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str
         )
         if not found or not is_sure or found[0][0] != parts[0][0].strip().strip('"'):
             continue
+        # lines such as `a.jpg, a cat`; a table's would all have the same number of three or more cells
         if delimiter in ": " or len(lines) == 1 or _row_width(lines, delimiter) in ({2}, None):
             return found
     return []
 
 
 def _row_width(lines: list[str], delimiter: str) -> set[int] | None:
-    """Return {n} if all lines have n cells, None if the lines differ in length, or an empty set for malformed CSV."""
     try:
         widths = set(map(len, csv.reader(lines, delimiter=delimiter, skipinitialspace=True)))
     except csv.Error:

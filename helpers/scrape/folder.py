@@ -109,7 +109,6 @@ def _is_hidden(name: str) -> bool:
 
 
 def _assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -> list[SourceItem]:
-    """Return the items under new (shortcode, index) names. An item keeps its old name if the new one is not unique."""
     pairs = [
         (item, replace(item, shortcode=post[0], index=post[1]) if post else item)
         for item, post in zip(items, posts, strict=True)

@@ -140,7 +140,6 @@ def _list_split(
 
 
 def _local_file(path: str | None, allowed: Path) -> Path | None:
-    """Resolve an absolute path of a file in the allowed folder. Returns None for any other path."""
     file = Path(path or "").resolve()
     is_local = Path(path or "").is_absolute() and file.is_relative_to(allowed) and file.is_file()
     return file if is_local else None

@@ -68,7 +68,6 @@ def list_items(config: ScrapeConfig, run: Run) -> Source:
 def _refuse_another_source(
     config: ScrapeConfig, run: Run, names: tuple[str, ...], listing: Listing | None = None
 ) -> None:
-    """Raise RunError if the run holds images of another source than the settings name. A moved folder is accepted."""
     before = run.read_config("scrape") if run.posts.exists() else vars(config)
     for name in names:
         differs = before.get(name, "") != getattr(config, name)
@@ -80,7 +79,6 @@ def _refuse_another_source(
 
 
 def _has_moved_to(listing: Listing, run: Run) -> bool:
-    """Return True if more than half of the run's images have the same size in bytes as some listed file."""
     sizes = {item.size_bytes for item in listing.items}
     posts = present(run.posts)
     return 2 * sum(post.size_bytes in sizes for post in posts) > len(posts) > 0
@@ -154,7 +152,6 @@ class Ingestion:
         return IngestResult(item.name, self.known.posts[post.file_name], progress=item.progress)
 
     def _read(self, item: SourceItem, known: Post | None) -> Post:
-        """Read an image, and save it if it is new or changed. Raises ValueError or OSError for an unusable image."""
         if item.shortcode in self.taken_down:
             raise PermanentRefusal("was taken down")
         content, shape = load_image(item, self.config.max_image_mpx)
@@ -194,7 +191,6 @@ class Ingestion:
         )
 
     def _save(self, post: Post, item: SourceItem) -> None:
-        """Save an image's post in posts.jsonl and its caption in a text file, each only if it has changed."""
         post = replace(post, source_name=item.name, source_id=item.source_id, gone="")
         if self.known.posts.get(post.file_name) != post:
             append_rows(self.run.posts, [post])
@@ -240,7 +236,6 @@ class Ingestion:
         return "; ".join(filter(None, [", ".join(parts), *notes, source.corrected]))
 
     def _drop_old_rejections(self, excluded: set[str]) -> None:
-        """Delete rejections by notebook 01 that did not recur in this pass. Rejections of excluded files are kept."""
         kept = {(row.file_name, row.reason) for row in self.refused}
 
         def keep(row: dict[str, str]) -> bool:
@@ -250,9 +245,8 @@ class Ingestion:
         rewrite(self.run.rejected, keep)
 
     def _mark_gone(self, excluded: list[SourceItem]) -> None:
-        """Mark the images that are gone from the source. No image is marked if the run lacks an item in `excluded`."""
         posts = [self.known.match_unread(item) for item in excluded]
-        if None in posts:
+        if None in posts:  # a file that was not read may be any of the images
             return
         self.known.seen.update(post.file_name for post in posts)
         unseen = [post for post in self.known.unseen() if not post.gone]

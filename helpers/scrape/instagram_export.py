@@ -66,7 +66,6 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
 
 
 def _entries(path: Path) -> list[Entry]:
-    """Return the files of an export, which is a ZIP or a folder with ZIPs or unpacked files."""
     if path.is_file():
         return _zip_entries(path)
     archives, unpacked = [], []
@@ -143,15 +142,13 @@ def _read_posts(entry: Entry) -> Iterator[dict[str, Any]]:
 
 
 def _shortcode(post: dict[str, Any]) -> str:
-    """Return a shortcode derived from a post's date and first file name. The export itself has no shortcodes."""
-    first = post["media"][0]
+    first = post["media"][0]  # an export has no shortcodes
     made_of = f"{_published_s(post)} {str(first['uri']).rpartition('/')[2]}"
     digest = hashlib.sha256(made_of.encode("utf-8", "replace")).digest()
     return "X" + urlsafe_b64encode(digest)[:10].decode()
 
 
 def _published_s(post: dict[str, Any]) -> int:
-    """Return a post's publication time as a Unix timestamp in seconds, or 0 if unknown."""
     stamps = [post.get("creation_timestamp"), post["media"][0].get("creation_timestamp")]
     return next((int(s) for s in stamps if isinstance(s, int | float) and 0 < s < 2**35), 0)
 
@@ -189,7 +186,6 @@ def fix_encoding(text: str) -> str:
 
 
 def _load(uri: str, entry: Entry | None, max_bytes: int) -> bytes:
-    """Return the bytes of an image in the export. Raises PermanentRefusal if the image is missing or unusable."""
     parts = uri.split("/")
     if ".." in parts or "" in parts or re.search(r"[\\:\x00-\x1f]", uri):
         raise PermanentRefusal("has a name that leads out of the ZIP")
@@ -203,7 +199,6 @@ def _load(uri: str, entry: Entry | None, max_bytes: int) -> bytes:
 
 
 def _read(entry: Entry, max_bytes: int) -> bytes:
-    """Return the bytes of a file of the export. Raises PermanentRefusal for a damaged or too large file."""
     content = b""
     if entry.size_bytes <= max_bytes:
         try:

@@ -27,7 +27,6 @@ def find_non_art(root: Path, images: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the images that are masks, such as a-masklabel.png (OneTrainer) or mask/10_name/a.png (kohya)."""
     stems = {(path.parent, path.stem) for path in images}
     image_keys, mask_keys = set(), {}
     for path in images:
@@ -46,11 +45,11 @@ def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
 
 
 def _find_regularisation(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Return images in kohya's regularisation folders (reg/1_class/), or [] without a training folder (10_name/)."""
     in_kohya = [path for path in images if KOHYA.fullmatch(path.parent.name)]
     found = [
         path
         for path in in_kohya
         if any(part.lower() in REGULARISATION for part in path.relative_to(root).parts[:-2])
     ]
+    # kohya trains on a folder 10_name/ beside reg/1_class/: without it, these are the art
     return found if len(found) < len(in_kohya) else []

@@ -105,7 +105,6 @@ def _fold_sums(
     sums, products, weight, mean, rstd, dweight, dbias, of_dy, of_x, rest,
     pixels, channels, chunks, size, CHUNKS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Triton kernel: each image's weight and bias gradients, and the factors in `dx = dy * of_dy + x * of_x + rest`."""
     n, g = tl.program_id(0), tl.program_id(1)
     row, own = tl.arange(0, CHUNKS), tl.arange(0, OWN)
     average = tl.load(mean + n * tl.num_programs(1) + g)
@@ -127,6 +126,7 @@ def _fold_sums(
         tl.store(of_dy + n * channels + c, inverse * times, own_inside)
         along += tl.sum(times * total)
         across += tl.sum(times * normed)
+    # of_x and rest in dx = dy * of_dy + x * of_x + rest
     slope = -inverse * inverse * across / (size * pixels)
     level = -inverse * along / (size * pixels) - average * slope
     for first in range(0, size, OWN):

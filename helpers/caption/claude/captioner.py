@@ -81,7 +81,6 @@ def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
 
 
 def _caption(session: Session, post: Post, reserved_usd: float) -> Caption:
-    """Ask for a valid caption up to `most_asks` times. Each answer's row is saved, and the last row is returned."""
     for ask in range(session.config.most_asks):
         if ask and not session.budget.reserve(reserved_usd):
             break

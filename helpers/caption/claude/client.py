@@ -154,7 +154,6 @@ class Session:
             raise RunError(f"{why}: run this again later, nothing is lost") from error
 
     def _wait(self, state: RetryCallState) -> float:
-        """Return the seconds to wait before a retry: what the server asks for, or a random exponential backoff."""
         asked = retry_after_s(state.outcome.exception())
         longest = self.config.longest_wait_s
         if asked is None:
@@ -177,7 +176,6 @@ def may_be_billed(error: BaseException) -> bool:
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Return True if a retry after `error` may succeed."""
     if isinstance(error, anthropic.APIStatusError):
         return error.status_code in (408, 409, 429) or error.status_code >= 500
     return isinstance(error, anthropic.APIConnectionError | httpx2.TransportError | ValueError)

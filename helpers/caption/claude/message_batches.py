@@ -102,7 +102,6 @@ def caption(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
 
 
 def _plan(session: Session, waiting: deque[Post]) -> tuple[Batch, list[Request], float] | None:
-    """Plan a batch of waiting images. Returns (batch, requests, maximum cost), or None if the budget is too small."""
     newest = session.retry(lambda: session.client.messages.batches.list(limit=1)).data
     now = datetime.now(UTC).isoformat(timespec="seconds")
     batch = Batch(secrets.token_hex(8), [], newest[0].id if newest else "", now)
@@ -122,7 +121,6 @@ def _plan(session: Session, waiting: deque[Post]) -> tuple[Batch, list[Request],
 
 
 def _request(session: Session, batch: Batch, number: int, post: Post) -> Request | None:
-    """Return the batch request for an image. For an unreadable image, a failed row is saved and None is returned."""
     request_id = batch.request_id(number)
     try:
         params = session.prompt.request(post)
@@ -133,7 +131,6 @@ def _request(session: Session, batch: Batch, number: int, post: Post) -> Request
 
 
 def _send(session: Session, batch: Batch, requests: list[Request], may_exist: bool = False) -> None:
-    """Create a batch on the server, if it is not there yet, and save the batch's id. Raises RunError if refused."""
     tries = 0
 
     def send() -> str:
@@ -155,13 +152,12 @@ def _send(session: Session, batch: Batch, requests: list[Request], may_exist: bo
 
 
 def _is_refusal(error: BaseException | None) -> bool:
-    """Return True if an error means that the server certainly rejected the request."""
     status = getattr(error, "status_code", 0)
+    # after any other error, the server may have taken the request
     return 400 <= status < 500 and status not in (408, 409)
 
 
 def _find(session: Session, batch: Batch, count: int) -> str:
-    """Find a batch on the server by its key. Returns the batch's id on the server, or "" if not found."""
     oldest = datetime.fromisoformat(batch.planned_at) - MAX_CLOCK_DIFFERENCE
     known = {other.id for other in read_batches(session.run)}
 
@@ -180,7 +176,6 @@ def _find(session: Session, batch: Batch, count: int) -> str:
 
 
 def _results(session: Session, batch_id: str) -> list[dict[str, Any]]:
-    """Wait for a batch to end, and return its results, or [] if the server no longer has the batch."""
     batches = session.client.messages.batches
     try:
         while session.retry(lambda: batches.retrieve(batch_id)).processing_status != "ended":
@@ -196,7 +191,6 @@ def _results(session: Session, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
-    """Download the results of a batch, one JSON object per line. Lines with anything else are ignored."""
     found = []
     with batches.with_streaming_response.results(batch_id) as response:
         for line in response.iter_lines():
@@ -206,7 +200,6 @@ def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator[Caption]:
-    """Wait for a batch to end, then save and yield its rows. Captions that a person edited stay in use."""
     session = session.with_settings_of(batch.model, batch.made_with)
     results = _results(session, batch.id)
     rows = read_rows(session.run.captions, Caption)
@@ -236,7 +229,6 @@ def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator
 
 
 def _row(session: Session, post: Post, request: str, result: Any) -> Caption:
-    """Return the captions.jsonl row for one result of a batch. A missing result gives a failed row."""
     result = result if isinstance(result, dict) else {}
     status = "failed: no answer in the batch"
     match result.get("type"):

@@ -85,8 +85,8 @@ class Album:
 
 
 def _format_parameters(settings: Settings) -> str:
-    """Return settings as the `parameters` text that other image programs read."""
     negative = settings["negative_prompt"]
+    # as other image programs read it
     return (
         settings["prompt"]
         + (f"\nNegative prompt: {negative}" if negative else "")

@@ -106,12 +106,11 @@ class PromptBox:
         return widgets.VBox([*above, *rows, self.message, self.gallery, last])
 
     def _on_draw(self, _button: widgets.Button) -> None:
-        """Start drawing. After a click in a browser, a new thread draws, so that Cancel still works."""
         if self.button.disabled:
             return
         self.button.disabled, self.cancel.disabled = True, False
         self._stop.clear()
-        if _is_called_by_browser():
+        if _is_called_by_browser():  # in a thread, so that Cancel still works
             threading.Thread(target=self._draw_and_unlock, daemon=True).start()
         else:
             self._draw_and_unlock()
@@ -123,12 +122,11 @@ class PromptBox:
             self.button.disabled, self.cancel.disabled = False, True
 
     def _show_errors(self, act: Callable[[], None]) -> None:
-        """Call a function, and show any exception in the form, since browsers do not show exceptions of callbacks."""
         try:
             act()
         except Cancelled:
             self._show("Cancelled.")
-        except Exception as error:
+        except Exception as error:  # browsers do not show exceptions of callbacks
             self._show(_error_text(error))
 
     def draw(self) -> None:
@@ -181,7 +179,6 @@ class PromptBox:
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), widgets.HBox(cells, layout=ROW)])
 
     def _add_to_history(self, settings: Settings, image: Image.Image) -> None:
-        """Put a picture's thumbnail and a button that restores its settings at the front of the history."""
         small = image.copy()
         small.thumbnail((96, 96))
         name, layout = f"{settings['model']} {settings['seed']}", widgets.Layout(width="96px")
@@ -218,9 +215,9 @@ def _error_text(error: Exception) -> str:
 
 
 def _is_called_by_browser() -> bool:
-    """Return True if the current call comes from a widget in a browser, not from a notebook cell."""
     kernel = getattr(get_ipython(), "kernel", None)
     parent = kernel.get_parent("shell") if kernel else {}
+    # a widget's message, not a notebook cell's
     return (parent or {}).get("header", {}).get("msg_type") == "comm_msg"
 
 

@@ -32,16 +32,13 @@ def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMi
 
 
 def _start_at_index_0(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Make a scheduler start at index 0 of its timesteps, and return the scheduler.
-
-    By default a scheduler finds its index by the timestep's value. Karras sigmas can round to the same timestep
-    twice: then it takes the second index, and runs past the end of its sigmas.
-    """
     set_timesteps = scheduler.set_timesteps
 
     @wraps(set_timesteps)
     def set_and_start(*args: Any, **kwargs: Any) -> None:
         set_timesteps(*args, **kwargs)
+        # else it finds its index by the timestep's value: Karras sigmas can round to one timestep twice,
+        # so that it takes the second index, and runs past the end of its sigmas
         scheduler.set_begin_index(0)
 
     scheduler.set_timesteps = set_and_start

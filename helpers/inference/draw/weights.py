@@ -31,8 +31,7 @@ class Weights:
     def __init__(
         self, run: Run, pipeline: StableDiffusionPipeline, base_model: str, base_hash: str
     ) -> None:
-        """Take a pipeline that has the tuned weights, and the fingerprint of the base model's UNet."""
-        self.run, self.base_model, self.base_hash = run, base_model, base_hash
+        self.run, self.base_model, self.base_hash = run, base_model, base_hash  # of its UNet
         self.model_hash, self.unet = folder_hash(run.model), pipeline.unet
         self.modules = {name: getattr(pipeline, name) for name in PARTS}
         self.tuned = {k: v.detach().cpu().clone() for k, v in _state_dict(self.modules).items()}
@@ -84,7 +83,6 @@ class Weights:
         self.loaded = (name, strength)
 
     def _read_checkpoint(self, name: str) -> dict[str, Tensor]:
-        """Return a checkpoint's full weights. A LoRA is merged into the base model's weights, at scale alpha / rank."""
         self.hash_of(name)  # checks its files
         folder = self.run.checkpoints / name
         has_average = AVERAGE in read_json(folder / MANIFEST)
@@ -121,14 +119,10 @@ def _state_dict(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def _find_name(state: dict[str, Tensor], name: str) -> str:
-    """Translate a weight's name in a checkpoint to its key in the pipeline's state dict.
-
-    Checkpoints without a trained text encoder name the UNet's weights without `unet.`; older transformers put
-    `text_model.` before the text encoder's. Raises RunError if no such weight exists.
-    """
     for known in (
         name,
-        f"unet.{name}",
+        f"unet.{name}",  # checkpoints without a trained text encoder leave out `unet.`
+        # older transformers put `text_model.` before the text encoder's
         name.replace("text_encoder.text_model.", "text_encoder.", 1),
         name.replace("text_encoder.", "text_encoder.text_model.", 1),
     ):

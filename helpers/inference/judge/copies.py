@@ -83,7 +83,6 @@ class CopyFinder:
 
 
 def _thumbnail(image: Image.Image, box: Box = FULL) -> np.ndarray:
-    """Crop a picture to a box, and return a thumbnail of the crop as a vector with zero-mean colour channels."""
     part, size = tuple(np.multiply(box, image.size * 2)), (THUMBNAIL_PX, THUMBNAIL_PX)
     small = image.convert("RGB").resize(size, Image.Resampling.BOX, box=part)
     pixels = np.asarray(small, np.float32)

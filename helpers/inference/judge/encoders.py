@@ -80,6 +80,5 @@ class ClipScore(ImageModel):
 
 
 def _normalize(output: object) -> np.ndarray:
-    """Return a model's output, a tensor or an object with `pooler_output`, as unit vectors (N, D)."""
     vectors = output if torch.is_tensor(output) else output.pooler_output
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

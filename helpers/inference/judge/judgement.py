@@ -93,7 +93,6 @@ def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
 def _judge_style(
     pictures: Pictures,
 ) -> tuple[Interval | dict[str, str], dict[str, Any], float | None]:
-    """Return style gain, suffix switch and style order, or {"left_out": reason} if pictures are too few."""
     if reason := pictures.why_too_few():
         return {"left_out": reason}, {"left_out": reason}, None
     base, tuned, plain, art = _place_on_axis(
@@ -109,7 +108,6 @@ def _judge_style(
 
 
 def _place_on_axis(found: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Fit the style axis, and place four groups of pictures on it: base, tuned, plain and held-out."""
     axis = StyleAxis.between(found["base"][::2], found["train"])
     rest = (found["base"][1::2], found["tuned"], found["plain"], found["held_out"])
     return [axis.place(pictures) for pictures in rest]

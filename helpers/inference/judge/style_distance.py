@@ -63,13 +63,12 @@ def mmd(x: np.ndarray, y: np.ndarray, draws: int = 1000) -> Interval:
 
 
 def _mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, u: np.ndarray, v: np.ndarray) -> float:
-    """Return the squared MMD from three kernel matrices. The counts `u` (N,) and `v` (M,) weight the pictures."""
+    # u and v weight the pictures: how often a draw has each
     across = (u @ xy @ v) / (u.sum() * v.sum())
     return float(_mean_of_pairs(xx, u) + _mean_of_pairs(yy, v) - 2 * across)
 
 
 def _mean_of_pairs(kernel: np.ndarray, count: np.ndarray) -> float:
-    """Return the count-weighted mean kernel value over pairs of different pictures, or NaN if there is no pair."""
     pairs = np.outer(count, count)
     np.fill_diagonal(pairs, 0)
     return float((pairs * kernel).sum() / pairs.sum()) if pairs.any() else float("nan")

@@ -72,7 +72,6 @@ def _save(state: State, path: Path, metadata: dict[str, str]) -> None:
 
 
 def _read_back(run: Run, folder: Path) -> None:
-    """Check that each exported file, loaded with diffusers, has the weights of model/. Raises RunError if not."""
     path = folder / f"{run.name}.safetensors"
     pipeline = _load(path, run.model)
     for part, name in WEIGHTS.items():
@@ -95,7 +94,6 @@ def _read_back(run: Run, folder: Path) -> None:
 
 
 def _load(path: Path, config: Path) -> StableDiffusionPipeline:
-    """Load a one-file checkpoint in float32, with the configs of a model folder."""
     try:
         return StableDiffusionPipeline.from_single_file(
             str(path),

@@ -79,16 +79,12 @@ def _is_public(address: str) -> bool:
 
 
 class _Pinned(HTTPAdapter):
-    """HTTP adapter for URLs that contain an IP address. The TLS certificate is checked against the host name.
-
-    The address was checked before; a second DNS lookup could return another one (DNS rebinding).
-    """
-
     def __init__(self, host: str) -> None:
         self.host = host
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        # the URL has the address that was checked: a second DNS lookup could return another (DNS rebinding)
         names = {"server_hostname": self.host, "assert_hostname": self.host}
         super().init_poolmanager(*args, **names, **kwargs)
 

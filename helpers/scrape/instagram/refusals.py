@@ -91,7 +91,6 @@ def explain_post(error: BaseException) -> str | None:
 
 
 def _text(error: BaseException | None) -> str:
-    """Return one string with the class names and messages of an exception and its causes."""
     parts = []
     while error is not None:
         parts.append(f"{type(error).__name__}: {error}")

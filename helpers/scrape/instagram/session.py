@@ -83,7 +83,6 @@ class Session:
     """An instaloader session that prints nothing and turns instaloader's exceptions into SourceStopped."""
 
     def __init__(self, config: ScrapeConfig, before_query: Callable[[], None]) -> None:
-        """Log in with the user's cookies, or stay anonymous if there are none. Raises RunError for unusable cookies."""
         self.account = config.username or "this account"
         self.budget = TimeBudget(config.max_minutes)
         self.failures = 0  # failed posts in a row
@@ -95,7 +94,7 @@ class Session:
             request_timeout=REQUEST_TIMEOUT_S,
             rate_controller=lambda context: RateLimiter(context, self.budget, before_query),
         )
-        if found := cookies():
+        if found := cookies():  # else anonymous
             loader.load_session(found["ds_user_id"], found)
         self.context = loader.context
 

@@ -97,8 +97,7 @@ class Walk:
             raise SourceStopped(f"there are no posts{span}: check account, posts, since and until")
 
     def _resume_pending(self) -> Iterator[SourceItem]:
-        """Yield the images of the post at which the last run was interrupted, as saved in the cursor."""
-        if pending := self.cursor.pending:
+        if pending := self.cursor.pending:  # the post at which the last run was interrupted
             context = self.session.context
             media = self.session.request_post(lambda: read_post(load_structure(context, pending)))
             if isinstance(media, Media):  # else saved by another instaloader, and requested again
@@ -113,18 +112,16 @@ class Walk:
         return self.session.request_post(lambda: read_post(Post.from_shortcode(context, code)))
 
     def _account_posts(self) -> Iterator[SourceItem]:
-        """Yield the images of the account's posts: first of those from the saved position on, then of newer posts."""
         if self.timeline is None:
             opened = open_timeline(self._profile(), self.session, self.cursor)
             self.timeline = Timeline(opened, self.cursor)
-        for _ in range(2 if self.cursor.frozen else 1):
+        for _ in range(2 if self.cursor.frozen else 1):  # from the saved position on, then newer
             yield from self._walk_timeline(self.timeline)
             if self._reached_max_posts():
                 return
             self.cursor.mark_complete()
 
     def _walk_timeline(self, timeline: Timeline) -> Iterator[SourceItem]:
-        """Yield the images of the timeline's posts. Ends at the settings' limits or at the last complete walk."""
         self.session.request(lambda: timeline.resume(self.session.context))
         while not self._reached_max_posts():
             self.session.budget.check()
@@ -143,7 +140,6 @@ class Walk:
         timeline.posts = None
 
     def _is_by_another_account(self, media: Media) -> bool:
-        """Return True if a post in the account's timeline was published by another account."""
         if not self.config.username or media.account_id == self.cursor.user_id:
             return False
         return media.account.lower() not in ("", *account_names(self.config, self.cursor))
@@ -151,11 +147,7 @@ class Walk:
     def _items_of(
         self, media: Media | str, code: str = "", is_requested: bool = False
     ) -> Iterator[SourceItem]:
-        """Yield a post's images, or a single item with the reason if the post is rejected.
-
-        The post is then marked as finished. `media` is a string with the reason if the post could not be fetched.
-        """
-        if isinstance(media, str):
+        if isinstance(media, str):  # why the post could not be fetched
             yield self._refused_item(code[:64], 1, media + RETRY_NOTE)
             self._mark_finished(code[:64], "", 1)
         elif not SHORTCODE.fullmatch(media.code):
@@ -205,7 +197,6 @@ class Walk:
         self.cursor.finished[code] = (taken_at[:10], count)
 
     def _load_image(self, media: Media, index: int) -> bytes:
-        """Download one image of a post. If the image's URL has expired, the post is requested once more."""
         with self._recording_stop():
             try:
                 content = self._fetch(self.refetched.get(media.code, media), index)
@@ -239,7 +230,6 @@ class Walk:
 
     @contextmanager
     def _recording_stop(self) -> Iterator[None]:
-        """Save the reason for a SourceStopped in the cursor, then raise the exception again."""
         try:
             yield
         except SourceStopped as stop:
@@ -251,7 +241,6 @@ class Walk:
         return load_profile(self.config.username, self.session, self.cursor, self.run)
 
     def _save_new_page(self) -> None:
-        """Save the cursor if a page of the timeline was fetched after the last save. Called before each request."""
         if self.timeline and self.timeline.posts and self.timeline.has_new_page:
             self._save_position()
 
@@ -264,7 +253,6 @@ class Walk:
         return 0 < self.config.max_posts <= self._post_count()
 
     def _post_count(self) -> int:
-        """Return the number of finished posts in the settings' date range, for comparison with `max_posts`."""
         return sum(self.config.covers(day) for day, n in self.cursor.finished.values() if n)
 
     def _post_total(self) -> int | None:

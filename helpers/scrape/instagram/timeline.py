@@ -86,15 +86,11 @@ class Timeline:
 def _remove_done(
     frozen: FrozenNodeIterator, done: Collection[str], done_before: Collection[str]
 ) -> FrozenNodeIterator:
-    """Remove the finished posts from the current page of instaloader's frozen iterator, and return the new iterator.
-
-    From the first post in `done_before` on, unless it may be pinned, all posts are removed, and no further page is
-    fetched. Without `first_node`, thawing costs no request for it.
-    """
     page = frozen.remaining_data
     codes = [_code(edge) for edge in page["edges"]]
     pinned = PINNED if frozen.total_index else min(PINNED, len(codes) - 1)
     places = range(frozen.total_index, frozen.total_index + len(codes))
+    # a pinned post may be an old one; any other of an earlier walk ends this one
     ends = [c in done_before and p >= pinned for p, c in zip(places, codes, strict=True)]
     end = ends.index(True) if True in ends else len(codes)
     kept = [
@@ -104,6 +100,7 @@ def _remove_done(
     if end < len(codes):
         page["page_info"] = {**page["page_info"], "has_next_page": False}
     removed = end - len(kept)
+    # without first_node, thawing costs no request for it
     return frozen._replace(
         remaining_data=page, first_node=None, total_index=frozen.total_index + removed
     )
