@@ -58,6 +58,7 @@ def validation_loss(seed: int, weights_dtype: str, steps: int) -> tuple[float, f
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bf16_weights")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--from", dest="first", type=int, default=0)
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     dataset = ROOT / "runs/demo/dataset"
@@ -70,7 +71,7 @@ def main() -> None:
         for name in ("dataset", "config"):
             shutil.copytree(dataset.parent / name, Path(folder, "runs/demo", name))
         os.chdir(folder)
-        for seed in range(args.seeds):
+        for seed in range(args.first, args.first + args.seeds):
             for kind, found in losses.items():
                 began = time.perf_counter()
                 base, last = validation_loss(seed, kind, args.steps)
