@@ -31,7 +31,7 @@ class Weights:
     def __init__(
         self, run: Run, pipeline: StableDiffusionPipeline, base_model: str, base_hash: str
     ) -> None:
-        """Take a pipeline that has the tuned weights, and the fingerprint of the base model's UNet."""
+        # the pipeline has the tuned weights now
         self.run, self.base_model, self.base_hash = run, base_model, base_hash
         self.model_hash, self.unet = folder_hash(run.model), pipeline.unet
         self.modules = {name: getattr(pipeline, name) for name in PARTS}
