@@ -97,7 +97,6 @@ def _parse_more(text: str) -> dict[str, Any]:
 
 
 def _describe(run: Run, error: papermill.PapermillExecutionError) -> str:
-    """Return a notebook's error as one line. An unexpected error gets a hint on how to report a bug."""
     if error.ename in OURS:
         return error.evalue
     words = " ".join(f"{error.ename}: {error.evalue}".split())
@@ -109,7 +108,7 @@ def _describe(run: Run, error: papermill.PapermillExecutionError) -> str:
     retry=retry_if_exception_message(match=NOT_STARTED), stop=stop_after_attempt(3), reraise=True
 )
 def _run_notebook(stage: str, target: Path, parameters: dict[str, Any]) -> None:
-    """Execute a notebook with papermill. If the kernel does not start, for example since a port is taken, try again."""
+    # tried again if the kernel does not start, for example since a port is taken
     papermill.execute_notebook(
         str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb"),
         str(target),
@@ -153,7 +152,7 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
 
 
 def _redact_copy(target: Path) -> None:
-    """Redact secrets in an executed notebook, since the kernel redacts no output before Setup has run."""
+    # the kernel redacts no output before Setup has run
     text = target.read_text(encoding="utf-8") if target.is_file() else ""
     if redact(text) != text:
         write_text(target, redact(text))

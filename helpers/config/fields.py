@@ -53,7 +53,6 @@ class Checked:
         return vars(type(self)())
 
     def _ipython_display_(self) -> None:
-        """Print the run's name, the preset's name, and each setting that the user has changed."""
         defaults, preset = self.defaults(), getattr(self, "preset", "")
         names = [name for name, value in defaults.items() if getattr(self, name) != value]
         shown = dict.fromkeys(["run", *(["preset"] if preset else []), *names])
@@ -122,7 +121,6 @@ def check(config: Any) -> None:
 
 
 def _lines(f: Field, value: Any) -> str | tuple[str, ...]:
-    """Convert a text of several lines, or a list of texts, to the type of the field (str or tuple)."""
     texts = value.splitlines() if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise RunError(f"{f.name} is {value!r}: give a text in quotes, or a list of them")

@@ -134,7 +134,6 @@ def _has_more_frames(content: bytes) -> bool:
 
 
 def _load_and_orientation(image: Image.Image) -> int:
-    """Load an image's pixels without rotating them, and return the EXIF orientation, or 1 if it cannot be read."""
     is_tiff = image.format == "TIFF"  # Pillow would rotate it, and rewrite the EXIF for that
     orientation = image.tag_v2.pop(ORIENTATION, 1) if is_tiff else 1
     image.load()
@@ -177,7 +176,6 @@ INTENT, FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINT
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, str, bool] | None:
-    """Return (transform to sRGB, input mode, is identity) for an ICC profile, or None if the profile is unusable."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         wanted = MODES[opened.profile.xcolor_space.strip()]
@@ -191,7 +189,6 @@ def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, s
 
 
 def _is_identity(lcms: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Return True if a colour transform changes no colour of a test grid by more than NEARLY_SRGB levels."""
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(18, -1, 3)
     colours = Image.fromarray(cube if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
@@ -244,7 +241,6 @@ SCAN = 0xDA
 
 
 def _jpeg_pixels(content: bytes) -> bytes | None:
-    """Remove the metadata from a JPEG, and all pictures but the first. If the pixel data is cut off, return None."""
     parts, at = [content[:2]], 2
     while segment := JPEG_SEGMENT.match(content, at):
         kind = segment[1][0]
@@ -252,21 +248,22 @@ def _jpeg_pixels(content: bytes) -> bytes | None:
         if kind == SCAN:
             after = JPEG_SCAN_END.search(content, end)
             if not after:
-                return None
+                return None  # the pixel data is cut off
             end = after.start()
         if kind in JPEG_NEEDED:
             parts += [b"\xff", content[segment.start(1) : end]]
         at = end
+    # without the pictures after the first
     return b"".join(parts) + b"\xff\xd9"
 
 
 def _webp_pixels(content: bytes) -> bytes | None:
-    """Remove everything but the compressed pixels from a WEBP. If these pixels are missing, return None."""
     at = 12
     while at + 8 <= len(content):
         size = int.from_bytes(content[at + 4 : at + 8], "little")
         chunk = content[at : at + 8 + size + size % 2]
         if chunk[:4] in (b"VP8 ", b"VP8L"):
+            # everything but the compressed pixels is left out
             return b"RIFF" + (len(chunk) + 4).to_bytes(4, "little") + b"WEBP" + chunk
         at += len(chunk)
     return None

@@ -44,7 +44,7 @@ def on_disk(what: str, path: Path) -> Iterator[None]:
 
 
 def _refusal(error: Exception) -> int | None:
-    """Return the errno of a disk error, or None for other errors. Safetensors' errors state the errno in their text."""
+    # the errors of safetensors state the errno in their text
     from_rust = re.search(r"\(os error (\d+)\)", str(error))
     reason = error.errno if isinstance(error, OSError) else from_rust and int(from_rust[1])
     return reason if reason in NEXT_STEPS else None
@@ -64,8 +64,8 @@ def sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file's content, or a folder's list of names, to the disk (fsync)."""
     with on_disk("sync", path):
+        # or a folder, whose list of names is flushed
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -96,7 +96,6 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _writing(tmp_path: Path) -> Iterator[None]:
-    """Delete `tmp_path` if an error is raised inside this context."""
     try:
         with on_disk("write", tmp_path):
             yield

@@ -54,7 +54,7 @@ _reported: list[str] = []
 
 
 class _Moved(ModuleType):
-    """A stand-in for a module under its old name. Each attribute comes from today's module."""
+    """A stand-in for a module under its old name."""
 
     __path__: list[str] = []  # or `python -m` warns
 

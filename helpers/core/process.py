@@ -43,10 +43,10 @@ def prepare_process() -> None:
 def _show_name_error(
     shell: Any, kind: type, error: NameError, trace: TracebackType, tb_offset: int | None = None
 ) -> None:
-    """Show a cell's NameError without a traceback, as one line that advises to run the cells above."""
     *_, (frame, _) = traceback.walk_tb(trace)
     if frame.f_globals is shell.user_ns:  # in a module it is a fault of ours
         line = f"{kind.__name__}: {error}: run the cells above first, in their order; a text of yours wants quotes"
+        # IPython prints these lines instead of a traceback
         error._render_traceback_ = lambda: [line]
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 

@@ -83,13 +83,13 @@ def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, s
             for form in {part, part.encode().hex()} | _base64(part) | _base64(quote(part)):
                 # an escaped form is searched only in a text whose _plain has one of these
                 looks = {_plain(look) for look in (form, quote(form), form.replace(" ", "+"))}
+                # name, is the form unencoded, texts to look for
                 forms[form] = (name, form == part, looks | {"".join(form.lower().split())})
     # the longest first, since a secret may contain another
     return dict(sorted(forms.items(), key=lambda pair: -len(pair[0])))
 
 
 def _plain(text: str) -> str:
-    """Simplify a text for a quick search: undo escapes, convert to lower case, and remove white space."""
     if "\\" in text:
         text = ESCAPED.sub(_character, text)
     if "%" in text:
@@ -105,14 +105,13 @@ def _character(match: re.Match) -> str:
 
 @lru_cache(maxsize=64)
 def _escaped(form: str) -> re.Pattern:
-    """Compile a regular expression that finds a string even if its characters are escaped, or line breaks split it."""
     flags = re.IGNORECASE if re.fullmatch("[0-9a-f]{16,}", form) else 0
     return re.compile(BREAK.join(map(_character_pattern, form)), flags)
 
 
 def _character_pattern(character: str) -> str:
-    """Return a regular expression for a character and its escaped forms. No forms overlap, so that search is fast."""
     code, octets = ord(character), character.encode()
+    # no forms overlap, so that search is fast
     ways = {
         re.escape(character) if character.isalnum() else r"\\*" + re.escape(character),
         "".join(f"%(?:25)*(?i:{octet:02x})" for octet in octets),
@@ -126,22 +125,18 @@ def _character_pattern(character: str) -> str:
 
 
 def _parts(value: str) -> set[str]:
-    """Return the strings to redact for a secret: the whole value, and each cookie value or URL password within it.
-
-    A URL without a password is no secret.
-    """
     parts = {value, value.strip(), *(match[2].strip() for match in COOKIE.finditer(value))}
     if "://" in value:
         in_query = {match[2] for match in IN_URL[1].finditer(value)}
         if not (login := LOGIN.search(value)) and not in_query:
-            return set()
+            return set()  # a URL without a password is no secret
         parts |= in_query | ({login[1], login[1].partition(":")[2]} if login else set())
     return parts | {unquote(part) for part in parts} | {unquote_plus(part) for part in parts}
 
 
 def _base64(text: str) -> set[str]:
-    """Return the base64 strings that a text becomes inside longer data, one per byte alignment and alphabet."""
     forms = set()
+    # inside longer data it may begin at any of three byte alignments
     for before in range(3):
         raw = b"\0" * before + text.encode()
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
@@ -208,7 +203,6 @@ def _redact_logs() -> None:
 
 
 def _redact_extras() -> None:
-    """From now on, redact secrets in the `extra` values of logging calls."""
     finish, standard = logging.Logger.makeRecord, vars(logging.makeLogRecord({})).keys()
 
     def finish_redacted(*args: Any, **more: Any) -> logging.LogRecord:
@@ -221,7 +215,6 @@ def _redact_extras() -> None:
 
 
 def _redact_exceptions() -> None:
-    """From now on, redact secrets in tracebacks of uncaught exceptions. Other tracebacks are printed as before."""
     in_main, in_thread, in_none = sys.excepthook, threading.excepthook, sys.unraisablehook
 
     def printed(*error: Any) -> bool:

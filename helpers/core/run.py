@@ -33,8 +33,6 @@ def check_run_name(name: object) -> None:
 
 
 class _RunPath:
-    """A descriptor for the path of a file or folder in a run's folder."""
-
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -88,9 +86,9 @@ class Run:
     seconds = _RunPath("seconds.json")
 
     def __init__(self, name: str) -> None:
-        """Set the name, and restore folders that a kill left half replaced. Raises RunError for an invalid name."""
         check_run_name(name)
         self.name, self.folder = name, RUNS / name
+        # a kill may have left one half replaced
         for folder in (self.dataset, self.model, self.export):
             recover_folder(folder)
 

@@ -13,7 +13,6 @@ MAX_ENDING_WORDS = 16
 
 @cache
 def _ending(suffix: str) -> re.Pattern[str] | None:
-    """Compile a regular expression for all copies of the suffix at a text's end. A suffix without words gives None."""
     words = re.findall(rf"[^{SEPARATORS}]+", suffix)
     if not words:
         return None

@@ -92,7 +92,7 @@ def alternatives(text: str) -> list[str]:
 
 
 def _is_wrapped(lines: list[str]) -> bool:
-    """Return True if lines are one wrapped caption: a line ends in mid-phrase, or continues the long line above."""
+    # one caption over several lines, not a caption on each
     return any(
         CUT_OFF.search(line)
         or (line.endswith(",") and not NEW_CAPTION.match(after))

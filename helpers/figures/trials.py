@@ -91,7 +91,6 @@ def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
 
 
 def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
-    """Label each trial's loss curve with the trial's number, at the curve's end and without overlap."""
     low, high = axes.get_ylim()
     for step in {row.curve[-1][0] for row in rows}:
         here = sorted((r for r in rows if r.curve[-1][0] == step), key=lambda r: r.curve[-1][1])
@@ -118,7 +117,7 @@ def _style(row: TrialRow, best: TrialRow | None) -> dict[str, Any]:
 
 
 def _draw_coordinates(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
-    """Plot trials in parallel coordinates: one line per trial, across a vertical axis for each setting and the loss."""
+    # parallel coordinates: a line per trial, an axis per setting and one for the loss
     names = [*(rows[0].params if rows else ()), "validation loss"]
     columns = [[{**r.params, "validation loss": r.value}[name] for r in rows] for name in names]
     places = [_places(column) for column in columns]
@@ -142,7 +141,6 @@ def _label(value: Any, digits: str = ".4g") -> str:
 
 
 def _places(column: Sequence[Any]) -> list[float]:
-    """Scale numbers to 0..1, and words by alphabetical rank. Numbers > 0 that span a factor of 10 get a log scale."""
     if not all(type(v) in (int, float) for v in column):
         words = sorted({str(v) for v in column})
         column = [words.index(str(v)) for v in column]

@@ -66,7 +66,6 @@ def is_there() -> bool:
 
 
 def _make_mirror_folder() -> None:
-    """Create the mirror's folder, which RUNS_MIRROR names. Raises RunError if the folder cannot be made."""
     if MOUNT in (DRIVE, *DRIVE.parents) and not GOOGLES.is_dir():
         raise RunError(
             f"RUNS_MIRROR is {DRIVE}, where Google Drive is not mounted: mount it, or name a folder elsewhere"
@@ -100,11 +99,10 @@ def drive_free_bytes() -> float:
 
 @cache
 def _ask_for_drive() -> str:
-    """Ask the user, once only, to mount Google Drive, and return the error message ("" after success)."""
     from google.colab import drive
 
     try:
-        drive.mount(str(MOUNT))
+        drive.mount(str(MOUNT))  # asks the user
     except Exception as error:  # private exceptions of Google's, and ValueError
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return ""
@@ -137,7 +135,6 @@ def secret(name: str) -> str:
 
 
 def _ask_for_secret(name: str) -> str | None:
-    """Return a secret from Colab's Secrets, or None if the secret is missing. Raises RunError if access is refused."""
     from google.colab import userdata
 
     try:

@@ -89,7 +89,6 @@ def _capture(device: torch.device, wanted: str) -> tuple[bool, str]:
 
 
 def _fault_of_xformers(device: torch.device) -> str:
-    """Return the reason why xformers cannot be used here, or "" if a forward and backward pass succeeds."""
     try:
         if importlib.util.find_spec("xformers") is None:
             return "is not installed"

@@ -80,8 +80,8 @@ def install(*what: str) -> list[str]:
 
 
 def _reason(said: str) -> str:
-    """Return why pip failed: the last line of its output, or the network error if the package index did not answer."""
     last = (said.strip().splitlines() or ["no reason given"])[-1]
+    # pip blames the package even if the index did not answer
     found = NO_ANSWER.search(said) if "No matching distribution" in last else None
     return f"the package index does not answer ({found[1] or found[2]})" if found else last
 

@@ -66,7 +66,6 @@ def parents_of(name: str) -> set[str]:
 
 
 def _first_incomplete(manifest: Path) -> Path | None:
-    """Return the first file of a manifest that is missing or has a wrong size, or None if all files are complete."""
     with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):  # of a damaged one
         for file, entry in read_json(manifest).items():
             path = manifest.parent / file
@@ -150,16 +149,15 @@ class ArchiveSet:
         return [*self.unread, *([NotMirrored(words)] if lost else [])]
 
     def _drop(self, found: dict[str, os.stat_result], broken: Set[str]) -> None:
-        """Remove a file from the index if it was deleted on this machine. Files that were never here stay listed."""
         complete = {name.rsplit("/", 1)[0] for name in found if name.endswith(f"/{MANIFEST}")}
         for name in self.index.files.keys() - found.keys():
+            # files that were never here stay listed
             if not {name, *parents_of(name)} & broken and (
                 self.seen.pop(name, None) or parents_of(name) & complete
             ):
                 del self.index.files[name]
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
-        """Yield (name, mtime in ns, content) of each file in `names`. Files that cannot be read are skipped."""
         for name in names:
             path = self.source / name
             try:
@@ -181,7 +179,6 @@ class ArchiveSet:
         return False
 
     def _corrupt(self) -> list[str]:
-        """Return the archives whose content on Drive is wrong or missing. Archives verified earlier are not reread."""
         used = {file.part for file in self.index.files.values()}
         unread = {(name, self.index.parts[name].sha256) for name in used} - self.drive.verified
         return [name for name, sha256 in unread if not self.drive.verify(name, sha256)]
@@ -189,7 +186,7 @@ class ArchiveSet:
     def _add(
         self, names: set[str], found: dict[str, os.stat_result], min_used: float = 0.5
     ) -> None:
-        """Write files to new archives on Drive, and merge small or mostly outdated archives into the new ones."""
+        # small or mostly outdated archives go into the new ones
         merged = self.index.files_of(self.index.outdated(min_used))
         sizes = {name: found[name].st_size for name in sorted(names | merged & found.keys())}
         try:
@@ -201,7 +198,6 @@ class ArchiveSet:
             raise
 
     def _write(self, names: list[str]) -> None:
-        """Write files to a new tar archive on Drive, and list the archive and its files in the index."""
         made, read = io.BytesIO(), {}
         with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for name, mtime_ns, content in self._read(names):

@@ -108,21 +108,16 @@ def _restore(drive: Drive, source: Path, scratch: Path, indexes: list[Index]) ->
 
 
 def _manifests(index: Index) -> dict[str, str]:
-    """Return all manifest files that an index lists, as {name: SHA-256}."""
     return {n: file.sha256 for n, file in index.files.items() if n.endswith(f"/{MANIFEST}")}
 
 
 def _wanted(source: Path, index: Index) -> dict[str, File]:
-    """Return those small files in an index that are missing or outdated in the local run folder.
-
-    A folder with a manifest is taken as a whole if its manifest is missing or older; if it is the same, its missing
-    files are.
-    """
     files = {name: file for name, file in index.files.items() if _is_inside(name)}
     older = {name: _is_older(source / name, file) for name, file in files.items()}
     found = {}
     for name, file in files.items():
         manifests = [f"{above.as_posix()}/{MANIFEST}" for above in Path(name).parents]
+        # a missing or older manifest takes its whole folder; the same one, its missing files
         decides = next((m for m in manifests if m in files), name)
         is_missing = not (source / name).is_file()
         if older[decides] or is_missing and sha256(source / decides) == files[decides].sha256:
@@ -137,13 +132,12 @@ def _is_older(path: Path, file: File | Folder) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    """Return True if a file name from Drive is safe: relative, not empty, and without parts that start with a dot."""
     path = Path(name)
+    # what Drive names must stay inside the run's folder
     return not path.is_absolute() and not is_hidden(path) and path.name not in ("", ".")
 
 
 def _replace_small(unpacked: Path, wanted: dict[str, File], source: Path, done: Restored) -> None:
-    """Copy unpacked small files to the local run folder. A subfolder with a manifest is replaced as a whole."""
     folders = [n.removesuffix(MANIFEST) for n in wanted if n.endswith(f"/{MANIFEST}")]
     for folder in folders:
         if find_corruption(unpacked / folder) is None:
@@ -164,7 +158,6 @@ def _replace_small(unpacked: Path, wanted: dict[str, File], source: Path, done: 
 
 
 def _continues(path: Path, older: Path) -> bool:
-    """Return True if a local .jsonl log begins with everything that an older copy contains."""
     is_log = path.suffix == ".jsonl" and path.is_file()
     return is_log and path.read_bytes().startswith(older.read_bytes())
 
@@ -175,7 +168,6 @@ def _continues(path: Path, older: Path) -> bool:
 def _restore_folder(
     drive: Drive, path: Path, name: str, folder: Folder, known: set[tuple[str, str]], done: Restored
 ) -> None:
-    """Restore a checkpoint or model folder from Drive if the local folder is missing, damaged or outdated."""
     if not _is_inside(name) or not (find_corruption(path) or _is_older(path / MANIFEST, folder)):
         return
     begun = False
@@ -194,8 +186,8 @@ def _restore_folder(
 
 
 def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path: Path) -> int:
-    """Copy a folder from Drive, and return the number of files. If a file does not verify, copy none and return 0."""
     listed = json.loads(manifest)
+    # if one file does not verify, none is copied
     with suppress(_Unusable), replacing_folder(path, manifest=False) as tmp_path:
         for name, entry in listed.items():
             if not _is_inside(name) or not _fetch(
@@ -212,7 +204,7 @@ def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path
 
 
 class _Unusable(Exception):
-    """The error for a file on Drive that is missing, unreadable or corrupt. Other files may be usable."""
+    """The error for a file on Drive that is missing, unreadable or corrupt."""
 
 
 class _DriveError(Exception):
@@ -220,7 +212,6 @@ class _DriveError(Exception):
 
 
 def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> bool:
-    """Copy a file from Drive and verify it. If it is damaged, try its duplicate on Drive. Return True on success."""
     with on_disk("make", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     for copy in copies(name):
@@ -240,7 +231,6 @@ def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> boo
 
 
 def _read(drive: Drive, name: str) -> Iterator[bytes]:
-    """Read a file on Drive in chunks. Raises _Unusable if only this file cannot be read, _DriveError if Drive fails."""
     try:
         yield from drive.read(name)
     except OSError as error:
@@ -251,7 +241,6 @@ def _read(drive: Drive, name: str) -> Iterator[bytes]:
 
 
 def _text(drive: Drive, name: str) -> str:
-    """Return the text of a small file on Drive, or "" if it cannot be read."""
     with suppress(_Unusable, UnicodeDecodeError):
         return b"".join(_read(drive, name)).decode()
     return ""

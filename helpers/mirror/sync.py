@@ -94,14 +94,11 @@ def purge_remote(run: Run) -> None:
 
 
 def _mirror(run: Run) -> Mirror | None:
-    """Return a run's mirror, or None if Drive was never mounted.
-
-    After a lost connection it is returned, so that the loss is reported. The cache is left out, and so are a sweep's
-    trials: each has a mirror of its own, since another machine may continue it.
-    """
     key = (run.folder.absolute(), colab.DRIVE)
+    # a mirror that lost its connection is returned too, so that the loss is reported
     if key not in _mirrors and colab.is_there():
         folders = (run.checkpoints, run.model, run.export, run.sweep)
+        # each trial has a mirror of its own, since another machine may continue it
         skip = {run.cache.name, run.trial_folders.relative_to(run.folder).as_posix()}
         drive = Drive(colab.DRIVE, f"{colab.FOLDER_ON_DRIVE}/{run.name}")
         _mirrors[key] = Mirror(run.folder, drive, {path.name for path in folders}, skip)

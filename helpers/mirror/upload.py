@@ -90,7 +90,6 @@ class Mirror:
                 self._turn.notify_all()
 
     def _try(self, act: Callable[[], None]) -> str:
-        """Run a function under the mirror's lock, and return an error line, or "" on success."""
         try:
             with self._round:
                 act()
@@ -102,17 +101,13 @@ class Mirror:
         return ""
 
     def _copy(self, ticket: int) -> None:
-        """Copy the run's changes to Drive. Small files come first, then folders from the newest to the oldest.
-
-        A later sync, if one is scheduled meanwhile, copies the older folders.
-        """
         self._require_owner()
         here, found = self._scan()
         failed = self.archives.copy(found, self._on_drive() | here, self.broken)
         problems: list[Exception] = [*failed, *self.faults]
         for number, name in enumerate(newest_first(here)):
             if number and self._asked > ticket:
-                return
+                return  # the later sync copies the older folders
             try:
                 self._copy_folder(name, here[name])
             except (OSError, NotMirrored) as error:
@@ -122,16 +117,13 @@ class Mirror:
             raise problems[0]
 
     def _scan(self) -> tuple[dict[str, Folder], dict]:
-        """Return local folders that have a manifest as {name: Folder}, and small files as {name: os.stat_result}.
-
-        Folders first: no checkpoint may be ahead of its log.
-        """
         if self.archives is None or self.is_outdated:
             self.is_outdated, self.drive.verified = False, set()
             self.archives = ArchiveSet(self.source, self.drive)
         self.faults = []
         here: dict[str, Folder] = {}
         skipped = {p.relative_to(self.source) for word in self.skip for p in self.source.glob(word)}
+        # folders before small files: no checkpoint may be ahead of its log
         for path in sorted(
             p for top in self.folder_roots for p in (self.source / top).rglob(MANIFEST)
         ):
@@ -155,7 +147,7 @@ class Mirror:
         return here, {n: s for n, s in small.items() if not {n, *parents_of(n)} & self.broken}
 
     def _is_late(self, name: str, small: dict) -> bool:
-        """Return True if a file's folder was completed during the listing, and is left to the next sync."""
+        # its folder was completed during the listing: it is left to the next sync
         is_top = name.split("/")[0] in self.folder_roots
         return is_top and any(f"{folder}/{MANIFEST}" in small for folder in parents_of(name))
 
@@ -165,13 +157,10 @@ class Mirror:
     # folders
 
     def _copy_folder(self, name: str, folder: Folder) -> None:
-        """Copy a checkpoint or model folder to Drive. The manifest is copied last.
-
-        Its files are held open, since training may delete it meanwhile.
-        """
         if (name, folder.sha256) in self.drive.verified:
             return
         with ExitStack() as stack:
+            # held open, since training may delete the folder meanwhile
             files = _open_all(self.source / name, folder, stack)
             if files is None:
                 return  # deleted or replaced meanwhile; the next round copies what is there then
@@ -182,12 +171,12 @@ class Mirror:
                 self.drive.put(
                     f"{name}/{file}", entry["size"], entry["sha256"], partial(_chunks, files[file])
                 )
+            # last, or a folder cut off half-way would look complete
             self.drive.put_bytes(f"{name}/{MANIFEST}", manifest)
         self.drive.remove(backup_name(name))
         self.drive.verified.add((name, folder.sha256))
 
     def _back_up(self, name: str, folder: Folder, manifest: bytes) -> None:
-        """Keep a folder's old version on Drive as a backup. Raises NotMirrored if the new version does not fit."""
         there = self.drive.text(f"{name}/{MANIFEST}").encode()
         if there == manifest:
             return  # complete, or repaired file by file
@@ -201,12 +190,9 @@ class Mirror:
         self.drive.require_room(name, folder.size)
 
     def _make_room(self, size: int) -> None:
-        """To free `size` bytes on Drive, delete the oldest checkpoints there that do not exist locally.
-
-        The newest complete checkpoint stays.
-        """
         series = {n: f for n, f in self._on_drive().items() if is_of_series(n)}
         complete = [n for n in newest_first(series, self._here(series)) if self._is_complete(n)]
+        # the oldest first; the newest complete one stays
         for old in complete[1:][::-1]:
             if size > self.drive.free_bytes() and not (self.source / old).exists():
                 self._delete([old])
@@ -215,7 +201,6 @@ class Mirror:
         return {name for name in names if (self.source / name).is_dir()}
 
     def _prune(self, here: dict[str, Folder]) -> None:
-        """Delete from Drive all checkpoints that no longer exist locally, except the two newest complete ones."""
         series = {n: folder for n, folder in self._on_drive().items() if is_of_series(n)}
         if not series.keys() - here.keys():
             return
@@ -230,13 +215,11 @@ class Mirror:
             self._delete([name for name in series if name not in {*here, *newest}])
 
     def _files(self, name: str) -> dict[str, dict]:
-        """Return the content of a folder's manifest on Drive. If its SHA-256 is not the one in the index, return {}."""
         text = self.drive.text(f"{name}/{MANIFEST}")
         is_listed = hashlib.sha256(text.encode()).hexdigest() == self._on_drive()[name].sha256
         return json.loads(text) if is_listed else {}
 
     def _is_complete(self, name: str) -> bool:
-        """Return True if a folder on Drive matches its manifest. A folder verified earlier is not read again."""
         key = (name, self._on_drive()[name].sha256)
         if key not in self.drive.verified:
             files = self._files(name)
@@ -277,7 +260,6 @@ class Mirror:
         self.drive.put_bytes(OWNER, self._machine().encode())
 
     def _require_owner(self) -> None:
-        """Raise NotMirrored if another machine owns the mirror. If no machine owns it, make this machine the owner."""
         theirs = self.drive.text(OWNER)
         if not theirs:
             self._own()
@@ -318,20 +300,16 @@ class Mirror:
 
 
 def _open_all(path: Path, folder: Folder, stack: ExitStack) -> dict[str, BinaryIO] | None:
-    """Open all files of a folder as {name: file}. The result is None if the folder was deleted or replaced meanwhile.
-
-    Raises NotMirrored if the folder differs from its manifest.
-    """
     what = find_corruption(path)
     try:
         manifest = (path / MANIFEST).read_bytes()
         if hashlib.sha256(manifest).hexdigest() != folder.sha256:
-            return None
+            return None  # replaced meanwhile
         if what:
             raise NotMirrored(f"{what}: move that folder away, then run sync(here)")
         names = (*json.loads(manifest), MANIFEST)
         return {name: stack.enter_context((path / name).open("rb")) for name in names}
-    except FileNotFoundError:
+    except FileNotFoundError:  # deleted meanwhile
         return None
 
 

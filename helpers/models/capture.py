@@ -53,7 +53,7 @@ class CudaGraphs:
 
 @lru_cache(maxsize=1)
 def _shared_graphs() -> CudaGraphs:
-    """Return the one CudaGraphs of this process, so that all its graphs share one memory pool."""
+    # all graphs of this process share its one memory pool
     return CudaGraphs()
 
 
@@ -133,7 +133,6 @@ class CapturedForward:
     def _call(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
     ) -> tuple[Tensor]:
-        """Call the UNet as a CUDA graph, or directly if the pipeline passes further arguments."""
         given = {name: value for name, value in others.items() if value is not None}
         if set(given) - {"return_dict"}:
             return self.eager(sample, timestep, encoder_hidden_states, **others)

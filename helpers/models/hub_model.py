@@ -68,7 +68,6 @@ def fetch_model(hub_id: str, weights: bool) -> Path:
 
 
 def _fetch_single_file(hub_id: str) -> Path:
-    """Download a Hub repository's one-file model; return its folder. Raises ValueError for none or several files."""
     names = [n for n in list_repo_files(hub_id) if n.endswith(".safetensors") and "/" not in n]
     if len(names) != 1:
         raise ValueError(

@@ -91,7 +91,7 @@ def _hash_of(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 class _Header(dict[str, tuple[str, list[int]]]):
-    """The header of a safetensors file: dtype and shape of each tensor, and metadata."""
+    """The dtype and shape of each tensor in a safetensors file."""
 
     metadata: dict[str, str]
 
@@ -114,7 +114,6 @@ def _read_header(path: Path) -> _Header:
 
 
 def _check_header(header: _Header) -> None:
-    """Raise ValueError unless a file's header describes a complete text-to-image model of Stable Diffusion 1 or 2."""
     for prefix, what in REFUSED.items():
         if any(name.startswith(prefix) for name in header):
             raise ValueError(f"it holds {what}")
@@ -134,10 +133,7 @@ def _check_header(header: _Header) -> None:
 
 
 def _find_settings(path: Path) -> dict[str, Path]:
-    """Find the config files, tokenizer and .yaml beside a one-file model, as {relative path: path}.
-
-    For a link, the files beside the link come first, then those beside its target.
-    """
+    # files beside the link go before those beside its target
     of_target = _find_settings(path.resolve()) if path.is_symlink() else {}
     folder = path.parent
     names = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
@@ -150,7 +146,6 @@ def _find_settings(path: Path) -> dict[str, Path]:
 
 
 def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made: Path) -> None:
-    """Write the config files and the tokenizer of a one-file model to a folder in diffusers layout."""
     unet, text = (sd.V2_UNET, sd.V2_TEXT) if header.is_v2 else (sd.V1_UNET, sd.V1_TEXT)
     built_in = {
         "unet/config.json": lambda: UNet2DConditionModel.from_config(unet),
@@ -175,7 +170,6 @@ def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made
 
 
 def _fetch_tokenizer(path: Path) -> str:
-    """Download CLIP's tokenizer from the Hub unless it is in the cache; return its folder."""
     try:
         return snapshot_download(
             TOKENIZER, allow_patterns=["*token*.json", "vocab.json", "merges.txt"]
@@ -188,10 +182,6 @@ def _fetch_tokenizer(path: Path) -> str:
 
 
 def _scheduler(path: Path, header: _Header, settings: dict[str, Path]) -> Any:
-    """Return a one-file model's noise scheduler, inferred from tensor names, metadata and .yaml.
-
-    Raises ValueError for a Stable Diffusion 2 without any of them: both prediction types have the same weights.
-    """
     kind = header.metadata.get("modelspec.prediction_type", "")
     if "model.yaml" in settings:
         text = settings["model.yaml"].read_text(errors="replace")
@@ -199,6 +189,7 @@ def _scheduler(path: Path, header: _Header, settings: dict[str, Path]) -> Any:
         kind = found[1] if found else "eps"
     if "v_pred" in header:
         kind = "v"
+    # both prediction types of Stable Diffusion 2 have the same weights
     if not kind and header.is_v2:
         raise ValueError(
             "it is a Stable Diffusion 2 and does not say whether it predicts noise or v: put "

@@ -104,18 +104,17 @@ def rename(
 
 
 def _rename_text(text: dict[str, Tensor], model: CLIPTextModel) -> dict[str, Tensor]:
-    """Rename a text encoder's original weights to names that all versions of transformers read."""
     if any(name.startswith(OPEN_CLIP) for name in text):
         renamed = convert_open_clip_checkpoint(model, text, OPEN_CLIP)
     else:
         renamed = convert_ldm_clip_checkpoint(text)
     bare = {name.removeprefix("text_model."): tensor for name, tensor in renamed.items()}
     ignored = ("position_ids", "text_projection.weight", "logit_scale")
+    # names that all versions of transformers read
     return {f"text_model.{n}": t for n, t in bare.items() if not n.endswith(ignored)}
 
 
 def _compare(part: str, weights: dict[str, Tensor], model: nn.Module) -> None:
-    """Raise ValueError if `weights` lacks a weight of the model, or has a weight in another shape."""
     asked = {n.removeprefix("text_model."): t.shape for n, t in model.state_dict().items()}
     given = {n.removeprefix("text_model."): t.shape for n, t in weights.items()}
     for name, shape in asked.items():

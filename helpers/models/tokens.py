@@ -46,7 +46,6 @@ def token_limit(base_model: str) -> int:
 
 
 def _file(base_model: str, name: str) -> Path:
-    """Return a file's path in a model's folder or in the Hub's cache. Raises OSError or ValueError if it is missing."""
     path = Path(base_model).expanduser()
     if path.exists():  # a one-file model's tokenizer is beside it
         return (path if path.is_dir() else path.parent) / name

@@ -87,15 +87,14 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
 
 
 def _refuse_missing_path(model: str) -> None:
-    """Raise OSError for a missing model whose name looks like a path. The Hub's own error would speak only of ids."""
     is_id = HUB_ID.fullmatch(model)
     is_near = "/" in model and Path(model).parent.is_dir()
     if not is_id or is_near or Path(model).suffix in (*PICKLED, ".safetensors"):
+        # the Hub's own error would speak only of ids
         raise OSError("there is no such file or folder")
 
 
 def _refuse_unsafe(folder: Path) -> None:
-    """Raise ValueError if a model's folder has a link to a folder, shards other than safetensors, or an adapter."""
     files = sorted(folder.rglob("*"))
     # files in a linked folder are loaded, but would not be checked; the Hub's cache links only files
     if linked := [path for path in files if path.is_symlink() and path.is_dir()]:

@@ -77,6 +77,6 @@ def nearest_bucket(ratio: float, side_px: int, step_px: int) -> tuple[int, int]:
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    """Return an image as a tensor (3, height, width) in -1..1."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    # (3, height, width) in -1..1
     return pixels.view(image.height, image.width, 3).permute(2, 0, 1).float() / 127.5 - 1

@@ -141,7 +141,6 @@ def find_corruption(run: Run, folder: Path) -> str | None:
 
 
 def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str | None:
-    """Load a checkpoint into `state`. If the checkpoint is damaged, change nothing and return the reason."""
     try:
         saved = read_json(folder / STATE)
         _check_compatible(folder, saved, signature)
@@ -165,10 +164,10 @@ def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str 
 
 
 def _restore_dtypes(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    """Restore the saved dtypes of optimizer tensors, which load_state_dict casts to bf16 if the weights are bf16."""
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     for index, weight in enumerate(trained):
         values = state.optimizer.state[weight]
+        # load_state_dict casts the tensors to bf16 if the weights are bf16
         for name, value in values.items():
             kept = tensors.get(f"{index}.{name}")
             if kept is not None and kept.dtype != value.dtype:
@@ -178,7 +177,6 @@ def _restore_dtypes(state: TrainState, tensors: dict[str, Tensor]) -> None:
 def _read_tensors(
     folder: Path, state: TrainState, saved: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Read a checkpoint's weights, EMA and optimizer tensors. Raises ValueError if names or shapes are wrong."""
     if state.ema and AVERAGE not in read_json(folder / MANIFEST):
         raise ValueError(f"{MANIFEST} does not list {AVERAGE}")
     weights = load_file(folder / WEIGHTS)
@@ -207,11 +205,11 @@ def _compare_shapes(theirs: dict[str, Tensor], ours: dict[str, Any]) -> None:
 def _optimizer_state(
     state: TrainState, saved: dict[str, Any], tensors: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Return a checkpoint's optimizer state_dict. All settings except the learning rates come from this training."""
     groups, rates = state.optimizer.state_dict()["param_groups"], saved["schedule"]["_last_lr"]
     if [group["params"] for group in saved["groups"]] != [group["params"] for group in groups]:
         raise ValueError("its optimizer's groups are not this one's")
     _require_finite("its optimizer", saved["numbers"].values())
+    # only the learning rates come from the checkpoint
     groups = [group | {"lr": rate} for group, rate in zip(groups, rates, strict=True)]
     values: dict[int, dict[str, Any]] = {}
     for key, value in (tensors | saved["numbers"]).items():
@@ -221,7 +219,6 @@ def _optimizer_state(
 
 
 def _lr_scheduler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return a state_dict for the learning-rate scheduler. The step and the rates in it come from a checkpoint."""
     rates, step = saved["schedule"]["_last_lr"], saved["step"]
     _require_finite("its schedule", rates)
     if saved["schedule"]["last_epoch"] != step:
@@ -231,7 +228,6 @@ def _lr_scheduler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, A
 
 
 def _scaler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a state_dict for the fp16 gradient scaler, or None if the training or the checkpoint has no scaler."""
     if not (state.scaler and saved["scaler"]):
         return None
     scale = {name: saved["scaler"][name] for name in ("scale", "_growth_tracker")}
@@ -268,7 +264,7 @@ def latest_step(run: Run) -> int:
 
 
 def _newest_first(run: Run) -> list[Path]:
-    """Return a run's checkpoint folders, highest step first. A sync client's copy `step-000250 (1)` is left out."""
+    # leaves out a sync client's copy, such as `step-000250 (1)`
     name = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})")
     folders = [p for p in run.checkpoints.glob("step-*") if name.fullmatch(p.name) and p.is_dir()]
     return sorted(folders, key=step_of, reverse=True)
@@ -280,7 +276,6 @@ def step_of(folder: Path) -> int:
 
 
 def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSignature) -> None:
-    """Raise RunError if a checkpoint's format is too new, or its training had other settings, base model or data."""
     if saved["format"] > FORMAT:
         raise RunError(
             f"{folder} was written by a newer version of this project (format {saved['format']}, "
@@ -315,7 +310,6 @@ def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSi
 def _flatten(
     state: dict[str, Any],
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
-    """Split an optimizer's state_dict into tensors by name, other values by name, and the list of parameter groups."""
     flat = {}
     for index, values in state["state"].items():
         for name, value in values.items():  # bitsandbytes nests a dict, and loads either form

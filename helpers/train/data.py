@@ -119,11 +119,11 @@ class TrainData:
         return choices[augmentation_at(position, len(choices), self.config.seed)]
 
     def _offset(self, noise: Tensor, positions: range) -> Tensor:
-        """Add a random offset to each channel of the noise, for darker and brighter pictures (crosslabs.org, 2023)."""
         if self.config.noise_offset == 0:
             return noise
         sources = [generator(self.config.seed + 1, "draws", p) for p in positions]
         offsets = [torch.randn(noise.shape[1], 1, 1, generator=source) for source in sources]
+        # for darker and brighter pictures (crosslabs.org, 2023)
         return noise + self.config.noise_offset * torch.stack(offsets)
 
 
@@ -167,7 +167,7 @@ class BatchOrder:
     """
 
     def __init__(self, buckets: Sequence[Sequence[int]], size: int, seed: int) -> None:
-        """Store each bucket's image indices. `size` is the number of images in a micro-batch over all processes."""
+        # `size` is the number of images in a micro-batch over all processes
         self.buckets, self.size, self.seed = buckets, size, seed
         self.count = sum(len(bucket) for bucket in buckets)
         self._bucket_of_batch = lru_cache(maxsize=4)(self._shuffle_buckets)
@@ -184,14 +184,13 @@ class BatchOrder:
         return [bucket[image_at(turn, len(bucket), self.seed)] for turn in turns]
 
     def _whole_batches(self, bucket: Sequence[int], epoch: int) -> int:
-        """Return the number of full batches that a bucket's images make in the first `epoch` epochs."""
+        # of the first `epoch` epochs together
         return epoch * len(bucket) // self.size
 
     def _batches_before(self, epoch: int) -> int:
         return sum(self._whole_batches(bucket, epoch) for bucket in self.buckets)
 
     def _shuffle_buckets(self, epoch: int) -> list[int]:
-        """Return a bucket index for each batch of an epoch, in random order."""
         labels = []
         for label, bucket in enumerate(self.buckets):
             count = self._whole_batches(bucket, epoch + 1) - self._whole_batches(bucket, epoch)

@@ -78,7 +78,6 @@ def finish(training: Training, state: TrainState) -> None:
 
 
 def _load_weights_to_export(training: Training, state: TrainState, verdict: Verdict) -> int:
-    """Load the weights of the best or the last checkpoint into the model, and return the step of that checkpoint."""
     run, best_step = training.run, best_point(training.log.val_curve)[0]
     for step in [best_step, state.step] if verdict.rose else [state.step]:
         if (what := find_corruption(run.checkpoint(step))) is None:
@@ -89,7 +88,6 @@ def _load_weights_to_export(training: Training, state: TrainState, verdict: Verd
 
 
 def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusionPipeline]:
-    """Write the model/ folder, load it as a pipeline, and return the pipeline's validation loss and the pipeline."""
     config, components, run = training.config, training.components, training.run
     trained = training.accelerator.unwrap_model(training.model)
     in_memory = training.val_loss(trained, training.device)
@@ -115,7 +113,6 @@ def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusi
 
 
 def _free_step_memory(training: Training, state: TrainState) -> None:
-    """Free GPU memory that training no longer needs: gradients, CUDA graphs and the trained model."""
     state.optimizer.optimizer.zero_grad(set_to_none=True)
     if isinstance(training.forward_backward, Captured):
         training.forward_backward.release()
@@ -126,7 +123,6 @@ def _free_step_memory(training: Training, state: TrainState) -> None:
 def _evaluate(
     training: Training, pipeline: StableDiffusionPipeline, in_memory: float, path: Path
 ) -> float:
-    """Return the validation loss of a reloaded pipeline. Raises RunError if the loss before export was different."""
     config, val_loss = training.config, training.val_loss
     texts = [training.datasets.captions[name] for name in val_loss.dataset.names]
     dataset = replace(val_loss.dataset, texts=token_ids(pipeline.tokenizer, texts))
@@ -165,7 +161,6 @@ def verify_model(run: Run) -> str:
 
 
 def _unfinished(run: Run, verdict: dict[str, Any]) -> str:
-    """Return a note about an unfinished training that is newer than model/, or "" if there is none."""
     step = max((int(row["step"]) for row in read_log(run.train_log)), default=verdict["steps"])
     asked = run.read_config("train")["max_steps"]
     has_ended = asked <= verdict["steps"] or verdict.get("stopped_early", False)

@@ -15,7 +15,7 @@ from helpers.train.model import TextAndUNet
 
 
 class _LiveBytes(TorchDispatchMode):
-    """A counter of the current and the peak bytes of tensors created inside this context."""
+    """The current and peak bytes of the tensors created inside this context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,11 +45,11 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace a meta-device module's tensors by fake CPU tensors, so that autocast and attention kernels run."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
+                    # on the CPU, so that autocast and attention kernels run
                     fake = FakeTensor(mode, tensor.data, torch.device("cpu"))
                     is_weight = isinstance(tensor, nn.Parameter)
                     tensors[name] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake

@@ -30,11 +30,11 @@ def _tile(n, s, c, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _moments(x, means, squares, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Triton kernel: each channel's mean and sum of squared deviations over a chunk of pixels (Chan et al. 1979)."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     values = tl.load(x + at, inside, 0.0).to(tl.float32)
     count = tl.minimum(pixels - s * ROWS, ROWS).to(tl.float32)
+    # mean and squared deviations of a chunk of pixels (Chan et al. 1979)
     mean = tl.sum(values, 0) / count
     around = tl.where(inside, values - mean[None, :], 0.0)
     out = (n * tl.num_programs(1) + s) * channels + columns
@@ -47,9 +47,9 @@ def _fold_moments(
     means, squares, weight, bias, mean, rstd, scale, shift, pixels, channels, chunks, size, eps,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Triton kernel: each group's mean and 1 / standard deviation over all chunks; each channel's scale and shift."""
     n, g = tl.program_id(0), tl.program_id(1)
     row, own = tl.arange(0, CHUNKS), tl.arange(0, OWN)
+    # of a group, over all chunks
     total, spread = 0.0, 0.0
     for s in range(0, chunks, CHUNKS):
         count = tl.maximum(tl.minimum(pixels - (s + row) * ROWS, ROWS), 0).to(tl.float32)
@@ -79,7 +79,6 @@ def _fold_moments(
 
 @triton.jit
 def _apply(x, y, scale, shift, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Triton kernel: y = x * scale + shift, where each channel has its own scale and shift."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     times = tl.load(scale + n * channels + columns, columns < channels, 0.0)
@@ -90,7 +89,6 @@ def _apply(x, y, scale, shift, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl
 
 @triton.jit
 def _sums(dy, x, sums, products, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Triton kernel: each channel's sums of dy and of dy * x over a chunk of pixels."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     gradients = tl.load(dy + at, inside, 0.0).to(tl.float32)

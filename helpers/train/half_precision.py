@@ -31,7 +31,6 @@ class _LayerNorm(nn.LayerNorm):
 
 @lru_cache(maxsize=1)
 def _channels_last_norm() -> Callable[..., Tensor] | None:
-    """Return the channels-last group norm in Triton, or None if Triton does not run on this GPU."""
     try:
         from helpers.train.group_norm import group_norm  # PyTorch for CUDA brings Triton
 

@@ -58,9 +58,8 @@ class StepInBackward:
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
     ) -> None:
-        """Give each weight a hook that steps the optimizer for this weight alone. `max_grad_norm` 0: no clipping."""
         self.optimizer, self.scaler, self.seed = optimizer, scaler, seed
-        self.max_grad_norm = max_grad_norm or math.inf
+        self.max_grad_norm = max_grad_norm or math.inf  # 0: no clipping
         self.weights = list(weights)
         self.step = 0  # steps taken; with `seed` it seeds stochastic rounding
         device = self.weights[0].device

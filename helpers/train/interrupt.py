@@ -19,7 +19,7 @@ class Interrupts:
     """
 
     def __init__(self, stop: Callable[[int], None]) -> None:
-        """Set `stop`, which is called with a signal's number and must raise an exception."""
+        # `stop` must raise an exception
         self.stop, self.asked = stop, 0
         self.is_busy = self.is_distributed = False
         self.before: dict[int, Any] = {}
@@ -35,7 +35,7 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def _set_handlers(self) -> None:
-        """Install the signal handlers again, because a notebook's kernel installs its own handlers for each cell."""
+        # a notebook's kernel installs its own handlers for each cell
         for number in SIGNALS:
             if signal.getsignal(number) != self._on_signal and current_thread() is main_thread():
                 self.before[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL

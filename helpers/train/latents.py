@@ -44,7 +44,6 @@ def cached(
 
 
 def _read_cache(path: Path) -> list[Tensor]:
-    """Read the tensors of a cache file, or [] if the file is missing or damaged, or contains NaN or inf."""
     try:
         with safe_open(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in sorted(file.keys())]
@@ -150,7 +149,7 @@ def _require_finite(tensors: Iterable[Tensor], names: Iterable[str], advice: str
 
 
 def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tensor]:
-    """Encode each image's crops (V, 3, height, width), mirrored ones included, to scaled latents, batched by shape."""
+    # an image is its crops, mirrored ones included: (V, 3, height, width)
     latents: dict[int, Tensor] = {}
     for shape in {images.shape for images in pixels}:
         same = [i for i, images in enumerate(pixels) if images.shape == shape]

@@ -33,7 +33,7 @@ class TrainLog:
     def __init__(
         self, run: Run, step: int, accelerator: Accelerator, config: TrainConfig, began: float
     ) -> None:
-        """Start the log with the rows of the checkpoint at `step`. `began` is the start time by time.perf_counter()."""
+        # `began` is a time of time.perf_counter()
         self.run, self.accelerator, self.counted_until = run, accelerator, began
         self.rows = logged = read_log(run.checkpoint(step) / run.train_log.name) if step else []
         accelerator.wait_for_everyone()
@@ -45,11 +45,11 @@ class TrainLog:
         self._start_trackers(config)
 
     def _start_trackers(self, config: TrainConfig) -> None:
-        """Start the configured tracker. TensorBoard's events are rewritten, since a kill may have lost some events."""
         run, accelerator = self.run, self.accelerator
         with on_disk("write", run.tensorboard):
             if config.tracker == "tensorboard":
                 if accelerator.is_main_process:
+                    # rewritten, since a kill may have lost some
                     for events in run.tensorboard.glob("events.out.tfevents.*"):
                         events.unlink()
                 options = {"tensorboard": {"purge_step": 0}}
@@ -63,7 +63,6 @@ class TrainLog:
                 accelerator.init_trackers("annalaura-diffusion", settings, options)
 
     def _replay(self) -> None:
-        """Send the rows and previews of earlier steps to the trackers again."""
         steps = {row["step"] for row in self.rows}
         for tracker in self.accelerator.trackers:
             for row in self.rows:
@@ -76,7 +75,7 @@ class TrainLog:
                     log.warning("%s cannot be read, and is not shown (%s)", path, error)
 
     def _wandb_id(self) -> str:
-        """Return this training's W&B id, the same on every machine and after every resume."""
+        # the same on every machine and after every resume
         known = ""
         if self.rows:
             with suppress(OSError, ValueError, TypeError, LookupError):

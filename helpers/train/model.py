@@ -182,7 +182,6 @@ def load_components(
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
-    """Return a fingerprint of each model. Fingerprints of unchanged files come from the cache file `known`."""
     cached: dict[str, str] = {}
     if known:
         with suppress(OSError, ValueError):

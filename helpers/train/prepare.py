@@ -140,10 +140,10 @@ def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next step (mallopt(3)). Steps become a few per cent faster."""
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with suppress(AttributeError, OSError):  # other systems have other allocators
         mallopt = ctypes.CDLL(None).mallopt
+        # steps become a few per cent faster
         mallopt(mmap_threshold, 1 << 25)
         mallopt(trim_threshold, 1 << 30)
 
@@ -165,7 +165,6 @@ def _make_accelerator(config: TrainConfig, run: Run, device: Device) -> Accelera
 def _make_datasets(
     config: TrainConfig, run: Run, components: ModelComponents, accelerator: Accelerator
 ) -> Datasets:
-    """Encode the training, prior-preservation and validation images, or load the encoded images from the cache."""
     suffix = run.read_config("dataset")["suffix"]
     rows = _read_rows(config, run, components, accelerator, suffix)
     images = {split: image_dataset(run, components, config, split, rows[split]) for split in rows}
@@ -198,7 +197,6 @@ def _read_rows(
     accelerator: Accelerator,
     suffix: str,
 ) -> dict[str, list[tuple[str, str]]]:
-    """Read each split's (file name, caption) rows, with captions truncated to the text encoder's length."""
     tokenizer = components.tokenizer
     rows, paths, cut = {}, [], 0
     check_suffix_length(suffix, tokenizer)
@@ -218,7 +216,6 @@ def _read_rows(
 def _make_state(
     config: TrainConfig, components: ModelComponents, accelerator: Accelerator
 ) -> tuple[nn.Module, TrainState]:
-    """Return the module to be trained, and the TrainState at step 0."""
     dtype = components.device.dtype
     trained = make_trainable(components.unet, components.text_encoder, config, dtype)
     weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
@@ -249,7 +246,6 @@ def _make_state(
 def _forward_backward(
     config: TrainConfig, model: nn.Module, components: ModelComponents, accelerator: Accelerator
 ) -> Callable[..., Tensor]:
-    """Return the function that runs a micro-batch's forward and backward pass, as a CUDA graph if capture is on."""
     run = partial(
         forward_backward, model, accelerator, components.noise_scheduler, config.snr_gamma
     )
@@ -262,8 +258,8 @@ def _forward_backward(
 
 
 def _follow_lr_schedule(config: TrainConfig, state: TrainState) -> None:
-    """Set the learning rate by the schedule, not from the checkpoint, because `max_steps` may have changed."""
     lr_scheduler = state.lr_scheduler
+    # not from the checkpoint, since `max_steps` may have changed
     factors = [factor_at(state.step) for factor_at in lr_scheduler.lr_lambdas]
     rates = [base * f for base, f in zip(lr_scheduler.base_lrs, factors, strict=True)]
     before = lr_scheduler.get_last_lr()

@@ -103,7 +103,6 @@ def estimate_resources(config: TrainConfig, run: Run, device: Device) -> Resourc
 
 
 def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
-    """Count one-image forward passes outside training steps: prior preservation, evaluations, previews and ranking."""
     images, suffix = len(run.split_images("train")), run.read_config("dataset")["suffix"]
     per_sample = config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
     prior = round(config.prior_share * images) if suffix else 0
@@ -111,6 +110,7 @@ def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
     evaluations = config.max_steps // config.validate_every_steps + 2
     pairs = config.validation_pairs + config.validation_pairs // 2
     samples = prior + previews * (len(config.prompts) or 4)
+    # in one-image passes; the last term ranks the images
     return samples * per_sample + evaluations * pairs + 4 * images
 
 
@@ -201,12 +201,10 @@ def _memory_bytes(device: Device) -> float:
 
 
 def _free_disk_bytes(run: Run, checkpoint_bytes: float) -> float:
-    """Return the bytes free for checkpoints on the run's disk or its Drive mirror, whichever has less.
-
-    The mirror needs room for one checkpoint fewer. Space that this run's checkpoints already take counts as free.
-    """
     disk = next(p for p in (run.folder, *run.folder.absolute().parents) if p.is_dir())
+    # what this run's checkpoints take counts as free
     free = shutil.disk_usage(disk).free + folder_bytes(run.checkpoints)
+    # the mirror needs room for one checkpoint fewer
     return min(free, remote_room_bytes(run) + checkpoint_bytes)
 
 
@@ -253,7 +251,6 @@ def benchmark_step(
 
 
 def _reset_peak_gb(device: Device) -> float | None:
-    """Return the peak GPU memory in GB since the last call, or None without a GPU."""
     if not _is_gpu(device):
         return None
     peak = torch.cuda.max_memory_reserved() / GB + CUDA_CONTEXT_GB
@@ -262,7 +259,6 @@ def _reset_peak_gb(device: Device) -> float | None:
 
 
 def _median_s(function: Callable[[], object], times: int) -> float:
-    """Call a function repeatedly and return the median seconds per call, after a warm-up of two calls."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()
@@ -270,4 +266,4 @@ def _median_s(function: Callable[[], object], times: int) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[2:])
+    return statistics.median(seconds[2:])  # after a warm-up

@@ -103,7 +103,6 @@ def save_pipeline(
 
 
 def _copy_safety_checker(base_model: str, folder: Path) -> None:
-    """Copy the files of the base model's safety checker to `folder` if the checker's weights are safetensors."""
     with open_model("base_model", base_model, "put back the base model") as base:
         index = read_json(base / "model_index.json")
         if not (index.get("safety_checker") or [None])[0]:
@@ -126,8 +125,8 @@ def _copy_safety_checker(base_model: str, folder: Path) -> None:
 
 
 def _clean_config(path: Path) -> None:
-    """Remove a component's local path from its config, and change the recorded dtype, if any, to float32."""
     config = read_json(path)
+    # `_name_or_path` is a path of this machine
     cleaned = {name: value for name, value in config.items() if name != "_name_or_path"}
     for name in cleaned.keys() & {"dtype", "torch_dtype"}:
         cleaned[name] = "float32"

@@ -111,7 +111,6 @@ def _train(config: TrainConfig, run: Run, sync: Sync) -> Generator[Step]:
 
 @contextmanager
 def _only_process(run: Run) -> Iterator[None]:
-    """Hold a run's training lock inside this context. Raises RunError if another process trains the run."""
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
     lock = locked_by_process(run.train_lock) if is_first else nullcontext(True)
     with lock as is_mine:
@@ -121,7 +120,6 @@ def _only_process(run: Run) -> Iterator[None]:
 
 
 def _check(config: TrainConfig, run: Run) -> Device:
-    """Return the device to train on. Raises RunError if dataset, speed, memory or disk do not allow the training."""
     if what := find_corruption(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
     device = pick_device(config.mixed_precision, config.attention, config.capture)
@@ -133,7 +131,6 @@ def _check(config: TrainConfig, run: Run) -> Device:
 def _steps(
     training: Training, state: TrainState, sync: Sync, interrupts: Interrupts
 ) -> Iterator[Step]:
-    """Evaluate step 0, then run all optimizer steps. Each step is logged and, if due, saved before it is yielded."""
     training.model.train()
     if state.step == 0:
         with interrupts.busy():
@@ -193,7 +190,6 @@ def optimizer_step(training: Training, state: TrainState, batch: Batch) -> tuple
 
 
 def _nonfinite_images(training: Training, state: TrainState, losses: Tensor) -> set[str]:
-    """Return the names of images whose loss was NaN or inf in the last step."""
     is_bad = (~losses.isfinite()).tolist()
     micro_batches = zip(training.data.names(state.step - 1), is_bad, strict=True)
     return {n for names, flags in micro_batches for n, bad in zip(names, flags, strict=True) if bad}
@@ -262,7 +258,6 @@ def _stop_before(number: int) -> NoReturn:
 def _stop_if_asked(
     training: Training, state: TrainState, sync: Sync, interrupts: Interrupts
 ) -> None:
-    """Stop training in all processes if one of them received SIGINT or SIGTERM during the step."""
     asked = bool(interrupts.asked)
     if interrupts.is_distributed:
         if asked:
@@ -273,7 +268,6 @@ def _stop_if_asked(
 
 
 def _stop(training: Training, state: TrainState, sync: Sync, number: int) -> NoReturn:
-    """Save a checkpoint unless this step has one, and raise Stopped, which says how to resume."""
     if state.step == 0:
         _stop_before(number)
     if state.step > state.saved_step:

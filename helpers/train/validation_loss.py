@@ -22,17 +22,15 @@ class ValidationLoss:
         num_eval_samples: int,
         same_timesteps: bool = False,
     ) -> None:
-        """Choose `num_eval_samples` fixed (image, timestep) pairs, and their noise, by `seed`.
-
-        The images are spread evenly. With `same_timesteps` all have the same timesteps, so that they can be compared.
-        """
         source = generator(seed, "fixed loss", len(dataset))
         self.noise_scheduler, self.dataset = noise_scheduler, dataset
         count, total = len(dataset), num_eval_samples
         numbers, order = torch.arange(total), torch.randperm(total, generator=source)
+        # spread evenly over the images
         self.images = numbers * count // total if count > total else numbers % count
         places = ((numbers + 0.5) / total)[order]
         if same_timesteps:
+            # the same for all images, so that they can be compared
             places = (numbers // count + 0.5) / math.ceil(total / count)
         self.timesteps = (places * noise_scheduler.config.num_train_timesteps).long()
         self.groups = self._group_by_shape()
@@ -42,7 +40,6 @@ class ValidationLoss:
         ]
 
     def _group_by_shape(self) -> list[Tensor]:
-        """Return the indices of the (image, timestep) pairs, grouped by the shape of the latents."""
         label = {i: n for n, bucket in enumerate(self.dataset.buckets()) for i in bucket}
         labels = torch.tensor([label[i] for i in self.images.tolist()])
         return [(labels == n).nonzero().flatten() for n in labels.unique()]

@@ -61,13 +61,11 @@ def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
 
 
 def _smooth(losses: Sequence[float]) -> list[float]:
-    """Return the moving average of losses over three points, weighted 1/4, 1/2, 1/4."""
     padded = [losses[0], *losses, losses[-1]]
     return [(a + 2 * b + c) / 4 for a, b, c in zip(padded, padded[1:], padded[2:], strict=False)]
 
 
 def _rose(values: Sequence[float], losses: Sequence[float], min_rise: float) -> bool:
-    """Return True if the last two smoothed values both exceed the value at the lowest smoothed loss by `min_rise`."""
     smooth, level = _smooth(values), _smooth(losses)
     lowest = level.index(min(level))
     return len(level) - 1 - lowest >= 2 and min(smooth[-2:]) > smooth[lowest] + min_rise

@@ -43,8 +43,8 @@ def promote(run: Run) -> str:
 
 
 def _outputs(run: Run) -> list[Path]:
-    """Return the paths of all files and folders that a training writes, the verdict last."""
     shown = [run.train_log, run.tensorboard, run.previews, run.image_losses]
+    # the verdict last, so that it is never there without the others
     return [run.checkpoints, *shown, run.config("train"), run.model, run.verdict]
 
 
@@ -61,7 +61,6 @@ def _replace_training(run: Run, trial: Run) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or folder atomically. A folder's .safetensors files are hard-linked where possible."""
     if source.is_dir():
         with files.replacing_folder(target, manifest=False) as tmp_path:
             shutil.copytree(source, tmp_path, copy_function=_link_or_copy, dirs_exist_ok=True)

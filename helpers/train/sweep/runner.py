@@ -64,7 +64,6 @@ def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
 
 
 def _run_remaining(sweep: Sweep) -> Iterator[str]:
-    """Run the unfinished trials in turn, wait for trials of other workers, and yield lines of progress."""
     waiting = False
     sweep.write_table()
     trials = partial(sweep.study.get_trials, deepcopy=False)
@@ -87,7 +86,6 @@ def _run_remaining(sweep: Sweep) -> Iterator[str]:
 
 
 def _retrain_lost_best(sweep: Sweep) -> Iterator[str]:
-    """Train the best trial again if its model is missing or damaged; yield a line of progress."""
     best = best_trial(read_trials(sweep.run))
     if best is None or not isinstance(sweep.place, Journal):
         return  # with a database, another machine may have the model

@@ -92,7 +92,6 @@ def plan_trials(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def _choices(name: str, asked: Sequence[Any]) -> tuple[Any, ...]:
-    """Return a swept list's values without duplicates. Raises RunError for a value of a wrong type."""
     kinds = (int,) if name == BATCH else (bool, int, float, str)
     for value in asked:
         if type(value) not in kinds or (name == BATCH and value < 1):
@@ -112,10 +111,7 @@ def unused_settings(config: TrainConfig) -> list[str]:
 def _sobol_points(
     dimensions: dict[str, BaseDistribution], config: TrainConfig
 ) -> list[dict[str, Any]]:
-    """Return distinct points of a scrambled Sobol sequence over all dimensions, each as {setting: value}.
-
-    Bergstra and Bengio 2012 (jmlr.org/papers/v13/bergstra12a.html) show why a grid is worse.
-    """
+    # a grid is worse (Bergstra and Bengio 2012, jmlr.org/papers/v13/bergstra12a.html)
     with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
         study = optuna.create_study(sampler=QMCSampler(scramble=True, seed=config.seed))
     # without a trial to read the dimensions from, the sampler draws the first point at random
@@ -133,10 +129,10 @@ def _sobol_points(
 
 
 def _round(dimension: BaseDistribution, value: Any) -> Any:
-    """Round a float to about three significant digits, so that a user can type it; return other values unchanged."""
     if not isinstance(dimension, FloatDistribution):
         return value
     low, high = dimension.low, dimension.high
+    # about three significant digits, so that a user can type it
     digits = 2 - math.floor(math.log10(value if dimension.log else high - low))
     return min(max(round(value, digits), low), high)
 

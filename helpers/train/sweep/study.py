@@ -85,7 +85,6 @@ class Database:
     """
 
     def __init__(self, run: Run, address: str) -> None:
-        """Connect to the database, and create missing Optuna tables. Raises RunError if the connection fails."""
         self.space = zlib.crc32(run.name.encode()) >> 1
         with database_errors():
             try:

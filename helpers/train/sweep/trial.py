@@ -93,7 +93,6 @@ def run_trial(sweep: Sweep, trial: FrozenTrial, claim: Claim) -> Iterator[str]:
 
 
 def _tell(sweep: Sweep, trial: FrozenTrial, here: TrialRun, reason: str | None) -> str:
-    """Record in the study that a trial is complete, or pruned for `reason`; return a line of progress."""
     if reason:
         sweep.place.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
         sweep.study.tell(trial.number, state=TrialState.PRUNED)
@@ -117,7 +116,6 @@ def _resume_note(here: TrialRun, trial: FrozenTrial) -> str:
 def _train(
     sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial, claim: Claim
 ) -> str | None:
-    """Train a trial and report each evaluation; return the reason to prune the trial, or None if it is complete."""
     if reason := _report(sweep, config, here, live):  # evaluations before a kill
         return reason
     steps = train(config, here)
@@ -140,7 +138,6 @@ def _train(
 
 
 def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> str | None:
-    """Report new validation losses to the study. Return the reason to prune the trial, or None to continue it."""
     known = dict(sweep.place.storage.get_trial(live._trial_id).intermediate_values)
     curve, total = _curve(here), num_evaluations(sweep.config)
     for step, loss in curve[1:]:
@@ -159,6 +156,5 @@ def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> s
 
 
 def _curve(here: TrialRun) -> list[tuple[int, float]]:
-    """Return a trial's (step, validation loss) points so far, beginning at step 0."""
     rows = read_log(here.train_log)
     return [(int(r["step"]), r["held_out_loss"]) for r in rows if "held_out_loss" in r]
