@@ -208,7 +208,7 @@ class _Unusable(Exception):
 
 
 class _DriveError(Exception):
-    """Tell an error of Drive from one of the local disk."""
+    """The error for a failure of Drive, not of the local disk."""
 
 
 def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> bool:
