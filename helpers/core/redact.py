@@ -83,7 +83,6 @@ def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, s
             for form in {part, part.encode().hex()} | _base64(part) | _base64(quote(part)):
                 # an escaped form is searched only in a text whose _plain has one of these
                 looks = {_plain(look) for look in (form, quote(form), form.replace(" ", "+"))}
-                # name, is the form unencoded, texts to look for
                 forms[form] = (name, form == part, looks | {"".join(form.lower().split())})
     # the longest first, since a secret may contain another
     return dict(sorted(forms.items(), key=lambda pair: -len(pair[0])))
