@@ -205,7 +205,7 @@ XMP = b"XML:com.adobe.xmp\0"  # may contain the orientation
 
 
 def strip_png_text(content: bytes) -> bytes:
-    """Remove all text chunks but XMP from a PNG, since Pillow refuses large ones. Other formats stay unchanged."""
+    """Remove a PNG's text chunks except XMP, since Pillow refuses large text chunks. Other formats stay unchanged."""
     if not content.startswith(PNG_SIGNATURE) or not any(kind in content for kind in PNG_TEXTS):
         return content
     chunks = png_chunks(content)

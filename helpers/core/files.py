@@ -230,7 +230,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def recover_folder(folder: Path) -> None:
-    """Restore a missing folder from the backup that a kill left. If the folder exists, delete the backup."""
+    """Restore a missing folder from the backup that a killed process left. If the folder exists, delete the backup."""
     backup_path = _backup_path(folder)
     if backup_path.exists() and not folder.exists():
         _rename(backup_path, folder)
@@ -238,7 +238,7 @@ def recover_folder(folder: Path) -> None:
 
 
 def recover_folders(parent: Path) -> None:
-    """After a kill, restore a folder's subfolders from their backups, and delete temporary subfolders."""
+    """Restore subfolders from backups that a killed process left, and delete temporary subfolders."""
     for backup_path in parent.glob(_backup_path(parent / "*").name):
         recover_folder(parent / backup_path.name.removeprefix(".").removesuffix(".old"))
     for half in parent.glob(_tmp_path(parent / "*").name):

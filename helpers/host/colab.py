@@ -85,7 +85,7 @@ def why_not_there(path: Path) -> str:
 
 
 def name_of_place() -> str:
-    """Return the name of the mirror's place for messages: "Google Drive", or the path of the user's own folder."""
+    """Return what messages call the mirror's place: "Google Drive", or the path of the user's own folder."""
     return "Google Drive" if IS_GOOGLES else str(DRIVE)
 
 

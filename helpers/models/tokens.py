@@ -100,7 +100,7 @@ def count_tokens(tokenizer: Any, text: str) -> int:
 
 
 def shorten(tokenizer: Any, text: str, suffix: str, max_tokens: int) -> str:
-    """Remove the last words before a text's suffix until `max_tokens` tokens are left. The suffix is never cut."""
+    """Shorten a text to `max_tokens` tokens by leaving out its last words. A suffix at the end stays."""
     if count_tokens(tokenizer, text) <= max_tokens:
         return text
     ending = suffix if text.endswith(suffix) else ""

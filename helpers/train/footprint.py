@@ -56,7 +56,7 @@ def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return random latents (batch, C, side, side), zero timesteps, and texts: random embeddings or zero token ids."""
+    """Return random latents (batch, C, side, side), timesteps of 0, and random text embeddings or token ids of 0."""
     if isinstance(module, TextAndUNet):
         unet, length = module.unet, module.text_encoder.config.max_position_embeddings
         texts = torch.zeros(batch, length, dtype=torch.long)

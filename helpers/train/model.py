@@ -84,7 +84,7 @@ class ModelComponents:
 
     @property
     def step_px(self) -> int:
-        """The number of pixels that must divide an image's width and height: 64 for SD v1."""
+        """An image's width and height are multiples of this number of pixels: 64 for SD v1."""
         levels = (len(part.config.block_out_channels) - 1 for part in (self.vae, self.unet))
         return 2 ** sum(levels)
 

@@ -124,7 +124,7 @@ class Prompt:
         return {"max_tokens": self.max_tokens, **self.image_request(image)}
 
     def image_request(self, image: dict[str, Any]) -> dict[str, Any]:
-        """Return the request for an image block. `max_tokens` is absent, as the token counting endpoint rejects it."""
+        """Return the request to caption an image, without `max_tokens`, which the token counting endpoint rejects."""
         about = f"one phrase of at most {self.config.max_caption_words} words"
         schema = {  # the API enforces keys and types; answer.py checks lengths
             "type": "object",

@@ -50,7 +50,7 @@ class TimeBudget:
 
 
 class RateLimiter(instaloader.RateController):
-    """A rate limiter for instaloader. It announces long pauses, and raises SourceStopped if time is too short."""
+    """A rate limiter for instaloader. It announces long pauses, and raises SourceStopped before one that is too long."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Session:
     def request_post(
         self, call: Callable[[], Answer], is_post_fault: Callable[[], bool] = lambda: True
     ) -> Answer | str:
-        """Request a post, and return it. If this post alone failed, the reason is returned instead.
+        """Request a post. Return the post, or the reason if only this post failed.
 
         Raises SourceStopped after several failures in a row, or if `is_post_fault` says that the cause is not the post.
         """
