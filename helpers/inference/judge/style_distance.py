@@ -17,7 +17,7 @@ COMPARED_WITH_ART = {"floor": "train", "tuned": "tuned", "ceiling": "base"}
 
 
 def measure(pictures: Pictures) -> dict[str, Any]:
-    """Return the style distance from held-out art of the training images, the tuned pictures and the base's pictures."""
+    """Return the style distances of training images, tuned pictures and base pictures from held-out art."""
     encode = make_builtin_encoder(pictures["train"])
     return {"encoder": BUILT_IN} | measure_distances(pictures, encode)
 
@@ -33,7 +33,7 @@ def describe(found: dict[str, Any]) -> tuple[str, str]:
 
 
 def measure_distances(pictures: Pictures, encode: Encoder) -> dict[str, Any]:
-    """Return the MMD from held-out art of the training images (`floor`), the tuned and the base's pictures (`ceiling`)."""
+    """Return the MMDs of training images (`floor`), tuned pictures and base pictures (`ceiling`) from held-out art."""
     if reason := pictures.why_too_few(min_count=3):
         return {"left_out": f"{reason}; it takes three of each"}
     art = encode(pictures["held_out"])

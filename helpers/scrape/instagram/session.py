@@ -50,7 +50,7 @@ class TimeBudget:
 
 
 class RateLimiter(instaloader.RateController):
-    """A rate limiter for instaloader. It announces long pauses, and raises SourceStopped before one that is too long."""
+    """A rate limiter for instaloader. It announces long pauses, and raises SourceStopped for one that is too long."""
 
     def __init__(
         self,
