@@ -28,7 +28,7 @@ def lines(default: str | tuple[str, ...], **metadata: Any) -> Any:
 
 
 def plain(default: Any, **metadata: Any) -> Any:
-    """Return a dataclass field for any value that has the type of `default`."""
+    """Return a dataclass field that accepts any value of the same type as the default."""
     return field(default=default, metadata=metadata)
 
 

@@ -104,7 +104,7 @@ def _figures(
 
 
 def verdict_text(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
-    """Return sentences on style, validation loss, suffix and copies."""
+    """Return the report's sentences on style, validation loss, the suffix, and copies of training images."""
     sentences = (
         _style_text(judgement["style_gain"]),
         _loss_text(verdict),

@@ -230,7 +230,7 @@ class ArchiveSet:
                     self.drive.remove(copy)
 
     def purge(self, found: dict[str, os.stat_result], folders: dict[str, Folder]) -> None:
-        """Purge Drive of every small file that does not exist locally: in the archives, and in both index files."""
+        """Remove every small file that no longer exists locally from Drive's archives and from both index files."""
         self.index.files = {n: file for n, file in self.index.files.items() if n in found}
         for problem in self.copy(found, folders):
             raise problem

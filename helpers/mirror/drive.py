@@ -115,7 +115,7 @@ class Drive:
         return digest.hexdigest() == sha256
 
     def verify(self, name: str, sha256: str) -> bool:
-        """Read a file back from Drive. If its SHA-256 matches and it is uploaded, note this and return True."""
+        """Return True if Drive has finished uploading a file, and its copy there has the right SHA-256."""
         is_there = self.holds(name, sha256) and self.is_uploaded(name)
         if is_there:
             self.verified.add((name, sha256))

@@ -126,7 +126,7 @@ def refuse_code(folder: Path) -> None:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """Return a model's JSON config file as a dict. Raises a ValueError that names the file if it is no JSON object."""
+    """Return a model's JSON config file as a dict. If the file holds none, a ValueError names the file."""
     name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
     try:
         content = read_json(path)

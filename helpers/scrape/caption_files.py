@@ -63,7 +63,7 @@ def read_captions(root: Path, files: Sequence[Path], choice: str = "first") -> C
 
 
 def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
-    """Choose an image's caption from {suffix or column: captions}. Returns None if there is none to choose."""
+    """Choose one of an image's captions, which are grouped by file ending or column. Returns None if there is none."""
     if choice not in POSITIONS:
         return next(iter(sources.get(choice, ())), None)
     found = next((texts for name, texts in sources.items() if _is_default(name) and texts), [])

@@ -57,7 +57,7 @@ def captions_in(value: Any) -> list[str]:
 
 
 def read_records(path: Path, text: str, find_images: Finder) -> Table:
-    """Parse CSV, JSON or JSON lines into (rows, column with image names), or ([], "") if there is no such column."""
+    """Parse CSV, JSON or JSON lines. Return the rows and the name of the column with image names, or ([], "")."""
     match path.suffix.lower():
         case ".json":
             records = _records_from_json(parse_json(text), find_images)
@@ -69,7 +69,7 @@ def read_records(path: Path, text: str, find_images: Finder) -> Table:
 
 
 def read_parquet(path: Path, find_images: Finder) -> Table:
-    """Read a Parquet file's texts as (rows, column with image names), or ([], "") if there is no such column."""
+    """Read a Parquet file's texts. Return the rows and the name of the column with image names, or ([], "")."""
     from pyarrow import parquet
 
     columns = text_columns(parquet.read_schema(path))

@@ -16,7 +16,7 @@ REGULARISATION = ("reg", "regs", "regularisation", "regularization")
 
 
 def find_non_art(root: Path, images: Sequence[Path]) -> dict[str, list[Path]]:
-    """Return the images that are not art as {kind: paths}: masks, regularisation images and training previews."""
+    """Return masks, regularisation images and training previews, none of which are art, as {kind: paths}."""
     return {
         "masks": _find_masks(root, images),
         "regularisation images (reg/)": _find_regularisation(root, images),

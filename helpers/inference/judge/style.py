@@ -57,7 +57,7 @@ def _texture_features(grey: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StyleAxis:
-    """A line from the base model's pictures (0) to the art (1): a ridge linear discriminant (Fisher 1936)."""
+    """A style score, 0 for the base model's pictures and 1 for the art: a ridge linear discriminant (Fisher 1936)."""
 
     origin: np.ndarray
     direction: np.ndarray
