@@ -64,7 +64,7 @@ class Trained:
 
     @property
     def log(self) -> list[dict[str, float]]:
-        """The log rows of this training. If another training has replaced train_log.jsonl, they hold validation losses alone."""
+        """The log rows of this training, with validation losses alone if another training has replaced the file."""
         if self._owns_log:
             rows = read_log(self.run.train_log)
             return [row for row in rows if row["step"] <= self.verdict["steps"]]
