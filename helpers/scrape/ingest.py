@@ -113,7 +113,7 @@ def ingest(config: ScrapeConfig, run: Run, source: Source) -> Iterator[IngestRes
 
 
 class Ingestion:
-    """One pass over a source: it ingests the images, then marks images of the run that the source no longer has."""
+    """One pass over a source, which ingests new images and then marks those that the source has no longer."""
 
     def __init__(self, config: ScrapeConfig, run: Run, source: Source) -> None:
         self.config, self.run, self.source = config, run, source

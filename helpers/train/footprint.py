@@ -1,4 +1,4 @@
-"""Count the activation memory of a training step without using it: the step runs on PyTorch's fake tensors."""
+"""Count the activation memory that a training step needs. The step runs on PyTorch's fake tensors, which need none."""
 
 import weakref
 from typing import Any

@@ -27,7 +27,7 @@ MAX_FAILED_DOWNLOADS = 12  # in a row: then the cause is not the images
 
 
 def list_items(config: ScrapeConfig, run: Run) -> Source:
-    """Return a Source for an account or single posts. The images are listed only while they are downloaded.
+    """Return a Source for an account or single posts. Nothing is listed yet: images are listed as they are downloaded.
 
     Raises RunError if the run holds another account's posts, or the cookies are unusable.
     """
