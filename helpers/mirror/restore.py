@@ -114,13 +114,17 @@ def _manifests(index: Index) -> dict[str, str]:
 def _wanted(source: Path, index: Index) -> dict[str, File]:
     files = {name: file for name, file in index.files.items() if _is_inside(name)}
     older = {name: _is_older(source / name, file) for name, file in files.items()}
+
+    @cache  # a folder's manifest is asked for once for each of its files
+    def is_same(name: str) -> bool:
+        return sha256(source / name) == files[name].sha256
+
     found = {}
     for name, file in files.items():
         manifests = [f"{above.as_posix()}/{MANIFEST}" for above in Path(name).parents]
         # a missing or older manifest takes its whole folder; the same one, its missing files
         decides = next((m for m in manifests if m in files), name)
-        is_missing = not (source / name).is_file()
-        if older[decides] or is_missing and sha256(source / decides) == files[decides].sha256:
+        if older[decides] or not (source / name).is_file() and is_same(decides):
             found[name] = file
     return found
 
