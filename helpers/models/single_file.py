@@ -153,7 +153,7 @@ def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made
         "text_encoder/config.json": lambda: CLIPTextConfig(**text),
         "scheduler/scheduler_config.json": lambda: _scheduler(path, header, settings),
     }
-    for name in {*settings, *built_in}:
+    for name in {**settings, **built_in}:
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         if name in settings:
             shutil.copyfile(settings[name], made / name)
