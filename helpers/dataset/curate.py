@@ -127,10 +127,12 @@ def judge(
     found = np.stack([palettes[name] for name in rest["file_name"]])
     scores = pd.Series(outlier_score(found, rest["shortcode"].to_numpy(str)), rest.index)
     images["outlier_score"] = scores
-    words = " spreads from the other posts' pictures, above max_oddness "
-    reason = "its colours are " + _format(images["outlier_score"]) + words
+    limit = f"above max_oddness {config.max_oddness:g}"
+    spreads = _format(images["outlier_score"]) + " spreads from the other posts' pictures"
     is_outlier = images["outlier_score"] > config.max_oddness
-    _mark(images, is_outlier & can_exclude, "odd one out", reason + f"{config.max_oddness:g}")
+    _mark(
+        images, is_outlier & can_exclude, "odd one out", "its colours are " + spreads + f", {limit}"
+    )
 
 
 def _flaws(

@@ -79,7 +79,8 @@ class Trained:
     def previews(self) -> list[Path]:
         """Return this training's preview files in order of step, or [] if another training replaced them."""
         files = self.run.preview_files() if self._owns_log else []
-        return [path for path in files if int(path.stem[5:]) <= self.verdict["steps"]]
+        last = self.verdict["steps"]
+        return [path for path in files if int(path.stem.removeprefix("step-")) <= last]
 
     def remarks(self) -> list[str]:
         """Return sentences on what has changed in the run since the model was trained."""

@@ -68,7 +68,9 @@ def list_items(config: ScrapeConfig, run: Run) -> Source:
 def _refuse_another_source(
     config: ScrapeConfig, run: Run, names: tuple[str, ...], listing: Listing | None = None
 ) -> None:
-    before = run.read_config("scrape") if run.posts.exists() else vars(config)
+    if not run.posts.exists():
+        return
+    before = run.read_config("scrape")
     for name in names:
         differs = before.get(name, "") != getattr(config, name)
         if differs and not (name == "folder" and listing and _has_moved_to(listing, run)):

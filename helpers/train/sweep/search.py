@@ -14,7 +14,12 @@ from dataclasses import fields, replace
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import QMCSampler
 
@@ -65,8 +70,8 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
             f"sweep has {name}: {asked!r}: give a range as in '1e-5..1e-3', or a list of values"
         )
     by_log = ends[0] > 0 and ends[1] >= 10 * ends[0]
-    made = FloatDistribution if kind is float else optuna.distributions.IntDistribution
-    return made(*ends, log=by_log)
+    distribution = FloatDistribution if kind is float else IntDistribution
+    return distribution(*ends, log=by_log)
 
 
 def plan_trials(config: TrainConfig) -> list[dict[str, Any]]:
