@@ -357,12 +357,6 @@ def versions() -> str:
     return f"{card}, {scripts.versions()}"
 
 
-def has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8, help="no row begins after them")
@@ -383,13 +377,16 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     until = time.perf_counter() + 60 * parse().minutes
     args = parse()
-    args.small, args.size = args.channels < 320 or not has_gpu(), "sd15"
+    args.size = "sd15"
     args.out, args.work = args.out.resolve(), args.work.resolve()
     args.base = str(args.work / "base")
     for name in ("script", "lora_script", "sd_scripts"):
         if given := getattr(args, name):
             setattr(args, name, str(Path(given).resolve()))
     if args.row:
+        import torch  # in a row's own process, while an earlier row is measured
+
+        args.small = args.channels < 320 or not torch.cuda.is_available()
         if args.row != "base":
             os.chdir(args.work)
         measure(args.row, args)

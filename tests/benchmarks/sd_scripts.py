@@ -12,10 +12,10 @@ import json
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 
-WARM, BATCH = 5, 4
+from tests.benchmarks.train import BATCH, WARM, note_steps, peak_gb
+
 TOKENIZER = "openai_clip-vit-large-patch14"  # the name of its copy in a cache folder
 
 
@@ -71,18 +71,9 @@ def options(args: argparse.Namespace, work: Path) -> list[str]:
 
 def train(args: argparse.Namespace, work: Path) -> list[float]:
     """Run the trainer in this process, and return the times at which its steps ended."""
-    import tqdm.std
-
     import tests.clients.loader  # noqa: F401, torchvision's operations where its wheel has none for a CPU
 
-    stamps, update = [], tqdm.std.tqdm.update
-
-    def noted(bar, n=1):
-        if (getattr(bar, "desc", "") or "").startswith("steps"):
-            stamps.append(time.perf_counter())
-        return update(bar, n)
-
-    tqdm.std.tqdm.update = noted
+    stamps = note_steps()
     script = args.sd_scripts / ("train_network.py" if args.method == "lora" else "fine_tune.py")
     sys.path.insert(0, str(args.sd_scripts))
     sys.argv = [str(script), *lay_out(args, work), *options(args, work)]
@@ -110,15 +101,9 @@ def main() -> None:
     for name in ("sd_scripts", "base", "images", "work"):
         setattr(args, name, getattr(args, name).resolve())
     stamps = train(args, args.work)
-    import resource
-
-    import torch
-
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else own
     warm = min(WARM, len(stamps) - 2)
     rate = BATCH * (len(stamps) - 1 - warm) / (stamps[-1] - stamps[warm])
-    print(json.dumps({"images_per_s": rate, "gb": peak / 1e9}))
+    print(json.dumps({"images_per_s": rate, "gb": peak_gb()}))
 
 
 if __name__ == "__main__":

@@ -65,16 +65,7 @@ def theirs(args: argparse.Namespace) -> list[float]:
     """Run diffusers' script as it is, but for torchvision where that is not installed, and note its steps."""
     import importlib.util
 
-    import tqdm.auto
-
-    stamps, update = [], tqdm.auto.tqdm.update
-
-    def noted(bar, n=1):
-        if (getattr(bar, "desc", "") or "").startswith("Steps"):
-            stamps.append(time.perf_counter())
-        return update(bar, n)
-
-    tqdm.auto.tqdm.update = noted
+    stamps = note_steps()
     source = Path(args.script).read_text()
     if importlib.util.find_spec("torchvision") is None:
         ours = "from tests.benchmarks import transforms"
@@ -101,22 +92,47 @@ def theirs(args: argparse.Namespace) -> list[float]:
     return stamps
 
 
-def one_side(args: argparse.Namespace) -> dict[str, float]:
-    """Run a side in this process: images per second, and the peak of memory in GB."""
+def note_steps() -> list[float]:
+    """Have a progress bar of steps note when each ends, and return the list that it fills."""
+    from tqdm.std import tqdm
+
+    stamps, update = [], tqdm.update
+
+    def noted(bar, n=1):
+        if (getattr(bar, "desc", "") or "").lower().startswith("steps"):
+            stamps.append(time.perf_counter())
+        return update(bar, n)
+
+    tqdm.update = noted
+    return stamps
+
+
+def peak_gb() -> float:
+    """The peak of the GPU's memory, or of this process's without one."""
     import resource
 
     import torch
 
-    on_gpu = torch.cuda.is_available()
-    if on_gpu and args.cap_gb and args.side == "ours":
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def one_side(args: argparse.Namespace) -> dict[str, float]:
+    """Run a side in this process: images per second, and the peak of memory in GB."""
+    import torch
+
+    if torch.cuda.is_available() and args.cap_gb and args.side == "ours":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(args.cap_gb * 1e9 / total)
     stamps = {"ours": ours, "theirs": theirs}[args.side](args)
     warm = min(WARM, len(stamps) - 3)
     rate = BATCH * (len(stamps) - 2 - warm) / (stamps[-2] - stamps[warm])  # the last step measures
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    gb = (torch.cuda.max_memory_allocated() if on_gpu else own) / 1e9
-    return {"rate": rate, "gb": gb, "peak": rate * image_flops(args) / matrix_flops_per_s(args)}
+    return {
+        "rate": rate,
+        "gb": peak_gb(),
+        "peak": rate * image_flops(args) / matrix_flops_per_s(args),
+    }
 
 
 def image_flops(args: argparse.Namespace) -> float:
