@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from helpers.inference.share.original_names import unet_to_original, vae_to_original
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -17,7 +18,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from helpers.core.errors import RunError
 from helpers.host.device import pick_device
 from helpers.inference.share.one_file import original_state
-from helpers.inference.share.original_names import unet_to_original, vae_to_original
 from helpers.models import stable_diffusion
 from helpers.models.pipeline import load_pipeline
 from helpers.models.untrusted import model_folder

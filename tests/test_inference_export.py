@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from helpers.inference.share.original_names import (
+    text_encoder_to_original,
+    unet_to_original,
+    vae_to_original,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -15,11 +20,6 @@ from helpers.core.errors import RunError
 from helpers.core.files import find_corruption
 from helpers.core.run import Run
 from helpers.inference.share.one_file import export, original_state, to_kohya
-from helpers.inference.share.original_names import (
-    text_encoder_to_original,
-    unet_to_original,
-    vae_to_original,
-)
 from helpers.models.lora import read_lora
 from helpers.models.pipeline import load_pipeline
 from tests.conftest import ROOT
