@@ -297,7 +297,8 @@ def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
 def read_base(base_model: str) -> tuple[Family, Settings]:
     """Return a base model's family and settings, from its JSON files alone. Raises RunError if it cannot be trained."""
     with open_model("base_model", base_model, ADVICE, weights=False) as folder:
-        return check_settings(folder)
+        with torch.device("cpu"):  # the checks compute, also where a model is built on the meta device
+            return check_settings(folder)
 
 
 def build_denoiser(config: TrainConfig, dtype: torch.dtype) -> Denoiser:
