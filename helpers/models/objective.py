@@ -8,11 +8,17 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
+PREDICTIONS = ("epsilon", "v_prediction")
+
 
 class Objective(Protocol):
-    """A training objective; another one (flow matching, for example) needs these four and nothing else."""
+    """A training objective, such as the prediction of noise, of v, or of a flow's velocity."""
 
     num_timesteps: int  # timesteps are drawn from 0 to num_timesteps - 1
+
+    def __str__(self) -> str:
+        """Return all that makes it this objective, by which a checkpoint is resumed with no other."""
+        ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return noisy latents (B, C, h, w) for timesteps (B,)."""
@@ -37,6 +43,10 @@ class Ddpm:
     def num_timesteps(self) -> int:
         return self.noise_scheduler.config.num_train_timesteps
 
+    def __str__(self) -> str:
+        schedule = self.noise_scheduler
+        return f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
+
     @property
     def predicts_v(self) -> bool:
         """Whether the denoiser predicts v instead of the noise.
@@ -44,8 +54,10 @@ class Ddpm:
         Raises ValueError for a prediction_type other than epsilon and v_prediction.
         """
         kind = self.noise_scheduler.config.prediction_type
-        if kind not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type is {kind}: epsilon and v_prediction can be trained")
+        if kind not in PREDICTIONS:
+            raise ValueError(
+                f"prediction_type is {kind}: {' and '.join(PREDICTIONS)} can be trained"
+            )
         return kind == "v_prediction"
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

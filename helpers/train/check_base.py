@@ -4,17 +4,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import DDPMScheduler
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTokenizer
 
-from helpers.models.families import Family, Settings, family_of, read_settings
+from helpers.models.families import (
+    Family,
+    Settings,
+    family_of,
+    needed_components,
+    read_settings,
+)
 from helpers.models.untrusted import settings_in
 
 Model = TypeVar("Model", bound=nn.Module)
-NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-TRAINABLE = ("epsilon", "v_prediction")
 PROCESSORS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 # a component's settings file, by the end of its class name; a model has weights as well
 SETTINGS = {"Scheduler": "scheduler_config.json"}
@@ -35,10 +38,8 @@ def check_settings(folder: Path) -> tuple[Family, Settings]:
         raise ValueError("it has no model_index.json, which lists its components")
     named = settings_in(index)
     parts = _parts(named)
-    if missing := [name for name in NEEDED if name not in parts]:
+    if missing := [name for name in needed_components(named) if name not in parts]:
         raise ValueError(f"model_index.json names no {missing[0]}")
-    if "FlowMatch" in parts["scheduler"]:
-        raise ValueError(f"model_index.json names {parts['scheduler']}, which cannot be trained")
     for name, kind in parts.items():
         check_part_settings(folder / name, kind)
     settings = read_settings(folder)
@@ -122,21 +123,12 @@ def load_model(
 
 def _check_parts(family: Family, settings: Settings) -> None:
     """Raise ValueError if the settings of a base's components do not fit one another, or cannot be trained."""
-    unet, vae = settings[family.DENOISER[0]], settings["vae"]
-    noise_scheduler = DDPMScheduler.from_config(settings["scheduler"])
-    kind, latents = noise_scheduler.config.prediction_type, vae.get("latent_channels", 4)
-    if kind not in TRAINABLE:
-        raise ValueError(
-            f"scheduler/scheduler_config.json has prediction_type {kind!r}: {' and '.join(TRAINABLE)} can be trained"
-        )
-    if not noise_scheduler.alphas_cumprod.isfinite().all():
-        raise ValueError(
-            "scheduler/scheduler_config.json has betas that give no finite noise schedule"
-        )
-    channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    name, latents = family.DENOISER[0], settings["vae"].get("latent_channels", 4)
+    denoiser = settings[name]
+    channels = denoiser.get("in_channels", 4), denoiser.get("out_channels", 4)
     if channels != (latents, latents):
         raise ValueError(
-            f"unet/config.json has in_channels {channels[0]} and out_channels {channels[1]}, and the VAE's latents "
+            f"{name}/config.json has in_channels {channels[0]} and out_channels {channels[1]}, and the VAE's latents "
             f"have {latents}: use a text-to-image model"
         )
     family.check(settings)

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from helpers.config import TrainConfig, read_settings
 from helpers.config.stages import RESUMABLE
@@ -132,7 +132,8 @@ def _evaluate(
     loaded = Components.of(training.components.family, pipeline)
     texts = [training.datasets.captions[name] for name in val_loss.dataset.names]
     dataset = replace(val_loss.dataset, texts=token_ids(loaded, texts))
-    objective = loaded.family.objective(DDPMScheduler.from_config(pipeline.scheduler.config))
+    schedule = loaded.family.SCHEDULER.from_config(pipeline.scheduler.config)
+    objective = loaded.family.objective(schedule)
     measure = ValidationLoss(dataset, objective, config.seed, len(val_loss.images))
     loss = measure(Denoiser.of(loaded), training.device)
     if not math.isclose(loss, in_memory, rel_tol=ROUNDING[training.device.precision]):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import AutoencoderKL
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -50,8 +50,6 @@ class ModelComponents(Components):
 
     def fingerprints(self) -> dict[str, str]:
         """Return {component: fingerprint} of all components but the denoiser, which a checkpoint is resumed with."""
-        schedule = self.noise_scheduler
-        kind = f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
         words = [json.dumps(t.get_vocab(), sort_keys=True) for t in self.tokenizers.values()]
         texts = {
             f"{name.replace('_', ' ')} ({encoder.dtype})": self.hashes[name]
@@ -61,7 +59,7 @@ class ModelComponents(Components):
             f"VAE ({self.vae.dtype})": self.hashes["vae"],
             **texts,
             "tokenizer": hashlib.sha256("".join(words).encode()).hexdigest(),
-            "noise schedule": hashlib.sha256(kind.encode()).hexdigest(),
+            "noise schedule": hashlib.sha256(str(self.objective).encode()).hexdigest(),
             "scaling_factor": str(self.vae.config.scaling_factor),
         }
 
@@ -119,7 +117,7 @@ class ModelComponents(Components):
 
     def _pipeline(self) -> Any:
         options = self.family.PIPELINE_OPTIONS | self.family.NO_SAFETY_CHECKER
-        scheduler = DPMSolverMultistepScheduler.from_config(self.noise_scheduler.config)
+        scheduler = self.family.SAMPLER.from_config(self.noise_scheduler.config)
         parts = self.modules | self.tokenizers | {"scheduler": scheduler}
         pipeline = self.family.PIPELINE(**parts, **options)
         pipeline.set_progress_bar_config(disable=True)
@@ -165,7 +163,7 @@ def load_components(
         hashes = _hashes(folder, models, known_hashes)
         # as the export will, so that it fails now and not after hours
         load_pipeline(str(folder), device.dtype, **tokenizers, **models)
-        noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        noise_scheduler = family.SCHEDULER.from_pretrained(folder, subfolder="scheduler")
     vae.requires_grad_(False).eval()
     for encoder in encoders.values():
         encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")

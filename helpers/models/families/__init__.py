@@ -34,6 +34,8 @@ class Family(Protocol):
     PIPELINE: type  # of diffusers
     PIPELINE_OPTIONS: dict[str, Any]
     NO_SAFETY_CHECKER: dict[str, Any]  # options that leave out a safety checker
+    SCHEDULER: type  # the noise schedule of training
+    SAMPLER: type  # draws in few steps
     DENOISER: tuple[str, type[nn.Module]]  # the component that is trained, and its class
     TEXT_ENCODERS: dict[str, type[nn.Module]]  # by component
     TOKENIZERS: tuple[str, ...]  # components, one for each text encoder
@@ -162,11 +164,21 @@ def read_settings(folder: Path) -> Settings:
     return {"model_index": index} | {n: read_json(p) for n, p in found.items() if p.is_file()}
 
 
+def needed_components(index: dict[str, Any]) -> list[str]:
+    """Return the components that a model_index.json must name. Raises ValueError for a pipeline of no family."""
+    kind = index.get("_class_name")
+    for family in all_families():
+        if family.PIPELINE.__name__ == kind:
+            first = [family.DENOISER[0], "vae", *family.TEXT_ENCODERS]
+            return [*first, *family.TOKENIZERS, "scheduler"]
+    known = ", ".join(family.NAME for family in all_families())
+    raise ValueError(f"it is a {kind}, and what can be trained is: {known}")
+
+
 def family_of(settings: Settings) -> Family:
     """Return the family of a base model by its settings. Raises ValueError if none recognises them."""
+    needed_components(settings["model_index"])
     for family in all_families():
         if family.recognises(settings):
             return family
-    kind = settings["model_index"].get("_class_name")
-    known = ", ".join(family.NAME for family in all_families())
-    raise ValueError(f"it is a {kind}, and these can be trained: {known}")
+    raise ValueError("its settings are those of no model that is known here")

@@ -4,12 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from helpers.models.families import Conditioning, Settings, Size, State
-from helpers.models.objective import Ddpm
+from helpers.models.objective import PREDICTIONS, Ddpm
 from helpers.models.original_names import (
     text_encoder_to_original,
     unet_to_original,
@@ -24,6 +30,7 @@ NO_SAFETY_CHECKER = {  # a safety checker would take another gigabyte
     "feature_extractor": None,
     "requires_safety_checker": False,
 }
+SCHEDULER, SAMPLER = DDPMScheduler, DPMSolverMultistepScheduler
 DENOISER = "unet", UNet2DConditionModel
 TEXT_ENCODERS = {"text_encoder": CLIPTextModel}
 TOKENIZERS = ("tokenizer",)
@@ -52,7 +59,8 @@ def is_stable_diffusion(settings: Settings) -> bool:
 
 
 def check(settings: Settings) -> None:
-    """Raise ValueError if the UNet takes text of another width, or further inputs."""
+    """Raise ValueError if the noise schedule cannot be trained, or the UNet takes other inputs than the text."""
+    check_schedule(settings)
     width, unet = text_config(settings)["hidden_size"], settings["unet"]
     if (takes := unet.get("cross_attention_dim", 1280)) != width:
         raise ValueError(
@@ -64,6 +72,21 @@ def check(settings: Settings) -> None:
             raise ValueError(
                 f"unet/config.json has {name}, an input that a text prompt cannot fill"
             )
+
+
+def check_schedule(settings: Settings) -> None:
+    """Raise ValueError if the noise schedule is not finite, or its prediction type is neither epsilon nor v."""
+    if "FlowMatch" in (name := settings["model_index"]["scheduler"][1]):
+        raise ValueError(f"model_index.json names {name}, which cannot be trained")
+    schedule = DDPMScheduler.from_config(settings["scheduler"])
+    if (kind := schedule.config.prediction_type) not in PREDICTIONS:
+        raise ValueError(
+            f"scheduler/scheduler_config.json has prediction_type {kind!r}: {' and '.join(PREDICTIONS)} can be trained"
+        )
+    if not schedule.alphas_cumprod.isfinite().all():
+        raise ValueError(
+            "scheduler/scheduler_config.json has betas that give no finite noise schedule"
+        )
 
 
 def text_config(settings: Settings, component: str = "text_encoder") -> dict[str, Any]:

@@ -10,6 +10,8 @@ from helpers.models.families.sd1 import (  # noqa: F401
     NO_SAFETY_CHECKER,
     PIPELINE,
     PIPELINE_OPTIONS,
+    SAMPLER,
+    SCHEDULER,
     TEXT_EMBEDDINGS,
     TEXT_ENCODERS,
     TEXT_TARGETS,

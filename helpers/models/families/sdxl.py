@@ -13,7 +13,10 @@ from helpers.models.families import Conditioning, Settings, Size, State
 from helpers.models.families.sd1 import (  # noqa: F401
     DENOISER,
     LORA_TARGETS,
+    SAMPLER,
+    SCHEDULER,
     TEXT_TARGETS,
+    check_schedule,
     encode_image,
     objective,
     text_config,
@@ -47,6 +50,7 @@ def recognises(settings: Settings) -> bool:
 
 def check(settings: Settings) -> None:
     """Raise ValueError for a refiner, or if the UNet takes text embeddings or sizes of another shape."""
+    check_schedule(settings)
     unet = settings["unet"]
     missing = [name for name in TEXT_ENCODERS if name not in settings]
     if missing:
