@@ -25,6 +25,9 @@ from helpers.train.data import LatentDataset, generator
 from helpers.train.model import ModelComponents, settings_of
 
 ENCODE_BATCH = 4  # images
+ENCODE_PIXELS = (
+    4 * 512**2
+)  # of a batch at most; the VAE takes 2.7 GB for an image of 1024 px in float32
 
 
 def cached(
@@ -180,7 +183,8 @@ def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tenso
     for shape in {images.shape for images in pixels}:
         same = [i for i, images in enumerate(pixels) if images.shape == shape]
         batch = torch.cat([pixels[i] for i in same]).to(components.vae.device, components.vae.dtype)
-        parts = batch.split(ENCODE_BATCH)
+        together = max(1, min(ENCODE_BATCH, ENCODE_PIXELS // (shape[-1] * shape[-2])))
+        parts = batch.split(together)
         encoded = [components.family.encode_image(components.vae, part).cpu() for part in parts]
         latents |= dict(zip(same, torch.cat(encoded).split(shape[0]), strict=True))
     return [latents[i].clone() for i in range(len(pixels))]

@@ -220,6 +220,9 @@ def _make_state(
 ) -> tuple[nn.Module, TrainState]:
     """Return the module to be trained, and the TrainState at step 0."""
     dtype = components.device.dtype
+    components.denoiser.to(
+        components.device.device
+    )  # which encoding had the GPU for itself until now
     trained = make_trainable(components, config, dtype)
     weights = trained.trained_weights()
     optimizer = make_optimizer(weights, config)

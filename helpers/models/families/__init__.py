@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from helpers.core.files import read_json
@@ -39,6 +40,9 @@ class Family(Protocol):
     DENOISER: tuple[str, type[nn.Module]]  # the component that is trained, and its class
     TEXT_ENCODERS: dict[str, type[nn.Module]]  # by component
     TOKENIZERS: tuple[str, ...]  # components, one for each text encoder
+    VARIANT: (
+        str  # of the weights on the Hub that is downloaded where it exists; "" is the usual ones
+    )
     TEXT_EMBEDDINGS: tuple[str, ...]  # names in the conditioning of what encode_text returns
     LORA_TARGETS: dict[
         str, list[str]
@@ -56,6 +60,10 @@ class Family(Protocol):
 
     def check(self, settings: Settings) -> None:
         """Raise ValueError if components do not fit one another, or need inputs that a prompt cannot give."""
+        ...
+
+    def vae_dtype(self, settings: Settings, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype that the VAE needs where the device computes in `dtype`."""
         ...
 
     def tokenize(self, tokenizers: Sequence[Any], texts: Sequence[str]) -> Conditioning:

@@ -34,6 +34,7 @@ SCHEDULER, SAMPLER = DDPMScheduler, DPMSolverMultistepScheduler
 DENOISER = "unet", UNet2DConditionModel
 TEXT_ENCODERS = {"text_encoder": CLIPTextModel}
 TOKENIZERS = ("tokenizer",)
+VARIANT = ""
 TEXT_EMBEDDINGS = ("encoder_hidden_states",)
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]
@@ -92,6 +93,11 @@ def check_schedule(settings: Settings) -> None:
 def text_config(settings: Settings, component: str = "text_encoder") -> dict[str, Any]:
     """Return the settings of a CLIP text encoder, which may lie within those of a whole CLIP."""
     return settings[component].get("text_config", settings[component])
+
+
+def vae_dtype(_settings: Settings, dtype: torch.dtype) -> torch.dtype:
+    """Return `dtype`: the VAE works in any."""
+    return dtype
 
 
 def tokenize(tokenizers: Sequence[CLIPTokenizer], texts: Sequence[str]) -> Conditioning:

@@ -16,6 +16,7 @@ from helpers.models.families.sd1 import (  # noqa: F401
     TEXT_ENCODERS,
     TEXT_TARGETS,
     TOKENIZERS,
+    VARIANT,
     check,
     encode_image,
     encode_text,
@@ -26,6 +27,7 @@ from helpers.models.families.sd1 import (  # noqa: F401
     size_conditioning,
     to_kohya,
     tokenize,
+    vae_dtype,
 )
 from helpers.models.original_names import (
     text_encoder_to_openclip,
