@@ -33,14 +33,14 @@ NOT_STARTED = r"Kernel (died before replying|didn't respond)"
 
 
 def parameters_of(stage: str) -> list[str]:
-    """Return the names of the parameters of a stage's notebook."""
+    """Return the parameter names of a stage's notebook."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return list(papermill.inspect_notebook(str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb")))
 
 
 def chosen_stages(first: str | None, only: str | None) -> list[str]:
-    """Return the stages in `only` (such as 01,04). Without `only`, return the stages from `first` (such as 03) on.
+    """Return the stages to run: a given list such as "01,04", or all stages from a first one such as "03".
 
     Raises RunError for an unknown number.
     """
@@ -56,7 +56,7 @@ def chosen_stages(first: str | None, only: str | None) -> list[str]:
 def plan_parameters(
     run: str, stages: list[str], given: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Parse and check the parameters of a command line. Return the parameters of each stage.
+    """Parse and check command-line parameters, and return the parameters of each stage.
 
     Raises RunError for a parameter that no notebook has, a secret, or a value out of its bounds.
     """
@@ -97,7 +97,7 @@ def _parse_more(text: str) -> dict[str, Any]:
 
 
 def _describe(run: Run, error: papermill.PapermillExecutionError) -> str:
-    """Return a notebook's error as one line. Errors other than RunError get a hint on how to report a bug."""
+    """Return a notebook's error as one line. An unexpected error gets a hint on how to report a bug."""
     if error.ename in OURS:
         return error.evalue
     words = " ".join(f"{error.ename}: {error.evalue}".split())
@@ -109,7 +109,7 @@ def _describe(run: Run, error: papermill.PapermillExecutionError) -> str:
     retry=retry_if_exception_message(match=NOT_STARTED), stop=stop_after_attempt(3), reraise=True
 )
 def _run_notebook(stage: str, target: Path, parameters: dict[str, Any]) -> None:
-    """Execute a notebook by papermill. Retry if the kernel does not start, such as when its port is taken."""
+    """Execute a notebook with papermill. If the kernel does not start, for example since a port is taken, try again."""
     papermill.execute_notebook(
         str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb"),
         str(target),
@@ -123,7 +123,7 @@ def _run_notebook(stage: str, target: Path, parameters: dict[str, Any]) -> None:
 
 
 def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
-    """Run a notebook, and write the executed copy to the run folder. Return the seconds taken.
+    """Run a notebook, write the executed copy to the run folder, and return the seconds taken.
 
     Raises RunError with the notebook's error in one line.
     """
@@ -200,7 +200,7 @@ def main() -> None:
 
 
 def stop(number: int, _frame: object) -> None:
-    """Raise Stopped when a signal arrives. Papermill then interrupts the kernel, so that a training saves."""
+    """Raise Stopped when a signal arrives. Papermill then interrupts the kernel, and a training saves its state."""
     raise Stopped("stopped; what was done is saved: give the same command again to resume", number)
 
 

@@ -1,6 +1,8 @@
 """The optimizer in the backward pass, and bf16 weights with stochastic rounding."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -202,3 +204,19 @@ def test_the_plan_counts_no_gradients():
     device = pick_device("no", "auto", "auto")
     plain = activation_memory(replace(inside, optimizer_in_backward=False), device)
     assert activation_memory(inside, device) < plain / 3
+
+
+COUNT = """
+from dataclasses import replace
+from helpers.config import TrainConfig, configure
+from helpers.host.device import pick_device
+from helpers.train.resources import activation_memory
+config = configure(TrainConfig, {"preset": "demo", "resolution_px": 32, "train_batch_size": 1}, \
+    optimizer_in_backward=True, weights_dtype="bf16", mixed_precision="bf16")
+print(activation_memory(config, replace(pick_device(), precision="bf16")))
+"""
+
+
+def test_counting_bf16_weights_puts_no_librarys_warning_on_the_screen():
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    assert int(done.stdout) and "float32" not in done.stderr

@@ -1,4 +1,4 @@
-"""The captioner "blip": a local image-to-text model, such as BLIP. No other module of 01 to 03 loads torch."""
+"""The captioner "blip": a local image-to-text model, such as BLIP. In notebooks 01 to 03, only this loads torch."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ BEAMS = 3
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption each image with the model, and yield each row after appending it to captions.jsonl."""
+    """Caption images with the model. Each row is appended to captions.jsonl and then yielded."""
     processor, model = load(config.blip_model)
     for post in posts:
         try:
@@ -33,7 +33,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 
 def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
-    """Load an image-to-text model, on the GPU if there is one, and its processor. Raises RunError for other models."""
+    """Load an image-to-text model and its processor, on the GPU if there is one. Raises RunError for other models."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     advice = "give the hub id or the folder of an image-to-text model such as Salesforce/blip-image-captioning-large"
     with open_model("blip_model", name, advice) as folder:
@@ -47,7 +47,7 @@ def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
 def describe(
     image: Image.Image, processor: AutoProcessor, model: AutoModelForImageTextToText
 ) -> str:
-    """Return the caption that the model generates for an image, by a deterministic beam search."""
+    """Generate an image's caption with the model, by deterministic beam search."""
     inputs = processor(images=image, return_tensors="pt").to(model.device)
     tokens = model.generate(**inputs, max_new_tokens=MAX_TOKENS, num_beams=BEAMS, do_sample=False)
     return " ".join(processor.batch_decode(tokens, skip_special_tokens=True)[0].split())

@@ -1,4 +1,4 @@
-"""Find captions to review: too long for CLIP, with banned or style words, duplicate or incomplete."""
+"""Find problems in captions, such as duplicates, banned words, or more tokens than CLIP can read."""
 
 import re
 from collections import Counter
@@ -32,7 +32,7 @@ LETTERING = re.compile(
 def find_problems(
     config: CaptionConfig, run: Run, rows: Iterable[Caption]
 ) -> dict[str, list[Caption]]:
-    """Return the captions with each problem, as {problem: captions}."""
+    """Return {problem: captions that have the problem}."""
     rows = list(rows)
     usable = [row for row in rows if row.is_usable]
     same = Counter(_plain(row.caption) for row in usable)
@@ -63,7 +63,7 @@ def _plain(text: str) -> str:
 
 
 def suffix_of(config: CaptionConfig, run: Run) -> str:
-    """Return the suffix that 03 appends to captions, from the settings of 02 or else of 03."""
+    """Return the suffix that captions get. The setting of notebook 03 applies if notebook 02 sets none."""
     if config.suffix:
         return config.suffix
     kept = run.config("dataset")
@@ -77,7 +77,7 @@ def style_words(suffix: str) -> list[str]:
 
 
 def words_in(text: str, words: Iterable[str]) -> list[str]:
-    """Return those of `words` that occur in a text, in singular or plural and in any letter case."""
+    """Return those of the given words that occur in a text, also as plurals or in another letter case."""
     pattern = r"(?<!\w){}(?:s|es)?(?!\w)"
     return [w for w in words if re.search(pattern.format(re.escape(w)), text, re.IGNORECASE)]
 

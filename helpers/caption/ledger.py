@@ -1,4 +1,4 @@
-"""Caption the images of a run. captions.jsonl has a row for each answer, and an image's last row counts."""
+"""Caption a run's images. Every answer is a row in captions.jsonl, and an image's last row is the valid one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,12 +27,12 @@ MIRROR_EVERY = 100  # captions, the most that a lost Colab machine costs
 
 
 def load_captioner(config: CaptionConfig) -> ModuleType:
-    """Import and return the module of the captioner in the settings."""
+    """Import and return the module of the captioner that the settings name."""
     return import_module(CAPTIONERS[config.captioner].module)
 
 
 def pending(config: CaptionConfig, run: Run) -> list[Post]:
-    """Return the posts whose image has no usable caption, or whose .txt has changed since it was read.
+    """Return the posts that need a caption: those without a usable caption, and those whose .txt file has changed.
 
     With `recaption`, also those with stale captions. A refused image is not retried until another captioner or model
     is chosen. Raises RunError if 01 has not run.
@@ -61,7 +61,7 @@ def _needs_caption(config: CaptionConfig, run: Run, post: Post, caption: Caption
 
 
 def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[Post]:
-    """Return the posts that still need a caption. Raises RunError if an image is not this run's, or was replaced."""
+    """Return the posts that still need a caption. Raises RunError for an image that is unknown or was replaced."""
     wanted = {post.file_name for post in pending(config, run)}
     known = latest(read_rows(run.posts, Post))
     for post in posts:
@@ -74,7 +74,7 @@ def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[P
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption the images of `posts` that still need a caption, and yield each row after saving it.
+    """Caption the given images that still need a caption, and yield each row after saving it.
 
     A stale caption stays until there is a new one. Raises RunError for images of another run.
     """
@@ -91,7 +91,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
-    """Return an estimate of what captioning `posts` costs, in a few lines."""
+    """Return a text of a few lines that estimates the cost of captioning."""
     posts = _still_pending(config, run, posts)
     if posts and (ask := getattr(load_captioner(config), "price", None)):
         return ask(config, run, posts)
@@ -99,7 +99,7 @@ def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
 
 
 def dry_run(config: CaptionConfig, run: Run, posts: list[Post]) -> list[Caption]:
-    """Caption the first three of `posts` and return their rows, for review before paying for the others."""
+    """Caption the first three images and return the rows. A person can review these before paying for all images."""
     run.check_settings(config)
     first = posts[:3]
     list(caption_images(replace(config, mode="now"), run, first))
@@ -108,7 +108,7 @@ def dry_run(config: CaptionConfig, run: Run, posts: list[Post]) -> list[Caption]
 
 
 def ask_again(config: CaptionConfig, run: Run, post: Post) -> Caption:
-    """Caption one image again and return the new row. If there is no new caption, the previous one is restored."""
+    """Caption one image again, and return the new row. If this gives no caption, the old caption is restored."""
     run.check_settings(config)
     before = latest(read_rows(run.captions, Caption)).get(post.file_name)
     *_, row = load_captioner(config).caption_images(replace(config, mode="now"), run, [post])
@@ -118,7 +118,7 @@ def ask_again(config: CaptionConfig, run: Run, post: Post) -> Caption:
 
 
 def edit(run: Run, row: Caption, words: str) -> Caption:
-    """Append and return a row with a caption that a person wrote or accepted. Raises RunError if it is empty."""
+    """Save a caption that a person edited or accepted, and return its row. Raises RunError for an empty caption."""
     words = " ".join(words.split())
     if not words:
         raise RunError(f"the caption of {row.file_name} is empty: write what the image shows")
@@ -129,13 +129,13 @@ def edit(run: Run, row: Caption, words: str) -> Caption:
 
 
 def problems(config: CaptionConfig, run: Run) -> dict[str, list[Caption]]:
-    """Return the run's captions with each problem, as {problem: captions}."""
+    """Return {problem: the run's captions that have the problem}."""
     run.check_settings(config)
     return find_problems(config, run, latest(read_rows(run.captions, Caption)).values())
 
 
 def verify_captions(run: Run) -> str:
-    """Check captions.jsonl, and return a line with the cost and the number of images with and without a caption.
+    """Check captions.jsonl, and return a line with the numbers of captions and uncaptioned images, and the cost.
 
     Raises RunError if a row's image is unknown, or no image has a caption.
     """

@@ -1,4 +1,4 @@
-"""A table in the notebook to review and edit captions, for ipywidgets 7.7 (Colab's) and 8.
+"""A notebook table for reviewing and editing captions, with ipywidgets 7.7 (on Colab) or 8.
 
 An edit is appended as a new row; nothing is overwritten. By keyboard: Tab moves between fields, Enter saves the text,
 Space presses the focused button.
@@ -30,7 +30,7 @@ EVERY, TO_READ = "all captions", "all that want a look"
 
 
 def review(config: CaptionConfig, run: Run) -> "ReviewTable | None":
-    """Show and return the review table, or print counts of problems if `config.review` is off or no person is there."""
+    """Show and return the review table. If review is off or no person is there, only problem counts are printed."""
     run.check_settings(config)
     table = ReviewTable(config, run)
     if config.review and is_interactive():
@@ -43,7 +43,7 @@ def review(config: CaptionConfig, run: Run) -> "ReviewTable | None":
 
 
 def is_interactive() -> bool:
-    """Return True if a person runs this cell. A front end allows input requests, papermill does not."""
+    """Return True if a person runs this cell in a notebook, False if papermill runs it."""
     kernel = getattr(get_ipython(), "kernel", None)
     request = kernel.get_parent("shell") if kernel else {}
     return bool(request.get("content", {}).get("allow_stdin"))
@@ -58,7 +58,7 @@ class Line(NamedTuple):
 
 
 class ReviewTable:
-    """A paged table of images, with their problems and their captions to edit."""
+    """A paged table of images, editable captions, and problems found in the captions."""
 
     def __init__(self, config: CaptionConfig, run: Run) -> None:
         self.config, self.run = config, run
@@ -83,7 +83,7 @@ class ReviewTable:
         self._list()
 
     def names(self, shown: str) -> list[str]:
-        """Return the file names of the captions that the filter choice `shown` selects."""
+        """Return the file names of the images that a choice in the table's filter selects."""
         if shown == EVERY:
             return list(self.rows)
         if shown == TO_READ:
@@ -96,7 +96,7 @@ class ReviewTable:
         return [TO_READ, *kinds, EVERY] if kinds else [EVERY]
 
     def _reload(self) -> None:
-        """Read the captions and their problems. An edited or accepted caption has none, unless it is too long."""
+        """Read the captions and find problems. For edited or accepted captions, only excess length is a problem."""
         self.rows = latest(read_rows(self.run.captions, Caption))
         self.found = {
             what: [r.file_name for r in rows if r.status != "edited" or what.startswith(TOO_LONG)]
@@ -195,7 +195,7 @@ class ReviewTable:
 
 
 def _thumbnail(run: Run, file_name: str) -> bytes:
-    """Return a small JPEG of an image, or of a grey square if the image cannot be read."""
+    """Return a small JPEG of an image. If the image cannot be read, a grey square is returned."""
     try:
         image = open_rgb(run.image(file_name))
     except OSError:

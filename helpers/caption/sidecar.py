@@ -10,7 +10,7 @@ from helpers.core.text import read_text
 
 
 def caption_images(_config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption each image from its .txt file, and yield each row after appending it to captions.jsonl."""
+    """Caption images from their .txt files. Each row is appended to captions.jsonl and then yielded."""
     for post in posts:
         row = caption_image(run, post)
         append_row(run.captions, row)

@@ -1,4 +1,4 @@
-"""Find stale captions, which were made with settings that have changed since."""
+"""Find stale captions: captions made with settings that have changed since."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def model_name(config: CaptionConfig) -> str:
 
 
 def made_with(config: CaptionConfig, run: Run) -> dict[str, str]:
-    """Return Claude's settings that shape a caption, as {name: value or hash}, or {} for another captioner."""
+    """Return the Claude settings that affect captions as {name: value or hash}, or {} for another captioner."""
     if config.captioner != "claude":
         return {}
     return {
@@ -39,14 +39,14 @@ def _hash(value: Any) -> str:
 
 
 def _examples(config: CaptionConfig, run: Run) -> list[Any]:
-    """Return the example pairs as (SHA-256 of the image, caption), or the setting itself if an example is missing."""
+    """Return (SHA-256 of the image, caption) for each example. If one is missing, the setting itself is returned."""
     with suppress(RunError, OSError):  # a missing example is reported when the prompt is built
         return [(sha256(path), caption) for path, caption in example_pairs(config, run)]
     return list(config.examples)
 
 
 def find_stale(config: CaptionConfig, run: Run) -> dict[str, list[str]]:
-    """Return {file name: names of the settings that have changed} of the images with a stale caption.
+    """Return {file name: names of changed settings} for the images with stale captions.
 
     Captions by a person, images refused by this captioner and model, and with captioner=sidecar images without a .txt
     are left out. Rows of older versions without settings are compared by captioner and model only.
@@ -90,7 +90,7 @@ def stale_note(config: CaptionConfig, run: Run) -> str:
 
 
 def restore_caption(run: Run, before: Caption | None, row: Caption) -> None:
-    """Append the previous caption as a new row if a person edited it, or the new row has no caption.
+    """Restore an image's old caption if the new row has no caption, or if a person had edited the old one.
 
     The old row alone has the cost. A caption from a .txt that was deleted or emptied is not restored.
     """

@@ -1,10 +1,10 @@
-"""The image sources of 01_scrape and the captioners of 02_caption, by name."""
+"""The image sources that 01_scrape offers, and the captioners that 02_caption offers."""
 
 from typing import NamedTuple
 
 
 class Source(NamedTuple):
-    """An image source of 01_scrape: the module that reads it, and the setting that it needs."""
+    """An image source of 01_scrape: the module that reads the images, and the setting that the user must give."""
 
     module: str  # has `list_items(config, run)`, see helpers/scrape/folder.py
     needs: str = ""  # the setting that must be given
@@ -12,7 +12,7 @@ class Source(NamedTuple):
 
 
 class Captioner(NamedTuple):
-    """A captioner of 02_caption: the module that runs it, and the setting that names its model."""
+    """A captioner of 02_caption: the module with its code, and the setting that names its model."""
 
     module: str  # has `caption_images(config, run, posts)`, see helpers/caption/sidecar.py
     model: str = ""  # the setting that names its model

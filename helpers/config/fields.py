@@ -1,4 +1,4 @@
-"""Define the fields of settings: types, bounds, checks, and parsing of values from a command line."""
+"""The types, bounds and checks of settings, and the parsing of settings from a command line."""
 
 import ast
 from collections.abc import Iterable
@@ -18,17 +18,17 @@ def number(default: float, low: float, high: float, **metadata: Any) -> Any:
 
 
 def choice(*options: str, **metadata: Any) -> Any:
-    """Return a dataclass field for one of `options`, the first of which is the default."""
+    """Return a dataclass field whose value is one of `options`. The first option is the default."""
     return field(default=options[0], metadata={"options": options, **metadata})
 
 
 def lines(default: str | tuple[str, ...], **metadata: Any) -> Any:
-    """Return a dataclass field for several texts, as str or tuple like `default`. A user may give lines or a list."""
+    """Return a dataclass field for several texts, given as lines or a list. Its values have the type of `default`."""
     return field(default=default, metadata={"lines": True, **metadata})
 
 
 def plain(default: Any, **metadata: Any) -> Any:
-    """Return a dataclass field for any value of the default's type."""
+    """Return a dataclass field for any value that has the type of `default`."""
     return field(default=default, metadata=metadata)
 
 
@@ -43,7 +43,7 @@ UNSET = Unset()
 
 
 class Checked:
-    """A base class for the settings of a notebook, with types and bounds checked on creation."""
+    """A base class for the settings of a notebook. Creating an instance checks all types and bounds."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -53,7 +53,7 @@ class Checked:
         return vars(type(self)())
 
     def _ipython_display_(self) -> None:
-        """Print the run, the preset, and each setting that differs from its default or preset value."""
+        """Print the run's name, the preset's name, and each setting that the user has changed."""
         defaults, preset = self.defaults(), getattr(self, "preset", "")
         names = [name for name, value in defaults.items() if getattr(self, name) != value]
         shown = dict.fromkeys(["run", *(["preset"] if preset else []), *names])
@@ -63,7 +63,7 @@ class Checked:
 
 
 def refuse_secrets(given: dict[str, Any]) -> None:
-    """Raise RunError if a setting holds a key, a password or cookies, since settings are written to files."""
+    """Raise RunError if a setting holds a secret, such as a password, since settings are written to files."""
     for name, value in given.items():
         if secret := looks_secret(name, value):
             raise RunError(
@@ -74,7 +74,7 @@ def refuse_secrets(given: dict[str, Any]) -> None:
 
 
 def names_like(name: str, known: Iterable[str]) -> str:
-    """Return a hint for an unknown name: the similar known names, or all known names."""
+    """Return a hint for an unknown name. It lists the similar known names, or all known names if none is similar."""
     known = sorted(known)
     if alike := get_close_matches(str(name), known):
         return f"did you mean {' or '.join(alike)}?"
@@ -82,7 +82,7 @@ def names_like(name: str, known: Iterable[str]) -> str:
 
 
 def from_text(kind: type, name: str, text: str) -> Any:
-    """Parse a command-line text for the field `name` of the settings `kind`. Raises RunError if that fails."""
+    """Convert the text of a command-line setting to the setting's type. Raises RunError if the text does not fit."""
     known = {f.name: f for f in fields(kind)}
     if name not in known:
         raise RunError(f"{kind.__name__} does not know {name!r}: {names_like(name, known)}")
@@ -100,7 +100,7 @@ def from_text(kind: type, name: str, text: str) -> Any:
 
 
 def check(config: Any) -> None:
-    """Convert a config's values to the types of their fields. Raises RunError for a wrong type or value."""
+    """Check the types and bounds of a config's values, after safe conversions. Raises RunError for a wrong value."""
     for f in fields(config):
         value = getattr(config, f.name)
         if f.metadata.get("lines"):
@@ -122,7 +122,7 @@ def check(config: Any) -> None:
 
 
 def _lines(f: Field, value: Any) -> str | tuple[str, ...]:
-    """Convert lines, or a list of texts, to the type of the field: str or tuple."""
+    """Convert a text of several lines, or a list of texts, to the type of the field (str or tuple)."""
     texts = value.splitlines() if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise RunError(f"{f.name} is {value!r}: give a text in quotes, or a list of them")

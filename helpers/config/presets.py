@@ -1,4 +1,4 @@
-"""The presets of 04_train: values for its settings, and the reasons for the values."""
+"""The presets of 04_train: named sets of values for the training settings, with reasons."""
 
 SEED_PROMPTS = (
     "blue and yellow cats shopping at plant store",

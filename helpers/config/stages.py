@@ -1,4 +1,4 @@
-"""The settings of the five notebooks, a dataclass each. A notebook calls `configure(TrainConfig, more, run=run)`."""
+"""The settings of the five notebooks, with one dataclass per notebook. Notebooks create them by `configure`."""
 
 import re
 from contextlib import suppress
@@ -59,7 +59,7 @@ class ScrapeConfig(Checked):
 
     @property
     def username(self) -> str:
-        """The account's name without `@` or URL, or "" if none is given. Raises RunError if the name is invalid."""
+        """The account's name without `@` or URL around it, or "" if not given. Raises RunError for an invalid name."""
         match = _ACCOUNT.fullmatch(self.account.strip())
         if self.account.strip() and not match:
             raise RunError(f"account is {self.account!r}: give its name alone, as in some.artist")
@@ -78,7 +78,7 @@ class ScrapeConfig(Checked):
         return list(dict.fromkeys(match[1] for match in found.values()))
 
     def covers(self, taken_at: str) -> bool:
-        """Return True if the ISO time `taken_at` is empty, or within the days `since` to `until`."""
+        """Return True if a post's day is between `since` and `until` (inclusive), or if its day is unknown."""
         day = taken_at[:10]
         return not day or (self.since or day) <= day <= (self.until or day)
 
@@ -167,7 +167,7 @@ class DatasetConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
-    """Settings of 04_train, the fine-tune. The preset's values replace the defaults.
+    """Settings of 04_train, which fine-tunes the model. The preset's values replace the general defaults.
 
     A `resumable` field may differ when a training is resumed, since it changes length, watching, memory or time alone.
     Every other field changes what a step learns.
@@ -241,12 +241,12 @@ class TrainConfig(Checked):
     usd_per_hour: float = number(0.0, 0.0, 1000.0, resumable=True)  # this machine's price
 
     def defaults(self) -> dict[str, Any]:
-        """Return the preset's value of each setting, or the default if the preset has none."""
+        """Return every setting's default. If the preset has a value for a setting, that value is the default."""
         return super().defaults() | PRESETS[self.preset]
 
     @property
     def effective_batch_size(self) -> int:
-        """The number of images per optimizer step and process."""
+        """The number of images per optimizer step in each process."""
         return self.train_batch_size * self.gradient_accumulation_steps
 
     def __post_init__(self) -> None:
@@ -298,7 +298,7 @@ CONFIGS = {
 
 
 def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: Any) -> Config:
-    """Create a config from a notebook's parameters and the dict `more`. None means the default or preset value.
+    """Create a config from a notebook's parameters and the dict `more`. None stands for the preset or default value.
 
     Raises RunError for an unknown name, or a value out of its bounds.
     """
@@ -317,5 +317,5 @@ def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: 
 
 
 def read_settings(kind: type[Config], kept: dict[str, Any]) -> Config:
-    """Create a config from settings saved by any version of this project, ignoring unknown names."""
+    """Create a config from settings that any version of this project saved. Names unknown today are ignored."""
     return kind(**{f.name: kept[f.name] for f in fields(kind) if f.name in kept})

@@ -1,1 +1,1 @@
-"""The modules that the other packages of `helpers` use: run folder, row files, atomic writes, redaction, errors."""
+"""The modules that all packages of `helpers` share: run folders, rows of data, atomic writes, redaction, errors."""

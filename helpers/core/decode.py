@@ -1,4 +1,4 @@
-"""Decode any image file to upright sRGB pixels, or raise ImageError. No other module opens image files of others."""
+"""Decode an untrusted image file to upright sRGB pixels, or raise ImageError. No other module opens such files."""
 
 import io
 import re
@@ -55,11 +55,11 @@ warnings.filterwarnings("ignore", module="PIL")  # an ImageError says what is wr
 
 
 class ImageError(OSError):
-    """An image file that cannot be used. The message gives the reason in one line, without the file's name."""
+    """The error for an image file that cannot be used. The message is one line with the reason, but no file name."""
 
 
 class TooLarge(ImageError):
-    """An image file with more bytes or pixels than the limit that the user can set."""
+    """The error for an image file whose bytes or pixels exceed a limit. The user can change this limit."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Picture:
 
 
 def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
-    """Return the bytes of an image file. Raises ImageError, before reading all, if it is no image or too large."""
+    """Read an image file's bytes. A file that is no image or too large raises ImageError before it is fully read."""
     with path.open("rb") as file:
         head = file.read(32)
     Image.init()
@@ -87,7 +87,7 @@ def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
 
 
 def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
-    """Decode an image file, given as path or bytes, in full, since Pillow's `verify()` accepts many damaged files.
+    """Decode an image file (path or bytes) completely. This finds damage that Pillow's `verify()` would miss.
 
     Raises ImageError if it is of another format, is damaged, or has more than `max_mpx` megapixels.
     """
@@ -134,7 +134,7 @@ def _has_more_frames(content: bytes) -> bool:
 
 
 def _load_and_orientation(image: Image.Image) -> int:
-    """Load an image's pixels unrotated, and return the EXIF orientation, or 1 if unreadable."""
+    """Load an image's pixels without rotating them, and return the EXIF orientation, or 1 if it cannot be read."""
     is_tiff = image.format == "TIFF"  # Pillow would rotate it, and rewrite the EXIF for that
     orientation = image.tag_v2.pop(ORIENTATION, 1) if is_tiff else 1
     image.load()
@@ -146,7 +146,7 @@ def _load_and_orientation(image: Image.Image) -> int:
 def to_srgb(
     image: Image.Image, profile: bytes | None
 ) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
-    """Convert a loaded image of any mode to sRGB, and return (RGB image, alpha channel or None, notes)."""
+    """Convert an image to sRGB, as (RGB image, alpha channel or None, notes). Raises ImageError for 32-bit values."""
     if image.mode in ("I", "F"):
         raise ImageError(
             "holds 32-bit values, which have no fixed white: save it with 8 or 16 bits"
@@ -177,7 +177,7 @@ INTENT, FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINT
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, str, bool] | None:
-    """Return (transform to sRGB, its input mode, True for an identity), or None for an unusable ICC profile."""
+    """Return (transform to sRGB, input mode, is identity) for an ICC profile, or None if the profile is unusable."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         wanted = MODES[opened.profile.xcolor_space.strip()]
@@ -191,7 +191,7 @@ def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, s
 
 
 def _is_identity(lcms: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Return True if a transform changes every colour of a test grid by at most NEARLY_SRGB levels."""
+    """Return True if a colour transform changes no colour of a test grid by more than NEARLY_SRGB levels."""
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(18, -1, 3)
     colours = Image.fromarray(cube if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
@@ -208,7 +208,7 @@ XMP = b"XML:com.adobe.xmp\0"  # may contain the orientation
 
 
 def strip_png_text(content: bytes) -> bytes:
-    """Remove the text chunks, except XMP, from a PNG, and return other files unchanged. Pillow limits their size."""
+    """Remove all text chunks but XMP from a PNG, since Pillow refuses large ones. Other formats stay unchanged."""
     if not content.startswith(PNG_SIGNATURE) or not any(kind in content for kind in PNG_TEXTS):
         return content
     chunks = png_chunks(content)
@@ -217,7 +217,7 @@ def strip_png_text(content: bytes) -> bytes:
 
 
 def png_chunks(content: bytes) -> list[bytes]:
-    """Split a PNG into its chunks, each with length, kind and checksum. A damaged rest is the last chunk."""
+    """Split a PNG into chunks, each including its length, kind and checksum. A damaged end becomes the last chunk."""
     chunks, at = [], len(PNG_SIGNATURE)
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4])
@@ -227,7 +227,7 @@ def png_chunks(content: bytes) -> list[bytes]:
 
 
 def strip_metadata(content: bytes, format: str) -> bytes | None:
-    """Remove all metadata from a JPEG, PNG or WEBP, or return None if that is impossible. Compressed pixels stay."""
+    """Remove all metadata from a JPEG, PNG or WEBP without recompressing it. If that is impossible, return None."""
     if format in ("JPEG", "MPO"):
         return _jpeg_pixels(content)
     if format == "PNG":
@@ -244,7 +244,7 @@ SCAN = 0xDA
 
 
 def _jpeg_pixels(content: bytes) -> bytes | None:
-    """Return a JPEG's first picture without metadata, or None if its pixel data is cut off."""
+    """Remove the metadata from a JPEG, and all pictures but the first. If the pixel data is cut off, return None."""
     parts, at = [content[:2]], 2
     while segment := JPEG_SEGMENT.match(content, at):
         kind = segment[1][0]
@@ -261,7 +261,7 @@ def _jpeg_pixels(content: bytes) -> bytes | None:
 
 
 def _webp_pixels(content: bytes) -> bytes | None:
-    """Return a WEBP with only its chunk of compressed pixels, or None if that chunk is missing."""
+    """Remove everything but the compressed pixels from a WEBP. If these pixels are missing, return None."""
     at = 12
     while at + 8 <= len(content):
         size = int.from_bytes(content[at + 4 : at + 8], "little")

@@ -4,7 +4,7 @@ from helpers.core.redact import redact
 
 
 class RunError(Exception):
-    """An error that a user can fix. One line says what, where, and what to do next; no traceback is shown."""
+    """An error that a user can fix. Its one-line message says what failed and what to do; no traceback is shown."""
 
     def __str__(self) -> str:
         return redact(super().__str__())
@@ -14,23 +14,23 @@ class RunError(Exception):
 
 
 class DivergedError(RunError):
-    """A training whose loss stays NaN or inf because of its settings, on any machine."""
+    """The error when a training's loss stays NaN or inf. The settings cause it, so another machine would not help."""
 
 
 class OutOfMemoryError(RunError):
-    """A training that ran out of memory (OOM). The message names a setting to change."""
+    """The error when a training runs out of memory (OOM). The message names a setting to change."""
 
 
 class DatabaseError(RunError):
-    """A sweep's database that does not answer. A later try may succeed."""
+    """The error when a sweep's database does not answer. A later try may succeed."""
 
 
 class ElsewhereError(RunError):
-    """A needed file that is on another machine. The message says what to do."""
+    """The error when a needed file is on another machine. The message says what to do."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A stop by a signal, given by its number. The message says how to resume; `except Exception` does not catch it."""
+    """The exception for a stop by a signal. Its message says how to resume. `except Exception` cannot catch it."""
 
     def __init__(self, words: str, signal: int) -> None:
         super().__init__(words)

@@ -1,4 +1,4 @@
-"""Write files and folders atomically: first under a temporary name, then renamed, so that a kill damages nothing."""
+"""Write files and folders atomically, by renaming finished temporary ones. A kill leaves nothing half-written."""
 
 import errno
 import fcntl
@@ -44,7 +44,7 @@ def on_disk(what: str, path: Path) -> Iterator[None]:
 
 
 def _refusal(error: Exception) -> int | None:
-    """Return the errno of a disk error, also from safetensors' text (`os error 28`), or None for other errors."""
+    """Return the errno of a disk error, or None for other errors. Safetensors' errors state the errno in their text."""
     from_rust = re.search(r"\(os error (\d+)\)", str(error))
     reason = error.errno if isinstance(error, OSError) else from_rust and int(from_rust[1])
     return reason if reason in NEXT_STEPS else None
@@ -58,7 +58,7 @@ def _free(path: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content in hex."""
+    """Return the SHA-256 of a file's content as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -108,7 +108,7 @@ def _writing(tmp_path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for a file, which replaces `path` on exit unless an error is raised."""
+    """Yield a temporary path to write to. On exit without an error, the file written there replaces `path`."""
     make_folder(path.parent)
     tmp_path = path.with_name(f".{path.stem}.part{path.suffix}")  # Pillow reads the suffix
     with _writing(tmp_path):
@@ -118,7 +118,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically. After a kill it has either its old or its new content."""
+    """Write a file atomically. After a kill, the file has either its old or its new content."""
     with replacing_file(path) as tmp_path:
         tmp_path.write_bytes(content)
 
@@ -132,7 +132,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises ValueError if it is not JSON."""
+    """Parse a JSON file. Raises ValueError if the content is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -140,7 +140,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append a line to a file, after removing an incomplete last line. Without `sync` a power cut may lose the line."""
+    """Append a line to a file, replacing an incomplete last line. Without `sync`, a power cut may lose the new line."""
     make_folder(path.parent)
     with on_disk("write", path), path.open("ab+") as file:
         cut_half_line(file)
@@ -164,7 +164,7 @@ def cut_half_line(file: Any) -> None:
 def locked(
     path: Path, wait: bool = True, acquire: Callable[..., None] = fcntl.flock
 ) -> Iterator[bool]:
-    """Lock a file against other processes, and yield True. Without `wait`, yield False if another one holds the lock.
+    """Hold a lock on a file inside this context, and yield True. With `wait=False`, yield False if the lock is taken.
 
     The kernel releases the lock when its holder dies.
     """
@@ -185,7 +185,7 @@ _held: dict[tuple[int, Path], tuple[ExitStack, list]] = {}  # locks by process, 
 
 @contextmanager
 def locked_by_process(path: Path) -> Iterator[bool]:
-    """Lock a file for this process, and yield True, or False if another process holds the lock.
+    """Hold a lock on a file for this process, and yield True. If another process holds the lock, yield False.
 
     This process may lock it again, as a rerun cell does; the last holder releases it. Forked children do not hold it.
     """
@@ -209,7 +209,7 @@ def locked_by_process(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
-    """Yield an empty folder, which replaces `folder` on exit unless an error is raised. `manifest` adds a manifest."""
+    """Yield an empty folder to fill. On exit without an error, it replaces `folder`. `manifest` adds manifest.json."""
     tmp_path = _tmp_path(folder)
     _remove(tmp_path)
     make_folder(tmp_path)
@@ -221,7 +221,7 @@ def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Replace `folder` by the folder `new`. After a kill in between, `recover_folder` restores the old one."""
+    """Replace an old folder by a new one. If a kill interrupts this, `recover_folder` restores the old folder."""
     make_folder(folder.parent)
     recover_folder(folder)
     if os.path.lexists(folder):
@@ -231,7 +231,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def recover_folder(folder: Path) -> None:
-    """Restore a folder from the backup that a killed `replace_folder` left, or delete an outdated backup."""
+    """Restore a missing folder from the backup that a kill left. If the folder exists, delete the backup."""
     backup_path = _backup_path(folder)
     if backup_path.exists() and not folder.exists():
         _rename(backup_path, folder)
@@ -239,7 +239,7 @@ def recover_folder(folder: Path) -> None:
 
 
 def recover_folders(parent: Path) -> None:
-    """Restore every folder in `parent` after a kill, and delete temporary folders."""
+    """After a kill, restore a folder's subfolders from their backups, and delete temporary subfolders."""
     for backup_path in parent.glob(_backup_path(parent / "*").name):
         recover_folder(parent / backup_path.name.removeprefix(".").removesuffix(".old"))
     for half in parent.glob(_tmp_path(parent / "*").name):
@@ -247,7 +247,7 @@ def recover_folders(parent: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder, renamed first so that no reader sees a part. After a kill, `recover_folders` completes this."""
+    """Delete a folder so that no reader sees it half deleted. After a kill, `recover_folders` deletes the rest."""
     _remove(_tmp_path(folder))
     _rename(folder, _tmp_path(folder))
     _remove(_tmp_path(folder))
@@ -262,7 +262,7 @@ def _tmp_path(folder: Path) -> Path:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write a folder's manifest.json, with each file's size and SHA-256. Written last, it marks a complete folder."""
+    """Write a folder's manifest.json, which lists each file's size and SHA-256, and marks the folder as complete."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -274,7 +274,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_corruption(folder: Path) -> str | None:
-    """Return how a folder differs from its manifest.json, or None if every listed file verifies."""
+    """Return in words how a folder differs from its manifest.json, or None if every listed file matches."""
     try:
         if not (folder / MANIFEST).is_file():
             return f"{folder} has no {MANIFEST}, so it is incomplete"
@@ -304,7 +304,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def folder_hash(folder: Path) -> str:
-    """Return the SHA-256 of a folder's manifest.json, which stands for all files in the folder."""
+    """Return a hash for all files of a folder: the SHA-256 of the folder's manifest.json."""
     return sha256(folder / MANIFEST)
 
 
@@ -314,5 +314,5 @@ def is_inside(path: Path, root: Path) -> bool:
 
 
 def printable_path(path: Path) -> str:
-    """Return a path as printable text, with bytes that are not UTF-8 escaped as hex."""
+    """Return a path as printable text. Bytes that are not UTF-8 are escaped as hex."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")

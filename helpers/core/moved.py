@@ -1,4 +1,4 @@
-"""Alias the import paths and commands of version 0.2.0 to today's modules, so that saved notebooks keep working.
+"""Keep the import paths and commands of version 0.2.0 usable, so that old copies of the notebooks still run.
 
 The first use prints a line that says what to open instead.
 """
@@ -54,7 +54,7 @@ _reported: list[str] = []
 
 
 class _Moved(ModuleType):
-    """A module under an old name, which forwards each attribute to the module under the new name."""
+    """A stand-in for a module under its old name. Each attribute comes from today's module."""
 
     __path__: list[str] = []  # or `python -m` warns
 

@@ -10,12 +10,12 @@ OF_ANOTHERS = "private study"
 
 
 def permission_for(said: str, owners: Collection[str], account: str) -> str:
-    """Return `said` as the permission for an owner's image, else "private study". Unknown accounts count as owners."""
+    """Return the user's stated permission, or "private study" if anyone but the known owners posted the image."""
     return said if not owners or account.lower() in ("", *owners) else OF_ANOTHERS
 
 
 def require_shareable(permissions: Iterable[str]) -> None:
-    """Raise RunError if an image's permission forbids a public dataset or model, or if there is no image."""
+    """Raise RunError if any image's permission forbids publishing, or if there are no images."""
     counts = Counter(permissions)
     refused = {name: count for name, count in counts.items() if name not in MAY_BE_SHOWN}
     if refused or not counts:

@@ -43,7 +43,7 @@ def prepare_process() -> None:
 def _show_name_error(
     shell: Any, kind: type, error: NameError, trace: TracebackType, tb_offset: int | None = None
 ) -> None:
-    """Show a cell's NameError as one line, which says to run the cells above, instead of a traceback."""
+    """Show a cell's NameError without a traceback, as one line that advises to run the cells above."""
     *_, (frame, _) = traceback.walk_tb(trace)
     if frame.f_globals is shell.user_ns:  # in a module it is a fault of ours
         line = f"{kind.__name__}: {error}: run the cells above first, in their order; a text of yours wants quotes"
@@ -57,7 +57,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`, and print a RunError or Stopped in one line. A signal's exit code is 128 + its number."""
+    """Run a command, and print a RunError or Stopped as one line. After a signal, exit with 128 + signal number."""
     prepare_process()
     try:
         main()

@@ -1,4 +1,4 @@
-"""Read and write the rows that stages exchange: posts, captions, rejections, metadata.csv and the training log."""
+"""Read and write the row files that stages share: posts, captions, rejections, metadata.csv and the training log."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ class Post:
 
 @dataclass(frozen=True)
 class Caption:
-    """A line of captions.jsonl: an image's caption, by a captioner or a person. The last line counts; costs add up."""
+    """A line of captions.jsonl: an image's caption and its cost. A later line for that image replaces the caption."""
 
     file_name: str
     caption: str
@@ -69,7 +69,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A line of rejected.jsonl: an image that a stage left out, and the reason. The image file stays."""
+    """A line of rejected.jsonl: an image that a stage left out, and the reason. The image file is not deleted."""
 
     file_name: str
     stage: str
@@ -82,7 +82,7 @@ def append_row(path: Path, row: object) -> None:
 
 
 def append_rows(path: Path, rows: Sequence[object]) -> None:
-    """Append rows to a JSON Lines file in one write, with secrets redacted. After a kill the first rows remain."""
+    """Append rows to a JSON Lines file, with secrets redacted. A kill during the write may lose the last rows."""
     if rows:
         text = "\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows)
         text = redact(text)  # errors may quote a request with its key
@@ -90,7 +90,7 @@ def append_rows(path: Path, rows: Sequence[object]) -> None:
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """Read a JSON Lines file as dataclass rows of type `kind`, or [] if the file is missing.
+    """Read the rows of a JSON Lines file as instances of the dataclass `kind`. A missing file gives [].
 
     A last line that a kill cut off is left out. Raises RunError for any other line that is not such a row.
     """
@@ -110,24 +110,24 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
 
 def latest(rows: list[Row]) -> dict[str, Row]:
-    """Return each file name's last row as {file_name: row}, in the order of first appearance."""
+    """Return the last row of each file name, as {file_name: row}. File names keep the order of their first rows."""
     return {row.file_name: row for row in rows}
 
 
 def present(path: Path) -> list[Post]:
-    """Return the last row of each image in posts.jsonl, without images that have vanished from the source."""
+    """Return the last row of each image in posts.jsonl. Images that have vanished from their source are omitted."""
     return [post for post in latest(read_rows(path, Post)).values() if not post.gone]
 
 
 def left_out(posts: Path, rejected: Path) -> list[Rejection]:
-    """Return each image's last rejection by each stage. 01's rejections of images in posts.jsonl do not count."""
+    """Return the last rejection per image and stage. Notebook 01's rejections of images in posts.jsonl are omitted."""
     taken = {name for row in read_rows(posts, Post) for name in (row.stem, row.source_name)}
     rows = {(row.stage, row.file_name): row for row in read_rows(rejected, Rejection)}
     return [row for row in rows.values() if row.stage != "scrape" or row.file_name not in taken]
 
 
 def caption_costs(path: Path) -> tuple[float, int]:
-    """Return the total (USD, tokens) of all lines in captions.jsonl, including refused and replaced captions."""
+    """Return the total cost of all captions as (USD, tokens). Refused and replaced captions count too."""
     rows = read_rows(path, Caption)
     kinds = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
     tokens = sum(getattr(row, kind) for row in rows for kind in kinds)
@@ -135,7 +135,7 @@ def caption_costs(path: Path) -> tuple[float, int]:
 
 
 def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = ()) -> None:
-    """Rewrite a JSON Lines file atomically, with the lines that `keep` accepts, and then `rows`."""
+    """Rewrite a JSON Lines file atomically: drop the lines that the function `keep` rejects, and append new rows."""
     old = path.read_bytes() if path.is_file() else b""
     kept = [line for line in old.split(b"\n")[:-1] if line and keep(json.loads(line))]
     kept += [json.dumps(asdict(row), ensure_ascii=False).encode() for row in rows]
@@ -145,7 +145,7 @@ def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = (
 
 
 def read_metadata(path: Path) -> list[tuple[str, str]]:
-    """Read the (file_name, text) rows of a metadata.csv. Raises RunError for a missing column or a name with a path."""
+    """Read the (file_name, text) rows of a metadata.csv. Raises RunError if a column is missing or a name is a path."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"file_name", "text"} <= rows[0].keys():
@@ -170,5 +170,5 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 def log_lines(rows: Sequence[dict[str, float]]) -> str:
-    """Format rows as the text of train_log.jsonl, a JSON object per line."""
+    """Format rows of the training log as the text of train_log.jsonl: one JSON object per line."""
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -53,13 +53,13 @@ _registered: dict[str, str] = {}  # value to name
 
 
 def register_secret(name: str, value: str) -> str:
-    """Register a secret `value` to be redacted as [name] from now on, and return the value."""
+    """Register a secret, and return its value. From now on, output shows the secret's name in brackets instead."""
     _registered[value] = name
     return value
 
 
 def redact(text: str) -> str:
-    """Replace each secret in a text by its name in brackets, as in [HF_TOKEN]."""
+    """Replace each secret in a text by the secret's name in brackets, such as [HF_TOKEN]."""
     set_now = ((os.environ.get(name, ""), name) for name in (*SECRETS, *PROXIES))
     secrets = _forms((*set_now, *_registered.items()))
     for form, (name, is_plain, _) in secrets.items():
@@ -77,7 +77,7 @@ def redact(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, set[str]]]:
-    """Return the forms of secrets (unencoded, hex, base64) as {form: (name, is unencoded, search texts)}.
+    """Return {form: (name, is unencoded, search texts)} for all secrets. A form is the plain, hex or base64 secret.
 
     The longest form comes first, since a secret may contain another. Escaped forms are searched only in a text whose
     `_plain` has one of the search texts.
@@ -92,7 +92,7 @@ def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, s
 
 
 def _plain(text: str) -> str:
-    """Return a text unescaped, without white space and in lower case, for a quick search."""
+    """Simplify a text for a quick search: undo escapes, convert to lower case, and remove white space."""
     if "\\" in text:
         text = ESCAPED.sub(_character, text)
     if "%" in text:
@@ -108,13 +108,13 @@ def _character(match: re.Match) -> str:
 
 @lru_cache(maxsize=64)
 def _escaped(form: str) -> re.Pattern:
-    """Compile a regular expression that finds `form` even with escaped characters or line ends inside."""
+    """Compile a regular expression that finds a string even if its characters are escaped, or line breaks split it."""
     flags = re.IGNORECASE if re.fullmatch("[0-9a-f]{16,}", form) else 0
     return re.compile(BREAK.join(map(_character_pattern, form)), flags)
 
 
 def _character_pattern(character: str) -> str:
-    """Return a regular expression for a character's escaped forms. They do not overlap: search time is linear."""
+    """Return a regular expression for a character and its escaped forms. No forms overlap, so that search is fast."""
     code, octets = ord(character), character.encode()
     ways = {
         re.escape(character) if character.isalnum() else r"\\*" + re.escape(character),
@@ -129,7 +129,7 @@ def _character_pattern(character: str) -> str:
 
 
 def _parts(value: str) -> set[str]:
-    """Return the strings to redact for a secret: the value, a cookie's values, and a URL's passwords.
+    """Return the strings to redact for a secret: the whole value, and each cookie value or URL password within it.
 
     A URL without a password is no secret.
     """
@@ -143,7 +143,7 @@ def _parts(value: str) -> set[str]:
 
 
 def _base64(text: str) -> set[str]:
-    """Return the forms of a text within longer base64. Characters that also encode a neighbouring byte are left out."""
+    """Return the base64 strings that a text becomes inside longer data, one per byte alignment and alphabet."""
     forms = set()
     for before in range(3):
         raw = b"\0" * before + text.encode()
@@ -154,7 +154,7 @@ def _base64(text: str) -> set[str]:
 
 
 def looks_secret(name: str, value: Any) -> str:
-    """Return the name of the secret that a setting seems to hold, or "" if none."""
+    """Return the name of the secret that a setting seems to contain, or "" if the setting looks harmless."""
     if isinstance(value, dict):
         return next((found for k, v in value.items() if (found := looks_secret(str(k), v))), "")
     if isinstance(value, list | tuple):
@@ -175,7 +175,7 @@ def _redact_all(value: Any) -> Any:
 
 
 def install() -> None:
-    """Redact secrets in log records, uncaught exceptions, warnings, and a notebook kernel's messages, from now on."""
+    """From now on, redact secrets in log records, uncaught exceptions, warnings, and a notebook kernel's messages."""
     if getattr(logging.getLogRecordFactory(), "redacts", False):
         return
     _redact_logs()
@@ -211,7 +211,7 @@ def _redact_logs() -> None:
 
 
 def _redact_extras() -> None:
-    """Redact secrets in the `extra` values of logging calls, which logging adds to a finished record."""
+    """From now on, redact secrets in the `extra` values of logging calls."""
     finish, standard = logging.Logger.makeRecord, vars(logging.makeLogRecord({})).keys()
 
     def finish_redacted(*args: Any, **more: Any) -> logging.LogRecord:
@@ -224,7 +224,7 @@ def _redact_extras() -> None:
 
 
 def _redact_exceptions() -> None:
-    """Redact secrets in tracebacks of uncaught exceptions. Those without secrets go to the hooks set before."""
+    """From now on, redact secrets in tracebacks of uncaught exceptions. Other tracebacks are printed as before."""
     in_main, in_thread, in_none = sys.excepthook, threading.excepthook, sys.unraisablehook
 
     def printed(*error: Any) -> bool:

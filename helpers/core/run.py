@@ -1,4 +1,4 @@
-"""The paths of all files in a run's folder, runs/NAME; no other module knows these names."""
+"""The paths of all files in a run's folder, runs/NAME. No other module spells out these paths."""
 
 import re
 import time
@@ -27,7 +27,7 @@ def notebook_name(stage: str) -> str:
 
 
 def check_run_name(name: object) -> None:
-    """Raise RunError unless a run's name is 1 to 64 letters, digits, `-` and `_`."""
+    """Raise RunError unless a run's name consists of 1 to 64 letters, digits, `-` or `_`."""
     if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
         raise RunError(f"run is {name!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
 
@@ -43,7 +43,7 @@ class _RunPath:
 
 
 class Run:
-    """The folder `runs/NAME` and the paths of its files. Creating a Run creates no folder."""
+    """A run's folder, `runs/NAME`, and the paths of its files. Creating a Run object creates no folder."""
 
     # 01
     images = _RunPath("images")
@@ -88,7 +88,7 @@ class Run:
     seconds = _RunPath("seconds.json")
 
     def __init__(self, name: str) -> None:
-        """Restore folders that a kill left half replaced. Raises RunError for an invalid name."""
+        """Set the name, and restore folders that a kill left half replaced. Raises RunError for an invalid name."""
         check_run_name(name)
         self.name, self.folder = name, RUNS / name
         for folder in (self.dataset, self.model, self.export):
@@ -98,7 +98,7 @@ class Run:
         return f"Run({self.name!r})"
 
     def image(self, file_name: str) -> Path:
-        """Return the path of an image. Raises RunError for a name that 01 would not give (`../x.jpg`)."""
+        """Return the path of an image. Raises RunError for an invalid file name, such as `../x.jpg`."""
         if not IMAGE_NAME.fullmatch(file_name):
             raise RunError(
                 f"{file_name!r} is no image name of this project: fix the line of {self.posts} that has it"
@@ -106,11 +106,11 @@ class Run:
         return self.images / file_name
 
     def sidecar(self, file_name: str) -> Path:
-        """Return the path of an image's caption file, which has the extension .txt."""
+        """Return the path of the .txt file that holds an image's caption."""
         return self.image(file_name).with_suffix(".txt")
 
     def split(self, name: str) -> Path:
-        """Return the folder of a dataset split, `train` or `validation`."""
+        """Return the folder of a dataset split, which is `train` or `validation`."""
         return self.dataset / name
 
     def split_metadata(self, name: str) -> Path:
@@ -127,7 +127,7 @@ class Run:
         return self.previews / f"step-{step:06d}.png"
 
     def preview_files(self) -> list[Path]:
-        """Return the files of preview images, sorted by training step."""
+        """Return the preview image files, sorted by training step."""
         named = [p for p in self.previews.glob("step-*.png") if PREVIEW_NAME.fullmatch(p.name)]
         return sorted(named, key=lambda path: int(path.stem.removeprefix("step-")))
 
@@ -142,7 +142,7 @@ class Run:
         return self.taken_down.read_text().split() if self.taken_down.is_file() else []
 
     def trial(self, number: int) -> "TrialRun":
-        """Return the run of a trial of this run's sweep. Trials are numbered from 0."""
+        """Return a trial of this run's sweep, as a run of its own. Trials are numbered from 0."""
         return TrialRun(self, number)
 
     def check_settings(self, config: Any) -> None:
@@ -174,7 +174,7 @@ class Run:
         )
 
     def read_seconds(self) -> dict[str, float]:
-        """Read each stage's total running time in seconds, without unreadable values."""
+        """Return each stage's total running time in seconds, without unreadable values."""
         with suppress(OSError, ValueError, AttributeError):
             kept = read_json(self.seconds).items()
             return {stage: s for stage, s in kept if isinstance(s, int | float)}
@@ -194,7 +194,7 @@ class Run:
         self.add_seconds(stage, time.perf_counter() - began)
 
     def require(self, path: Path, stage: str) -> Path:
-        """Return `path`, or raise RunError that names the notebook to run first if the path is missing."""
+        """Return `path` if it exists. Otherwise, raise a RunError that names the notebook to run first."""
         if not path.exists():
             raise RunError(
                 f"{path} is missing: run {notebook_name(stage)} with run={self.name!r} first, "
@@ -204,7 +204,7 @@ class Run:
 
 
 class TrialRun(Run):
-    """A run of a sweep's trial: a folder of its own, with the dataset and cache of the sweep's run."""
+    """A trial of a run's sweep. It is a run with its own folder, but shares the outer run's dataset and cache."""
 
     lock = _RunPath(".lock")
 

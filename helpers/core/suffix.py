@@ -1,4 +1,4 @@
-"""Find, remove and append the suffix: the fixed words at a caption's end that trigger the trained style."""
+"""Find, remove and append the suffix: fixed words that end every caption, and trigger the trained style."""
 
 import re
 from collections import Counter
@@ -13,7 +13,7 @@ MAX_ENDING_WORDS = 16
 
 @cache
 def _ending(suffix: str) -> re.Pattern[str] | None:
-    """Compile a regular expression for a suffix at a text's end, even repeated; return None without words."""
+    """Compile a regular expression for all copies of the suffix at a text's end. A suffix without words gives None."""
     words = re.findall(rf"[^{SEPARATORS}]+", suffix)
     if not words:
         return None
@@ -22,23 +22,23 @@ def _ending(suffix: str) -> re.Pattern[str] | None:
 
 
 def strip_suffix(text: str, suffix: str) -> str:
-    """Remove the suffix from a text's end, ignoring case and punctuation; return other texts unchanged."""
+    """Remove the suffix from the end of a text, ignoring case and punctuation. Other texts stay unchanged."""
     ending = _ending(suffix)
     return ending.sub("", text) if ending else text
 
 
 def has_suffix(text: str, suffix: str) -> bool:
-    """Return True if a text ends in the suffix, ignoring case and punctuation."""
+    """Return True if a text ends with the suffix, ignoring case and punctuation."""
     return strip_suffix(text, suffix) != text
 
 
 def append_suffix(text: str, suffix: str) -> str:
-    """Append the suffix to a text, replacing any suffix that the text ends in already."""
+    """Make a text end with the suffix exactly once."""
     return (strip_suffix(text, suffix) + suffix).lstrip()
 
 
 def common_ending(captions: Sequence[str], share: float = 0.8) -> str:
-    """Return the longest ending (3 to 16 words) that at least `share` of captions have: a likely suffix, or ""."""
+    """Return the longest ending (3 to 16 words) that most captions share, or "" if there is none."""
     words = [caption.lower().rstrip(".,;! ").split() for caption in captions]
     for count in range(MAX_ENDING_WORDS, MIN_ENDING_WORDS - 1, -1):
         endings = Counter(" ".join(w[-count:]) for w in words if len(w) > count)

@@ -1,4 +1,4 @@
-"""Decode text files of unknown encoding, and decide whether the lines of a text are one caption or several."""
+"""Decode text files of unknown encoding, and decide whether a text's lines are one caption or several captions."""
 
 import re
 import unicodedata
@@ -35,18 +35,18 @@ GOES_ON = re.compile(
 
 
 def one_line(text: str) -> str:
-    """Return a text on one line in Unicode's NFC, with white space collapsed and lone surrogates as `?`."""
+    """Return a text as one line in Unicode form NFC. White space is collapsed, and lone surrogates become `?`."""
     text = text.encode("utf-8", "replace").decode()
     return " ".join(unicodedata.normalize("NFC", text).replace("\x00", " ").split())
 
 
 def fold(name: str) -> str:
-    """Return a name casefolded and in Unicode's NFC, for comparisons that ignore case and Unicode form."""
+    """Normalize a name for comparisons that ignore case and Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def read_text(path: Path) -> str:
-    """Read a Unicode or Windows-1252 text file as one line. Raises RunError for any other encoding."""
+    """Read a Unicode or Windows-1252 text file, and return it as one line. Raises RunError for any other encoding."""
     content = path.read_bytes()
     text = decode(content)
     if text is None:
@@ -57,7 +57,7 @@ def read_text(path: Path) -> str:
 
 
 def decode(content: bytes) -> str | None:
-    """Decode bytes as UTF-8, UTF-16 or UTF-32, or return None if the bytes are in none of the three."""
+    """Decode bytes that are in UTF-8, UTF-16 or UTF-32. For any other encoding, return None."""
     name = next((name for bom, name in BOMS if content.startswith(bom)), None)
     if name is None and content[:200].count(0) * 3 > len(content[:200]):
         name = "utf-16-le" if content[1:2] == b"\x00" else "utf-16-be"
@@ -68,7 +68,7 @@ def decode(content: bytes) -> str | None:
 
 
 def decode_western(contents: Iterable[bytes]) -> list[str] | None:
-    """Decode texts as Windows-1252, or return None if their characters suggest another encoding."""
+    """Decode the contents of several files as Windows-1252. If they seem to have another encoding, return None."""
     try:
         texts = [content.decode("cp1252") for content in contents]
     except UnicodeDecodeError:
@@ -86,13 +86,13 @@ def decode_western(contents: Iterable[bytes]) -> list[str] | None:
 
 
 def alternatives(text: str) -> list[str]:
-    """Split a text into captions, one per line, as kohya's sd-scripts and OneTrainer do. Wrapped lines are joined."""
+    """Split a text into alternative captions, one per line, as other trainers do. Wrapped lines are one caption."""
     lines = [line for line in map(one_line, text.splitlines()) if line]
     return [" ".join(lines)] if len(lines) > 1 and _is_wrapped(lines) else lines
 
 
 def _is_wrapped(lines: list[str]) -> bool:
-    """Return True if a line ends in mid-phrase, or the next line continues a long line."""
+    """Return True if lines are one wrapped caption: a line ends in mid-phrase, or continues the long line above."""
     return any(
         CUT_OFF.search(line)
         or (line.endswith(",") and not NEW_CAPTION.match(after))

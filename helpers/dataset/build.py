@@ -1,4 +1,4 @@
-"""Write dataset/ as an imagefolder with metadata.csv, which `datasets.load_dataset` and trainers read."""
+"""Write dataset/ in the imagefolder format, which `datasets.load_dataset` and trainers read."""
 
 import tempfile
 from collections import Counter
@@ -29,7 +29,7 @@ from helpers.dataset.join import refresh
 
 
 def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
-    """Return {image: split} of the dataset on disk, or {} if `config` has another share or seed than the dataset."""
+    """Return {image: split} of dataset/, or {} if the config's validation share or seed has changed."""
     settings = made_with(run.dataset)
     if any(settings.get(name) != getattr(config, name) for name in ("validation_share", "seed")):
         return {}
@@ -37,7 +37,7 @@ def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
 
 
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
-    """Write the images in `kept` with their present captions to dataset/, atomically.
+    """Replace dataset/ atomically with the selected images and their current captions.
 
     Each goes to its split's folder: whole, upright, in sRGB, without metadata. The suffix is appended only here, once.
     The same input gives the same bytes. Raises RunError for images of another run, or selected with other settings.
@@ -56,7 +56,7 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
 
 
 def _write_image(run: Run, folder: Path, row: Any, suffix: str) -> tuple[Record, tuple[str, ...]]:
-    """Write an image without metadata, and return its Record and the conversions done. Changed pixels become a PNG."""
+    """Save an image without its metadata, as PNG if converted. Return the image's Record and a note per conversion."""
     source = run.image(row.file_name)
     content = read_picture_file(source)
     picture = decode(content)
@@ -81,7 +81,7 @@ def _has_pixels(content: bytes, image: Image.Image) -> bool:
 
 
 def verify_dataset(run: Run) -> str:
-    """Check dataset/ against its manifest, load it with `datasets`, and return a line with counts and hash.
+    """Check that dataset/ matches its manifest and loads with `datasets`. Return a line with image counts and hash.
 
     Raises RunError if a file is missing or changed, or the settings differ.
     """

@@ -33,14 +33,14 @@ def subject(caption: str) -> str:
 
 
 def setting(caption: str) -> str:
-    """Return the last place in a caption, such as `plant store`, or "" if none."""
+    """Return the last place that a caption names, such as `plant store`, or "" if it names none."""
     found = PLACE.findall(caption.lower())
     places = [re.sub(r"^(?:an?|the) ", "", place.strip()) for place in found]
     return next((place for place in places[::-1] if place.split(" ")[0] not in NO_PLACES), "")
 
 
 def suffix_note(captions: Sequence[str], suffix: str) -> str:
-    """Return a note on captions that end in the suffix already, and on another ending that most captions share."""
+    """Return a note: how many captions already end with the suffix, and whether most share another ending."""
     had = sum(has_suffix(caption, suffix) for caption in captions)
     note = f"{had} of {len(captions)} captions ended in the suffix already: it stands once in each"
     if not had:
@@ -53,7 +53,7 @@ def suffix_note(captions: Sequence[str], suffix: str) -> str:
 
 
 def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
-    """Plot the images, and the tokens, subjects and places of captions, in each split. Raises RunError if not split."""
+    """Plot image counts, token counts, subjects and places per split. Raises RunError if images have no split."""
     from matplotlib.figure import Figure
 
     if "split" not in images:
@@ -85,7 +85,7 @@ def charts(images: pd.DataFrame, suffix: str) -> Image.Image:
 def _bars(
     axes: Any, title: str, sides: dict[str, pd.Series], name_of: Callable[[str], str]
 ) -> None:
-    """Draw a bar per split for each of the names that are most frequent in captions."""
+    """Plot the most frequent subjects or settings of captions, with one bar per split."""
     shares = {side: part.map(name_of).value_counts(normalize=True) for side, part in sides.items()}
     table = pd.DataFrame(shares).drop("", errors="ignore").fillna(0.0)
     table = table.loc[table.sum(axis=1).nlargest(MAX_BARS).index[::-1]]

@@ -35,7 +35,7 @@ FIGURES = ("sharpness", "detail", "brightness", "text_share")
 
 
 def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Select the images, and return two tables: those kept, and those left out with columns `kind` and `reason`.
+    """Select the images. Return a table of kept images, and one of left-out images with columns `kind` and `reason`.
 
     Both have the quality measures, and columns `cluster` (the best copy's name) and `series` (the matching pattern).
     The images left out are also written to rejected.jsonl. Raises RunError if fewer than four images are kept, or a
@@ -65,7 +65,7 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
 
 
 def take_back(run: Run, file_name: str) -> None:
-    """Add an image to taken_back.txt. Later runs of 03 then include the image even if flawed or a copy."""
+    """Add an image to taken_back.txt, so that notebook 03 includes the image even if it is flawed or a copy."""
     run.image(file_name)  # raises RunError for an invalid name
     names = _read_lines(run.taken_back)
     if file_name not in names:
@@ -77,7 +77,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _mark(images: pd.DataFrame, which: pd.Series, kind: str, reason: str | pd.Series) -> None:
-    """Set `kind` and `reason` of the images in the mask `which` that have no reason yet."""
+    """Set `kind` and `reason` of the images that a mask selects. Images that already have a reason are unchanged."""
     which = which & (images["reason"] == "")
     images.loc[which, "kind"] = kind
     images.loc[which, "reason"] = reason if isinstance(reason, str) else reason[which]
@@ -98,7 +98,7 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
 def _measure_images(
     run: Run, images: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, ImageHash], dict[str, np.ndarray]]:
-    """Measure the images that are not left out yet, and return the table, hashes and palettes."""
+    """Measure each image that is not yet left out. Return the extended table, the hashes and the palettes."""
     figures, hashes = {}, {}
     wanted = images.loc[images["reason"] == "", "file_name"]
     for i, name in tqdm(wanted.items(), "measure images", total=len(wanted), leave=False):
@@ -119,7 +119,7 @@ def _measure_images(
 def judge(
     config: DatasetConfig, run: Run, images: pd.DataFrame, palettes: dict[str, np.ndarray]
 ) -> None:
-    """Set `kind` and `reason` of images that fail a quality threshold, except those in taken_back.txt."""
+    """Leave out images that fail a quality threshold, unless taken_back.txt lists them."""
     can_exclude = ~images["file_name"].isin(_read_lines(run.taken_back))
     for kind, is_flawed, reason in _flaws(config, images):
         _mark(images, is_flawed & can_exclude, kind, reason)
@@ -138,7 +138,7 @@ def judge(
 def _flaws(
     config: DatasetConfig, images: pd.DataFrame
 ) -> Iterator[tuple[str, pd.Series, pd.Series]]:
-    """Yield each kind of flaw as (name, mask of the flawed images, reason for every image)."""
+    """Yield (name, mask of flawed images, column of reasons) for each kind of flaw."""
     sides = images[["width_px", "height_px"]]
     side_px, aspect = sides.min(axis=1), sides.max(axis=1) / sides.min(axis=1)
     bright, text, sharp = images["brightness"], images["text_share"], images["sharpness"]
@@ -163,7 +163,7 @@ def _format(values: pd.Series, digits: int = 1) -> pd.Series:
 def _mark_copies(
     config: DatasetConfig, run: Run, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> None:
-    """Set the column `cluster` to the best copy's name, and mark other copies unless in taken_back.txt."""
+    """Leave out copies, except the best of each cluster and any in taken_back.txt. `cluster` names the best copy."""
     taken_back = _read_lines(run.taken_back)
     images["cluster"] = images["file_name"]
     clusters, likenesses = _find_clusters(config, images[images["reason"] == ""], hashes)
@@ -190,7 +190,7 @@ def _mark_copies(
 def _find_clusters(
     config: DatasetConfig, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> tuple[list[list[str]], dict[str, tuple[float, str]]]:
-    """Return the clusters of copies, as lists of names, and each edited copy's likeness and closest image."""
+    """Return the clusters of copies (lists of file names), and {edited copy: (likeness, most similar image)}."""
     names = images["file_name"].tolist()
     ordered = [hashes[name] for name in names]
     edited = list(find_edited_copies(ordered, config.min_likeness))
@@ -208,7 +208,7 @@ def _find_clusters(
 
 
 def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
-    """Set the column `series` to the matching pattern or the file name. Raises RunError if a pattern matches none."""
+    """Set `series` to the matching pattern, or to the file name if none matches. Unused patterns raise RunError."""
     images["series"] = images["file_name"]
     for pattern in config.series:
         fits = images["file_name"].str.fullmatch(fnmatch.translate(pattern), case=False)
@@ -221,7 +221,7 @@ def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
 
 
 def _best_copy(run: Run, copy: pd.DataFrame) -> Any:
-    """Return the row of the best copy. Of the sharp ones most pixels win, then the largest file."""
+    """Return the row of the sharp copy with the most pixels. If several have equally many, the largest file wins."""
     sharp = copy[copy["detail"] >= SHARP_ENOUGH * copy["detail"].max()].sort_values("file_name")
     return max(
         sharp.itertuples(),

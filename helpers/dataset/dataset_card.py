@@ -59,7 +59,7 @@ where the work is not one's own, and never to pass generated images off as their
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md, and contact_sheet.jpg if each image's permission allows showing the image."""
+    """Write README.md. If the permissions of all images allow showing them, write contact_sheet.jpg too."""
     records = read_records(folder)
     if may_be_shown(records):
         images = [folder / r.split / r.file_name for r in records]
@@ -95,7 +95,7 @@ def card(folder: Path, records: Sequence[Record]) -> str:
 
 
 def card_words(folder: Path) -> str:
-    """Return the dataset card without YAML header and contact sheet, for a notebook."""
+    """Return the dataset card for display in a notebook, without YAML header and contact sheet."""
     _, _, words = (folder / CARD).read_text(encoding="utf-8").split("---\n", 2)
     return "\n".join(line for line in words.splitlines() if not line.startswith("!["))
 

@@ -1,4 +1,4 @@
-"""Read and write the text files of a dataset's folder: metadata.csv in each split, provenance.jsonl and about.json.
+"""Read and write a dataset's text files: about.json, provenance.jsonl and each split's metadata.csv.
 
 `datasets.load_dataset("imagefolder")` reads metadata.csv. The card, a take-down and a push need only the others.
 """
@@ -26,7 +26,7 @@ NOT_IN_IT = ("run", "push_to", "private")  # settings that do not affect the fol
 
 @dataclass(frozen=True)
 class Record:
-    """A row of provenance.jsonl: an image of the dataset, and its origin."""
+    """A row of provenance.jsonl: one image of the dataset, and its origin."""
 
     file_name: str
     image: str  # its name in images/, which may have another suffix or prefix
@@ -48,7 +48,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def write_records(folder: Path, records: Sequence[Record]) -> None:
-    """Write provenance.jsonl, and metadata.csv in each split that has images."""
+    """Write provenance.jsonl, and a metadata.csv for each split that has images."""
     rewrite(folder / RECORDS, lambda row: True, records)
     for split in SPLITS:
         rows = [(r.file_name, r.text) for r in records if r.split == split]
@@ -59,7 +59,7 @@ def write_records(folder: Path, records: Sequence[Record]) -> None:
 
 
 def as_string_column(texts: pd.Series) -> pd.Series:
-    """Return the texts without leading spaces, as a column that pandas reads back from a CSV as strings.
+    """Return texts in a form that pandas reads back from a CSV file as strings. Leading spaces are removed.
 
     Texts such as `null` or `7` get a trailing no-break space, which tokenizers ignore and `read_metadata` strips.
     """
@@ -82,7 +82,7 @@ def copy_without(source: Path, target: Path, shortcode: str) -> None:
 def write_about(
     folder: Path, config: DatasetConfig, left_out: dict[str, int], changed: dict[str, int]
 ) -> None:
-    """Write about.json: the run's name, the settings, and the numbers of images left out and converted."""
+    """Write about.json: the run's name, the settings, and how many images were left out or converted."""
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_IN_IT}
     about = {"run": config.run, "settings": settings, "left_out": left_out, "changed": changed}
     write_json(folder / ABOUT, about)
@@ -93,13 +93,13 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def made_with(folder: Path) -> dict[str, Any]:
-    """Return the settings that affected a dataset's content, or {} if an older version did not record them."""
+    """Return the settings that affected a dataset's content, or {} if they were not recorded."""
     settings = read_about(folder)["settings"] if (folder / ABOUT).is_file() else {}
     return {name: value for name, value in settings.items() if name not in NOT_IN_IT}
 
 
 def may_be_shown(records: Sequence[Record]) -> bool:
-    """Return True if every image's permission allows showing it to others, and False without images."""
+    """Return True if there is at least one image, and the permission of every image allows showing it."""
     return bool(records) and all(record.permission in MAY_BE_SHOWN for record in records)
 
 

@@ -1,4 +1,4 @@
-"""Show the images that 03 leaves out, buttons to include them (ipywidgets 7.7 and 8), and the clusters of copies."""
+"""Show left-out images, with buttons to include them, and clusters of copies. Works in ipywidgets 7.7 and 8."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ FINAL = ("no caption", "no image", "taken down")  # these cannot be taken back h
 
 
 def reasons(left_out: pd.DataFrame) -> list[str]:
-    """Return a line for each kind of reason to leave images out, with the number of images and an example."""
+    """Return one line per kind of reason for leaving images out: the number of images and one example."""
     firsts = left_out.groupby("kind").first()
     return [
         f"{kind}: {count}{f', {MAX_PER_REASON} of them shown' if count > MAX_PER_REASON else ''}, "
@@ -27,7 +27,7 @@ def reasons(left_out: pd.DataFrame) -> list[str]:
 
 
 def left_out_sheet(run: Run, left_out: pd.DataFrame, columns: int = 5) -> Image.Image | str:
-    """Return a sheet of the images left out, each with its reason, or a sentence if there are none."""
+    """Return a contact sheet of the left-out images with their reasons. If none were left out, return a sentence."""
     if left_out.empty:
         return "nothing was left out"
     shown = left_out.groupby("kind").head(MAX_PER_REASON).sort_values("kind", kind="stable")
@@ -46,7 +46,7 @@ def _tile(path: Path) -> Image.Image:
 
 
 def gallery(run: Run, left_out: pd.DataFrame) -> widgets.VBox:
-    """Return a box with a button for each image left out, to include the image in later runs of 03."""
+    """Return a box that lists left-out images. A button beside each includes the image in later runs of notebook 03."""
     shown = left_out[~left_out["kind"].isin(FINAL)].groupby("kind").head(MAX_PER_REASON)
     return widgets.VBox([_row(run, row) for row in shown.sort_values("kind").itertuples()])
 
@@ -65,7 +65,7 @@ def _row(run: Run, row: object) -> widgets.HBox:
 def cluster_sheet(
     run: Run, kept: pd.DataFrame, left_out: pd.DataFrame, count: int = 12, columns: int = 5
 ) -> Image.Image | str:
-    """Return a sheet with a row per cluster of copies, the best one first, or a sentence if there are none."""
+    """Return a contact sheet with one cluster of copies per row, best copy first. Without copies, return a sentence."""
     images = pd.concat([kept.assign(reason=""), left_out])
     sizes = images["cluster"].value_counts()
     leaders = sorted(sizes.index[sizes > 1])[:count]

@@ -1,4 +1,4 @@
-"""Record the posts in each version of a run's dataset, to know which ones a model was trained on."""
+"""Record the posts in each version of a run's dataset, to know which posts a model was trained on."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from helpers.dataset.dataset_files import SPLITS, read_records
 
 @dataclass(frozen=True)
 class Edition:
-    """The posts in one version of a dataset, and the dataset's hash, which checkpoints store."""
+    """One version of a dataset: its posts, and the hash by which checkpoints refer to it."""
 
     hash: str
     train: list[str]  # shortcodes
@@ -18,7 +18,7 @@ class Edition:
 
 
 def record_edition(run: Run) -> None:
-    """Append the present dataset's hash and posts to datasets_before.jsonl, before the dataset is replaced."""
+    """Record the current dataset's hash and posts in datasets_before.jsonl. Called before the dataset is replaced."""
     edition = _present(run)
     if edition and edition not in read_rows(run.datasets_before, Edition):
         append_row(run.datasets_before, edition)

@@ -18,7 +18,7 @@ FROM_CAPTION = ("caption", "captioner", "model")  # fields of an image's caption
 
 
 def table(run: Run) -> pd.DataFrame:
-    """Return a table of all images, with Post's fields and the caption. Raises RunError if 01 or 02 has not run."""
+    """Return a table of all images: Post's fields and captions. Raises RunError if notebook 01 or 02 has not run."""
     posts = latest(read_rows(run.require(run.posts, "scrape"), Post))
     captions = latest(read_rows(run.require(run.captions, "caption"), Caption))
     usable = [row for row in captions.values() if row.is_usable]
@@ -31,7 +31,7 @@ def table(run: Run) -> pd.DataFrame:
 
 
 def candidates(config: DatasetConfig, run: Run) -> pd.DataFrame:
-    """Return the table of all images, with the selection settings and the base model's name in `attrs`."""
+    """Return the table of all images. Its `attrs` hold the selection settings and the base model's name."""
     run.check_settings(config)
     images = table(run)
     images.attrs["chosen_with"] = _selection_settings(config)
@@ -45,7 +45,7 @@ def _selection_settings(config: DatasetConfig) -> dict[str, Any]:
 
 
 def refresh(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame:
-    """Return the chosen images with permissions and captions read again from the run, without the suffix.
+    """Return the selected images with current permissions and captions. The suffix is removed from the captions.
 
     Raises RunError, which names the cell to run again, if images belong to another run, have changed, lost their
     captions, were selected with other settings, or have no column `split`.
@@ -69,12 +69,12 @@ def refresh(config: DatasetConfig, run: Run, kept: pd.DataFrame) -> pd.DataFrame
 
 
 def clean_caption(caption: str) -> str:
-    """Return a caption on one line, without control characters or a leading sign of a spreadsheet's formula."""
+    """Return a caption as one line without control characters. Leading formula characters, such as =, are removed."""
     visible = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", caption)
     return " ".join(visible.split()).lstrip(FORMULA + " ")
 
 
 def without_image(run: Run) -> list[str]:
-    """Return the names of images that captions.jsonl has and posts.jsonl has not."""
+    """Return the image names that have a row in captions.jsonl but none in posts.jsonl."""
     posts = latest(read_rows(run.posts, Post))
     return [name for name in latest(read_rows(run.captions, Caption)) if name not in posts]

@@ -32,7 +32,7 @@ HUB_FILE = ".gitattributes"
 
 
 def publish(config: DatasetConfig, run: Run) -> str:
-    """Push dataset/ to the Hub in one commit, unless `push_to` is empty; return a line with URL and visibility.
+    """If `push_to` is set, push dataset/ to the Hub in one commit. Return a line with URL and visibility.
 
     The repository is private until the end, and becomes public if `private` is off. Raises RunError if an image's
     permission does not allow that, the repository is public already, or the Hub refuses.
@@ -52,7 +52,7 @@ def publish(config: DatasetConfig, run: Run) -> str:
 
 
 def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
-    """Upload the manifest's files and delete stale files in one commit; return the uploaded names."""
+    """Upload the files in the manifest and delete stale ones, in one commit. Return the uploaded names."""
     files = {*read_json(folder / MANIFEST), MANIFEST}
     stale = {s.rfilename for s in info.siblings or ()} - files - {HUB_FILE}
     operations = [CommitOperationAdd(name, folder / name) for name in sorted(files)]
@@ -63,7 +63,7 @@ def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
 
 
 def fetch(run: Run, hub_id: str) -> str:
-    """Download a pushed dataset into a run, verified by its manifest, and return a line with counts and hash.
+    """Download a pushed dataset into a run, and check it against its manifest. Return a line with counts and hash.
 
     Raises RunError if the run has another dataset, or the repository was not pushed by 03 or does not verify.
     """
@@ -88,7 +88,7 @@ def fetch(run: Run, hub_id: str) -> str:
 
 
 def _download(hub_id: str, folder: Path) -> Path:
-    """Download the files of a pushed dataset to `folder`, only those with names that 03 writes; return `folder`."""
+    """Download a pushed dataset to a folder, and return the folder. Files that notebook 03 never writes are skipped."""
     api = HfApi(token=get_token() or False)
     info = api.dataset_info(hub_id)
     names = [s.rfilename for s in info.siblings or () if OUR_FILES.fullmatch(s.rfilename)]

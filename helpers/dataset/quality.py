@@ -57,7 +57,7 @@ def _laplacian_variance(grey: Image.Image) -> float:
 
 
 def text_share(grey: Image.Image) -> float:
-    """Return the share (0 to 1) of an image's height that lines of text cover.
+    """Return the fraction (0 to 1) of an image's height that is covered by lines of text.
 
     A line is a low band of rows with many stroke edges, between rows with almost none. Bands that repeat (dots, bricks)
     or differ in density from letters (hatching) are patterns. Tall or slanted text, or text on a busy background, is
@@ -85,7 +85,7 @@ def text_share(grey: Image.Image) -> float:
 
 
 def _measure_line(edges: np.ndarray) -> tuple[float, float]:
-    """Return the density and repetition of a possible line of text, given as (H, W) bool edges.
+    """Return the edges' density and repetition in a possible line of text. `edges` is a boolean mask (H, W).
 
     Density counts the edges along one line height; repetition is the columns' largest autocorrelation at lags from a
     quarter to six heights.

@@ -44,7 +44,7 @@ class ImageHash:
 
 
 def hash_image(image: Image.Image) -> ImageHash:
-    """Return an RGB image's perceptual hash in all eight orientations, and a thumbnail."""
+    """Return an RGB image's thumbnail, and its perceptual hash in all eight orientations."""
     square = image.resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     grey = square.convert("L")
     views = [grey, *map(grey.transpose, Image.Transpose)]
@@ -57,12 +57,12 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def hash_distance(one: ImageHash, other: ImageHash) -> int:
-    """Return the smallest Hamming distance (0 to 256) between `one` and any orientation of `other`."""
+    """Return the smallest Hamming distance (0 to 256) of two images' hashes, over the second image's orientations."""
     return int((one.bits[0] != other.bits).sum(1).min())
 
 
 def find_copies(hashes: Sequence[ImageHash], max_bits: int) -> Iterator[tuple[int, int]]:
-    """Yield index pairs of images with similar colours whose hashes differ in at most `max_bits` bits."""
+    """Yield index pairs of images that have similar colours and at most `max_bits` different hash bits."""
     if not hashes:
         return
     signs = np.stack([one.bits for one in hashes]).astype(np.float32) * 2 - 1  # (N, 8, 256)
@@ -78,7 +78,7 @@ def find_copies(hashes: Sequence[ImageHash], max_bits: int) -> Iterator[tuple[in
 
 
 def _thumb(image: ImageHash, view: View = None) -> np.ndarray:
-    """Return the mean colours of an 8 x 8 grid over a view of an image, as (64, 3) float32."""
+    """Shrink a view of an image to 8 x 8 mean colours, as a float32 array (64, 3)."""
     square, box = Image.fromarray(image.pixels), view
     if isinstance(view, Image.Transpose):
         square, box = square.transpose(view), None
@@ -87,7 +87,7 @@ def _thumb(image: ImageHash, view: View = None) -> np.ndarray:
 
 
 class EditedPair(NamedTuple):
-    """The indices of an image and its edited copy, and their likeness."""
+    """A pair of images, one an edited copy of the other: two indices and a likeness."""
 
     one: int
     other: int
@@ -95,7 +95,7 @@ class EditedPair(NamedTuple):
 
 
 def find_edited_copies(hashes: Sequence[ImageHash], min_likeness: float) -> Iterator[EditedPair]:
-    """Yield pairs of an image and its brighter, darker, tinted, grey, cropped, framed or lettered copy.
+    """Yield pairs of images of which one is a brighter, darker, tinted, grey, cropped, framed or lettered copy.
 
     Each crop and orientation of an image is compared with all other images. Time is quadratic: 23 kFLOP per pair.
     """
@@ -130,13 +130,13 @@ def find_edited_copies(hashes: Sequence[ImageHash], min_likeness: float) -> Iter
 
 
 def _standardized(pixels: np.ndarray) -> np.ndarray:
-    """Return an image (64, 64, 3) in grey as (64, 64), scaled to mean 0 and standard deviation 1."""
+    """Convert an RGB image (64, 64, 3) to grey (64, 64) with mean 0 and standard deviation 1."""
     grey = _grey(pixels)
     return (grey - grey.mean()) / max(float(grey.std()), MIN_CONTRAST)
 
 
 class Views:
-    """Crops, mirrorings and turns of an image, each at `px` x `px` pixels, and their edge directions."""
+    """An extractor of edge directions from crops, mirrorings and turns of an image, at `px` x `px` pixels each."""
 
     def __init__(self, px: int, steps: int) -> None:
         ends = np.linspace(0, MAX_CROP, steps) * SIDE_PX
@@ -147,11 +147,11 @@ class Views:
         self.views: list[View] = [*crops, *Image.Transpose]  # boxes in pixels of the square
 
     def unchanged_edges(self, greys: np.ndarray) -> np.ndarray:
-        """Return the edge directions of whole images (N, 64, 64) as rows (N, D)."""
+        """Return the edge directions of uncropped images (N, 64, 64), one row per image (N, D)."""
         return _edges(self.weights[0] @ greys @ self.weights[0].T)
 
     def view_edges(self, grey: np.ndarray) -> np.ndarray:
-        """Return the edge directions of each view of an image (64, 64) as rows (V, D)."""
+        """Return the edge directions of every view of one image (64, 64), one row per view (V, D)."""
         rows = self.weights @ grey  # (S, px, 64)
         crops = np.tensordot(rows, self.weights, (2, 2)).transpose(0, 2, 1, 3)  # (S, S, px, px)
         image = Image.fromarray(crops[0, 0])  # whole
@@ -160,7 +160,7 @@ class Views:
 
 
 def _averaging_weights(low: float, high: float, px: int) -> np.ndarray:
-    """Return a (px, 64) matrix that averages the span `low` to `high` of 64 pixels into `px` pixels."""
+    """Return a matrix (px, 64) that resizes pixels `low` to `high` of a 64-pixel row to `px` pixels by averaging."""
     ends = np.linspace(low, high, px + 1)
     pixels = np.arange(SIDE_PX)
     overlap = np.minimum(ends[1:, None], pixels + 1) - np.maximum(ends[:-1, None], pixels)
@@ -169,7 +169,7 @@ def _averaging_weights(low: float, high: float, px: int) -> np.ndarray:
 
 
 def _edges(small: np.ndarray) -> np.ndarray:
-    """Return the edge directions of images (V, px, px) as rows (V, D), each a unit vector with mean 0."""
+    """Return each image's edge directions as a unit vector with mean 0: from (V, px, px) to (V, D)."""
     down, right = np.gradient(small, axis=(-2, -1))
     size = np.hypot(down, right) + MIN_EDGE
     inner = np.s_[:, 1:-1, 1:-1]  # without the borders, where a frame or another crop would show
@@ -180,12 +180,12 @@ def _edges(small: np.ndarray) -> np.ndarray:
 
 
 def _have_same_colours(first: np.ndarray, second: np.ndarray) -> bool:
-    """Return True if a colour filter turns one thumbnail into the other: it scales, shifts and greys whole channels."""
+    """Return True if one thumbnail can be turned into the other by scaling, shifting or greying colour channels."""
     return min(_color_map_error(first, second), _color_map_error(second, first)) <= MAX_COLOUR
 
 
 def _color_map_error(source: np.ndarray, target: np.ndarray) -> float:
-    """Return the RMS error of predicting the colours `target` (P, 3) from `source` by least squares."""
+    """Return the RMS error of a least-squares map from the source colours to the target colours (P, 3)."""
     errors = []
     for channel in range(3):
         known = np.stack([source[:, channel], _grey(source), np.ones(len(source))], 1)
@@ -195,7 +195,7 @@ def _color_map_error(source: np.ndarray, target: np.ndarray) -> float:
 
 
 def group_labels(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return each index's connected component as labels (count,). `pairs` are the edges of the graph."""
+    """Number the connected components of a graph, given its edges. Return an array (count,): each node's component."""
     ends = np.array(pairs, dtype=int).reshape(-1, 2)
     links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
     return connected_components(links, directed=False)[1]

@@ -1,4 +1,4 @@
-"""Split images into train and validation by a hash of their posts, which is stable when posts are added."""
+"""Split images into train and validation by a hash of each post. The split is stable when posts are added."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -45,7 +45,7 @@ def split(
 
 
 def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return each image's group, which is never divided, and the name to hash (a shortcode or cluster)."""
+    """Return two columns: each image's group, which stays within one split, and the name whose hash picks the split."""
     clusters, series = (images.get(name, images["file_name"]) for name in ("cluster", "series"))
     pairs = [
         (positions[0], other)
@@ -65,7 +65,7 @@ def _hash_to_unit(seed: int, name: str) -> float:
 
 
 def balance(images: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of the images, posts and clusters, and the share of images, in each split."""
+    """Return a table of each split: its counts of images, posts and clusters, and its share of all images."""
     counted = images.groupby("split").agg(
         images=("file_name", "count"),
         posts=("shortcode", "nunique"),

@@ -64,7 +64,7 @@ def remove(run: Run, shortcode: str) -> Removal:
 
 
 def _find_files(run: Run, shortcode: str) -> set[str]:
-    """Return the names of a post's images in posts.jsonl, the dataset and images/."""
+    """Return the names of a post's images, as found in posts.jsonl, the dataset and images/."""
     rows = {p.file_name for p in read_rows(run.posts, Post) if p.shortcode == shortcode}
     rows |= {r.image for r in read_records(run.dataset) if r.shortcode == shortcode}
     return rows | {path.name for path in _list_files(run, shortcode) if path.suffix != ".txt"}
@@ -76,7 +76,7 @@ def _list_files(run: Run, shortcode: str) -> list[Path]:
 
 
 def _purge(run: Run, shortcode: str, files: set[str]) -> None:
-    """Delete a post's images: first from the dataset, in one rename, then their JSONL rows, then the files."""
+    """Delete a post from the local run: its dataset entries, JSONL rows and image files."""
     shutil.rmtree(run.dataset.with_name(f".{run.dataset.name}.part"), ignore_errors=True)
     if any(record.shortcode == shortcode for record in read_records(run.dataset)):
         record_edition(run)
@@ -113,7 +113,7 @@ def _find_trained_on(run: Run, shortcode: str) -> list[str]:
 
 
 def _list_models(run: Run) -> list[tuple[Path, str]]:
-    """Return (folder, text of its JSON files) for each checkpoint and model of a run and its sweeps."""
+    """Return (folder, JSON text) of each checkpoint and model in a run, including those of sweep trials."""
     swept = (*sorted(run.sweep.glob("trial-*")), *sorted(run.sweep.glob("before-*")))
     found = []
     for place in (run.folder, *swept):
@@ -130,7 +130,7 @@ def _read_all(paths: Iterable[Path]) -> str:
 
 
 def _find_other_places(run: Run) -> list[str]:
-    """Return a sentence for each other place that may show the post: report, Drive's bin, Hub."""
+    """Return a sentence for each remaining place that may show the post: a report, Drive's bin or the Hub."""
     pages = [path for path in (run.notebooks, run.report_html) if path.exists()]
     lines = [f"{path} may show it: make it again, or delete it" for path in pages]
     if (DRIVE / FOLDER_ON_DRIVE / run.name).is_dir():

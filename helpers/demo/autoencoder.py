@@ -1,4 +1,4 @@
-"""Train the tiny base model's autoencoder (VAE), between images of 128 px and latents (4, 32, 32)."""
+"""Train the tiny base model's autoencoder (VAE), which encodes images of 128 px as latents (4, 32, 32)."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ LATENT_JITTER = 0.05  # standard deviation of the posterior, relative to the lat
 
 
 def train_autoencoder(seed: int, steps: int, scenes: int) -> AutoencoderKL:
-    """Train an autoencoder on `scenes` images in each of the two styles, and normalise its latents."""
+    """Train an autoencoder on drawn scenes in both styles, and normalise its latents."""
     torch.manual_seed(seed)
     seeds = range(AUTOENCODER_SCENES_FROM, AUTOENCODER_SCENES_FROM + scenes)
     pixels = torch.cat([draw_scenes("flat", seeds), draw_scenes("watercolour", seeds)])
@@ -34,7 +34,7 @@ def train_autoencoder(seed: int, steps: int, scenes: int) -> AutoencoderKL:
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """Build an untrained AutoencoderKL that downsamples by 4, where Stable Diffusion's does by 8."""
+    """Build an untrained AutoencoderKL that downsamples by 4. Stable Diffusion's VAE downsamples by 8."""
     return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 3,
         up_block_types=["UpDecoderBlock2D"] * 3,
@@ -49,7 +49,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 @torch.no_grad()
 def start_as_pyramid(vae: AutoencoderKL) -> None:
-    """Initialise the VAE as an image pyramid: averaging down, interpolation up, zeros in the residual blocks.
+    """Initialise a VAE so that it works as an image pyramid. Its residual branches start at zero.
 
     The first six channels are red, green and blue with both signs, since silu(x) - silu(-x) = x. From a random
     initialisation, half of the training is spent on learning to copy colours.
@@ -77,7 +77,7 @@ def start_as_pyramid(vae: AutoencoderKL) -> None:
 
 
 def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]) -> None:
-    """Make an output channel a sum of input channels, weighted by `gains[output][input]`, convolved with `kernel`."""
+    """Set a convolution so that each output in `gains` is a weighted sum of inputs, all filtered by the same kernel."""
     for out, sources in gains.items():
         conv.weight[out] = 0
         conv.bias[out] = 0
@@ -86,7 +86,7 @@ def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]
 
 
 def _losses(vae: AutoencoderKL, pixels: Tensor, steps: int) -> Iterator[Tensor]:
-    """Yield the loss of each step, on 48 px crops and, in the last quarter of the steps, on full images."""
+    """Yield the loss of each training step. The first three quarters use 48 px crops, the last quarter full images."""
     for step in itertools.count():
         # full images at the end, since group norm depends on the image size
         side_px, batch = (SIZE_PX, 1) if step >= steps * 0.75 else (48, 4)
@@ -110,7 +110,7 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
-    """Normalise scaled latents to mean 0 and standard deviation 1, by changing the 1x1 convolutions.
+    """Change the VAE's 1x1 convolutions so that scaled latents have mean 0 and standard deviation 1.
 
     The noise schedule expects them so; reconstructions do not change. The posterior's standard deviation, which is not
     learnt, becomes LATENT_JITTER.

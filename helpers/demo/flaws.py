@@ -1,4 +1,4 @@
-"""Flawed images for the demo account, one for each reason for which 03 leaves an image out."""
+"""Flawed images for the demo account: an example of each reason why notebook 03 leaves an image out."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +19,7 @@ CARD = (
 
 
 class Flaw(NamedTuple):
-    """A flawed image for the demo: a scene's watercolour, damaged by the function `spoil`."""
+    """A flawed demo image. The function `spoil` makes it from a scene in watercolour."""
 
     seed: int  # the scene's
     spoil: Callable[[Image.Image], Image.Image]

@@ -1,4 +1,4 @@
-"""Image filters (looks) that teach the tiny base model that a caption may end with a style's name.
+"""Image filters (looks) for training the tiny base model on captions that end with a style name.
 
 Without them no fine-tune could make a suffix switch a style, as it can with Stable Diffusion. A look has a name and a
 kind, `in a sola neon style`, and none resembles watercolour. Unknown styles, `in a greta pastel style`, are put on

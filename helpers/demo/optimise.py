@@ -21,7 +21,7 @@ def _pixels(style: str, held_out: bool | None, seed: int) -> np.ndarray:
 
 
 def draw_scenes(style: str, seeds: range, *, held_out: bool | None = False) -> Tensor:
-    """Draw the scenes of `seeds` in a style, flat or watercolour, as uint8 (N, 3, SIZE_PX, SIZE_PX)."""
+    """Draw one scene per seed, in flat or watercolour style, as uint8 (N, 3, SIZE_PX, SIZE_PX)."""
     with Pool() as pool:
         jobs = pool.imap(partial(_pixels, style, held_out), seeds, chunksize=32)
         pixels = np.stack(list(tqdm(jobs, f"draw {style}", total=len(seeds), mininterval=5)))
@@ -34,7 +34,7 @@ def to_model(pixels: Tensor) -> Tensor:
 
 
 def cosine_learning_rate(step: int, steps: int, peak: float) -> float:
-    """Return the learning rate of a step: a linear warm-up, then a cosine to 2% of `peak` (arXiv:1608.03983)."""
+    """Return a step's learning rate: a linear warm-up, then cosine decay to 2% of the peak (arXiv:1608.03983)."""
     cosine = 0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02
     return peak * min(1, (step + 1) / 100) * cosine
 
@@ -47,7 +47,7 @@ def optimise(
     ema_decay: float,
     name: str,
 ) -> None:
-    """Train `modules` on `losses` with AdamW, then replace the weights by their moving average (EMA)."""
+    """Train modules with AdamW, one step per loss. At the end, replace the weights by their moving average (EMA)."""
     params = [p for module in modules for p in module.parameters()]
     optimizer = torch.optim.AdamW(params, betas=(0.9, 0.98), weight_decay=1e-2)
     ema = EMAModel(params, decay=ema_decay)

@@ -107,7 +107,7 @@ class _Sheet:
         return np.asarray(mask, np.float32)[self.wobble] / 255
 
     def glaze(self, coverage: np.ndarray, colour: RGB) -> None:
-        """Paint a transparent wash over `coverage`: uneven, denser in the paper's grain and at the rim."""
+        """Paint an uneven, transparent wash over an area. The wash is denser in the paper's grain and at the rim."""
         soft = _blur(coverage, 1.0 * self.unit)
         rim = np.clip(soft - _blur(coverage, 3.2 * self.unit), 0, 1) * soft
         flow = 0.42 * (self._noise(5) - 0.5) + 0.22 * (self._noise(11) - 0.5)
@@ -115,7 +115,7 @@ class _Sheet:
         self.colour = self.colour * (1 - density * (1 - _pigment(colour)))
 
     def paint(self, coverage: np.ndarray, layer: Layer, *, outline: bool) -> None:
-        """Paint a layer over `coverage`: lift most paint below, then add a wash, or ink if the layer is DARK."""
+        """Paint an area as a wash, or as ink if the layer is DARK. Most earlier paint in the area is removed."""
         soft = _blur(coverage, 1.0 * self.unit)[..., None]
         self.colour = self.colour * (1 - 0.93 * soft) + self.paper * 0.93 * soft
         self.ink *= 1 - 0.95 * _blur(coverage, 0.5 * self.unit)  # hides the lines behind
@@ -127,7 +127,7 @@ class _Sheet:
             self.ink = np.maximum(self.ink, self._line(coverage))
 
     def _line(self, coverage: np.ndarray) -> np.ndarray:
-        """Return a mask of an ink line along the edge of `coverage`, with gaps."""
+        """Return a mask of an ink line, with gaps, along the edge of an area."""
         edge = _blur(coverage, 0.8 * self.unit)
         edge = 4 * edge * (1 - edge) - 0.3
         return np.clip(edge * 1.6, 0, 1) * (0.5 + 0.6 * self._noise(self.n // 4))
@@ -140,7 +140,7 @@ class _Sheet:
 
 
 def _pigment(colour: RGB) -> np.ndarray:
-    """Return the shares of red, green and blue light that a wash of `colour` lets through, from 0 to 1."""
+    """Return the shares (0 to 1) of red, green and blue light that a wash of this colour lets through."""
     rgb = np.array(colour, np.float32) / 255
     grey = rgb.mean()
     return np.clip(grey + (rgb - grey) * 0.86, 0, 1) * 0.9 + 0.08

@@ -77,7 +77,7 @@ TEXT_WIDTH = 96
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Build an untrained UNet of three levels (32, 16 and 8 latents wide), two of them with cross-attention."""
+    """Build an untrained UNet of three levels (32, 16 and 8 latents wide). Two levels have cross-attention."""
     return UNet2DConditionModel(
         sample_size=SIZE_PX // 4,
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
@@ -119,7 +119,7 @@ def new_pipeline(vae: AutoencoderKL) -> StableDiffusionPipeline:
 
 @torch.no_grad()
 def scale_unseen_embeddings(text_encoder: CLIPTextModel, seen_ids: Tensor) -> None:
-    """Scale up the embeddings of tokens not in `seen_ids`, so that these tokens affect the encoder's output.
+    """Scale up the embeddings of tokens unseen in training, so that these tokens affect the text encoder's output.
 
     Stable Diffusion's encoder has seen every word; here an unseen word would otherwise hardly change the conditioning,
     and no fine-tune could make it switch a style on.
@@ -156,7 +156,7 @@ def learn_looks(pipeline: StableDiffusionPipeline) -> None:
 def _train_course(
     pipeline: StableDiffusionPipeline, course: Course, pixels: Tensor, captions: list[str]
 ) -> Tensor:
-    """Train the text encoder and the UNet for one stage, and return the captions' token ids.
+    """Train the text encoder and the UNet for one stage. Return the token ids of the training captions.
 
     The loss is Ho et al. 2020's with min-SNR weights (Hang et al. 2023, gamma 5), caption dropout and noise offset.
     """
@@ -190,7 +190,7 @@ def _train_course(
 
 
 def pretrain(seed: int, out: Path, work: Path) -> None:
-    """Train the tiny base model, and write the fp16 pipeline to `out`. Stages saved in `work` are reused."""
+    """Train the tiny base model, and save the fp16 pipeline to a folder. Stages saved by an earlier run are reused."""
     vae_folder, flat_folder = work / "vae", work / "flat"
     if not vae_folder.is_dir():
         train_autoencoder(seed, VAE_STEPS, VAE_SCENES).save_pretrained(vae_folder)

@@ -35,7 +35,7 @@ WEIGHTS = Path("build/judge.safetensors")
 
 
 class Judge(nn.Module):
-    """A CNN from images (N, 3, 64, 64) in -1..1 to logits (N, 20) of animal, colour, place and style."""
+    """A CNN that maps images (N, 3, 64, 64) in -1..1 to logits (N, 20) of animal, colour, place and style."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def make_labels(scenes: list[Scene], style: str) -> Tensor:
 
 
 def train_judge(steps: int = 1500, flat: int = 6000, watercolour: int = 1200) -> Judge:
-    """Train a Judge on drawn scenes, with noise and blur, so that it generalises to blurry samples."""
+    """Train a Judge on drawn scenes. Added noise and blur prepare the Judge for blurry images."""
     torch.manual_seed(0)
     pictures, right = [], []
     for style, count, begin in (("flat", flat, 0), ("watercolour", watercolour, 500_000)):
@@ -95,7 +95,7 @@ def _losses(judge: Judge, pictures: Tensor, right: Tensor, flat: int) -> Iterato
 
 
 def load_judge() -> Judge:
-    """Load the Judge from the file WEIGHTS, or train and save a Judge if the file is missing."""
+    """Load the Judge from the file WEIGHTS. If the file is missing, train and save a Judge."""
     if not WEIGHTS.is_file():
         WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
         save_file(train_judge().state_dict(), WEIGHTS)
@@ -105,7 +105,7 @@ def load_judge() -> Judge:
 
 
 def held_out_scenes(count: int) -> list[Scene]:
-    """Return `count` scenes of the held-out (colour, animal) pairs, each pair equally often."""
+    """Return `count` scenes that show the held-out (colour, animal) pairs equally often."""
     seeds = itertools.count(JUDGE_SCENES_FROM + 900_001)
     scenes = (random_scene(seed, held_out=True) for seed in seeds)
     pairs = itertools.islice(itertools.cycle(HELD_OUT_PAIRS), count)
@@ -113,7 +113,7 @@ def held_out_scenes(count: int) -> list[Scene]:
 
 
 def sample(model: str, prompts: list[str], guidance_scale: float, steps: int) -> list[Image.Image]:
-    """Generate an image for each prompt with the pipeline `model`, each from a different seed."""
+    """Generate one image per prompt with the given pipeline. Each image has its own seed."""
     pipeline = sample_fast(load_pipeline(model, torch.float32))
     settings = {"guidance_scale": guidance_scale, "num_inference_steps": steps}
     images = []
@@ -130,7 +130,7 @@ def pixels_of(images: list[Image.Image]) -> Tensor:
 
 
 def accuracies(judge: Judge, pixels: Tensor, scenes: list[Scene], style: str) -> dict[str, float]:
-    """Return the judge's accuracy on each attribute of images drawn from `scenes`."""
+    """Return {attribute: accuracy}. Accuracy is the share (0 to 1) of images that the judge classifies correctly."""
     right, named = make_labels(scenes, style), judge.predict(pixels)
     hits = [named[name] == right[:, i] for i, name in enumerate(ANSWERS)]
     return {name: float(hit.float().mean()) for name, hit in zip(ANSWERS, hits, strict=True)}

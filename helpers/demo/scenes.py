@@ -28,7 +28,7 @@ HELD_OUT_PAIRS = (
 
 
 class Figure(NamedTuple):
-    """A coloured animal or thing: `Figure("blue", "cat")`."""
+    """A coloured animal or thing, such as `Figure("blue", "cat")`."""
 
     colour: str
     name: str
@@ -59,7 +59,7 @@ class Scene:
 
 
 def random_scene(seed: int, *, held_out: bool | None = False) -> Scene:
-    """Return the random scene of a seed. `held_out` tells whether to use a pair of HELD_OUT_PAIRS; None allows both."""
+    """Return a seed's random scene. `held_out` requires (True), forbids (False) or allows (None) a held-out animal."""
     rng = Random(seed)
     place = rng.choice(list(PLACES))
     thing = Figure(name=rng.choice(list(THINGS)), colour=rng.choice(list(COLOURS)))
@@ -72,7 +72,7 @@ def random_scene(seed: int, *, held_out: bool | None = False) -> Scene:
 
 
 def layers(scene: Scene) -> list[Layer]:
-    """Return a scene's layers from back (the sky) to front, in coordinates from 0 to 1."""
+    """Return a scene's layers in painting order, from back (the sky) to front. Coordinates run from 0 to 1."""
     rng = Random(f"{scene.seed} layout")
     ground_y = rng.uniform(0.86, 0.92)
     painted = PLACES[scene.place](rng)

@@ -1,4 +1,4 @@
-"""Animals, things and landscapes, drawn as coloured shapes in layers, which are painted in order.
+"""Animals, things and landscapes as coloured shapes, in layers that are painted in order.
 
 An animal or thing is drawn in a box from -1 to 1 (y points down), and placed by scenes.py.
 """
@@ -39,7 +39,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layer:
-    """Shapes of one colour, painted together; if `inked`, outlined in the watercolour style."""
+    """Shapes of one colour, painted together. If `inked`, the watercolour style outlines the shapes."""
 
     colour: RGB
     shapes: tuple[Shape, ...]
@@ -51,7 +51,7 @@ def _dark(colour: RGB) -> RGB:
 
 
 def _light(colour: RGB, share: float = 0.5) -> RGB:
-    """Return `colour` mixed with white, of which `share` (0 to 1) is the proportion."""
+    """Return a colour lightened with white. `share` is the fraction of white, 0 to 1."""
     return tuple(round(value + (255 - value) * share) for value in colour)
 
 

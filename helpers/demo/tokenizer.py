@@ -1,4 +1,4 @@
-"""Train the tiny base model's tokenizer, CLIP's byte-pair encoding (Radford et al. 2021), on demo captions."""
+"""Train the tiny base model's tokenizer on demo captions, by CLIP's byte-pair encoding (Radford et al. 2021)."""
 
 import json
 
@@ -16,7 +16,7 @@ SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """Return a CLIPTokenizer with a token for each word of the demo's captions, and bytes for other text."""
+    """Return a CLIPTokenizer with a token for each word of the demo's captions, and a token for each byte."""
     merges, vocab = _train_bpe()
     for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocab.setdefault(byte, len(vocab))

@@ -8,7 +8,7 @@ FOLDER = Path(__file__).parents[2] / "assets" / "figures"
 
 
 def show_figure(name: str) -> Image.Image:
-    """Return assets/figures/NAME.png as an image, or an image of a line of text if the file is missing."""
+    """Return the image assets/figures/NAME.png. If the file is missing, return an image that says so."""
     path = FOLDER / f"{name}.png"
     if path.is_file():
         return Image.open(path)

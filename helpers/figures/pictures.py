@@ -112,7 +112,7 @@ def stack(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
 def contact_sheet(
     paths: Iterable[Path], columns: int = 10, most: int = 60, cell_px: int = 96
 ) -> Image.Image:
-    """Draw a grid of at most `most` image files, evenly picked from `paths`."""
+    """Draw image files in a grid. A longer list is thinned evenly to `most` files."""
     images = [open_rgb(path) for path in evenly(list(paths), most)]
     return grid(images, max(1, min(columns, len(images))), cell_px=cell_px)
 

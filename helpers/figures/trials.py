@@ -23,7 +23,7 @@ COLOURS = ("#d1495b", "#8b6fa8", "#c9c0d0")  # the best, other complete ones, pr
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A sweep trial's settings and results. `value` is the validation loss, or None without a result."""
+    """A sweep trial's settings and results. `value` is the validation loss, or None if there is no result."""
 
     number: int
     state: str  # complete, pruned, running, waiting
@@ -43,7 +43,7 @@ class TrialRow:
 
 
 def read_trials(run: Run) -> list[TrialRow]:
-    """Return the sweep's trials in order of state and validation loss, or [] if the run has no sweep."""
+    """Return the sweep's trials, sorted by state and then by validation loss, or [] if the run has no sweep."""
     if not run.sweep_table.is_file():
         return []
     rows = [TrialRow(**row) for row in read_json(run.sweep_table)]
@@ -71,7 +71,7 @@ def table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
 
 
 def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
-    """Plot the trials twice: settings and loss in parallel coordinates, and validation loss over images seen."""
+    """Draw two plots of the trials: parallel coordinates of settings and loss, and validation loss over images seen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7.2), dpi=110, layout="constrained")
@@ -91,7 +91,7 @@ def plot_trials(rows: Sequence[TrialRow]) -> Image.Image:
 
 
 def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
-    """Write each trial's number at the end of its loss curve, without overlap."""
+    """Label each trial's loss curve with the trial's number, at the curve's end and without overlap."""
     low, high = axes.get_ylim()
     for step in {row.curve[-1][0] for row in rows}:
         here = sorted((r for r in rows if r.curve[-1][0] == step), key=lambda r: r.curve[-1][1])
@@ -102,7 +102,7 @@ def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None
 
 
 def spread_labels(heights: Sequence[float], gap: float = 0.06) -> list[float]:
-    """Move ascending label heights (0 to 1) at least `gap` apart. If that does not fit, space the labels evenly."""
+    """Move ascending label heights (0 to 1) at least `gap` apart. Labels with too little room are spaced evenly."""
     gap = min(gap, 1 / max(len(heights) - 1, 1))
     raised = list(accumulate(heights, lambda below, height: max(height, below + gap)))
     # heights raised above 1 come down again
@@ -118,7 +118,7 @@ def _style(row: TrialRow, best: TrialRow | None) -> dict[str, Any]:
 
 
 def _draw_coordinates(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None) -> None:
-    """Draw parallel coordinates: a vertical axis for each setting and the loss, and a line for each trial."""
+    """Plot trials in parallel coordinates: one line per trial, across a vertical axis for each setting and the loss."""
     names = [*(rows[0].params if rows else ()), "validation loss"]
     columns = [[{**r.params, "validation loss": r.value}[name] for r in rows] for name in names]
     places = [_places(column) for column in columns]
@@ -142,7 +142,7 @@ def _label(value: Any, digits: str = ".4g") -> str:
 
 
 def _places(column: Sequence[Any]) -> list[float]:
-    """Scale values to 0..1. Words go by rank, and positive numbers over a range of 10x or more by logarithm."""
+    """Scale numbers to 0..1, and words by alphabetical rank. Numbers > 0 that span a factor of 10 get a log scale."""
     if not all(type(v) in (int, float) for v in column):
         words = sorted({str(v) for v in column})
         column = [words.index(str(v)) for v in column]
@@ -153,7 +153,7 @@ def _places(column: Sequence[Any]) -> list[float]:
 
 
 def stack_previews(run: Run, rows: Sequence[TrialRow], max_trials: int = 12) -> Image.Image | None:
-    """Return the last previews of up to `max_trials` trials as one image, or None if there is no preview."""
+    """Stack each trial's last preview into one image (`max_trials` trials at most). Without previews, return None."""
     previews = [(row, run.trial(row.number).preview_files()) for row in rows]
     shown = [(row, files[-1]) for row, files in previews if files][:max_trials]
     titles = [

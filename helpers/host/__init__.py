@@ -1,1 +1,1 @@
-"""The machine (Colab, device, packages), and safe pushes to the Hugging Face Hub."""
+"""Modules about the machine (Colab, device, packages), and for safe pushes to the Hugging Face Hub."""

@@ -26,7 +26,7 @@ SHOWN = ("source", "captioner", "model", "mode", "preset", "method", "mixed_prec
 
 
 def about(run: Run | None = None) -> str:
-    """Return the text for a bug report: versions, the machine, and a run's settings that are not the defaults."""
+    """Return the text for a bug report: versions, the machine, and a run's settings that differ from the defaults."""
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     own_version = project.split('version = "', 1)[1].split('"', 1)[0]
     lines = [

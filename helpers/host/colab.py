@@ -1,4 +1,4 @@
-"""Access to Google Colab: its Drive, its Secrets, and whether a user can be asked. No other module knows Colab."""
+"""Access to Google Colab: Drive, Secrets, and whether a user is there to answer. No other module calls Colab."""
 
 import importlib.util
 import math
@@ -36,7 +36,7 @@ def on_colab() -> bool:
 
 
 def is_attended() -> bool:
-    """Return True if a user can answer a prompt, since a Jupyter server on Colab started this kernel.
+    """Return True if this kernel runs on Colab with a user who can answer prompts.
 
     Elsewhere `drive.mount` waits two minutes for an answer, even if Drive is mounted already, and Secrets ten seconds.
     """
@@ -47,7 +47,7 @@ def is_attended() -> bool:
 
 
 def mount_drive() -> bool:
-    """Mount Google Drive if a user can be asked, and return True if the mirror's folder is available.
+    """Mount Google Drive if a user is there to allow it. The result tells whether the mirror's folder is available.
 
     A user who refused is not asked again. Raises RunError if RUNS_MIRROR names a folder that cannot be made.
     """
@@ -66,7 +66,7 @@ def is_there() -> bool:
 
 
 def _make_mirror_folder() -> None:
-    """Create the folder that RUNS_MIRROR names. Raises RunError if that fails, or if Drive is not mounted there."""
+    """Create the mirror's folder, which RUNS_MIRROR names. Raises RunError if the folder cannot be made."""
     if MOUNT in (DRIVE, *DRIVE.parents) and not GOOGLES.is_dir():
         raise RunError(
             f"RUNS_MIRROR is {DRIVE}, where Google Drive is not mounted: mount it, or name a folder elsewhere"
@@ -80,13 +80,13 @@ def _make_mirror_folder() -> None:
 
 
 def why_not_there(path: Path) -> str:
-    """Return a hint to mount Google Drive if `path` is on a Drive that is not mounted, else ""."""
+    """Return a hint to mount Google Drive if a path needs that, and "" otherwise."""
     is_on_drive = MOUNT in path.absolute().parents and not GOOGLES.is_dir()
     return "; Google Drive is not mounted: run Setup again and allow it" if is_on_drive else ""
 
 
 def name_of_place() -> str:
-    """Return the mirror's name for messages: "Google Drive", or the folder that RUNS_MIRROR names."""
+    """Return the name of the mirror's place for messages: "Google Drive", or the path of the user's own folder."""
     return "Google Drive" if IS_GOOGLES else str(DRIVE)
 
 
@@ -100,7 +100,7 @@ def drive_free_bytes() -> float:
 
 @cache
 def _ask_for_drive() -> str:
-    """Ask the user once to mount Drive, and return the error, or "" if there is none."""
+    """Ask the user, once only, to mount Google Drive, and return the error message ("" after success)."""
     from google.colab import drive
 
     try:
@@ -111,7 +111,7 @@ def _ask_for_drive() -> str:
 
 
 def drive_words() -> str:
-    """Mount Google Drive, asking even after a refusal, and return a line on the result. Raises as `mount_drive`."""
+    """Ask to mount Drive, even after a refusal, and describe the result. Raises RunError if RUNS_MIRROR is unusable."""
     _ask_for_drive.cache_clear()
     if mount_drive():
         free = f"{drive_free_bytes() / 1e9:.0f} GB free"
@@ -121,7 +121,7 @@ def drive_words() -> str:
 
 
 def secret(name: str) -> str:
-    """Return a secret from the environment or Colab's Secrets, redacted from now on. Raises RunError if not set."""
+    """Return a secret from the environment or Colab's Secrets, or raise RunError. Later output redacts the secret."""
     value = os.environ.get(name) or (_ask_for_secret(name) if is_attended() else None)
     if value:
         return register_secret(name, value)
@@ -137,7 +137,7 @@ def secret(name: str) -> str:
 
 
 def _ask_for_secret(name: str) -> str | None:
-    """Return a value of Colab's Secrets, or None if missing. Raises RunError if this notebook may not read them."""
+    """Return a secret from Colab's Secrets, or None if the secret is missing. Raises RunError if access is refused."""
     from google.colab import userdata
 
     try:

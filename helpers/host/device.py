@@ -1,4 +1,4 @@
-"""Choose device, precision, attention kernel and CUDA graphs for this machine, each with a reason."""
+"""Choose the device, precision, attention kernel and use of CUDA graphs for this machine, and give the reasons."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """The device, precision, attention kernel and use of CUDA graphs. Printing shows the reason for each."""
+    """The chosen device, precision, attention kernel and use of CUDA graphs. Printing it shows the reasons."""
 
     device: torch.device
     precision: str  # no, fp16 or bf16, as accelerate names it
@@ -27,7 +27,7 @@ class Device:
         return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
 
     def autocast(self) -> AbstractContextManager:
-        """Return a torch.autocast context for the precision, or a null context for float32."""
+        """Return a torch.autocast context for the chosen precision. For float32, the context does nothing."""
         if self.precision == "no":
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -89,7 +89,7 @@ def _capture(device: torch.device, wanted: str) -> tuple[bool, str]:
 
 
 def _fault_of_xformers(device: torch.device) -> str:
-    """Return why xformers cannot be used here, or "" after a successful forward and backward pass."""
+    """Return the reason why xformers cannot be used here, or "" if a forward and backward pass succeeds."""
     try:
         if importlib.util.find_spec("xformers") is None:
             return "is not installed"
@@ -105,7 +105,7 @@ def _fault_of_xformers(device: torch.device) -> str:
 
 
 def memory_gb() -> float:
-    """Return this process's memory in GB: reserved GPU memory, or the peak of main memory without a GPU."""
+    """Return this process's memory use in GB: reserved GPU memory, or peak main memory if there is no GPU."""
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved() / GB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB

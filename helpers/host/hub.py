@@ -1,4 +1,4 @@
-"""Push to the Hugging Face Hub safely: private first, checked afterwards, with errors in one line."""
+"""Push safely to the Hugging Face Hub: repositories start private, pushes are checked, and errors are one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from helpers.host.colab import secret
 
 
 def open_hub() -> HfApi:
-    """Return a Hub client with the token of a login, the environment or Colab. Raises RunError without a token."""
+    """Return a Hub client with a token from a login, the environment or Colab. Raises RunError if there is no token."""
     return HfApi(token=register_secret("HF_TOKEN", get_token() or secret("HF_TOKEN")))
 
 
 def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | ModelInfo:
-    """Create a private Hub repository, or check an existing one. Raises RunError if the repository is not private."""
+    """Create a private Hub repository, or use an existing one. Raises RunError if the repository is not private."""
     try:
         if api.repo_info(hub_id, repo_type=repo_type).private is not True:
             raise RunError(
@@ -36,7 +36,7 @@ def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | Model
 
 
 def release(api: HfApi, hub_id: str, repo_type: str, files: set[str], *, private: bool) -> str:
-    """Check that a push is complete, make the repository public if asked, and return a line on the result.
+    """Check that a Hub push is complete, make the repository public if requested, and describe the result in a line.
 
     Raises RunError if a file is missing, or the visibility is not as requested.
     """
@@ -57,7 +57,7 @@ def release(api: HfApi, hub_id: str, repo_type: str, files: set[str], *, private
 
 @contextmanager
 def hub_errors(hub_id: str) -> Iterator[None]:
-    """Turn every error of the Hub or the network inside this context into a RunError of one line."""
+    """Turn every exception inside this context into a one-line RunError about the Hub."""
     try:
         yield
     except RunError:

@@ -1,4 +1,4 @@
-"""The GitHub address and release tag of this repository, which `python -m helpers.colab OWNER/NAME [REF]` changes."""
+"""The GitHub address and release tag of this repository. `python -m helpers.colab OWNER/NAME [REF]` changes both."""
 
 import re
 import sys
@@ -21,7 +21,7 @@ def badge(notebook: str) -> str:
 
 
 def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[Path]:
-    """Write an address, and the tag or branch to clone, into badges and clone lines; return the changed files.
+    """Put another GitHub address and tag (or branch) into all badges and clone commands, and return the changed files.
 
     Raises RunError for names that GitHub does not allow.
     """

@@ -27,7 +27,7 @@ NO_ANSWER = re.compile(r"connection broken by '(.*?)': /|(Could not fetch URL .*
 
 
 def set_up() -> str:
-    """Install missing packages and mount Drive, on Colab only, and return a description of the machine.
+    """Return a description of the machine. On Colab, missing packages are installed and Drive is mounted first.
 
     A rerun asks again for a Drive that was refused. Raises RunError if installing fails.
     """
@@ -42,7 +42,7 @@ def set_up() -> str:
 
 
 def installed_words(has_gpu: bool) -> str:
-    """Install missing packages, and return a line that lists them. Only packages for a GPU may fail."""
+    """Install missing packages, and return a text that lists them. If a GPU package fails, the text says so."""
     came, without = install("-r", "requirements.txt"), []
     for name in Path("requirements-gpu.txt").read_text().splitlines() if has_gpu else []:
         try:
@@ -53,7 +53,7 @@ def installed_words(has_gpu: bool) -> str:
 
 
 def gpu_words() -> str:
-    """Return the first GPU's name and memory by nvidia-smi, or "" without a GPU."""
+    """Return the name and memory of the first GPU, as nvidia-smi reports them, or "" if there is no GPU."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         name, mebibytes = subprocess.check_output(query, text=True).splitlines()[0].split(", ")
@@ -63,7 +63,7 @@ def gpu_words() -> str:
 
 
 def install(*what: str) -> list[str]:
-    """Run `pip install` with torch pinned, and return the newly installed packages. Raises RunError if pip fails."""
+    """Install packages by pip without changing torch, and return what was installed. Raises RunError if pip fails."""
     with tempfile.TemporaryDirectory() as folder:
         report, pins = Path(folder) / "report.json", Path(folder) / "pins.txt"
         pins.write_text(f"torch=={torch}\n" if (torch := package_version("torch")) else "")
@@ -80,14 +80,14 @@ def install(*what: str) -> list[str]:
 
 
 def _reason(said: str) -> str:
-    """Return the network error in pip's error output if the index did not answer, else the last line."""
+    """Return why pip failed: the last line of its output, or the network error if the package index did not answer."""
     last = (said.strip().splitlines() or ["no reason given"])[-1]
     found = NO_ANSWER.search(said) if "No matching distribution" in last else None
     return f"the package index does not answer ({found[1] or found[2]})" if found else last
 
 
 def runtime_words() -> str:
-    """Return a line that compares the installed versions with those of the tested Colab image."""
+    """Return a line on how the installed package versions differ from those of the tested Colab image."""
     python = ".".join(platform.python_version_tuple()[:2])
     images = {}
     for block in CHECKED.read_text(encoding="utf-8").strip().split("\n\n"):

@@ -38,7 +38,7 @@ MAX_IN_ROW = 6  # prompts that a preview shows side by side
 
 @dataclass(frozen=True)
 class PromptRows:
-    """Pictures of the same prompts and seeds by the base model, and by the tuned model with and without suffix."""
+    """Three rows of pictures with equal prompts and seeds: base model, tuned model, tuned model without suffix."""
 
     prompts: list[str]  # without the suffix
     base: list[Image.Image]
@@ -83,7 +83,7 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
 
 
 def figures_table(figures: dict[str, Any]) -> "Styler":
-    """Return the main results of report.json as a table of name, value and how to read the value."""
+    """Return the main results of report.json as a table of names, values and explanations."""
     import pandas as pd
 
     loss, gain, switch = (figures[k] for k in ("validation_loss", "style_gain", "suffix_switch"))
@@ -105,7 +105,7 @@ def figures_table(figures: dict[str, Any]) -> "Styler":
 
 
 def _describe_metrics(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield (name, value, how to read the value) for each metric."""
+    """Yield (name, value, explanation) for each metric."""
     for key, metric in load_metrics().items():
         found = figures[key]
         if reason := found.get("left_out"):
@@ -130,7 +130,7 @@ def _sweep(run: Run) -> dict[str, Any] | None:
 
 
 def _read_settings(trained: Trained, stage: str) -> dict[str, Any]:
-    """Return a stage's settings, with absolute paths cut to their last part, since the page may be shared."""
+    """Return a stage's settings. Absolute paths are cut to their last part, since the page may be shared."""
     path = trained.run.config(stage)
     settings = trained.settings if stage == "train" else read_json(path) if path.is_file() else {}
     return {k: Path(v).name if str(v).startswith(("/", "~")) else v for k, v in settings.items()}
@@ -152,7 +152,7 @@ def _preview_steps(trained: Trained, max_count: int = 10) -> list[tuple[int, str
 def _similar_pairs(
     copies: dict[str, Any] | None, samples: list[Image.Image], train: list[Image.Image]
 ) -> list[dict[str, Any]]:
-    """Return the samples most similar to a training image, each drawn next to that image."""
+    """Return the generated pictures that are most similar to a training image, each drawn beside that image."""
     if not copies:
         return []
     shown = [image for image in samples if not is_blocked(image)]

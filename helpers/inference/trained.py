@@ -1,4 +1,4 @@
-"""Read the settings, images and losses of the training that made a run's model, as 04 recorded them."""
+"""Read notebook 04's record of the training that made a run's model: settings, images and losses."""
 
 import re
 from contextlib import suppress
@@ -64,7 +64,7 @@ class Trained:
 
     @property
     def log(self) -> list[dict[str, float]]:
-        """This training's rows in train_log.jsonl, or only validation losses if another training replaced the file."""
+        """This training's log rows. If another training has replaced train_log.jsonl, only validation losses remain."""
         if self._owns_log:
             rows = read_log(self.run.train_log)
             return [row for row in rows if row["step"] <= self.verdict["steps"]]
@@ -77,7 +77,7 @@ class Trained:
         return not self.curve or found[: len(self.curve)] == self.curve
 
     def previews(self) -> list[Path]:
-        """Return this training's preview files in order of step, or [] if another training replaced the files."""
+        """Return this training's preview files in order of step, or [] if another training replaced them."""
         files = self.run.preview_files() if self._owns_log else []
         return [path for path in files if int(path.stem[5:]) <= self.verdict["steps"]]
 
@@ -102,7 +102,7 @@ class Trained:
 
 
 def read_trained(run: Run) -> Trained:
-    """Read the record of a model's training. Raises RunError if 04 has not ended, or verdict.json is corrupt."""
+    """Read the record of a model's training. Raises RunError if training has not ended, or verdict.json is corrupt."""
     verdict = run.read_verdict()
     trained_with = verdict.get("trained_with")  # not in older versions' verdict.json
     trained_with = trained_with if isinstance(trained_with, dict) else {}
@@ -120,7 +120,7 @@ def read_trained(run: Run) -> Trained:
 
 
 def summarize_posts(run: Run) -> dict[str, Any]:
-    """Return a run's numbers of images and posts, and its accounts and permissions as text."""
+    """Count a run's images and posts, and list the run's accounts and permissions as text."""
     posts = list(latest(read_rows(run.posts, Post)).values())
     return {
         "images": len(posts),
@@ -131,7 +131,7 @@ def summarize_posts(run: Run) -> dict[str, Any]:
 
 
 def _read_card_suffix(run: Run) -> str:
-    """Return the suffix that older versions wrote in the model card, or else the dataset's suffix."""
+    """Return the suffix that an older version's model card states, or the dataset's suffix if the card has none."""
     card = run.model / "README.md"
     found = SUFFIX_IN_CARD.search(card.read_text(encoding="utf-8")) if card.is_file() else None
     return found[1] if found else run.read_config("dataset")["suffix"]

@@ -1,4 +1,4 @@
-"""Store a run's small files on Drive in a few tar archives, with an index of their content.
+"""Store a run's small files on Google Drive as a few tar archives, and an index that lists the files.
 
 Drive is slow with thousands of small files and reports its rate limit as a full disk. A change makes one new archive;
 small or mostly outdated archives are merged into it, and deleted once neither slot of the index lists them.
@@ -27,7 +27,7 @@ MAX_FILE_BYTES = 500_000_000  # of a file in one: archives are made in memory
 
 
 def list_small(source: Path, apart: set[str]) -> dict[str, os.stat_result]:
-    """Return a run's small files as {name: os.stat_result}, without the folders `apart`, temporary files and links.
+    """Return a run's small files as {name: os.stat_result}, without links, temporary files and excluded folders.
 
     A file is temporary if its name, or that of a folder above it, starts with a dot.
     """
@@ -66,7 +66,7 @@ def parents_of(name: str) -> set[str]:
 
 
 def _first_incomplete(manifest: Path) -> Path | None:
-    """Return the first file of a manifest that is missing or has another size, or None."""
+    """Return the first file of a manifest that is missing or has a wrong size, or None if all files are complete."""
     with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):  # of a damaged one
         for file, entry in read_json(manifest).items():
             path = manifest.parent / file
@@ -76,7 +76,7 @@ def _first_incomplete(manifest: Path) -> Path | None:
 
 
 def read_small(path: Path) -> bytes:
-    """Read a file's content, without the half-written last line of a .jsonl log."""
+    """Read a file's content. If a .jsonl log ends with a half-written line, that line is left out."""
     content = path.read_bytes()
     if path.suffix == ".jsonl":
         end = content.rfind(b"\n") + 1
@@ -88,7 +88,7 @@ def read_small(path: Path) -> bytes:
 
 
 def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """Yield lists of file names, each of at most ARCHIVE_BYTES in total, or of one larger file."""
+    """Yield groups of file names with at most ARCHIVE_BYTES per group. A larger file is a group of its own."""
     group: list[str] = []
     for name, size in sizes.items():
         if group and sum(sizes[n] for n in group) + size > ARCHIVE_BYTES:
@@ -100,7 +100,7 @@ def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
 
 
 def unpack(tar_path: Path, wanted: dict[str, File], target: Path) -> None:
-    """Extract the wanted files from a tar archive to `target`, if their size and SHA-256 match.
+    """Extract the wanted files from a tar archive to a folder. Files with a wrong size or SHA-256 are skipped.
 
     Everything else in the archive is ignored, and so is the rest of a damaged one.
     """
@@ -118,7 +118,7 @@ def unpack(tar_path: Path, wanted: dict[str, File], target: Path) -> None:
 
 
 class ArchiveSet:
-    """A run's tar archives of small files on Drive, and the index that lists them."""
+    """The tar archives on Drive that hold a run's small files, and the index that lists the files."""
 
     def __init__(self, source: Path, drive: Drive) -> None:
         self.source, self.drive = source, drive
@@ -133,7 +133,7 @@ class ArchiveSet:
         folders: dict[str, Folder],
         broken: Set[str] = frozenset(),
     ) -> list[NotMirrored]:
-        """Copy changed files to Drive in new archives, write the index, and return the errors of single files.
+        """Copy changed files to Drive in new archives, update the index, and return the errors of files that failed.
 
         `found` are all small files here, `folders` what else the index lists. Drive's copies of the `broken` folders
         stay as they are. Raises NotMirrored or OSError if Drive fails.
@@ -150,7 +150,7 @@ class ArchiveSet:
         return [*self.unread, *([NotMirrored(words)] if lost else [])]
 
     def _drop(self, found: dict[str, os.stat_result], broken: Set[str]) -> None:
-        """Remove files that were deleted on this machine from the index. Files that were never here stay in it."""
+        """Remove a file from the index if it was deleted on this machine. Files that were never here stay listed."""
         complete = {name.rsplit("/", 1)[0] for name in found if name.endswith(f"/{MANIFEST}")}
         for name in self.index.files.keys() - found.keys():
             if not {name, *parents_of(name)} & broken and (
@@ -159,7 +159,7 @@ class ArchiveSet:
                 del self.index.files[name]
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
-        """Yield (name, mtime in ns, content) of each named file that can be read."""
+        """Yield (name, mtime in ns, content) of each file in `names`. Files that cannot be read are skipped."""
         for name in names:
             path = self.source / name
             try:
@@ -181,7 +181,7 @@ class ArchiveSet:
         return False
 
     def _corrupt(self) -> list[str]:
-        """Return the archives that do not verify on Drive. Those in `drive.verified` are not read again."""
+        """Return the archives whose content on Drive is wrong or missing. Archives verified earlier are not reread."""
         used = {file.part for file in self.index.files.values()}
         unread = {(name, self.index.parts[name].sha256) for name in used} - self.drive.verified
         return [name for name, sha256 in unread if not self.drive.verify(name, sha256)]
@@ -189,7 +189,7 @@ class ArchiveSet:
     def _add(
         self, names: set[str], found: dict[str, os.stat_result], min_used: float = 0.5
     ) -> None:
-        """Write the named files to new archives on Drive, with the local files of archives that are due for merging."""
+        """Write files to new archives on Drive, and merge small or mostly outdated archives into the new ones."""
         merged = self.index.files_of(self.index.outdated(min_used))
         sizes = {name: found[name].st_size for name in sorted(names | merged & found.keys())}
         try:
@@ -201,7 +201,7 @@ class ArchiveSet:
             raise
 
     def _write(self, names: list[str]) -> None:
-        """Write the named files to a new tar archive on Drive, and add the files and the archive to the index."""
+        """Write files to a new tar archive on Drive, and list the archive and its files in the index."""
         made, read = io.BytesIO(), {}
         with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for name, mtime_ns, content in self._read(names):
@@ -217,7 +217,7 @@ class ArchiveSet:
         self.index.parts[part] = Archive(len(content), sha256, sum(v[0] for v in read.values()))
 
     def publish(self, folders: dict[str, Folder], force: bool = False) -> None:
-        """Write a changed index over the older of its two files on Drive, then delete archives that neither lists."""
+        """Write the index over the older of two index files on Drive, and delete archives that neither file lists."""
         used = {file.part for file in self.index.files.values()}
         parts = {name: archive for name, archive in self.index.parts.items() if name in used}
         self.index = replace(self.index, parts=parts, folders=dict(folders))
@@ -234,7 +234,7 @@ class ArchiveSet:
                     self.drive.remove(copy)
 
     def purge(self, found: dict[str, os.stat_result], folders: dict[str, Folder]) -> None:
-        """Delete every file that is not in `found` from Drive's archives and from both index files."""
+        """Purge Drive of every small file that does not exist locally: in the archives, and in both index files."""
         self.index.files = {n: file for n, file in self.index.files.items() if n in found}
         for problem in self.copy(found, folders):
             raise problem

@@ -23,11 +23,11 @@ GONE = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ECONNABORTE
 
 
 class NotMirrored(Exception):
-    """A file could not be mirrored to Drive; the message says why and what to do."""
+    """The error for a file that could not be mirrored to Drive. The message says why, and what to do."""
 
 
 class Drive:
-    """File operations in a folder on Google Drive; names are relative to that folder.
+    """A folder on Google Drive, with operations on its files. File names are relative to this folder.
 
     Each operation raises OSError if Drive does. The mount point is never created: that would be the local disk.
     """
@@ -59,7 +59,7 @@ class Drive:
             os.fsync(file.fileno())
 
     def remove(self, name: str) -> None:
-        """Delete a file or folder on Drive, truncating each file first. Symbolic links are deleted, not followed."""
+        """Delete a file, folder or link on Drive, after truncating files to 0 bytes. The targets of links stay."""
         path = self.path(name)
         inside = [] if path.is_symlink() else path.rglob("*")
         for file in [path, *inside]:
@@ -75,7 +75,7 @@ class Drive:
         self.path(name).rename(self.path(new))
 
     def size(self, name: str) -> int | None:
-        """Return a file's size in bytes by its metadata, or None if the file is missing."""
+        """Return a file's size in bytes as Drive reports it, or None if the file is missing."""
         try:
             return self.path(name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
@@ -85,7 +85,7 @@ class Drive:
         return shutil.disk_usage(self.path("").parent if self.folder.is_dir() else self.root).free
 
     def is_uploaded(self, name: str) -> bool:
-        """Return True if DriveFS has finished uploading a file, by a file attribute. Other file systems give True."""
+        """Return True unless Drive marks a file as not fully uploaded yet."""
         path = self.path(name)
         self.heard_at = time.monotonic()
         with suppress(AttributeError):  # os.getxattr is Linux's
@@ -105,7 +105,7 @@ class Drive:
         return ""
 
     def holds(self, name: str, sha256: str) -> bool:
-        """Return True if a file, read back from Drive, has this SHA-256."""
+        """Read a file back from Drive, and return True if its SHA-256 matches."""
         digest = hashlib.sha256()
         try:
             for chunk in self.read(name):
@@ -115,14 +115,14 @@ class Drive:
         return digest.hexdigest() == sha256
 
     def verify(self, name: str, sha256: str) -> bool:
-        """Read a file back, and return True if it has this SHA-256 and its upload has ended; note it in `verified`."""
+        """Read a file back from Drive. If its SHA-256 matches and it is uploaded, note this and return True."""
         is_there = self.holds(name, sha256) and self.is_uploaded(name)
         if is_there:
             self.verified.add((name, sha256))
         return is_there
 
     def put(self, name: str, size: int, sha256: str, chunks: Callable[[], Iterable[bytes]]) -> None:
-        """Write a file to Drive and verify the upload, in up to ATTEMPTS tries.
+        """Write a file to Drive and verify it. At most ATTEMPTS writes are tried.
 
         Raises NotMirrored if the last try does not verify, and OSError if Drive fails.
         """
@@ -143,7 +143,7 @@ class Drive:
         self.put(name, len(content), hashlib.sha256(content).hexdigest(), lambda: [content])
 
     def require_room(self, what: str, size: int) -> None:
-        """Raise NotMirrored if `size` bytes are more than Drive has free."""
+        """Raise NotMirrored if Drive has fewer than `size` free bytes."""
         free = self.free_bytes()
         if size > free:
             raise NotMirrored(
@@ -164,12 +164,12 @@ class Drive:
 
 
 def format_bytes(size: float) -> str:
-    """Format a size in bytes as text, such as `3.4 GB`."""
+    """Format a number of bytes as text, such as `3.4 GB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def explain(error: Exception) -> str:
-    """Return a line that says what an error of Drive means and what to do. For other exceptions, return their text."""
+    """Explain an error of Drive in one line, with advice. For any other exception, return its own message."""
     if not isinstance(error, OSError):
         return str(error)
     if error.errno in FULL:

@@ -1,4 +1,4 @@
-"""The index of a run's mirror on Drive: a JSON list of all mirrored files, archives and folders.
+"""The index of a run's mirror on Drive: a JSON file that lists all mirrored files, archives and folders.
 
 It is written last and read first. Two slots are written in turn, each with its own SHA-256: if a write is lost, cut off
 or renamed, the other slot is intact, and so are the files that it lists. The names of its fields are JSON keys on
@@ -38,7 +38,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Folder:
-    """A checkpoint or model folder in the index: its manifest's SHA-256 and modification time (ns), and its size."""
+    """A checkpoint or model folder in the index: the folder's size, and the SHA-256 and time (ns) of its manifest."""
 
     sha256: str
     mtime_ns: int
@@ -47,7 +47,7 @@ class Folder:
 
 @dataclass
 class Index:
-    """The files, archives (`parts`) and folders on a run's mirror at one moment."""
+    """A list of the files, archives (`parts`) and folders that a run's mirror holds at one moment."""
 
     generation: int = 0
     files: dict[str, File] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Index:
 
     @staticmethod
     def read_all(text: Callable[[str], str]) -> list["Index"]:
-        """Read the index files on Drive, and return the valid indexes (at most two), the newest first.
+        """Read the two index files on Drive, and return the valid ones, the newest first.
 
         `text` returns a file's text by its name. Drive's names for second copies are read too: a listing may be stale.
         """
@@ -75,7 +75,7 @@ class Index:
         return {name for name, file in self.files.items() if file.part in archives}
 
     def outdated(self, min_used: float) -> list[str]:
-        """Return the archives to merge: under SMALL bytes, or with less than the share `min_used` of current files."""
+        """Return the archives to merge: small ones, and those with less than the fraction `min_used` still in use."""
         used = Counter()
         for file in self.files.values():
             used[file.part] += file.size
@@ -91,7 +91,7 @@ def _digest(body: dict) -> str:
 
 
 def copies(name: str) -> tuple[str, str]:
-    """Return a file's name and Drive's name for a second file of the same name: `a.json`, `a (1).json`."""
+    """Return a file's name, and the name that Drive gives to a second copy: `a (1).json` for `a.json`."""
     path = Path(name)
     return name, path.with_name(f"{path.stem} (1){path.suffix}").as_posix()
 
@@ -110,17 +110,17 @@ def _parse(text: str) -> Index | None:
 
 
 def backup_name(name: str) -> str:
-    """Return the name of a folder's backup on Drive, which is the old version until the new one is complete."""
+    """Return the name under which Drive keeps a folder's old version until the new version is complete."""
     return Path(name).with_name(f".{Path(name).name}.old").as_posix()
 
 
 def is_of_series(name: str) -> bool:
-    """Return True if a folder's name ends in a step number, as the name of a checkpoint does."""
+    """Return True if a folder's name ends with a training step, such as `step-000100`."""
     return re.search(r"-\d{6,}$", name) is not None
 
 
 def newest_first(folders: dict[str, Folder], here: Collection[str] = ()) -> list[str]:
-    """Sort folder names, the newest first. Checkpoints are sorted by step number, since clocks differ between machines.
+    """Sort folder names from newest to oldest. Checkpoints are sorted by step number, since machines' clocks differ.
 
     Series and single folders are ordered by the newest time in each. Numbers above all that are `here` belong to an
     earlier training and come last.

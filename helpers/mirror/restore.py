@@ -1,4 +1,4 @@
-"""Restore a run from its mirror on Drive: every file that is missing or outdated on this machine.
+"""Restore a run from its mirror on Drive. Every file that is missing or outdated on this machine is copied.
 
 A file is taken only if it is, byte for byte, what an index on Drive says: the newest index of which every file is
 available, or else what is available of the newest. A file that does not verify is named and left out.
@@ -51,7 +51,7 @@ class Restored:
 
 
 def restore_from(drive: Drive, source: Path) -> Restored:
-    """Restore from Drive the files that are missing or outdated in the local folder `source`.
+    """Restore a local run folder from Drive: copy every file that is missing or outdated locally.
 
     An unreadable file on Drive counts as corrupt. Raises OSError if Drive fails, and RunError if this machine's disk
     does, or if Drive holds a run without its index: a new index would replace the run's folders.
@@ -108,12 +108,12 @@ def _restore(drive: Drive, source: Path, scratch: Path, indexes: list[Index]) ->
 
 
 def _manifests(index: Index) -> dict[str, str]:
-    """Return {name: SHA-256} of the manifests among an index's small files."""
+    """Return all manifest files that an index lists, as {name: SHA-256}."""
     return {n: file.sha256 for n, file in index.files.items() if n.endswith(f"/{MANIFEST}")}
 
 
 def _wanted(source: Path, index: Index) -> dict[str, File]:
-    """Return the small files of an index that are missing or outdated in the local folder `source`.
+    """Return those small files in an index that are missing or outdated in the local run folder.
 
     A folder with a manifest is taken as a whole if its manifest is missing or older; if it is the same, its missing
     files are.
@@ -137,13 +137,13 @@ def _is_older(path: Path, file: File | Folder) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    """Return True if a name from Drive is relative and not empty, and no part of it starts with a dot."""
+    """Return True if a file name from Drive is safe: relative, not empty, and without parts that start with a dot."""
     path = Path(name)
     return not path.is_absolute() and not is_hidden(path) and path.name not in ("", ".")
 
 
 def _replace_small(unpacked: Path, wanted: dict[str, File], source: Path, done: Restored) -> None:
-    """Copy unpacked small files to the local run folder `source`. A folder with a manifest is replaced as a whole."""
+    """Copy unpacked small files to the local run folder. A subfolder with a manifest is replaced as a whole."""
     folders = [n.removesuffix(MANIFEST) for n in wanted if n.endswith(f"/{MANIFEST}")]
     for folder in folders:
         if find_corruption(unpacked / folder) is None:
@@ -164,7 +164,7 @@ def _replace_small(unpacked: Path, wanted: dict[str, File], source: Path, done: 
 
 
 def _continues(path: Path, older: Path) -> bool:
-    """Return True if a local .jsonl log begins with the full content of an older copy. Logs only grow."""
+    """Return True if a local .jsonl log begins with everything that an older copy contains."""
     is_log = path.suffix == ".jsonl" and path.is_file()
     return is_log and path.read_bytes().startswith(older.read_bytes())
 
@@ -194,7 +194,7 @@ def _restore_folder(
 
 
 def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path: Path) -> int:
-    """Copy a folder from Drive to `path`, and return the number of files, or 0 if any file does not verify."""
+    """Copy a folder from Drive, and return the number of files. If a file does not verify, copy none and return 0."""
     listed = json.loads(manifest)
     with suppress(_Unusable), replacing_folder(path, manifest=False) as tmp_path:
         for name, entry in listed.items():
@@ -212,15 +212,15 @@ def _fetch_folder(drive: Drive, place: str, manifest: bytes, mtime_ns: int, path
 
 
 class _Unusable(Exception):
-    """A file on Drive is missing, unreadable or corrupt; other files may be usable."""
+    """The error for a file on Drive that is missing, unreadable or corrupt. Other files may be usable."""
 
 
 class _DriveError(Exception):
-    """An OSError of Drive, wrapped so that `on_disk` does not report an error of the local disk."""
+    """A wrapper for an OSError of Drive. Without it, `on_disk` would report an error of the local disk."""
 
 
 def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> bool:
-    """Copy a file, or Drive's second file of its name, to `target`; return True if its size and SHA-256 verify."""
+    """Copy a file from Drive and verify it. If it is damaged, try its duplicate on Drive. Return True on success."""
     with on_disk("make", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     for copy in copies(name):
@@ -240,7 +240,7 @@ def _fetch(drive: Drive, name: str, size: int, sha256: str, target: Path) -> boo
 
 
 def _read(drive: Drive, name: str) -> Iterator[bytes]:
-    """Yield the chunks of a file on Drive. Raises _Unusable if the file fails, _DriveError if Drive itself fails."""
+    """Read a file on Drive in chunks. Raises _Unusable if only this file cannot be read, _DriveError if Drive fails."""
     try:
         yield from drive.read(name)
     except OSError as error:

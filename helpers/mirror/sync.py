@@ -1,4 +1,4 @@
-"""Restore a run from its mirror (Google Drive or another folder), copy files to the mirror, and delete files there."""
+"""Copy a run's files to and from its mirror (Google Drive or another folder), and delete files on the mirror."""
 
 import logging
 import threading
@@ -41,7 +41,7 @@ def restore(run: Run, follow: bool = True) -> str:
 
 
 def sync(run: Run) -> str:
-    """Copy a run's new files to its mirror, read every file back, and return a line that reports the result."""
+    """Copy a run's new files to its mirror, verify every file there, and return a line that reports the result."""
     mirror = _mirror(run)
     if mirror is None:
         return f"{run.folder} is on this machine alone: Google Drive is not mounted"
@@ -57,7 +57,7 @@ def sync(run: Run) -> str:
 
 
 def sync_before_end(run: Run, max_s: float | None = None) -> str:
-    """Sync for at most `max_s` seconds before the process ends; return the report, or "" if there is no mirror."""
+    """Sync a run for at most `max_s` seconds before the process ends. The report is "" if there is no mirror."""
     if _mirror(run) is None:
         return ""
     reported: list[str] = []
@@ -71,13 +71,13 @@ def sync_before_end(run: Run, max_s: float | None = None) -> str:
 
 
 def sync_soon(run: Run) -> None:
-    """Schedule a background sync if the run has a mirror. Calls made before that sync starts are merged."""
+    """Schedule a background sync if the run has a mirror. Calls made before the sync starts share it."""
     if mirror := _mirror(run):
         mirror.schedule()
 
 
 def delete_remote(run: Run) -> None:
-    """Delete from the mirror the checkpoints and models that were deleted on this machine."""
+    """Delete from the mirror all checkpoints and models that no longer exist on this machine."""
     mirror = _mirror(run)
     if mirror and (problem := mirror.delete_missing()):
         log.warning("%s: %s", run.folder, problem)
@@ -109,6 +109,6 @@ def _mirror(run: Run) -> Mirror | None:
 
 
 def remote_room_bytes(run: Run) -> float:
-    """Return the bytes that a run's checkpoints may fill on the mirror: the free space plus their present size."""
+    """Return how many bytes a run's checkpoints may use on the mirror: the free space plus their present size there."""
     place = colab.DRIVE / colab.FOLDER_ON_DRIVE / run.name / run.checkpoints.name
     return colab.drive_free_bytes() + folder_bytes(place)

@@ -31,7 +31,7 @@ OWNER = "machine.txt"  # on Drive and, hidden, in the run: the machine whose wor
 
 
 class Mirror:
-    """The mirror of the run folder `source` on Drive, written by a background thread.
+    """The mirror of a run's folder on Drive. A background thread writes it.
 
     In the top folders `folder_roots`, a folder with a manifest is copied as a whole. Files that match a glob pattern in
     `skip` are not mirrored.
@@ -50,7 +50,7 @@ class Mirror:
         self._thread: threading.Thread | None = None
 
     def schedule(self) -> int:
-        """Schedule a background sync, and return its ticket number. Calls made before the sync starts are merged."""
+        """Schedule a background sync, and return its ticket number. Calls made before the sync starts share it."""
         with self._turn:
             self._asked += 1
             if self._thread is None or not self._thread.is_alive():
@@ -60,7 +60,7 @@ class Mirror:
             return self._asked
 
     def flush(self) -> str:
-        """Sync now, wait until everything is read back, and return the problem as a line, or "" if none."""
+        """Sync now, wait until every file is read back, and return an error line, or "" on success."""
         self.drive.verified = set()
         self.drive.heard_at = time.monotonic()
         ticket = self.schedule()
@@ -90,7 +90,7 @@ class Mirror:
                 self._turn.notify_all()
 
     def _try(self, act: Callable[[], None]) -> str:
-        """Run `act` under the mirror's lock, and return the error as a line, or "" if none."""
+        """Run a function under the mirror's lock, and return an error line, or "" on success."""
         try:
             with self._round:
                 act()
@@ -102,7 +102,7 @@ class Mirror:
         return ""
 
     def _copy(self, ticket: int) -> None:
-        """Copy the run's changed files to Drive: small files first, then folders, the newest folder first.
+        """Copy the run's changes to Drive. Small files come first, then folders from the newest to the oldest.
 
         A later sync, if one is scheduled meanwhile, copies the older folders.
         """
@@ -122,7 +122,7 @@ class Mirror:
             raise problems[0]
 
     def _scan(self) -> tuple[dict[str, Folder], dict]:
-        """Return the local folders with a manifest as {name: Folder}, and the small files as {name: os.stat_result}.
+        """Return local folders that have a manifest as {name: Folder}, and small files as {name: os.stat_result}.
 
         Folders first: no checkpoint may be ahead of its log.
         """
@@ -155,7 +155,7 @@ class Mirror:
         return here, {n: s for n, s in small.items() if not {n, *parents_of(n)} & self.broken}
 
     def _is_late(self, name: str, small: dict) -> bool:
-        """Return True if a file's folder got its manifest during the listing. The next sync copies that folder."""
+        """Return True if a file's folder was completed during the listing, and is left to the next sync."""
         is_top = name.split("/")[0] in self.folder_roots
         return is_top and any(f"{folder}/{MANIFEST}" in small for folder in parents_of(name))
 
@@ -165,7 +165,7 @@ class Mirror:
     # folders
 
     def _copy_folder(self, name: str, folder: Folder) -> None:
-        """Copy a checkpoint or model folder to Drive, its manifest last.
+        """Copy a checkpoint or model folder to Drive. The manifest is copied last.
 
         Its files are held open, since training may delete it meanwhile.
         """
@@ -187,7 +187,7 @@ class Mirror:
         self.drive.verified.add((name, folder.sha256))
 
     def _back_up(self, name: str, folder: Folder, manifest: bytes) -> None:
-        """Rename a folder's old version on Drive to a backup name. Raises NotMirrored if the new one has no room."""
+        """Keep a folder's old version on Drive as a backup. Raises NotMirrored if the new version does not fit."""
         there = self.drive.text(f"{name}/{MANIFEST}").encode()
         if there == manifest:
             return  # complete, or repaired file by file
@@ -201,7 +201,7 @@ class Mirror:
         self.drive.require_room(name, folder.size)
 
     def _make_room(self, size: int) -> None:
-        """Delete checkpoints from Drive until `size` bytes fit: the oldest first, and none that exists locally.
+        """To free `size` bytes on Drive, delete the oldest checkpoints there that do not exist locally.
 
         The newest complete checkpoint stays.
         """
@@ -215,7 +215,7 @@ class Mirror:
         return {name for name in names if (self.source / name).is_dir()}
 
     def _prune(self, here: dict[str, Folder]) -> None:
-        """Delete checkpoints from Drive that were deleted locally, except the two newest complete ones."""
+        """Delete from Drive all checkpoints that no longer exist locally, except the two newest complete ones."""
         series = {n: folder for n, folder in self._on_drive().items() if is_of_series(n)}
         if not series.keys() - here.keys():
             return
@@ -230,13 +230,13 @@ class Mirror:
             self._delete([name for name in series if name not in {*here, *newest}])
 
     def _files(self, name: str) -> dict[str, dict]:
-        """Return the content of a folder's manifest on Drive, or {} if the index lists another manifest."""
+        """Return the content of a folder's manifest on Drive. If its SHA-256 is not the one in the index, return {}."""
         text = self.drive.text(f"{name}/{MANIFEST}")
         is_listed = hashlib.sha256(text.encode()).hexdigest() == self._on_drive()[name].sha256
         return json.loads(text) if is_listed else {}
 
     def _is_complete(self, name: str) -> bool:
-        """Return True if a folder on Drive matches its manifest. Folders in `drive.verified` are not read again."""
+        """Return True if a folder on Drive matches its manifest. A folder verified earlier is not read again."""
         key = (name, self._on_drive()[name].sha256)
         if key not in self.drive.verified:
             files = self._files(name)
@@ -249,7 +249,7 @@ class Mirror:
         return True
 
     def delete_missing(self) -> str:
-        """Delete from Drive every folder that no longer exists locally; return the problem as a line, or "" if none."""
+        """Delete from Drive all folders that no longer exist locally, and return an error line, or "" on success."""
 
         def act() -> None:
             here, _ = self._scan()
@@ -270,14 +270,14 @@ class Mirror:
     # two machines
 
     def take_over(self) -> str:
-        """Make this machine the mirror's owner; return the problem as a line, or "" if none."""
+        """Make this machine the mirror's owner, and return an error line, or "" on success."""
         return self._try(self._own)
 
     def _own(self) -> None:
         self.drive.put_bytes(OWNER, self._machine().encode())
 
     def _require_owner(self) -> None:
-        """Raise NotMirrored if another machine owns the mirror. A mirror without an owner becomes this machine's."""
+        """Raise NotMirrored if another machine owns the mirror. If no machine owns it, make this machine the owner."""
         theirs = self.drive.text(OWNER)
         if not theirs:
             self._own()
@@ -294,13 +294,13 @@ class Mirror:
         return path.read_text()
 
     def is_of_this_machine(self) -> bool:
-        """Return True if this machine has ever owned the mirror, or no machine owns the mirror."""
+        """Return True if no machine owns the mirror, or if this machine has ever owned it."""
         return (self.source / f".{OWNER}").is_file() or not self.drive.text(OWNER)
 
     # reports and take-down
 
     def words(self) -> str:
-        """Describe what is verified on Drive, such as `up to step 500, 3.4 GB`."""
+        """Describe how much is verified on Drive, as in `up to step 500, 3.4 GB`."""
         if self.archives is None:
             return format_bytes(0)
         known = self.archives.index.parts | self._on_drive()
@@ -311,14 +311,14 @@ class Mirror:
         return f"{step}{format_bytes(sum(entry.size for entry in known.values()))}"
 
     def purge(self) -> None:
-        """Delete from Drive every small file that is not in the local run folder. Raises NotMirrored or OSError."""
+        """Delete from Drive every small file that does not exist locally. Raises NotMirrored or OSError on failure."""
         with self._round:
             here, found = self._scan()
             self.archives.purge(found, self._on_drive() | here)
 
 
 def _open_all(path: Path, folder: Folder, stack: ExitStack) -> dict[str, BinaryIO] | None:
-    """Open a folder's files and return {name: file}, or None if the folder was deleted or replaced meanwhile.
+    """Open all files of a folder as {name: file}. The result is None if the folder was deleted or replaced meanwhile.
 
     Raises NotMirrored if the folder differs from its manifest.
     """

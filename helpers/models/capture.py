@@ -19,7 +19,7 @@ Inputs = dict[str, Tensor]
 
 
 class CudaGraphs:
-    """A recorder of CUDA graphs that share one memory pool. Two of the graphs must never run at the same time."""
+    """A recorder of CUDA graphs that share one memory pool. No two of the graphs may run at the same time."""
 
     def __init__(self) -> None:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
@@ -57,7 +57,7 @@ def _shared_graphs() -> CudaGraphs:
 
 
 class Captured:
-    """A function of tensors that is replayed as a CUDA graph from its second call per input shape on.
+    """A function of tensors. For each input shape, the first call runs it, and later calls replay a CUDA graph.
 
     The function must return a tensor, read no tensor's value in Python, and write anything else to the same address
     at each call. If it cannot be captured, it runs uncaptured and a warning says why.

@@ -35,7 +35,7 @@ SUCCESSORS = {  # repositories with the weights of those that were deleted from 
 
 @lru_cache  # warns once
 def successor(hub_id: str) -> str:
-    """Return the hub id that replaces a deleted repository, with a warning. Other ids are returned unchanged."""
+    """Return the hub id that replaces a deleted repository, and warn. Other ids are returned unchanged."""
     new = SUCCESSORS.get(hub_id, hub_id)
     if new != hub_id:
         words = "%s was deleted from the hub: %s, which has the same weights, is taken"
@@ -86,7 +86,7 @@ def _variant(folder: Path) -> str:
 
 
 def _fetch_single_file(hub_id: str) -> Path:
-    """Download a Hub repository's one-file model; return its folder. Raises ValueError unless there is exactly one."""
+    """Download a Hub repository's one-file model; return its folder. Raises ValueError for none or several files."""
     names = [n for n in list_repo_files(hub_id) if n.endswith(".safetensors") and "/" not in n]
     if len(names) != 1:
         raise ValueError(

@@ -24,7 +24,7 @@ SAFE = re.compile(r"[\w .+/:()#-]{1,200}")  # what is copied from another model'
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as in the Hub's model cards: a licence id, or `other` with a name and a link."""
+    """A licence as in the Hub's model cards: a licence id, or the id `other` with a name and a link."""
 
     license: str
     license_name: str | None = None

@@ -83,7 +83,7 @@ def write_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
 
 
 def read_lora(path: Path) -> Lora:
-    """Read a LoRA file of any version of this project. Raises RunError if the file is not safetensors."""
+    """Read a LoRA file written by any version of this project. Raises RunError if the file is not safetensors."""
     tensors = {_name_in_file(name): tensor for name, tensor in load_file(path).items()}
     with safe_open(path, "pt") as file:
         metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))

@@ -84,7 +84,7 @@ def unet_name(name: str, config: dict[str, Any]) -> str:
 
 
 def vae_to_original(state: State, config: dict[str, Any]) -> State:
-    """Return an AutoencoderKL's weights by their original names, `first_stage_model.*`."""
+    """Rename an AutoencoderKL's weights to the original names, `first_stage_model.*`."""
     levels = len(config["block_out_channels"])
     renamed = {}
     for name, tensor in state.items():
@@ -108,7 +108,7 @@ def _vae_name(name: str, levels: int) -> str:
 
 
 def text_encoder_to_original(state: State, positions: int) -> State:
-    """Return a CLIPTextModel's weights by their original names, `cond_stage_model.transformer.*`.
+    """Rename a CLIPTextModel's weights to the original names, `cond_stage_model.transformer.*`.
 
     The original has the position ids as a tensor of their own.
     """
@@ -131,7 +131,7 @@ def text_model_names(state: State) -> State:
 
 
 def text_encoder_to_openclip(state: State) -> State:
-    """Return a CLIPTextModel's weights by OpenCLIP's names, `cond_stage_model.model.*`, as in Stable Diffusion 2.
+    """Rename a CLIPTextModel's weights as OpenCLIP does in Stable Diffusion 2: `cond_stage_model.model.*`.
 
     Loaders of that format expect one layer more than diffusers has, and a projection, and use neither. Both are
     written, as sd-scripts does, so that no key is missing.

@@ -114,7 +114,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _check_header(header: _Header) -> None:
-    """Raise ValueError unless a file's header is that of a complete text-to-image Stable Diffusion 1 or 2."""
+    """Raise ValueError unless a file's header describes a complete text-to-image model of Stable Diffusion 1 or 2."""
     for prefix, what in REFUSED.items():
         if any(name.startswith(prefix) for name in header):
             raise ValueError(f"it holds {what}")
@@ -150,7 +150,7 @@ def _find_settings(path: Path) -> dict[str, Path]:
 
 
 def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made: Path) -> None:
-    """Write the config files and the tokenizer of a one-file model to the folder `made` in diffusers layout."""
+    """Write the config files and the tokenizer of a one-file model to a folder in diffusers layout."""
     unet, text = (sd.V2_UNET, sd.V2_TEXT) if header.is_v2 else (sd.V1_UNET, sd.V1_TEXT)
     built_in = {
         "unet/config.json": lambda: UNet2DConditionModel.from_config(unet),
@@ -188,7 +188,7 @@ def _fetch_tokenizer(path: Path) -> str:
 
 
 def _scheduler(path: Path, header: _Header, settings: dict[str, Path]) -> Any:
-    """Return the noise scheduler that a one-file model was trained with, by its tensor names, metadata and .yaml.
+    """Return a one-file model's noise scheduler, inferred from tensor names, metadata and .yaml.
 
     Raises ValueError for a Stable Diffusion 2 without any of them: both prediction types have the same weights.
     """

@@ -85,7 +85,7 @@ def empty_models(made: Path) -> dict[str, nn.Module]:
 def rename(
     tensors: dict[str, Tensor], models: dict[str, nn.Module]
 ) -> dict[str, dict[str, Tensor]]:
-    """Rename a one-file model's weights to diffusers' and transformers' names, as {component: weights}.
+    """Return a one-file model's weights under diffusers' and transformers' names, as {component: weights}.
 
     Raises ValueError if a weight of a model in `models` is missing, or has another shape.
     """

@@ -87,7 +87,7 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
 
 
 def _refuse_missing_path(model: str) -> None:
-    """Raise OSError for a missing model whose name looks like a path. The Hub's own error would be about ids."""
+    """Raise OSError for a missing model whose name looks like a path. The Hub's own error would speak only of ids."""
     is_id = HUB_ID.fullmatch(model)
     is_near = "/" in model and Path(model).parent.is_dir()
     if not is_id or is_near or Path(model).suffix in (*PICKLED, ".safetensors"):
@@ -95,7 +95,7 @@ def _refuse_missing_path(model: str) -> None:
 
 
 def _refuse_unsafe(folder: Path) -> None:
-    """Raise ValueError if a model's folder has linked folders, shards other than safetensors, or an adapter."""
+    """Raise ValueError if a model's folder has a link to a folder, shards other than safetensors, or an adapter."""
     files = sorted(folder.rglob("*"))
     # files in a linked folder are loaded, but would not be checked; the Hub's cache links only files
     if linked := [path for path in files if path.is_symlink() and path.is_dir()]:
@@ -127,7 +127,7 @@ def refuse_code(folder: Path) -> None:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """Return the content of a model's JSON config file. Raises ValueError, naming the file, if it is no JSON object."""
+    """Return a model's JSON config file as a dict. Raises a ValueError that names the file if it is no JSON object."""
     name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
     try:
         content = read_json(path)

@@ -1,1 +1,1 @@
-"""Notebook 01: get the images of a source and record where each came from."""
+"""Notebook 01: get the images of a source, and record where each image came from."""

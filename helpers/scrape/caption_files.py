@@ -1,4 +1,4 @@
-"""Read the captions of a folder's images from text files and from lists such as CSV or JSON.
+"""Find the captions of a folder's images in the folder's text files and lists, such as CSV or JSON files.
 
 It reads one text file per image, as kohya's trainers, OneTrainer, Google Takeout and others write it; one per post, as
 instaloader does; and lists (caption_lists.py). A summary says which files were used and which were not; a file that
@@ -39,7 +39,7 @@ SHORTCODE_INDEX = re.compile(r"([A-Za-z0-9_-]{3,64})_(\d{1,2})", re.ASCII)
 
 @dataclass
 class CaptionFiles:
-    """The result of read_captions: a caption per image, and the files to leave out."""
+    """The captions of a folder's images, and the folder's files that are not artworks."""
 
     captions: dict[Path, str]  # by image, on one line
     non_images: set[Path]  # texts, and images that are not art
@@ -49,12 +49,12 @@ class CaptionFiles:
 
 
 def is_text_file(path: Path) -> bool:
-    """Return True if a file is a caption file (.txt), list (.csv, .json) or document (.pdf), by its suffix."""
+    """Return True if a path has the suffix of a caption file (.txt), a list (.csv, .json) or a document (.pdf)."""
     return path.suffix.lower() in (*CAPTION_SUFFIXES, *LIST_SUFFIXES, *DOCUMENT_SUFFIXES)
 
 
 def read_captions(root: Path, files: Sequence[Path], choice: str = "first") -> CaptionFiles:
-    """Return the captions of the images in the folder `root`, read from its text files and lists.
+    """Return the captions of a folder's images, as found in the folder's text files and lists.
 
     `files` are the folder's images, text files and lists. If an image has several captions, `choice` selects one: by
     position ("first", "longest"), or by the name of a suffix or a column. Raises RunError for any other choice.
@@ -63,7 +63,7 @@ def read_captions(root: Path, files: Sequence[Path], choice: str = "first") -> C
 
 
 def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
-    """Return the caption that `choice` selects, or None. `sources` holds an image's captions by suffix or column."""
+    """Choose an image's caption from {suffix or column: captions}. Returns None if there is none to choose."""
     if choice not in POSITIONS:
         return next(iter(sources.get(choice, ())), None)
     found = next((texts for name, texts in sources.items() if _is_default(name) and texts), [])
@@ -76,7 +76,7 @@ def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
 
 
 def check_caption_choice(choice: str, names: Iterable[str]) -> None:
-    """Raise RunError unless `choice` is a position such as "first", or a suffix or column in `names`."""
+    """Raise RunError if `choice` is neither a position, such as "first", nor the name of a suffix or column."""
     known = list(dict.fromkeys(names))
     if choice not in (*POSITIONS, *known):
         raise RunError(
@@ -90,7 +90,7 @@ def _is_default(name: str) -> bool:
 
 
 def some(names: Iterable[str], count: int = 3) -> str:
-    """Return the first `count` names joined by commas, then "and N more" if there are more."""
+    """Return up to `count` names, separated by commas. If there are others, "and N more" follows."""
     names = list(names)
     first = ", ".join(one_line(name)[:80] for name in names[:count])
     return first + (f" and {len(names) - count} more" if len(names) > count else "")
@@ -99,7 +99,7 @@ def some(names: Iterable[str], count: int = 3) -> str:
 def describe_captions(
     used: Counter[str], missing: int, several: int, others: Iterable[str], choice: str
 ) -> list[str]:
-    """Return summary lines: the suffixes or columns that captions come from, and the `others` that were found."""
+    """Return lines that name the suffixes or columns whose captions are used, and others that were found."""
     sources = " and ".join(f"{count} {source}" for source, count in used.most_common())
     lines = [f"captions from {sources}" if sources else f"no captions for {missing} images"]
     if sources and missing:
@@ -112,7 +112,7 @@ def describe_captions(
 
 
 class _ImageIndex:
-    """Look-up of a folder's images by file name or stem, ignoring case and Unicode normalization (NFC or NFD)."""
+    """An index of a folder's images by file name and by stem. Letter case and Unicode form (NFC, NFD) are ignored."""
 
     def __init__(self, root: Path, images: Iterable[Path]) -> None:
         self.root, self.images = root, set(images)
@@ -127,13 +127,13 @@ class _ImageIndex:
                 self.posts[path.parent, fold(match[1])].append(path)
 
     def find_in_folder(self, folder: Path, name: str) -> list[Path]:
-        """Return the images in `folder` called `name`, with or without suffix. Case is ignored unless it matters."""
+        """Return a folder's images with the given file name or stem. An exact match in letter case is preferred."""
         found = self.by_name.get((folder, fold(name)), [])
         exact = [path for path in found if name in (path.name, path.stem)]
         return exact or (found if len({path.stem for path in found}) == 1 else [])
 
     def find_listed(self, folder: Path, name: str) -> list[Path]:
-        """Return the images that a list file in `folder` calls `name`, or [] for an unknown or ambiguous name.
+        """Return the images that a name in a list file refers to, or [] if the name is unknown or ambiguous.
 
         The name is compared with the paths of known images and never opened.
         """
@@ -150,7 +150,7 @@ class _ImageIndex:
 
 
 class _Reader:
-    """The captions of one folder's images, gathered from text files and lists."""
+    """A reader that collects the captions of a folder's images from text files and lists."""
 
     def __init__(self, root: Path, files: Sequence[Path]) -> None:
         self.root = root
@@ -191,11 +191,11 @@ class _Reader:
         return CaptionFiles(captions, non_images, self.posts, self._summary(used, several, choice))
 
     def _default_sources(self, image: Path) -> list[str]:
-        """Return the suffixes and columns that supply an image's captions by default, in order of precedence."""
+        """Return the suffixes and columns that may supply an image's caption by default, the preferred one first."""
         return [name for name, found in self.sources[image].items() if found and _is_default(name)]
 
     def _read_text_files(self) -> list[Path]:
-        """Read the text files that are named like images. Returns the other files that may be lists, such as CSV."""
+        """Read the text files that are named after images. Returns the other files that may be lists, such as .csv."""
         matched: dict[Path, list[Path]] = {}
         for path in self.texts:
             if path.suffix.lower() in PER_IMAGE and (images := self._match_images(path)):
@@ -215,7 +215,7 @@ class _Reader:
         return lists
 
     def _match_text_folders(self, texts: Iterable[Path]) -> dict[Path, list[Path]]:
-        """Match captions/a.txt to a.png by stem. A folder counts if it has no images and half of its texts match."""
+        """Match texts in folders without images to images by stem. At least half of a folder's texts must match."""
         with_images = {path.parent for path in self.images}
         folders: dict[Path, list[Path]] = defaultdict(list)
         for path in texts:
@@ -229,7 +229,7 @@ class _Reader:
         return matched
 
     def _match_images(self, path: Path) -> list[Path]:
-        """Return the images that a text file is named after: one image, or all images of a post."""
+        """Return the images that a text file is named after: one image, or all images of one post."""
         folder, name = path.parent, path.name[: -len(path.suffix)]
         if found := self.index.find_in_folder(folder, name):
             return found
@@ -253,7 +253,7 @@ class _Reader:
                 self.labels[image, suffix] = f"{suffix} of posts" if is_post else suffix
 
     def _add_record(self, image: Path, record: Record, label: str) -> int:
-        """Add the captions in `record` to `image`, and return the number of columns that are used by default."""
+        """Add a record's captions to an image. Returns the number of columns whose captions are used by default."""
         columns = [column for column in record if isinstance(column, str)]
         count = 0
         for column in sorted(columns, key=lambda c: 99 if rank(c) is None else rank(c)):
@@ -265,7 +265,7 @@ class _Reader:
         return count
 
     def _read_list(self, path: Path) -> None:
-        """Add the captions in the list file `path` to the images that its rows name by file name or stem.
+        """Read a list file, and add each row's captions to the images that the row names.
 
         Stems alone count only if they match at least half of the rows and of the images.
         """
@@ -297,7 +297,7 @@ class _Reader:
             )
 
     def _parse_list(self, path: Path, find: Finder) -> Table:
-        """Return the rows and image-name column of a list file, or ([], "") without such a column."""
+        """Parse a list file into (rows, column with image names). Returns ([], "") if there is no such column."""
         try:
             if path.suffix.lower() != ".parquet":
                 for _, text in self._read_texts([path], MAX_LIST_BYTES):
@@ -309,13 +309,13 @@ class _Reader:
         return [], ""
 
     def _may_read(self, path: Path, max_bytes: int) -> bool:
-        """Return True if a file has at most `max_bytes` bytes and is no link to outside the folder."""
+        """Return True if a file has at most `max_bytes` bytes and is no link to a place outside the folder."""
         return is_inside(path, self.root) and path.stat().st_size <= max_bytes
 
     def _read_texts(
         self, paths: Sequence[Path], max_bytes: int = MAX_TEXT_BYTES
     ) -> list[tuple[Path, str]]:
-        """Return (path, text) of each readable file. Files not in Unicode are read as Windows-1252, all or none."""
+        """Return (path, text) of readable Unicode files, and of the other files if all of those are Windows-1252."""
         contents = {}
         for path in paths:
             with suppress(OSError):
@@ -333,7 +333,7 @@ class _Reader:
         return [(path, text) for path, text in texts.items() if text is not None]
 
     def _name(self, path: Path) -> str:
-        """Return a path relative to the folder as printable text, even if the name is not UTF-8."""
+        """Return a file's path relative to the folder as printable text, whatever the encoding of the name."""
         return printable_path(path.relative_to(self.root))
 
     def _summary(self, used: Counter[str], several: int, choice: str) -> str:

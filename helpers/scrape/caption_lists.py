@@ -1,4 +1,4 @@
-"""Parse files that list captions by image name: CSV with or without a header, JSON, JSON lines and Parquet.
+"""Parse lists of image names with captions: CSV with or without a header, JSON, JSON lines and Parquet.
 
 A file counts as a list if one of its columns names images of the folder. The paths in that column are compared with the
 paths of the images and never opened.
@@ -42,7 +42,7 @@ Finder = Callable[[str], list[Path]]  # the images that a name refers to; none i
 
 
 def rank(column: str) -> int | None:
-    """Return a column's precedence as a source of captions, 0 first, or None if its name suggests no captions."""
+    """Return a column's priority as a source of captions (0 is best), or None if the name suggests other content."""
     name = column.strip().lower()
     if name in COLUMNS:
         return COLUMNS.index(name)
@@ -51,13 +51,13 @@ def rank(column: str) -> int | None:
 
 
 def captions_in(value: Any) -> list[str]:
-    """Return the non-empty captions in a table cell, which holds a string or a list of strings."""
+    """Return the non-empty captions in a table cell that holds one string or a list of strings."""
     values = value if isinstance(value, list | tuple) else [value]
     return [text for v in values if isinstance(v, str) and (text := one_line(v))]
 
 
 def read_records(path: Path, text: str, find_images: Finder) -> Table:
-    """Return the rows and image-name column of a CSV, JSON or JSON lines text, or ([], "") without such a column."""
+    """Parse CSV, JSON or JSON lines into (rows, column with image names), or ([], "") if there is no such column."""
     match path.suffix.lower():
         case ".json":
             records = _records_from_json(parse_json(text), find_images)
@@ -69,7 +69,7 @@ def read_records(path: Path, text: str, find_images: Finder) -> Table:
 
 
 def read_parquet(path: Path, find_images: Finder) -> Table:
-    """Return the rows and image-name column of a Parquet file's text columns, or ([], "") without such a column."""
+    """Read a Parquet file's texts as (rows, column with image names), or ([], "") if there is no such column."""
     from pyarrow import parquet
 
     columns = text_columns(parquet.read_schema(path))
@@ -92,7 +92,7 @@ def parse_json(text: str) -> Any:
 
 
 def _records_from_json(value: Any, find_images: Finder) -> list[Any]:
-    """Return the rows of parsed JSON: a list, a dict by image name, COCO, or a list in a dict. Other JSON has none."""
+    """Return the rows in a parsed JSON value, or [] if the layout is not a known one."""
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
@@ -114,7 +114,7 @@ def _are_records(value: Any) -> bool:
 
 
 def _with_name_column(records: list[Record], find_images: Finder) -> Table:
-    """Return the rows and the column with the most image names, or ([], "") if no column has any."""
+    """Return (rows, column with the most image names), or ([], "") if no column has image names."""
     scores: Counter[str] = Counter()
     for record in records:
         for name, value in record.items():
@@ -124,7 +124,7 @@ def _with_name_column(records: list[Record], find_images: Finder) -> Table:
 
 
 def _records_from_text(text: str, find_images: Finder, *, must_match_half: bool) -> Table:
-    """Return the rows and image-name column of a CSV or of "name, caption" lines, or ([], "") for other text.
+    """Parse a CSV or "name, caption" lines into (rows, column with image names), or ([], "") for other text.
 
     With `must_match_half`, a CSV with header must name an image in at least half of its rows.
     """
@@ -141,7 +141,7 @@ def _records_from_text(text: str, find_images: Finder, *, must_match_half: bool)
 
 
 def _rows_with_header(text: str, delimiter: str) -> list[Record]:
-    """Return a dict per row of a CSV with a header, or [] for other text. The last column may hold delimiters."""
+    """Parse a CSV with a header into one dict per row. Returns [] for text that is no such CSV."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         header, *rows = [row for row in reader if any(cell.strip() for cell in row)] or [[]]
@@ -159,7 +159,7 @@ def _rows_with_header(text: str, delimiter: str) -> list[Record]:
 
 
 def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str, str]]:
-    """Return the (image name, caption) pairs of lines such as `a.jpg, a cat`. Returns [] for a table.
+    """Parse lines such as `a.jpg, a cat` into (image name, caption) pairs. Returns [] if the text is a table.
 
     A table's lines all have the same number of three or more cells. The first line must begin with an image name.
     """
@@ -181,7 +181,7 @@ def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str
 
 
 def _row_width(lines: list[str], delimiter: str) -> set[int] | None:
-    """Return the number of cells per line as {n}. Returns None if lines differ, or an empty set for malformed CSV."""
+    """Return {n} if all lines have n cells, None if the lines differ in length, or an empty set for malformed CSV."""
     try:
         widths = set(map(len, csv.reader(lines, delimiter=delimiter, skipinitialspace=True)))
     except csv.Error:

@@ -1,4 +1,4 @@
-"""The image source "demo": an invented painter's account of procedurally painted watercolours with captions.
+"""The image source "demo": procedurally painted watercolours with captions, posted by an invented painter.
 
 The last posts are one image for each flaw that 03 detects, and a video, which 01 rejects.
 """
@@ -24,7 +24,7 @@ FIRST_DAY = datetime(2025, 1, 1, 9, tzinfo=UTC)
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """Return the demo's posts of one to three images, an image for each flaw that 03 detects, and a video."""
+    """Return the demo's items: paintings, a flawed image for each flaw that notebook 03 detects, and a video."""
     rng = Random(0)
     found: list[SourceItem] = []
     for number in range(config.demo_posts):
@@ -32,7 +32,7 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
         day = FIRST_DAY + timedelta(days=3 * number, minutes=rng.randrange(600))
         shortcode = _shortcode("D", f"mira {number}")
         for index in range(1, pictures + 1):
-            scene = random_scene(DEMO_SCENES_FROM + len(found))
+            scene = random_scene(DEMO_SCENES_FROM + len(found) + 1)
             paint = partial(paint_watercolour, scene)
             source_id = f"scene {scene.seed}"
             found.append(_make_item(shortcode, index, day, source_id, paint, scene.caption))

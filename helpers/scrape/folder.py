@@ -87,7 +87,7 @@ def _explain_missing(path: Path) -> str:
 
 
 def walk(root: Path) -> tuple[dict[Path, os.stat_result], list[Path]]:
-    """Return {path: stat result} of the visible files below `root`, and a list of unreadable paths."""
+    """Return {path: stat result} of the visible files in a folder tree, and a list of the paths that cannot be read."""
     paths: list[Path] = []
     unreadable: list[Path] = []
     walked = os.walk(root, onerror=lambda error: unreadable.append(Path(error.filename)))
@@ -109,7 +109,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -> list[SourceItem]:
-    """Return the items with the (shortcode, index) that `posts` gives them, unless two would get the same name."""
+    """Return the items under new (shortcode, index) names. An item keeps its old name if the new one is not unique."""
     pairs = [
         (item, replace(item, shortcode=post[0], index=post[1]) if post else item)
         for item, post in zip(items, posts, strict=True)
@@ -130,7 +130,7 @@ def _read(path: Path, root: Path, max_mpx: int) -> bytes:
 
 
 class UniqueNames:
-    """Unique (shortcode, index) names for paths; a shortcode has only letters, digits, - and _."""
+    """Unique (shortcode, index) names for image paths. A shortcode has only letters, digits, - and _."""
 
     def __init__(self) -> None:
         self.given: set[tuple[str, int]] = set()

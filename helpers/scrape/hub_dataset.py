@@ -29,7 +29,7 @@ NOT_ART = re.compile(
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """Return the images of all splits of the dataset `config.dataset_id`, with captions from its text columns.
+    """Return the images in all splits of a Hub dataset, with captions from the dataset's text columns.
 
     Raises RunError if the dataset cannot be loaded, or has no image column.
     """
@@ -57,7 +57,7 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
 
 
 class Columns:
-    """A Hub dataset's image column and caption columns: those in the settings, else the likeliest by name.
+    """A Hub dataset's image column and caption columns: those in the settings, or otherwise the likeliest ones.
 
     Raises RunError if a setting names a column that is missing.
     """
@@ -82,7 +82,7 @@ class Columns:
         self.missing = self.with_several = 0
 
     def captions(self, table: "Table") -> list[str | None]:
-        """Return the caption of each row of `table`, with None for a row without a caption."""
+        """Return the captions in a table, one per row. A row without a caption gets None."""
         columns = {name: table[name].to_pylist() for name in self.texts}
         return [
             self._caption({name: captions_in(values[i]) for name, values in columns.items()})
@@ -100,7 +100,7 @@ class Columns:
         return caption
 
     def __str__(self) -> str:
-        """Return a summary in lines: the columns that captions and images come from, and the other candidates."""
+        """Return lines of text that name the image and caption columns in use, and other possible columns."""
         unused = [name for name in self.texts if name not in self.used]
         lines = caption_files.describe_captions(
             self.used, self.missing, self.with_several, unused, self.choice
@@ -140,7 +140,7 @@ def _list_split(
 
 
 def _local_file(path: str | None, allowed: Path) -> Path | None:
-    """Return the resolved path of a file inside the folder `allowed`, or None for any other path."""
+    """Resolve an absolute path of a file in the allowed folder. Returns None for any other path."""
     file = Path(path or "").resolve()
     is_local = Path(path or "").is_absolute() and file.is_relative_to(allowed) and file.is_file()
     return file if is_local else None

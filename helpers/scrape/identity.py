@@ -1,4 +1,4 @@
-"""Match a source's images to those already in the run, by source_id or by SHA-256.
+"""Match a source's images to the images already in the run, by `source_id` or by SHA-256.
 
 An image is recognised without reading it while its source gives it the same `source_id`, otherwise by the SHA-256
 of its content. New content is a new image with a new file name, whatever its position in the source.
@@ -21,7 +21,7 @@ OWN_NAMES = ("instagram", "demo")  # sources whose shortcodes and indices are st
 
 
 class KnownImages:
-    """The images already in the run, each marked once the present pass over the source has seen it.
+    """The run's images, with a record of those that the present pass over the source has seen.
 
     listed  the items still to come, if known: their images are not matched to other items of equal content
     """
@@ -40,7 +40,7 @@ class KnownImages:
         self._expected = {self._by_id.get(item.source_id) for item in listed}
 
     def match_unread(self, item: SourceItem) -> Post | None:
-        """Return the run's unseen post with the item's source_id or stable name, or None."""
+        """Find an item's post in the run by `source_id` or stable name. Returns None if no unseen post matches."""
         name = self._by_id.get(item.source_id)
         if name is None and self.source in OWN_NAMES:
             name = self._stems.get(item.stem.lower())
@@ -49,7 +49,7 @@ class KnownImages:
         return self.posts[name] if name and name not in self.seen else None
 
     def match_content(self, item: SourceItem, sha256: str) -> Post | None:
-        """Return an unseen post of the run with this SHA-256, or None. A post with the item's name comes first."""
+        """Find an item's post in the run by the image's SHA-256. Returns None if no unseen post matches."""
         known = self._by_hash[sha256]
         names = [name for name in known if name not in self.seen and name not in self._expected]
         posts = [self.posts[name] for name in names]
@@ -58,7 +58,7 @@ class KnownImages:
         return min(posts, key=lambda post: post.source_name != item.name, default=None)
 
     def unused_name(self, item: SourceItem, sha256: str) -> tuple[str, int]:
-        """Return the item's (shortcode, index), changed if an image of the run already has that name."""
+        """Return the item's (shortcode, index), or a changed pair if an image of the run already has that name."""
         shortcode, index = item.shortcode, item.index
         while f"{shortcode}_{index}".lower() in self._stems:
             if INSTAGRAM_NAME.fullmatch(item.stem):
@@ -69,7 +69,7 @@ class KnownImages:
         return shortcode, index
 
     def add(self, post: Post) -> None:
-        """Add or replace the post of an image, and mark the image as seen."""
+        """Add an image's post, or replace the old one. The image then counts as seen."""
         if (old := self.posts.get(post.file_name)) is None:
             self._stems[post.stem.lower()] = post.file_name
         elif old.source_id != post.source_id:

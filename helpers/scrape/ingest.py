@@ -1,4 +1,4 @@
-"""Write the valid images of a source into the run, and where each came from into posts.jsonl."""
+"""Save a source's valid images in the run, and record each image's origin in posts.jsonl."""
 
 import hashlib
 import time
@@ -46,7 +46,7 @@ class IngestResult:
 
 
 def list_items(config: ScrapeConfig, run: Run) -> Source:
-    """Return the source that the settings name, with its images listed but not read.
+    """Open the source that the settings name, and list the source's images without reading them.
 
     Raises RunError if the source is empty, or the run holds another source's images.
     """
@@ -68,7 +68,7 @@ def list_items(config: ScrapeConfig, run: Run) -> Source:
 def _refuse_another_source(
     config: ScrapeConfig, run: Run, names: tuple[str, ...], listing: Listing | None = None
 ) -> None:
-    """Raise RunError if a setting in `names` differs from the run's saved setting. A moved folder is accepted."""
+    """Raise RunError if the run holds images of another source than the settings name. A moved folder is accepted."""
     before = run.read_config("scrape") if run.posts.exists() else vars(config)
     for name in names:
         differs = before.get(name, "") != getattr(config, name)
@@ -80,14 +80,14 @@ def _refuse_another_source(
 
 
 def _has_moved_to(listing: Listing, run: Run) -> bool:
-    """Return True if more than half of the run's images have the size in bytes of a listed file."""
+    """Return True if more than half of the run's images have the same size in bytes as some listed file."""
     sizes = {item.size_bytes for item in listing.items}
     posts = present(run.posts)
     return 2 * sum(post.size_bytes in sizes for post in posts) > len(posts) > 0
 
 
 def ingest(config: ScrapeConfig, run: Run, source: Source) -> Iterator[IngestResult]:
-    """Ingest the images of `source`, and yield the result of each. Unchanged images are not read again.
+    """Ingest a source's images, and yield one result per image. Unchanged images are not read again.
 
     A rejected image gets a row in rejected.jsonl. If the source ends early, `source.stopped` says why; at the
     end `source.news` says what is new, changed and gone. Raises RunError if the source was listed with other settings.
@@ -115,7 +115,7 @@ def ingest(config: ScrapeConfig, run: Run, source: Source) -> Iterator[IngestRes
 
 
 class Ingestion:
-    """One pass over a source: ingests each image, then marks images that are gone from the source."""
+    """One pass over a source: it ingests the images, then marks images of the run that the source no longer has."""
 
     def __init__(self, config: ScrapeConfig, run: Run, source: Source) -> None:
         self.config, self.run, self.source = config, run, source
@@ -129,7 +129,7 @@ class Ingestion:
         self.permission = partial(permission_for, config.permission, owners)
 
     def update_permission(self) -> str:
-        """Set the permission of every image to the present setting, and return a summary of the changes, or ""."""
+        """Set every image's permission to the present setting. Returns a summary, or "" if nothing changed."""
         today = date.today().isoformat()
         corrected = {
             name: replace(post, permission=now, permission_changed=today)
@@ -143,7 +143,7 @@ class Ingestion:
         return f"the permission of {len(corrected)} images is {self.config.permission!r} from {today} on"
 
     def ingest_item(self, item: SourceItem) -> IngestResult:
-        """Ingest an image, and return its post or the reason for its rejection. Known images are not read."""
+        """Ingest one image, and return the result. The image is not read if it is already known."""
         post = self.known.match_unread(item)
         if not post or not self.run.image(post.file_name).is_file():
             try:
@@ -154,7 +154,7 @@ class Ingestion:
         return IngestResult(item.name, self.known.posts[post.file_name], progress=item.progress)
 
     def _read(self, item: SourceItem, known: Post | None) -> Post:
-        """Read an image and write it into the run if missing or changed. Raises ValueError or OSError to reject it."""
+        """Read an image, and save it if it is new or changed. Raises ValueError or OSError for an unusable image."""
         if item.shortcode in self.taken_down:
             raise PermanentRefusal("was taken down")
         content, shape = load_image(item, self.config.max_image_mpx)
@@ -194,7 +194,7 @@ class Ingestion:
         )
 
     def _save(self, post: Post, item: SourceItem) -> None:
-        """Append the image's row to posts.jsonl and write its caption file, each only if changed."""
+        """Save an image's post in posts.jsonl and its caption in a text file, each only if it has changed."""
         post = replace(post, source_name=item.name, source_id=item.source_id, gone="")
         if self.known.posts.get(post.file_name) != post:
             append_rows(self.run.posts, [post])
@@ -214,7 +214,7 @@ class Ingestion:
         return IngestResult(item.name, None, reason, item.progress)
 
     def finish(self) -> str:
-        """Mark images that are gone from the source, and return a summary of the full pass."""
+        """Mark the images that are gone from the source, and return a summary of the pass."""
         source = self.source
         if source.listing:
             included = {id(item) for item in source.items}
@@ -240,7 +240,7 @@ class Ingestion:
         return "; ".join(filter(None, [", ".join(parts), *notes, source.corrected]))
 
     def _drop_old_rejections(self, excluded: set[str]) -> None:
-        """Delete 01's rejections that did not recur in this pass, except those of files in `excluded`."""
+        """Delete rejections by notebook 01 that did not recur in this pass. Rejections of excluded files are kept."""
         kept = {(row.file_name, row.reason) for row in self.refused}
 
         def keep(row: dict[str, str]) -> bool:
@@ -250,7 +250,7 @@ class Ingestion:
         rewrite(self.run.rejected, keep)
 
     def _mark_gone(self, excluded: list[SourceItem]) -> None:
-        """Mark images that are gone from the source. Does nothing if an image in `excluded` cannot be recognised."""
+        """Mark the images that are gone from the source. No image is marked if the run lacks an item in `excluded`."""
         posts = [self.known.match_unread(item) for item in excluded]
         if None in posts:
             return
@@ -263,7 +263,7 @@ class Ingestion:
 
 
 def verify_images(run: Run) -> str:
-    """Check each image file against its SHA-256 in posts.jsonl, and return a line that counts images and rejections.
+    """Check all image files by SHA-256, and return a line with the numbers of images and rejections.
 
     Raises RunError if there is no image, or for the first image that is missing or changed.
     """
@@ -287,7 +287,7 @@ def verify_images(run: Run) -> str:
 
 
 def left_out(run: Run) -> list[Rejection]:
-    """Return the last rejection of each image that 01 rejected and has not ingested since."""
+    """Return the last rejection of each image that notebook 01 rejected and did not ingest later."""
     return [row for row in records.left_out(run.posts, run.rejected) if row.stage == "scrape"]
 
 

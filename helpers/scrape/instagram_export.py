@@ -47,7 +47,7 @@ class Entry:
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """Return an item for each image and video of each post in the export `config.folder`.
+    """Return an item for each image and video in the posts of an Instagram export.
 
     Raises RunError if there is no such ZIP or folder, or it lists no posts.
     """
@@ -66,7 +66,7 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
 
 
 def _entries(path: Path) -> list[Entry]:
-    """Return the files of the export at `path`: a ZIP, or a folder with ZIPs, unpacked files or both."""
+    """Return the files of an export, which is a ZIP or a folder with ZIPs or unpacked files."""
     if path.is_file():
         return _zip_entries(path)
     archives, unpacked = [], []
@@ -102,7 +102,7 @@ def _zip_entries(path: Path) -> list[Entry]:
 
 
 class Media:
-    """Look-up of the export's files by the paths in posts_1.json, which start at the export's top folder.
+    """An index of the export's files by the paths that posts_1.json gives, relative to the export's top folder.
 
     A repacked ZIP may have extra folders above that, named differently in each ZIP.
     """
@@ -115,7 +115,7 @@ class Media:
                 self.by_ending.setdefault("/".join(parts[i:]), []).append(entry)
 
     def get(self, uri: str, line: Entry) -> Entry | None:
-        """Return the file that the posts_1.json `line` lists as `uri`, or None if the export lacks it.
+        """Return the export's file at a path that posts_1.json lists, or None if there is no such file.
 
         A file below the same top folder comes first, then one in the same ZIP, then any other.
         """
@@ -143,7 +143,7 @@ def _read_posts(entry: Entry) -> Iterator[dict[str, Any]]:
 
 
 def _shortcode(post: dict[str, Any]) -> str:
-    """Return a shortcode made from the post's date and first file name, as the export has none."""
+    """Return a shortcode derived from a post's date and first file name. The export itself has no shortcodes."""
     first = post["media"][0]
     made_of = f"{_published_s(post)} {str(first['uri']).rpartition('/')[2]}"
     digest = hashlib.sha256(made_of.encode("utf-8", "replace")).digest()
@@ -151,7 +151,7 @@ def _shortcode(post: dict[str, Any]) -> str:
 
 
 def _published_s(post: dict[str, Any]) -> int:
-    """Return the Unix timestamp of the post's publication, or 0 if unknown."""
+    """Return a post's publication time as a Unix timestamp in seconds, or 0 if unknown."""
     stamps = [post.get("creation_timestamp"), post["media"][0].get("creation_timestamp")]
     return next((int(s) for s in stamps if isinstance(s, int | float) and 0 < s < 2**35), 0)
 
@@ -181,7 +181,7 @@ def _post_items(
 
 
 def fix_encoding(text: str) -> str:
-    """Repair a text of the export, in which each UTF-8 byte was written as a Latin-1 character."""
+    """Repair an export's text in which UTF-8 bytes were written as Latin-1 characters."""
     try:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:
@@ -189,7 +189,7 @@ def fix_encoding(text: str) -> str:
 
 
 def _load(uri: str, entry: Entry | None, max_bytes: int) -> bytes:
-    """Return the bytes of the image that the export lists as `uri`, or raise PermanentRefusal with the reason."""
+    """Return the bytes of an image in the export. Raises PermanentRefusal if the image is missing or unusable."""
     parts = uri.split("/")
     if ".." in parts or "" in parts or re.search(r"[\\:\x00-\x1f]", uri):
         raise PermanentRefusal("has a name that leads out of the ZIP")
@@ -203,7 +203,7 @@ def _load(uri: str, entry: Entry | None, max_bytes: int) -> bytes:
 
 
 def _read(entry: Entry, max_bytes: int) -> bytes:
-    """Return the bytes of a file of the export. Raises PermanentRefusal if it is damaged or exceeds `max_bytes`."""
+    """Return the bytes of a file of the export. Raises PermanentRefusal for a damaged or too large file."""
     content = b""
     if entry.size_bytes <= max_bytes:
         try:

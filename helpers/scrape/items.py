@@ -10,7 +10,7 @@ RETRY_NOTE = "; the next run tries it again"  # ends a reason that is not perman
 
 
 class PermanentRefusal(ValueError):
-    """Raised with the reason if an image is rejected for good, as a retry would not help."""
+    """Raised, with the reason, if an image is rejected permanently because a retry would not help."""
 
 
 class SourceStopped(Exception):
@@ -19,7 +19,7 @@ class SourceStopped(Exception):
 
 @dataclass(frozen=True)
 class SourceItem:
-    """An image of a source before it is read: its names and metadata, and the function that reads it."""
+    """An unread image of a source: names, metadata, and a function that reads the image."""
 
     name: str  # in the source
     shortcode: str
@@ -40,7 +40,7 @@ class SourceItem:
 
     @property
     def stem(self) -> str:
-        """The image's file name in the run without suffix, if no other image has that name."""
+        """The image's file name in the run, without suffix. If the name is taken, the image gets another one."""
         return f"{self.shortcode}_{self.index}"
 
 
@@ -55,7 +55,7 @@ class Listing:
 
 @dataclass
 class Source:
-    """A source opened for ingestion: a summary, the images to ingest, and what the last pass found.
+    """An image source: a summary, the images to ingest, and the findings of the last pass.
 
     Iterating `items` may be repeated; it raises SourceStopped if the source ends early.
     """

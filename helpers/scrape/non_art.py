@@ -1,4 +1,4 @@
-"""Find masks, regularisation images and training samples in a folder laid out for kohya's sd-scripts or OneTrainer."""
+"""Find masks, regularisation images and training previews in the folders of kohya's sd-scripts or OneTrainer."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ REGULARISATION = ("reg", "regs", "regularisation", "regularization")
 
 
 def find_non_art(root: Path, images: Sequence[Path]) -> dict[str, list[Path]]:
-    """Return the images that are not art, by kind: masks, regularisation images and training samples."""
+    """Return the images that are not art as {kind: paths}: masks, regularisation images and training previews."""
     return {
         "masks": _find_masks(root, images),
         "regularisation images (reg/)": _find_regularisation(root, images),
@@ -27,7 +27,7 @@ def find_non_art(root: Path, images: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the masks of images: files such as a-masklabel.png (OneTrainer's) or mask/10_name/a.png (kohya's)."""
+    """Return the images that are masks, such as a-masklabel.png (OneTrainer) or mask/10_name/a.png (kohya)."""
     stems = {(path.parent, path.stem) for path in images}
     image_keys, mask_keys = set(), {}
     for path in images:
@@ -46,7 +46,7 @@ def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:
 
 
 def _find_regularisation(root: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the images in kohya's regularisation folders (reg/1_class/), or [] without training folders (10_name/)."""
+    """Return images in kohya's regularisation folders (reg/1_class/), or [] without a training folder (10_name/)."""
     in_kohya = [path for path in images if KOHYA.fullmatch(path.parent.name)]
     found = [
         path

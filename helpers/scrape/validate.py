@@ -1,4 +1,4 @@
-"""Validate images: every image of a source is fully decoded before it is written to the run."""
+"""Validate images. Every image of a source is fully decoded before it is saved in the run."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from helpers.scrape.items import RETRY_NOTE, PermanentRefusal, SourceItem
 
 
 class ImageInfo(NamedTuple):
-    """The format and the size in pixels of a decoded image, after EXIF orientation is applied."""
+    """The format of a decoded image, and its size in pixels after the EXIF orientation is applied."""
 
     suffix: str
     width_px: int
@@ -16,7 +16,7 @@ class ImageInfo(NamedTuple):
 
 
 def load_image(item: SourceItem, max_mpx: int) -> tuple[bytes, ImageInfo]:
-    """Load and decode an item's image in at most `item.tries` attempts, and return its bytes and format.
+    """Load and decode an item's image, in at most `item.tries` attempts. Returns the bytes and the ImageInfo.
 
     Raises ValueError with the reason for a rejection, and whether the next run tries the image again.
     """

@@ -23,7 +23,7 @@ AREAS = (0.8, 1.13)  # of a bucket, relative to the square; 2:1 is 768 x 384 at 
 
 @dataclass(frozen=True)
 class Crop:
-    """The settings by which images are resized, cropped and augmented. They key the cache, in this order."""
+    """Settings to resize, crop and augment images. The cache key of latents contains every setting's name and value."""
 
     side_px: int  # of the square, or of the square that has a bucket's area
     step_px: int = 0  # sides of buckets are multiples of this; 0 crops squares
@@ -32,7 +32,7 @@ class Crop:
 
     @classmethod
     def from_config(cls, config: TrainConfig, step_px: int, augmented: bool) -> "Crop":
-        """Return the Crop of a training's settings, with a single unmirrored crop per image unless `augmented`."""
+        """Return the Crop for a training's settings. If `augmented` is False, each image has one crop, not mirrored."""
         crops, flip = (config.crops_per_image, config.random_flip) if augmented else (1, False)
         return cls(config.resolution_px, step_px if config.aspect_ratio_buckets else 0, crops, flip)
 
@@ -43,7 +43,7 @@ class Crop:
         return nearest_bucket(width_px / height_px, self.side_px, self.step_px)
 
     def augmentations(self, path: Path) -> Tensor:
-        """Return an image's V crops, with mirror images if `flip`, as a tensor (V, 3, height, width) in -1..1.
+        """Return an image's crops as a tensor (V, 3, height, width) in -1..1. If `flip`, V includes the mirrored crops.
 
         The most central crop comes first. Raises RunError if the file does not decode.
         """
@@ -86,7 +86,7 @@ class Crop:
 
 
 def nearest_bucket(ratio: float, side_px: int, step_px: int) -> tuple[int, int]:
-    """Return the bucket (width, height) nearest to an aspect ratio, with about side_px**2 pixels."""
+    """Return the (width, height) of the bucket nearest to an aspect ratio. Buckets have about `side_px**2` pixels."""
     ratio = min(max(ratio, 1 / MAX_ASPECT_RATIO), MAX_ASPECT_RATIO)
     low, high = (share * side_px**2 for share in AREAS)
     sides = range(step_px, math.isqrt(int(MAX_ASPECT_RATIO * high)) + step_px, step_px)

@@ -60,7 +60,7 @@ def _parts(index: dict[str, Any]) -> dict[str, str]:
 
 
 def check_part_settings(part: Path, kind: str) -> None:
-    """Raise ValueError if a component's settings, or a tokenizer's vocabulary, are missing or not JSON."""
+    """Raise ValueError if a component's settings file, or a tokenizer's vocabulary, is missing or not JSON."""
     if "Tokenizer" in kind:
         if not (part / "tokenizer.json").is_file():
             _require(part / "vocab.json"), _require(part / "merges.txt")
@@ -100,7 +100,7 @@ def _require(path: Path) -> None:
 def load_model(
     kind: type[Model], folder: Path, part: str, dtype: torch.dtype, device: torch.device
 ) -> Model:
-    """Load a component of a base model onto the CPU, and check its weights on `device`.
+    """Load a component of a base model onto the CPU, and check the component's weights on `device`.
 
     Raises ValueError if a weight is NaN, inf or missing; loaders would initialize a missing one at random.
     """

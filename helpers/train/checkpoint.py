@@ -79,7 +79,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def prune(run: Run, verified: Path, keep: int, best_step: int) -> None:
-    """Delete checkpoints except the newest `keep` valid ones and that of `best_step`. `verified` is known as valid."""
+    """Delete checkpoints older than the `keep` newest valid ones, except the best one. `verified` needs no check."""
     for folder in _newest_first(run):
         if keep > 0:
             keep -= folder == verified or find_corruption(run, folder) is None
@@ -141,7 +141,7 @@ def find_corruption(run: Run, folder: Path) -> str | None:
 
 
 def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str | None:
-    """Load a checkpoint into `state`; for a damaged checkpoint, change nothing and return the reason."""
+    """Load a checkpoint into `state`. If the checkpoint is damaged, change nothing and return the reason."""
     try:
         saved = read_json(folder / STATE)
         _check_compatible(folder, saved, signature)
@@ -165,7 +165,7 @@ def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str 
 
 
 def _restore_dtypes(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    """Restore the saved dtypes of optimizer tensors, which load_state_dict has cast to bf16 for bf16 weights."""
+    """Restore the saved dtypes of optimizer tensors, which load_state_dict casts to bf16 if the weights are bf16."""
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     for index, weight in enumerate(trained):
         values = state.optimizer.state[weight]
@@ -178,7 +178,7 @@ def _restore_dtypes(state: TrainState, tensors: dict[str, Tensor]) -> None:
 def _read_tensors(
     folder: Path, state: TrainState, saved: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Read a checkpoint's weights, moving average and optimizer tensors. Raises ValueError if one does not fit."""
+    """Read a checkpoint's weights, EMA and optimizer tensors. Raises ValueError if names or shapes are wrong."""
     if state.ema and AVERAGE not in read_json(folder / MANIFEST):
         raise ValueError(f"{MANIFEST} does not list {AVERAGE}")
     weights = load_file(folder / WEIGHTS)
@@ -207,7 +207,7 @@ def _compare_shapes(theirs: dict[str, Tensor], ours: dict[str, Any]) -> None:
 def _optimizer_state(
     state: TrainState, saved: dict[str, Any], tensors: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Return an optimizer state_dict with a checkpoint's state and learning rates, and this training's settings."""
+    """Return a checkpoint's optimizer state_dict. All settings except the learning rates come from this training."""
     groups, rates = state.optimizer.state_dict()["param_groups"], saved["schedule"]["_last_lr"]
     if [group["params"] for group in saved["groups"]] != [group["params"] for group in groups]:
         raise ValueError("its optimizer's groups are not this one's")
@@ -221,7 +221,7 @@ def _optimizer_state(
 
 
 def _lr_scheduler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return a learning-rate scheduler state_dict with a checkpoint's step and rates, and this training's settings."""
+    """Return a state_dict for the learning-rate scheduler. The step and the rates in it come from a checkpoint."""
     rates, step = saved["schedule"]["_last_lr"], saved["step"]
     _require_finite("its schedule", rates)
     if saved["schedule"]["last_epoch"] != step:
@@ -248,7 +248,7 @@ def _require_finite(what: str, values: Iterable[Any]) -> None:
 
 
 def load_weights(folder: Path, weights: dict[str, nn.Parameter], use_ema: bool = False) -> None:
-    """Copy a checkpoint's weights into `weights`, or with `use_ema` the moving average if the checkpoint has one."""
+    """Copy a checkpoint's weights into `weights`. If `use_ema`, copy the moving average, unless none was saved."""
     name = AVERAGE if use_ema and AVERAGE in read_json(folder / MANIFEST) else WEIGHTS
     _copy_into({name: p.data for name, p in weights.items()}, load_file(folder / name))
 
@@ -268,7 +268,7 @@ def latest_step(run: Run) -> int:
 
 
 def _newest_first(run: Run) -> list[Path]:
-    """Return a run's checkpoint folders, the highest step first, without a sync client's copy `step-000250 (1)`."""
+    """Return a run's checkpoint folders, highest step first. A sync client's copy `step-000250 (1)` is left out."""
     name = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})")
     folders = [p for p in run.checkpoints.glob("step-*") if name.fullmatch(p.name) and p.is_dir()]
     return sorted(folders, key=step_of, reverse=True)
@@ -280,7 +280,7 @@ def step_of(folder: Path) -> int:
 
 
 def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSignature) -> None:
-    """Raise RunError if a checkpoint has a newer format, or other settings, base model or dataset."""
+    """Raise RunError if a checkpoint's format is too new, or its training had other settings, base model or data."""
     if saved["format"] > FORMAT:
         raise RunError(
             f"{folder} was written by a newer version of this project (format {saved['format']}, "
@@ -315,7 +315,7 @@ def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSi
 def _flatten(
     state: dict[str, Any],
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
-    """Split an optimizer's state_dict into named tensors, other named values, and parameter groups."""
+    """Split an optimizer's state_dict into tensors by name, other values by name, and the list of parameter groups."""
     flat = {}
     for index, values in state["state"].items():
         for name, value in values.items():  # bitsandbytes nests a dict, and loads either form

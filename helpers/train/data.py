@@ -1,4 +1,4 @@
-"""The data of training: cached latents and captions, their order, and the noise of each image.
+"""The data of a training: cached latents and captions, the order of images, and the noise for each image.
 
 Everything is a function of the seed and a position: position p is the p-th image that training sees, over all epochs
 and processes. So a resumed run needs one integer, and any number of processes with the same effective batch (with
@@ -56,7 +56,7 @@ class LatentDataset:
         return self.latents[index].shape[-3:]
 
     def augmentations(self, index: int) -> Tensor:
-        """Return the latents (V, 4, h, w) of an image's V cached augmentations: its crops and mirror images."""
+        """Return the latents (V, 4, h, w) of an image's V cached crops, mirrored ones included."""
         return self.latents[index].reshape(-1, *self.shape(index))
 
     def conditioning(self, images: Sequence[int], variants: Sequence[int]) -> Conditioning:
@@ -68,7 +68,7 @@ class LatentDataset:
         return {name: texts[images] for name, texts in self.texts.items()} | sizes
 
     def buckets(self) -> list[list[int]]:
-        """Return the image indices as lists, one list for each shape of latents."""
+        """Return lists of image indices, one list for each shape of latents."""
         by_shape: dict[torch.Size, list[int]] = {}
         for index in range(len(self)):
             by_shape.setdefault(self.shape(index), []).append(index)
@@ -76,7 +76,7 @@ class LatentDataset:
 
 
 class TrainData:
-    """The source of training batches. Each process makes only its own share of the images."""
+    """The source of training batches. Each process prepares only its own share of each batch."""
 
     def __init__(
         self,
@@ -97,12 +97,12 @@ class TrainData:
         return self.images_per_micro_batch * self.config.gradient_accumulation_steps
 
     def get_batch(self, step: int) -> Batch:
-        """Return this process's micro-batches of an optimizer step, counted from 0."""
+        """Return this process's micro-batches for an optimizer step. Steps are counted from 0."""
         count = self.config.gradient_accumulation_steps
         return [self._micro_batch(step * count + i) for i in range(count)]
 
     def names(self, step: int) -> list[list[str]]:
-        """Return the names of the images in each micro-batch of a step, over all processes."""
+        """Return the image names of each micro-batch in a step. Here a micro-batch spans all processes."""
         count = self.config.gradient_accumulation_steps
         batches = [self.order.batch(step * count + i) for i in range(count)]
         return [[self.dataset.names[i] for i in batch] for batch in batches]
@@ -140,7 +140,7 @@ class TrainData:
         }
 
     def _offset(self, noise: Tensor, positions: range) -> Tensor:
-        """Add a random offset to each channel of an image's noise (crosslabs.org, 2023), for dark and bright images."""
+        """Add a random offset to each channel of the noise, for darker and brighter pictures (crosslabs.org, 2023)."""
         if self.config.noise_offset == 0:
             return noise
         sources = [generator(self.config.seed + 1, "draws", p) for p in positions]
@@ -160,7 +160,7 @@ def _permutation(seed: int, epoch: int, count: int) -> list[int]:
 
 
 def image_at(turn: int, count: int, seed: int) -> int:
-    """Return the index (0..count-1) of a bucket's image at `turn`; each pass over the bucket is a new permutation."""
+    """Return the index (0..count-1) of the image that a bucket supplies at a turn. Each pass has a random order."""
     epoch, place = divmod(turn, count)
     return _permutation(seed, epoch, count)[place]
 
@@ -168,7 +168,7 @@ def image_at(turn: int, count: int, seed: int) -> int:
 def sample_noise_and_timestep(
     position: int, shape: torch.Size, num_timesteps: int, seed: int
 ) -> tuple[Tensor, int, float]:
-    """Return the noise, timestep and caption-dropout number (0..1) of the image at `position` in training order."""
+    """Return noise, a timestep and a caption-dropout number (0..1) for the image at `position` in training order."""
     source = generator(seed, "draws", position)
     noise = torch.randn(shape, generator=source)
     timestep = int(torch.randint(0, num_timesteps, (), generator=source))
@@ -190,7 +190,7 @@ class BatchOrder:
     """
 
     def __init__(self, buckets: Sequence[Sequence[int]], size: int, seed: int) -> None:
-        """Store each bucket's image indices, and `size`, the images per micro-batch over all processes."""
+        """Store each bucket's image indices. `size` is the number of images in a micro-batch over all processes."""
         self.buckets, self.size, self.seed = buckets, size, seed
         self.count = sum(len(bucket) for bucket in buckets)
         self._bucket_of_batch = lru_cache(maxsize=4)(self._shuffle_buckets)

@@ -47,7 +47,7 @@ def is_finished(config: TrainConfig, run: Run) -> bool:
 
 
 def finish(training: Training, state: TrainState) -> None:
-    """Export the last checkpoint's model, or the best one's if the validation loss rose; write verdict.json.
+    """Export the last checkpoint, or the best one if the validation loss rose, and write verdict.json.
 
     Raises RunError if the exported files differ from the trained weights; then nothing is replaced.
     """
@@ -79,7 +79,7 @@ def finish(training: Training, state: TrainState) -> None:
 
 
 def _load_weights_to_export(training: Training, state: TrainState, verdict: Verdict) -> int:
-    """Load the best or the last checkpoint's weights into the model, and return that checkpoint's step."""
+    """Load the weights of the best or the last checkpoint into the model, and return the step of that checkpoint."""
     run, best_step = training.run, best_point(training.log.val_curve)[0]
     for step in [best_step, state.step] if verdict.rose else [state.step]:
         if (what := find_corruption(run.checkpoint(step))) is None:
@@ -116,7 +116,7 @@ def _export(training: Training, state: TrainState) -> tuple[float, DiffusionPipe
 
 
 def _free_step_memory(training: Training, state: TrainState) -> None:
-    """Free the GPU memory of training steps: gradients, CUDA graphs and the trained model."""
+    """Free GPU memory that training no longer needs: gradients, CUDA graphs and the trained model."""
     state.optimizer.optimizer.zero_grad(set_to_none=True)
     if isinstance(training.forward_backward, Captured):
         training.forward_backward.release()
@@ -127,7 +127,7 @@ def _free_step_memory(training: Training, state: TrainState) -> None:
 def _evaluate(
     training: Training, pipeline: DiffusionPipeline, in_memory: float, path: Path
 ) -> float:
-    """Return a reloaded pipeline's validation loss. Raises RunError unless it is `in_memory`, the trained modules'."""
+    """Return the validation loss of a reloaded pipeline. Raises RunError if the loss before export was different."""
     config, val_loss = training.config, training.val_loss
     loaded = Components.of(training.components.family, pipeline)
     texts = [training.datasets.captions[name] for name in val_loss.dataset.names]
@@ -155,7 +155,7 @@ def _rank_training_images(training: Training, pipeline: DiffusionPipeline) -> No
 
 
 def verify_model(run: Run) -> str:
-    """Verify model/ and return a line on the training's result. Raises RunError if a file is missing or changed."""
+    """Verify model/ and return a one-line result of the training. Raises RunError if a file is missing or changed."""
     verdict = run.read_verdict()
     if what := find_corruption(run.model):
         raise RunError(f"{what}: run 04_train again")

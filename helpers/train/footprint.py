@@ -1,4 +1,4 @@
-"""Count the activation memory of forward and backward passes on PyTorch's fake tensors, which take no memory."""
+"""Count the activation memory of a training step without using it: the step runs on PyTorch's fake tensors."""
 
 import weakref
 from typing import Any
@@ -16,7 +16,7 @@ from helpers.train.model import Denoiser
 
 
 class _LiveBytes(TorchDispatchMode):
-    """A counter of the bytes of live tensors created inside this context, now and at the peak."""
+    """A counter of the current and the peak bytes of tensors created inside this context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace a meta-device module's tensors by fake CPU tensors, on which autocast and attention kernels run."""
+    """Replace a meta-device module's tensors by fake CPU tensors, so that autocast and attention kernels run."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():

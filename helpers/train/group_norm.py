@@ -47,7 +47,7 @@ def _fold_moments(
     means, squares, weight, bias, mean, rstd, scale, shift, pixels, channels, chunks, size, eps,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Triton kernel: merge chunks to a group's mean and 1 / standard deviation, and each channel's scale and shift."""
+    """Triton kernel: each group's mean and 1 / standard deviation over all chunks; each channel's scale and shift."""
     n, g = tl.program_id(0), tl.program_id(1)
     row, own = tl.arange(0, CHUNKS), tl.arange(0, OWN)
     total, spread = 0.0, 0.0
@@ -79,7 +79,7 @@ def _fold_moments(
 
 @triton.jit
 def _apply(x, y, scale, shift, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Triton kernel: y = x * scale + shift, with a scale and shift per channel."""
+    """Triton kernel: y = x * scale + shift, where each channel has its own scale and shift."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     times = tl.load(scale + n * channels + columns, columns < channels, 0.0)
@@ -90,7 +90,7 @@ def _apply(x, y, scale, shift, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl
 
 @triton.jit
 def _sums(dy, x, sums, products, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Triton kernel: the sums of dy and of dy * x over a chunk of pixels, per channel."""
+    """Triton kernel: each channel's sums of dy and of dy * x over a chunk of pixels."""
     n, s, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at, columns, inside = _tile(n, s, c, pixels, channels, ROWS, COLUMNS)
     gradients = tl.load(dy + at, inside, 0.0).to(tl.float32)
@@ -105,7 +105,7 @@ def _fold_sums(
     sums, products, weight, mean, rstd, dweight, dbias, of_dy, of_x, rest,
     pixels, channels, chunks, size, CHUNKS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Triton kernel: gradients of weight and bias per image, and the factors in dx = dy * of_dy + x * of_x + rest."""
+    """Triton kernel: each image's weight and bias gradients, and the factors in `dx = dy * of_dy + x * of_x + rest`."""
     n, g = tl.program_id(0), tl.program_id(1)
     row, own = tl.arange(0, CHUNKS), tl.arange(0, OWN)
     average = tl.load(mean + n * tl.num_programs(1) + g)

@@ -1,4 +1,4 @@
-"""Step the optimizer inside the backward pass: each gradient is freed as soon as its weight is updated.
+"""Step the optimizer inside the backward pass, so that each gradient is freed as soon as its weight is updated.
 
 So no more than one weight's gradient exists at a time (LOMO, Lv et al. 2023, arXiv:2306.09782; torchtune calls it
 optimizer_in_bwd), and weights can be kept in bf16, widened to float32 one by one for their step and rounded
@@ -43,7 +43,7 @@ def check_settings(config: TrainConfig, device: Device, processes: int) -> None:
 
 
 def weights_dtype(config: TrainConfig) -> torch.dtype:
-    """Return the dtype that weights are stored in during a full fine-tune: float32 or bfloat16."""
+    """Return the dtype in which a full fine-tune stores its weights: float32 or bfloat16."""
     return torch.bfloat16 if config.weights_dtype == "bf16" else torch.float32
 
 
@@ -58,7 +58,7 @@ class StepInBackward:
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
     ) -> None:
-        """Register a hook on each weight that steps the optimizer for it alone. `max_grad_norm` 0 does not clip."""
+        """Give each weight a hook that steps the optimizer for this weight alone. `max_grad_norm` 0: no clipping."""
         self.optimizer, self.scaler, self.seed = optimizer, scaler, seed
         self.max_grad_norm = max_grad_norm or math.inf
         self.weights = list(weights)
@@ -107,7 +107,7 @@ class StepInBackward:
         self.last_norm.fill_(last_norm)
 
     def end_step(self) -> Tensor:
-        """End a step: update fp16's gradient scale, and return the gradient norm, or NaN if it was not finite."""
+        """End a step, update the fp16 scale, and return the gradient norm (NaN if a gradient is not finite)."""
         found_inf, norm = self.found_inf, self.square.sqrt()
         if self.scaler is not None:
             # GradScaler.step would look at all gradients at once; update() wants what it would have found
@@ -121,7 +121,7 @@ class StepInBackward:
 
 
 def round_stochastically(values: Tensor, *key: object) -> Tensor:
-    """Round float32 values up or down to bfloat16 at random, without bias; `key` is the seed."""
+    """Round float32 values to bfloat16, up or down at random, without bias; `key` is the seed."""
     source = generator("rounding", *key, device=values.device)
     bits = values.view(torch.int32)
     noise = torch.empty_like(bits).random_(0, 1 << 16, generator=source)  # in the same layout

@@ -13,7 +13,7 @@ from helpers.train.buckets import Crop
 
 
 def truncate_captions(texts: Iterable[str], suffix: str, tokenizer: CLIPTokenizer) -> list[str]:
-    """Truncate captions to the text encoder's length (77 tokens for CLIP), keeping the suffix."""
+    """Truncate captions to the text encoder's length (77 tokens for CLIP), but keep the suffix whole."""
     return [shorten(tokenizer, text, suffix, tokenizer.model_max_length) for text in texts]
 
 
@@ -28,7 +28,7 @@ def check_suffix_length(suffix: str, tokenizer: CLIPTokenizer) -> None:
 
 
 def dataset_warnings(paths: Sequence[Path], crop: Crop, cut: int, longest: int) -> list[str]:
-    """Return warnings about enlarged images, and about `cut` captions with more than `longest` tokens."""
+    """Return warnings that state how many images are enlarged and how many captions exceed the token limit."""
     enlarged, warnings = sum(_is_enlarged(path, crop) for path in paths), []
     if enlarged:
         warnings.append(

@@ -35,7 +35,7 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def _set_handlers(self) -> None:
-        """Install the handlers for SIGINT and SIGTERM again: a notebook's kernel sets its own for each cell."""
+        """Install the signal handlers again, because a notebook's kernel installs its own handlers for each cell."""
         for number in SIGNALS:
             if signal.getsignal(number) != self._on_signal and current_thread() is main_thread():
                 self.before[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
@@ -52,7 +52,7 @@ class Interrupts:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Store an arriving signal's number in `asked` inside this context, instead of calling `stop`."""
+        """Hold back signals inside this context. A signal's number is stored in `asked`, and `stop` is not called."""
         self._set_handlers()
         self.is_busy = True
         try:

@@ -33,7 +33,7 @@ ENCODE_PIXELS = (
 def cached(
     run: Run, name: str, key: object, compute: Callable[[], Iterable[Tensor]]
 ) -> list[Tensor]:
-    """Return the tensors cached under `key` in any run, or else compute them and cache them in this run."""
+    """Return tensors from the cache of any run. If no run has them, compute them and cache them in this run."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = run.cache / f"{name}-{digest}.safetensors"
     others = run.folder.parent.glob(f"*/{run.cache.name}/{path.name}")
@@ -48,7 +48,7 @@ def cached(
 
 
 def _read_cache(path: Path) -> list[Tensor]:
-    """Read the tensors of a cache file, or [] if the file is missing, damaged or holds NaN or inf."""
+    """Read the tensors of a cache file, or [] if the file is missing or damaged, or contains NaN or inf."""
     try:
         with safe_open(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in sorted(file.keys())]
@@ -120,7 +120,7 @@ def text_embeddings(
 def prior_dataset(
     run: Run, components: ModelComponents, config: TrainConfig, captions: Sequence[str]
 ) -> LatentDataset:
-    """Sample images from the base model for captions without the suffix; return their latents and embeddings.
+    """Return the latents and text embeddings of images that the base model draws from captions without the suffix.
 
     Prior preservation (Ruiz et al. 2023, arXiv:2208.12242) mixes them into the training images: without the suffix the
     model keeps drawing as the base does, so the suffix becomes a switch.
@@ -150,7 +150,7 @@ def prior_dataset(
 
 @torch.no_grad()
 def encode_images(components: ModelComponents, paths: Sequence[Path], crop: Crop) -> list[Tensor]:
-    """Encode the V crops and mirror images of each image file to scaled latents (V, 4, h, w).
+    """Encode each image file's V crops, mirrored ones included, to scaled latents (V, 4, h, w).
 
     The latents are float32 on the CPU; h and w are a crop's height and width divided by 8 for SD v1. Raises RunError
     for a file that does not decode, or whose latents hold NaN or inf.
@@ -178,7 +178,7 @@ def _require_finite(tensors: Iterable[Tensor], names: Iterable[str], advice: str
 
 
 def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tensor]:
-    """Encode each image's (V, 3, height, width) crops and mirror images to scaled latents, batched by shape."""
+    """Encode each image's crops (V, 3, height, width), mirrored ones included, to scaled latents, batched by shape."""
     latents: dict[int, Tensor] = {}
     for shape in {images.shape for images in pixels}:
         same = [i for i, images in enumerate(pixels) if images.shape == shape]

@@ -1,4 +1,4 @@
-"""Turn limits of the machine into errors that name a setting: out of memory (OOM), or too slow without a GPU."""
+"""If memory runs out (OOM) or training on a CPU is too slow, raise an error that names a setting to change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ NEW_RUN = ", which changes what is learned: if there are checkpoints, use anothe
 
 
 def memory_advice(config: TrainConfig) -> str:
-    """Return advice on which setting to change next to save memory, the least costly first."""
+    """Return advice to change one setting: the one that saves memory at the least cost."""
     size = config.train_batch_size
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing to True"
@@ -41,7 +41,7 @@ def memory_advice(config: TrainConfig) -> str:
 
 @contextmanager
 def machine_errors(config: TrainConfig) -> Iterator[None]:
-    """Turn an out-of-memory (OOM) or torch.compile failure into an error of one line that names a setting to change.
+    """Turn an out-of-memory (OOM) or torch.compile failure into a one-line error that names a setting to change.
 
     Raises OutOfMemoryError for memory, of the GPU or of the machine, and RunError for torch.compile.
     """
@@ -62,7 +62,7 @@ def machine_errors(config: TrainConfig) -> Iterator[None]:
 
 
 def refuse_slow(config: TrainConfig, device: Device) -> None:
-    """Raise RunError with the hours needed if a full-size model would train without a GPU, unless `allow_slow`."""
+    """Unless `allow_slow`, raise RunError if a full-size model would train on a CPU. The error states the hours."""
     if device.device.type != "cpu" or config.allow_slow:
         return
     with torch.device("meta"):
@@ -87,7 +87,7 @@ def forward_flops(denoiser: Denoiser, latent_side: int) -> float:
 
 
 def _flops_per_s(side: int = 1024) -> float:
-    """Estimate the FLOP/s that a UNet reaches on this CPU: half of a timed matrix product's."""
+    """Estimate a UNet's FLOP/s on this CPU as half the FLOP/s of a timed matrix product."""
     matrix = {"a": torch.randn(side, side)}
     timer = Timer("a @ a", globals=matrix, num_threads=torch.get_num_threads())
     return 0.5 * 2 * side**3 / timer.timeit(3).mean

@@ -33,7 +33,7 @@ class TrainLog:
     def __init__(
         self, run: Run, step: int, accelerator: Accelerator, config: TrainConfig, began: float
     ) -> None:
-        """Start the log with the rows of the checkpoint at `step`; `began` is time.perf_counter() at the start."""
+        """Start the log with the rows of the checkpoint at `step`. `began` is the start time by time.perf_counter()."""
         self.run, self.accelerator, self.counted_until = run, accelerator, began
         self.rows = logged = read_log(run.checkpoint(step) / run.train_log.name) if step else []
         accelerator.wait_for_everyone()
@@ -45,7 +45,7 @@ class TrainLog:
         self._start_trackers(config)
 
     def _start_trackers(self, config: TrainConfig) -> None:
-        """Start the configured tracker. TensorBoard's events are written anew: a kill may have lost the last ones."""
+        """Start the configured tracker. TensorBoard's events are rewritten, since a kill may have lost some events."""
         run, accelerator = self.run, self.accelerator
         with on_disk("write", run.tensorboard):
             if config.tracker == "tensorboard":
@@ -117,7 +117,7 @@ class TrainLog:
             write_text(path, expected)
 
     def count_seconds(self) -> None:
-        """Add the training time since the last call to the run's seconds.json."""
+        """Increase the training time in the run's seconds.json by the seconds since the last call."""
         now = time.perf_counter()
         self.run.add_seconds("train", now - self.counted_until)
         self.counted_until = now

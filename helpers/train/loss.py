@@ -1,4 +1,4 @@
-"""The training loss: noise added, noise predicted, their difference weighted, and its gradients."""
+"""The training loss and its gradients. The loss is the weighted error of the noise that the UNet predicts."""
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ def diffusion_loss(
     timesteps: Tensor,
     **conditioning: Tensor,
 ) -> Tensor:
-    """Return the mean squared error of each image's predicted noise or v (Ho et al. 2020 eq. 14, arXiv:2006.11239).
+    """Return each image's mean squared error of predicted noise or velocity (Ho et al. 2020 eq. 14, arXiv:2006.11239).
 
     model           a model.Denoiser
     latents, noise  (B, 4, h, w), latents scaled
@@ -37,7 +37,7 @@ def forward_backward(
     snr_gamma: float,
     **batch: Tensor,
 ) -> Tensor:
-    """Run a micro-batch's forward and backward pass, adding to the gradients of earlier micro-batches.
+    """Run a micro-batch's forward and backward pass, and add the gradients to those of earlier micro-batches.
 
     batch    latents, noise, timesteps and conditioning, as `diffusion_loss` takes them
     returns  the unweighted loss of each image, (B,) float32

@@ -96,7 +96,7 @@ class ModelComponents(Components):
         generators: list[torch.Generator],
         output_type: str = "pil",
     ) -> Any:
-        """Sample an image per prompt with the current weights, each from its own generator.
+        """Draw an image per prompt with the current weights. Each image has its own random generator.
 
         Returns PIL images, or latents (N, 4, h, w) for `output_type` "latent".
         """

@@ -82,7 +82,7 @@ def clip_and_step(accelerator: Accelerator, state: TrainState, max_grad_norm: fl
 
 
 def restore_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Copy loaded optimizer tensors to their weights' memory layout (channels-last), which fused kernels expect."""
+    """Copy loaded optimizer tensors into their weights' memory layout (channels-last), as fused kernels expect."""
     for weight, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:

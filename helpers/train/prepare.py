@@ -58,7 +58,7 @@ class Datasets:
 
 @dataclass(frozen=True)
 class Training:
-    """The objects that all steps of a training share. TrainState holds those that a step changes."""
+    """The objects that stay the same for all steps of a training. TrainState holds what a step changes."""
 
     config: TrainConfig
     run: Run
@@ -128,7 +128,7 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
 
 
 def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
-    """Return the settings that change what a step learns, and the number of images per step over all processes.
+    """Return the values that change what a step learns: settings, and the number of images per step (all processes).
 
     With aspect-ratio buckets the micro-batch size decides which images come together, so it counts too.
     """
@@ -140,7 +140,7 @@ def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next step, which is a few per cent faster (mallopt(3))."""
+    """Make glibc keep freed memory for the next step (mallopt(3)). Steps become a few per cent faster."""
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with suppress(AttributeError, OSError):  # other systems have other allocators
         mallopt = ctypes.CDLL(None).mallopt
@@ -165,7 +165,7 @@ def _make_accelerator(config: TrainConfig, run: Run, device: Device) -> Accelera
 def _make_datasets(
     config: TrainConfig, run: Run, components: ModelComponents, accelerator: Accelerator
 ) -> Datasets:
-    """Encode training images, prior-preservation samples and validation images, or load them from the cache."""
+    """Encode the training, prior-preservation and validation images, or load the encoded images from the cache."""
     suffix = run.read_config("dataset")["suffix"]
     rows = _read_rows(config, run, components, accelerator, suffix)
     images = {split: image_dataset(run, components, config, split, rows[split]) for split in rows}
@@ -263,7 +263,7 @@ def _forward_backward(
 
 
 def _follow_lr_schedule(config: TrainConfig, state: TrainState) -> None:
-    """Set the learning rate by the schedule. It differs from the checkpoint's if max_steps has changed."""
+    """Set the learning rate by the schedule, not from the checkpoint, because `max_steps` may have changed."""
     lr_scheduler = state.lr_scheduler
     factors = [factor_at(state.step) for factor_at in lr_scheduler.lr_lambdas]
     rates = [base * f for base, f in zip(lr_scheduler.base_lrs, factors, strict=True)]

@@ -1,4 +1,4 @@
-"""Draw preview images during training, always of the same prompts at the same seeds."""
+"""Draw preview images during training, always with the same prompts and seeds."""
 
 import logging
 from itertools import count
@@ -37,7 +37,7 @@ def write_preview(
 
 
 def archive_previews(run: Run) -> None:
-    """Move an earlier training's previews to previews/before-N, unless step 0's is the only one."""
+    """Move an earlier training's previews to previews/before-N. If only step 0 has a preview, nothing moves."""
     if not any(path != run.preview(0) for path in run.preview_files()):
         return
     paths = (run.previews / f"before-{number}" for number in count(1))

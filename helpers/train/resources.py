@@ -100,7 +100,7 @@ def estimate_resources(config: TrainConfig, run: Run, device: Device) -> Resourc
 
 
 def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
-    """Count the forward passes, one image each, of prior-preservation samples, evaluations and previews."""
+    """Count one-image forward passes outside training steps: prior preservation, evaluations, previews and ranking."""
     images, suffix = len(run.split_images("train")), run.read_config("dataset")["suffix"]
     per_sample = config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
     prior = round(config.prior_share * images) if suffix else 0
@@ -112,7 +112,7 @@ def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
 
 
 def refuse_too_large(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:
-    """Estimate a training's memory and disk. Raises RunError, naming a setting, if the training will not fit."""
+    """Estimate a training's memory and disk. Raises a RunError that names a setting if the training will not fit."""
     check_settings(config, device, processes=1)
     estimate = _estimate_memory_and_disk(config, run, device)
     if estimate.memory_gb > estimate.available_gb:
@@ -247,7 +247,7 @@ def _reset_peak_gb(device: Device) -> float | None:
 
 
 def _median_s(function: Callable[[], object], times: int) -> float:
-    """Return the median seconds of a function's `times` calls, without the first two (warm-up)."""
+    """Call a function repeatedly and return the median seconds per call, after a warm-up of two calls."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

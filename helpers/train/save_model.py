@@ -119,7 +119,7 @@ def _copy_safety_checker(base_model: str, folder: Path) -> None:
 
 
 def _clean_config(path: Path) -> None:
-    """Remove a local path from a component's config, and set its dtype to float32, as for diffusers' models."""
+    """Remove a component's local path from its config, and change the recorded dtype, if any, to float32."""
     config = read_json(path)
     cleaned = {name: value for name, value in config.items() if name != "_name_or_path"}
     for name in cleaned.keys() & {"dtype", "torch_dtype"}:

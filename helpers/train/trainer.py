@@ -133,7 +133,7 @@ def _check(config: TrainConfig, run: Run) -> Device:
 def _steps(
     training: Training, state: TrainState, sync: Sync, interrupts: Interrupts
 ) -> Iterator[Step]:
-    """Evaluate step 0 and run every optimizer step; yield each step once it is logged and, where due, saved."""
+    """Evaluate step 0, then run all optimizer steps. Each step is logged and, if due, saved before it is yielded."""
     training.model.train()
     if state.step == 0:
         with interrupts.busy():
@@ -209,7 +209,7 @@ def _divergence(training: Training, state: TrainState) -> str:
 
 
 def evaluate_and_log(training: Training, state: TrainState, step: Step) -> Step:
-    """Evaluate and draw previews where due, log the step, and return the Step with its evaluation losses."""
+    """Log a step, with evaluation losses and a preview if they are due. Return the Step with its evaluation losses."""
     config, is_last = training.config, state.step == training.config.max_steps
     evaluates = state.step % config.validate_every_steps == 0 or is_last
     draws = state.step % config.preview_every_steps == 0 or is_last

@@ -27,7 +27,7 @@ class Verdict:
 
 
 def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
-    """Judge a training by its curve of (step, validation loss) points, from step 0 (the base model) on.
+    """Judge a training by its (step, validation loss) points, which begin at step 0 (the base model).
 
     overfitting     the smoothed loss has risen for two points, and so has its gap to `train_eval_curve`
     still learning  the loss fell during the last third
@@ -67,19 +67,19 @@ def _smooth(losses: Sequence[float]) -> list[float]:
 
 
 def _rose(values: Sequence[float], losses: Sequence[float], min_rise: float) -> bool:
-    """Return True if the last two smoothed values are `min_rise` above the value at the lowest smoothed loss."""
+    """Return True if the last two smoothed values both exceed the value at the lowest smoothed loss by `min_rise`."""
     smooth, level = _smooth(values), _smooth(losses)
     lowest = level.index(min(level))
     return len(level) - 1 - lowest >= 2 and min(smooth[-2:]) > smooth[lowest] + min_rise
 
 
 def best_point(curve: Curve) -> tuple[int, float]:
-    """Return the (step, loss) of the lowest validation loss after step 0, or step 0's if there is no other."""
+    """Return the (step, loss) point with the lowest validation loss. Step 0 counts only if it is the only point."""
     return min(curve[1:] or curve or [(0, math.inf)], key=lambda point: point[1])
 
 
 def has_stopped_improving(curve: Curve, config: TrainConfig) -> bool:
-    """Return True if the validation loss has not improved for `early_stopping_patience` measurements."""
+    """Return True if the last `early_stopping_patience` measurements have not improved the validation loss."""
     patience = config.early_stopping_patience
     return 0 < patience < len(curve) and len(curve) - 1 - curve.index(best_point(curve)) >= patience
 

@@ -1,7 +1,7 @@
 """What a GPU shows, in ten minutes of one: speed, memory, idle time, equal losses, drawing.
 
     python -m tests.benchmarks.gpu --minutes 8 --script .../train_text_to_image.py \\
-        --lora-script .../train_text_to_image_lora.py
+        --lora-script .../train_text_to_image_lora.py --sd-scripts .../sd-scripts --sd-python .../bin/python
 
 Stable Diffusion v1-5's shapes in random weights, made in a folder in memory (`--work`), so nothing is downloaded. The
 most valuable rows come first; each runs in a process of its own, so that a failure loses one row, and is written to
@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,29 @@ def theirs(args: argparse.Namespace, method: str) -> Row:
         "gb": measured["gb"],
         "share_of_peak": measured["peak"],
     }
+
+
+def sd_scripts(args: argparse.Namespace, method: str) -> Row:
+    """sd-scripts' own trainer on the same weights and images: batch 4, latents cached, SDPA, checkpointing."""
+    precision = "no" if args.small else "fp16"
+    with tempfile.TemporaryDirectory(dir=args.work) as work:
+        command = [args.sd_python, "-m", "tests.benchmarks.sd_scripts", "--method", method]
+        given = {
+            "sd-scripts": args.sd_scripts,
+            "base": args.base,
+            "images": args.work / "runs/bench/dataset/train",
+            "work": work,
+            "resolution": args.resolution,
+            "precision": precision,
+            "steps": args.steps + WARM,
+        }
+        command += [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        done = subprocess.run(
+            command, cwd=scripts.ROOT, capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        return {"error": done.stderr[-1500:]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def equal_losses(args: argparse.Namespace, steps: int = 0, **given: Any) -> Row:
@@ -275,6 +299,7 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     full = SAME_WORK | {"method": "full", "learning_rate": 1e-5}
     lean = {"optimizer": "adamw8bit", "optimizer_in_backward": True, "train_batch_size": 1}
     bf16 = {"mixed_precision": "bf16", "weights_dtype": "bf16"}
+    sd = {f"sd-scripts-{m}": lambda m=m: sd_scripts(args, m) for m in ("full", "lora")}
     return {
         "base": lambda: base(args),
         "full": lambda: training(args, **full),
@@ -284,6 +309,7 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
         "full-b32": lambda: training(args, train_batch_size=32, **big),
         "drawing": lambda: drawing(args),
         "norms": lambda: norms(args),
+        **(sd if args.sd_scripts else {}),
         "full-8bit": lambda: training(args, 14.0, optimizer="adamw8bit", **full),
         "full-7gb": lambda: training(args, 7.0, **full | lean),
         "full-5gb": lambda: training(args, 5.0, **full | lean | bf16),
@@ -331,11 +357,19 @@ def versions() -> str:
     return f"{card}, {scripts.versions()}"
 
 
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8, help="no row begins after them")
     parser.add_argument("--script", help="diffusers' train_text_to_image.py")
     parser.add_argument("--lora-script", help="diffusers' train_text_to_image_lora.py")
+    parser.add_argument("--sd-scripts", help="a checkout of kohya-ss/sd-scripts")
+    parser.add_argument("--sd-python", default=sys.executable, help="of its own environment")
     parser.add_argument("--rows", default="", help="these alone, comma-separated")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
     parser.add_argument("--work", type=Path, default=Path("gpu-work"), help="best in memory")
@@ -349,10 +383,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     until = time.perf_counter() + 60 * parse().minutes
     args = parse()
-    args.small, args.size = args.channels < 320, "sd15"
+    args.small, args.size = args.channels < 320 or not has_gpu(), "sd15"
     args.out, args.work = args.out.resolve(), args.work.resolve()
     args.base = str(args.work / "base")
-    for name in ("script", "lora_script"):
+    for name in ("script", "lora_script", "sd_scripts"):
         if given := getattr(args, name):
             setattr(args, name, str(Path(given).resolve()))
     if args.row:

@@ -176,6 +176,8 @@ def make_full_size(args: argparse.Namespace, folder: Path) -> None:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    from helpers.train.portable import write_text_encoder_names, write_tokenizer
+
     torch.manual_seed(0)
     tiny = StableDiffusionPipeline.from_pretrained("assets/tiny-sd", safety_checker=None)
     c, width = args.channels, 768 * args.channels // 320
@@ -203,6 +205,8 @@ def make_full_size(args: argparse.Namespace, folder: Path) -> None:
         ),
     )
     tiny.save_pretrained(folder)
+    write_tokenizer(tiny.tokenizer, folder / "tokenizer")  # as older versions read them too
+    write_text_encoder_names(folder / "text_encoder/model.safetensors")
     args.base = str(folder)
 
 

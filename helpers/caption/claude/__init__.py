@@ -1,1 +1,1 @@
-"""The Claude captioner: prompts, requests, validation of answers, prices and budget."""
+"""The Claude captioner: prompts, requests, prices, a budget, and the validation of answers."""

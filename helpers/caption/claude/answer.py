@@ -14,7 +14,7 @@ NOT_CAPTION_TEXT = re.compile(  # markup, code, addresses and file names have no
 
 
 def read_answer(body: Any, max_words: int) -> tuple[str, str]:
-    """Return (caption, status) of a Messages API response; status is `ok`, `refused` or `failed: answer ...`."""
+    """Return (caption, status) from a Messages API response. The status is `ok`, `refused` or `failed: answer ...`."""
     if not isinstance(body, Mapping) or not isinstance(body.get("content"), list):
         return "", "failed: answer is no message"
     reason = body.get("stop_reason")
@@ -39,7 +39,7 @@ def read_answer(body: Any, max_words: int) -> tuple[str, str]:
 
 
 def find_fault(caption: str, max_words: int) -> str:
-    """Return the reason why a text cannot be a caption, or "" if it can."""
+    """Return the reason why a text cannot be a caption, or "" if it is acceptable."""
     words = len(caption.split())
     if not caption:
         return "is empty"

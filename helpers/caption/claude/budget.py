@@ -1,4 +1,4 @@
-"""Limit the USD spent and the number of concurrent requests."""
+"""Limits on the USD spent and on the number of concurrent requests."""
 
 import threading
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ class Budget:
         self._lock = threading.Lock()
 
     def reserve(self, usd: float) -> bool:
-        """Reserve `usd` and return True, or return False if less is left."""
+        """Reserve an amount in USD, and return True. If the remaining budget is smaller, False is returned instead."""
         with self._lock:
             if usd > self.budget_usd - self.spent_usd - self.reserved_usd + 1e-12:
                 return False
@@ -22,7 +22,7 @@ class Budget:
             return True
 
     def settle(self, reserved_usd: float, paid_usd: float) -> None:
-        """Release a reservation of `reserved_usd`, and add `paid_usd` to the amount spent."""
+        """Release a reserved amount in USD, and add the amount paid to what was spent."""
         with self._lock:
             self.reserved_usd -= reserved_usd
             self.spent_usd += paid_usd
@@ -44,7 +44,7 @@ class ConcurrencyLimiter:
         return max(1, min(self.max_requests, ramp_up, self.remaining))
 
     def on_answer(self, headers: Mapping[str, str], tokens: int) -> None:
-        """Count an answer, and read from its headers how many more requests of `tokens` tokens are allowed."""
+        """Count an answer, and update the number of allowed requests from the answer's rate-limit headers."""
         costs = {"requests": 1, "tokens": max(1, tokens), "input-tokens": max(1, tokens)}
         left = {kind: headers.get(f"anthropic-ratelimit-{kind}-remaining", "") for kind in costs}
         allowed = [int(text) // costs[kind] for kind, text in left.items() if text.isdigit()]

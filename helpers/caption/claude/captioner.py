@@ -23,7 +23,7 @@ RETRIED_LATER = ("failed: expired", "failed: canceled")  # not in full-price req
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption images with Claude, those of open batches first, and yield each row after saving it.
+    """Caption images with Claude, and yield each row after saving it. Images in open batches come first.
 
     Raises RunError if the next request could exceed the budget, or the API is unusable; answers so far are saved.
     """
@@ -47,7 +47,7 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
-    """Return an estimate, in a few lines, of what captioning `posts` costs. Only free requests are sent."""
+    """Return a text of a few lines that estimates the cost of captioning. Only free requests are sent."""
     return str(estimate(config, run, posts))
 
 
@@ -57,7 +57,7 @@ def _is_api_failure(row: Caption) -> bool:
 
 
 def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
-    """Yield each image's caption from the Messages API, with as many concurrent requests as the limiter allows."""
+    """Caption images by concurrent requests to the Messages API, and yield each image's row."""
     waiting, in_flight, failures = deque(posts), set[Future[Caption]](), 0
     with ThreadPoolExecutor(session.config.concurrency) as pool:
         while waiting or in_flight:
@@ -81,7 +81,7 @@ def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
 
 
 def _caption(session: Session, post: Post, reserved_usd: float) -> Caption:
-    """Ask up to `most_asks` times for a valid caption, save each answer's row, and return the last one."""
+    """Ask for a valid caption up to `most_asks` times. Each answer's row is saved, and the last row is returned."""
     for ask in range(session.config.most_asks):
         if ask and not session.budget.reserve(reserved_usd):
             break

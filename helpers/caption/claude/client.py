@@ -60,7 +60,7 @@ class Session:
         self._lock = threading.Lock()
 
     def with_settings_of(self, model: str, made_with: dict[str, str]) -> "Session":
-        """Return a session with the model and settings of earlier requests, to record their answers."""
+        """Return a session for answers to earlier requests, with the model and settings of those requests."""
         if not model or (model, made_with) == (self.config.model, self.made_with):
             return self
         then = copy(self)
@@ -79,7 +79,7 @@ class Session:
         return max(0, counted.input_tokens - 1)
 
     def tokens_of(self, post: Post) -> int:
-        """Return the number of tokens of an image at the size sent to Claude."""
+        """Return the number of tokens of an image, at the size at which it is sent to Claude."""
         return image_tokens(post.width_px, post.height_px, self.config.image_side_px)
 
     def max_cost_usd(self, post: Post, *, batch: bool = False) -> float:
@@ -99,7 +99,7 @@ class Session:
         return row
 
     def read_body(self, post: Post, body: Any, request: str = "") -> Caption:
-        """Return the captions.jsonl row for a response body. `request` is the id of its batch request, if any."""
+        """Convert a response body to a row of captions.jsonl. For a batch, the request's id is recorded as well."""
         caption, status = read_answer(body, self.config.max_caption_words)
         usage = read_usage(body)
         return self.row(
@@ -115,12 +115,12 @@ class Session:
         )
 
     def row(self, post: Post, status: str, caption: str = "", **more: Any) -> Caption:
-        """Return a row of captions.jsonl for an image. `more` are other fields of the row."""
+        """Return a row of captions.jsonl for an image, with further fields if given."""
         by = {"captioner": "claude", "model": self.config.model, "made_with": self.made_with}
         return Caption(post.file_name, caption, status, **by, **more)
 
     def over_budget(self, count: int) -> RunError:
-        """Return the error to raise when the budget does not cover the next of `count` images."""
+        """Return a RunError that says that the budget does not cover the next image, and how many images are left."""
         return RunError(
             f"Stopping: the next request could exceed budget_usd=${self.budget.budget_usd:.2f} "
             f"(${self.budget.spent_usd:.2f} spent, {count} images left). Raise budget_usd and run this again; "
@@ -128,7 +128,7 @@ class Session:
         )
 
     def retry(self, call: Callable[[], Result], *, paid: bool = False) -> Result:
-        """Call `call` and return its result, with up to `most_retries` retries on overload, server and network errors.
+        """Call a function, with up to `most_retries` retries after overload, server errors or network errors.
 
         A paid call that was sent and not answered is not retried; the caller counts its cost. Raises RunError, or for a
         paid call the API's own error if it concerns this image only.
@@ -154,7 +154,7 @@ class Session:
             raise RunError(f"{why}: run this again later, nothing is lost") from error
 
     def _wait(self, state: RetryCallState) -> float:
-        """Return the seconds to wait: as many as the server asks for, else a random exponential backoff."""
+        """Return the seconds to wait before a retry: what the server asks for, or a random exponential backoff."""
         asked = retry_after_s(state.outcome.exception())
         longest = self.config.longest_wait_s
         if asked is None:
@@ -193,7 +193,7 @@ def error_line(error: Exception) -> str:
 
 
 def retry_after_s(error: BaseException | None) -> float | None:
-    """Return the `retry-after` header of an error's response in seconds, or None if missing or invalid."""
+    """Return the seconds in the `retry-after` header of an error's response, or None without a valid header."""
     asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "")
     try:
         seconds = float(asked)

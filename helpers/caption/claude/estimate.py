@@ -16,7 +16,7 @@ THINKING_TOKENS = 100
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated cost of captioning images, now or in batches, and the token counts behind it."""
+    """The estimated cost of captioning images, with and without batches, and the token counts behind the estimate."""
 
     images: int
     image_tokens: int  # in total
@@ -44,7 +44,7 @@ class Estimate:
 
 
 def estimate(config: CaptionConfig, run: Run, posts: list[Post]) -> Estimate:
-    """Estimate the cost of captioning `posts`, with one free request to the token counting endpoint."""
+    """Estimate the cost of captioning images. One free request is sent, to the token counting endpoint."""
     session = Session(config, run)
     count, shared = len(posts), session.shared_tokens
     images = sum(session.tokens_of(post) for post in posts)
@@ -72,7 +72,7 @@ def estimate(config: CaptionConfig, run: Run, posts: list[Post]) -> Estimate:
 
 
 def output_tokens(session: Session) -> int:
-    """Estimate the output tokens of an answer: the mean of this run's answers, else of the examples, else a default."""
+    """Estimate an answer's output tokens from earlier answers. If there are none, examples or a default are used."""
     rows = read_rows(session.run.captions, Caption)
     given = [row.output_tokens for row in rows if row.model == session.config.model]
     if any(given):

@@ -63,7 +63,7 @@ def _write(run: Run, changed: Batch) -> None:
 
 
 def finish(session: Session) -> Iterator[Caption]:
-    """Wait for the run's open batches to end, then save and yield the rows of their images."""
+    """Wait for the run's open batches to end, then save and yield their rows."""
     for batch in [batch for batch in read_batches(session.run) if not batch.done]:
         posts = latest(read_rows(session.run.posts, Post))
         if not batch.id:
@@ -86,7 +86,7 @@ def finish(session: Session) -> Iterator[Caption]:
 
 
 def caption(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
-    """Send images in batches as far as the budget covers them, and yield each image's row."""
+    """Caption images in batches, as far as the budget allows, and yield each image's row."""
     waiting = deque(posts)
     while waiting:
         reserved = 0.0
@@ -102,7 +102,7 @@ def caption(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
 
 
 def _plan(session: Session, waiting: deque[Post]) -> tuple[Batch, list[Request], float] | None:
-    """Take images from `waiting` for a batch. Return (batch, requests, maximum cost), or None if over the budget."""
+    """Plan a batch of waiting images. Returns (batch, requests, maximum cost), or None if the budget is too small."""
     newest = session.retry(lambda: session.client.messages.batches.list(limit=1)).data
     now = datetime.now(UTC).isoformat(timespec="seconds")
     batch = Batch(secrets.token_hex(8), [], newest[0].id if newest else "", now)
@@ -122,7 +122,7 @@ def _plan(session: Session, waiting: deque[Post]) -> tuple[Batch, list[Request],
 
 
 def _request(session: Session, batch: Batch, number: int, post: Post) -> Request | None:
-    """Return the batch request for an image, or save a failed row and return None if it cannot be read."""
+    """Return the batch request for an image. For an unreadable image, a failed row is saved and None is returned."""
     request_id = batch.request_id(number)
     try:
         params = session.prompt.request(post)
@@ -133,7 +133,7 @@ def _request(session: Session, batch: Batch, number: int, post: Post) -> Request
 
 
 def _send(session: Session, batch: Batch, requests: list[Request], may_exist: bool = False) -> None:
-    """Create the batch on the server, unless an earlier attempt did, and save its id. Raises RunError if refused."""
+    """Create a batch on the server, if it is not there yet, and save the batch's id. Raises RunError if refused."""
     tries = 0
 
     def send() -> str:
@@ -161,7 +161,7 @@ def _is_refusal(error: BaseException | None) -> bool:
 
 
 def _find(session: Session, batch: Batch, count: int) -> str:
-    """Search the server for a batch by its key, and return its id, or "" if not found."""
+    """Find a batch on the server by its key. Returns the batch's id on the server, or "" if not found."""
     oldest = datetime.fromisoformat(batch.planned_at) - MAX_CLOCK_DIFFERENCE
     known = {other.id for other in read_batches(session.run)}
 
@@ -196,7 +196,7 @@ def _results(session: Session, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
-    """Download and return the results of a batch, a JSON object per line. Other lines are ignored."""
+    """Download the results of a batch, one JSON object per line. Lines with anything else are ignored."""
     found = []
     with batches.with_streaming_response.results(batch_id) as response:
         for line in response.iter_lines():
@@ -206,7 +206,7 @@ def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator[Caption]:
-    """Wait for a batch to end, then save and yield its rows. Captions that a person wrote are restored."""
+    """Wait for a batch to end, then save and yield its rows. Captions that a person edited stay in use."""
     session = session.with_settings_of(batch.model, batch.made_with)
     results = _results(session, batch.id)
     rows = read_rows(session.run.captions, Caption)
@@ -236,7 +236,7 @@ def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator
 
 
 def _row(session: Session, post: Post, request: str, result: Any) -> Caption:
-    """Return the captions.jsonl row for one result of a batch. None is a missing result."""
+    """Return the captions.jsonl row for one result of a batch. A missing result gives a failed row."""
     result = result if isinstance(result, dict) else {}
     status = "failed: no answer in the batch"
     match result.get("type"):

@@ -57,7 +57,7 @@ RETIRED = {
 
 
 def find_model(config: CaptionConfig, today: date | None = None) -> tuple[Model, str]:
-    """Return the prices and options of the chosen model, and a warning or "".
+    """Return the chosen model's prices and options, and a warning, which is "" if all is well.
 
     Raises RunError for a model that is retired, or has a price neither in the table nor in price_usd.
     """

@@ -64,25 +64,25 @@ when it speaks to you."""
 
 
 def image_tokens(width_px: int, height_px: int, side_px: int) -> int:
-    """Return the number of tokens of an image sent at `side_px`: one for each whole or partial patch of 28 x 28 px."""
+    """Return an image's number of tokens after downscaling: one for each whole or partial patch of 28 x 28 px."""
     width, height = sent_size(width_px, height_px, side_px)
     return math.ceil(width / PATCH_PX) * math.ceil(height / PATCH_PX)
 
 
 def sent_size(width_px: int, height_px: int, side_px: int) -> tuple[int, int]:
-    """Return (width, height) after downscaling, so that the longer edge is at most `side_px`."""
+    """Return an image's (width, height) after downscaling, so that the longer edge is at most `side_px`."""
     factor = min(1.0, side_px / max(width_px, height_px))
     return max(1, round(width_px * factor)), max(1, round(height_px * factor))
 
 
 def image_block(path: Path, side_px: int) -> dict[str, Any]:
-    """Return an image file as a content block of the API, upright and downscaled. Raises OSError if it is damaged."""
+    """Return an image file as a content block of the API, upright and downscaled. Raises OSError for a damaged file."""
     image = open_rgb(path)
     return _block(image.resize(sent_size(*image.size, side_px), reducing_gap=3.0))
 
 
 def blank_patch() -> dict[str, Any]:
-    """Return a blank image of one token as a content block, to count the prompt's other tokens with."""
+    """Return a content block with a blank image of one token, for counting the prompt's other tokens."""
     return _block(Image.new("RGB", (PATCH_PX, PATCH_PX)))
 
 
@@ -124,7 +124,7 @@ class Prompt:
         return {"max_tokens": self.max_tokens, **self.image_request(image)}
 
     def image_request(self, image: dict[str, Any]) -> dict[str, Any]:
-        """Return the request for an image block. It has no `max_tokens`, which the token counting endpoint rejects."""
+        """Return the request for an image block. `max_tokens` is absent, as the token counting endpoint rejects it."""
         about = f"one phrase of at most {self.config.max_caption_words} words"
         schema = {  # the API enforces keys and types; answer.py checks lengths
             "type": "object",
@@ -165,7 +165,7 @@ def split_words(text: str) -> list[str]:
 
 
 def example_pairs(config: CaptionConfig, run: Run) -> list[tuple[Path, str]]:
-    """Return the few-shot examples as (image path, caption), in the order of the settings.
+    """Return the few-shot examples as (image path, caption) pairs, in the order of the settings.
 
     An entry is the file name of a captioned image of this run, the path of an image with a .txt of the same name, or
     a folder of such images. Raises RunError for anything else.

@@ -1,4 +1,4 @@
-"""Save and read the pictures in samples/: each is a PNG with embedded settings, beside a .json of the settings.
+"""Save and read the pictures in samples/. Each PNG embeds its settings, and a .json file repeats the settings.
 
 Each PNG has two text chunks: `settings` is JSON, which this project reads; `parameters` is the text that other image
 programs and most galleries read.
@@ -26,13 +26,13 @@ REQUIRED = frozenset(
 
 
 class Album:
-    """The pictures in a run's samples/. A picture with other settings is never overwritten."""
+    """The pictures in a run's samples/. Pictures with different settings never overwrite each other."""
 
     def __init__(self, run: Run, suffix: str) -> None:
         self.run, self.suffix = run, suffix
 
     def path(self, settings: Settings) -> Path:
-        """Return the path of the PNG with these settings, also if the picture is not saved yet."""
+        """Return the path where a picture with these settings is or would be saved."""
         prompt = settings["prompt"]
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower().removesuffix(self.suffix)).strip("-")
         styled = "" if prompt.endswith(self.suffix) else "-plain"
@@ -49,7 +49,7 @@ class Album:
         return path.is_file() and path.with_suffix(".json").is_file()
 
     def save(self, settings: Settings, image: Image.Image) -> Path:
-        """Save a picture as PNG and its settings as .json. Return the PNG's path."""
+        """Save a picture as PNG, and its settings as .json. Return the PNG's path."""
         path, chunks = self.path(settings), PngInfo()
         chunks.add_text("settings", json.dumps(settings))
         chunks.add_text("parameters", _format_parameters(settings))
@@ -73,7 +73,7 @@ class Album:
         return settings
 
     def newest(self, max_count: int) -> list[tuple[Path, Settings]]:
-        """Return the `max_count` newest pictures as (path, settings), oldest first."""
+        """Return the most recent `max_count` pictures as (path, settings), in chronological order."""
         files = self.run.samples.glob("[!.]*.png")
         found: list[tuple[Path, Settings]] = []
         for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):

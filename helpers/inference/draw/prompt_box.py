@@ -1,4 +1,4 @@
-"""The prompt box of 05: a form to draw typed prompts, which works in ipywidgets 7.7 (Colab's) and 8."""
+"""The prompt box of notebook 05: a form that draws pictures from typed prompts, in ipywidgets 8 and 7.7 (Colab)."""
 
 import html
 import io
@@ -40,7 +40,7 @@ TITLES = {"tuned": "Tuned", "base": "Base model, same seeds"}
 
 
 class PromptBox:
-    """A form that draws a typed prompt with a chosen model and, if ticked, with the base model.
+    """A form that draws a typed prompt with a chosen model and, if ticked, with the base model too.
 
     Every picture is saved in samples/ with its settings; a button below it restores them in the form. A cell that shows
     the box also shows plain HTML, which stays in the saved notebook and says what to do when no kernel answers.
@@ -106,7 +106,7 @@ class PromptBox:
         return widgets.VBox([*above, *rows, self.message, self.gallery, last])
 
     def _on_draw(self, _button: widgets.Button) -> None:
-        """Start drawing. A click in a browser starts a new thread, so that Cancel works."""
+        """Start drawing. After a click in a browser, a new thread draws, so that Cancel still works."""
         if self.button.disabled:
             return
         self.button.disabled, self.cancel.disabled = True, False
@@ -123,7 +123,7 @@ class PromptBox:
             self.button.disabled, self.cancel.disabled = False, True
 
     def _show_errors(self, act: Callable[[], None]) -> None:
-        """Call `act`, and show any exception in the form. A browser does not show a callback's exceptions."""
+        """Call a function, and show any exception in the form, since browsers do not show exceptions of callbacks."""
         try:
             act()
         except Cancelled:
@@ -181,7 +181,7 @@ class PromptBox:
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), widgets.HBox(cells, layout=ROW)])
 
     def _add_to_history(self, settings: Settings, image: Image.Image) -> None:
-        """Add a picture's thumbnail, with a button that restores its settings, to the front of the history."""
+        """Put a picture's thumbnail and a button that restores its settings at the front of the history."""
         small = image.copy()
         small.thumbnail((96, 96))
         name, layout = f"{settings['model']} {settings['seed']}", widgets.Layout(width="96px")

@@ -10,7 +10,7 @@ from helpers.models.tokens import shorten
 
 @dataclass(frozen=True)
 class Prompts:
-    """A tool that adds the suffix to prompts, and truncates long prompts at the end of a word.
+    """A tool that adds the suffix to prompts, and truncates long prompts at a word boundary.
 
     max_tokens  the text encoder's limit, begin and end tokens included: 77 for Stable Diffusion
     """
@@ -24,7 +24,7 @@ class Prompts:
         return append_suffix(prompt, self.suffix)
 
     def truncate(self, prompt: str) -> str:
-        """Return the prompt cut to `max_tokens`. A suffix at the end is kept."""
+        """Return the prompt, cut to at most `max_tokens` tokens. A suffix at its end is kept."""
         return shorten(self.tokenizer, prompt, self.suffix, self.max_tokens)
 
     def truncation_warning(self, prompt: str) -> str:

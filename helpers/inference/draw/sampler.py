@@ -213,7 +213,7 @@ def is_blocked(image: Image.Image) -> bool:
 def make_config(
     run: Run, more: dict[str, Any] | None = None, **values: str | float | bool | None
 ) -> InferenceConfig:
-    """Create the config of 05 from notebook parameters. Steps and guidance default to those of 04's previews."""
+    """Create notebook 05's config from its parameters. By default, steps and guidance match the training previews."""
     trained = read_trained(run).settings
     for name in ("num_inference_steps", "guidance_scale"):
         values[name] = trained[name] if values.get(name) is None else values[name]
@@ -221,7 +221,7 @@ def make_config(
 
 
 def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
-    """Return `num_images` requests for each prompt of the config, or of 04's previews if the config has none.
+    """Return `num_images` requests per prompt. If the config has no prompts, the prompts of training previews are used.
 
     Logs a warning for each prompt that is longer than the text encoder reads.
     """
@@ -245,7 +245,7 @@ def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
 
 
 def draw_missing(sampler: Sampler, requests: Sequence[Request], batch_size: int) -> Iterator[Path]:
-    """Draw and save the pictures that samples/ lacks. Yield the path of each request's picture."""
+    """Yield the path of each request's picture, after drawing and saving the picture if samples/ lacks it."""
     album = sampler.album
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Create the diffusers schedulers that the prompt box offers, so that each works at any number of steps."""
+"""The diffusers schedulers that the prompt box offers, set up to work at any number of steps."""
 
 from functools import wraps
 from typing import Any
@@ -18,7 +18,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMixin:
-    """Return the scheduler called `name`, with the noise schedule of a model's scheduler config.
+    """Return the scheduler called `name`, with the noise schedule from a model's scheduler config.
 
     With more steps than half of the training timesteps, "leading" spacing skips the noisiest timesteps, and with all
     of them it asks for one that does not exist; so "trailing" is used there (Lin et al. 2023, arXiv:2305.08891,

@@ -1,4 +1,4 @@
-"""Load the weights of the base model, the tuned model or a checkpoint into one pipeline, by name."""
+"""Load named weights (base model, tuned model or a checkpoint) into one pipeline."""
 
 import re
 from functools import cached_property
@@ -31,7 +31,7 @@ class Weights:
     def __init__(
         self, run: Run, pipeline: DiffusionPipeline, base_model: str, base_hash: str
     ) -> None:
-        """Take a pipeline with the tuned weights, and the fingerprint of the base model's UNet."""
+        """Take a pipeline that has the tuned weights, and the fingerprint of the base model's UNet."""
         self.run, self.base_model, self.base_hash = run, base_model, base_hash
         self.family, self.model_hash = family_of(read_settings(run.model)), folder_hash(run.model)
         self.modules = Components.of(self.family, pipeline).modules
@@ -84,7 +84,7 @@ class Weights:
         self.loaded = (name, strength)
 
     def _read_checkpoint(self, name: str) -> dict[str, Tensor]:
-        """Return a checkpoint's full weights. A LoRA is added to the base model's weights at scale alpha / rank."""
+        """Return a checkpoint's full weights. A LoRA is merged into the base model's weights, at scale alpha / rank."""
         self.hash_of(name)  # checks its files
         folder = self.run.checkpoints / name
         has_average = AVERAGE in read_json(folder / MANIFEST)
@@ -103,7 +103,7 @@ class Weights:
         return {k: v.to(self.dtype) for k, v in merged.items()}
 
     def hash_of(self, name: str) -> str:
-        """Return the SHA-256 of a checkpoint's manifest, or of model/'s manifest for `tuned` and `base`.
+        """Return the SHA-256 of the manifest of a checkpoint, or of model/ if the name is `tuned` or `base`.
 
         Raises RunError if the checkpoint is missing or corrupt.
         """
@@ -120,7 +120,7 @@ def _state_dict(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def _find_name(state: dict[str, Tensor], name: str) -> str:
-    """Return the key in a pipeline's state dict for the checkpoint's weight `name`.
+    """Translate a weight's name in a checkpoint to its key in the pipeline's state dict.
 
     Checkpoints without a trained text encoder name the UNet's weights without `unet.`; older transformers put
     `text_model.` before the text encoder's. Raises RunError if no such weight exists.

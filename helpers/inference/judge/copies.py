@@ -1,4 +1,4 @@
-"""Find pictures that copy a training image, also mirrored or cropped, by comparing thumbnails.
+"""Compare thumbnails to find pictures that copy a training image, even if mirrored or cropped.
 
 Each training image is compared in full and cropped to 80 to 95% of its side at nine places. The mean of all training
 images (a style's paper, its horizon) is subtracted before two pictures are correlated.
@@ -32,7 +32,7 @@ BOXES: list[Box] = [FULL] + [
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture's index, the index of the most similar training image, and the correlation of the two."""
+    """A picture and its most similar training image, both as indices, with the correlation of the two."""
 
     sample: int
     train: int
@@ -40,7 +40,7 @@ class Pair:
 
 
 class CopyFinder:
-    """A search for the training image most similar to a picture.
+    """A search for the training image that is most similar to a picture.
 
     threshold  the likeness above which a picture is a likely copy; None with fewer than MIN_HELD_OUT held-out images
     """
@@ -57,7 +57,7 @@ class CopyFinder:
         return centred / (np.linalg.norm(centred, axis=-1, keepdims=True) + 1e-6)
 
     def nearest(self, images: Sequence[Image.Image]) -> list[Pair]:
-        """Return a Pair of each image and its most similar training image. Mirror images are compared as well."""
+        """Pair each image with its most similar training image. The image's mirror image is compared as well."""
         pairs = []
         for i, image in enumerate(images):
             both = np.stack([_thumbnail(image), _thumbnail(ImageOps.mirror(image))])
@@ -67,7 +67,7 @@ class CopyFinder:
         return pairs
 
     def figures(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """Return the most similar pairs and the share of likely copies. `left_out` explains a missing share."""
+        """Return the most similar pairs and the share of likely copies. A missing share is explained in `left_out`."""
         pairs = sorted(self.nearest(images), key=lambda pair: -pair.likeness)
         found = {"pairs": [asdict(pair) for pair in pairs[:MAX_SHOWN]]}
         if not pairs:
@@ -83,7 +83,7 @@ class CopyFinder:
 
 
 def _thumbnail(image: Image.Image, box: Box = FULL) -> np.ndarray:
-    """Return a thumbnail of the area `box` of a picture as a vector, with each channel's mean subtracted."""
+    """Crop a picture to a box, and return a thumbnail of the crop as a vector with zero-mean colour channels."""
     part, size = tuple(np.multiply(box, image.size * 2)), (THUMBNAIL_PX, THUMBNAIL_PX)
     small = image.convert("RGB").resize(size, Image.Resampling.BOX, box=part)
     pixels = np.asarray(small, np.float32)
@@ -91,7 +91,7 @@ def _thumbnail(image: Image.Image, box: Box = FULL) -> np.ndarray:
 
 
 def copy_threshold(likeness: Sequence[float]) -> float:
-    """Return the likeness above which a picture counts as a copy, computed from held-out images' likeness.
+    """Return the likeness above which a picture counts as a copy, given the likeness values of held-out images.
 
     It is the maximum or, if higher, Z_THRESHOLD standard deviations above the mean.
     """

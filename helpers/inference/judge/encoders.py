@@ -18,7 +18,7 @@ ADVICE = "give a hub id such as openai/clip-vit-large-patch14 or facebook/dinov2
 
 
 def make_builtin_encoder(train: Sequence[Image.Image]) -> Encoder:
-    """Return an Encoder that computes style.py's features, standardized on `train` and clipped to -5..5."""
+    """Return an Encoder for style.py's features, standardized with the training images and clipped to -5..5."""
     found = np.stack([features(image) for image in train])
     mean, std = found.mean(0), found.std(0) + 1e-6
 
@@ -29,7 +29,7 @@ def make_builtin_encoder(train: Sequence[Image.Image]) -> Encoder:
 
 
 class ImageModel:
-    """An encoder that uses a CLIP, SigLIP or DINOv2 from the Hub or a folder. Raises RunError if loading fails."""
+    """A CLIP, SigLIP or DINOv2 model as image encoder, from the Hub or a folder. Raises RunError if loading fails."""
 
     def __init__(self, name: str) -> None:
         with open_model("the encoder", name, ADVICE) as folder, warnings.catch_warnings():
@@ -71,7 +71,7 @@ class ClipScore(ImageModel):
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Return the CLIPScore (N,) of each image with the prompt at the same index."""
+        """Return the CLIPScore (N,) for each image and the prompt at the same index."""
         tokens = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
         names = ("input_ids", "attention_mask")
         inputs = {name: tokens[name].to(self.device) for name in names if name in tokens}

@@ -15,7 +15,7 @@ COMPARED = {  # groups by their names for a reader
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of pictures to compare: real images, and samples of the base and the tuned model."""
+    """The groups of pictures to compare: real images, and pictures drawn by the base and the tuned model."""
 
     train: list[Image.Image]
     held_out: list[Image.Image]
@@ -27,7 +27,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures in each group that passed the safety checker, and the number of blocked pictures per group."""
+    """The pictures that passed the safety checker, by group, and the number of blocked pictures per group."""
 
     shown: dict[str, list[Image.Image]]
     blocked: dict[str, int] = field(default_factory=dict)

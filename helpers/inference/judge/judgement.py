@@ -38,7 +38,7 @@ class Judgement:
 
 
 def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
-    """Load the real images, and draw samples of held-out captions and of training captions."""
+    """Load the real images, and draw pictures from held-out captions and from training captions."""
     captions, learnt = sampler.trained.held_out_captions(), sampler.trained.pictures("train")
     requests = [
         Request.of(config, captions[i % len(captions)], config.seed + SAMPLE_SEED + i)
@@ -67,7 +67,7 @@ def _load_images(sampler: Sampler, split: str, side_px: int = 256) -> list[Image
 
 
 def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
-    """Judge the groups of pictures. An `encoder` measures the style a second time.
+    """Judge the pictures of all groups. If an encoder is given, its features measure the style a second time.
 
     The style axis is fitted to training images and every other sample of the base, and measured on held-out images
     and the other samples, so that no figure is measured on what it was fitted to.
@@ -109,7 +109,7 @@ def _judge_style(
 
 
 def _place_on_axis(found: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Fit the style axis. Return the positions of base, tuned, plain and held-out pictures on that axis."""
+    """Fit the style axis, and place four groups of pictures on it: base, tuned, plain and held-out."""
     axis = StyleAxis.between(found["base"][::2], found["train"])
     rest = (found["base"][1::2], found["tuned"], found["plain"], found["held_out"])
     return [axis.place(pictures) for pictures in rest]
@@ -124,7 +124,7 @@ def _judge_by_model(pictures: Pictures, encoder: ImageModel) -> dict[str, Any]:
 
 
 def measure_adherence(config: InferenceConfig, sampler: Sampler, groups: Groups) -> dict[str, Any]:
-    """Return the mean CLIPScores of base and tuned samples with their captions, or {"left_out": reason}."""
+    """Return the mean CLIPScores of the base and the tuned model, or {"left_out": reason} if nothing can be scored."""
     if not config.clip_model:
         return {"left_out": "no CLIP was given: set clip_model to a hub id or a folder"}
     clip = ClipScore(config.clip_model)

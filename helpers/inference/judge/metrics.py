@@ -13,5 +13,5 @@ METRICS = {  # by their keys in report.json
 
 
 def load_metrics() -> dict[str, ModuleType]:
-    """Import the modules of all metrics. Return them as {key in report.json: module}."""
+    """Import and return the metric modules as {key in report.json: module}."""
     return {key: import_module(name) for key, name in METRICS.items()}

@@ -1,4 +1,4 @@
-"""Measure style gain: how far the tuned model's pictures moved from the base model's towards the art.
+"""Measure style gain: how far fine-tuning moved the model's pictures towards the art.
 
 The features are statistics of colour and texture (numpy and Pillow only); no network is needed.
 """
@@ -57,7 +57,7 @@ def _texture_features(grey: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StyleAxis:
-    """A line from the base model's pictures (0) to the art (1): Fisher's linear discriminant (1936) with a ridge."""
+    """A line from the base model's pictures (0) to the art (1): a ridge linear discriminant (Fisher 1936)."""
 
     origin: np.ndarray
     direction: np.ndarray
@@ -78,7 +78,7 @@ class StyleAxis:
 
 
 def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int = 2000) -> Interval:
-    """Return the mean position of tuned pictures, with the base's mean at 0 and the mean of held-out art at 1.
+    """Return the tuned pictures' mean position on a scale from 0 (mean of base pictures) to 1 (mean of held-out art).
 
     base, tuned, art  positions on a StyleAxis that was fitted to other pictures
     The interval is by bootstrap (Efron 1979).
@@ -96,7 +96,7 @@ def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int 
 
 
 def order_share(*groups: np.ndarray, draws: int = 2000) -> float:
-    """Return the share of bootstrap draws in which the groups' means rise from the first group to the last.
+    """Return the share of bootstrap draws in which each group has a higher mean than the group before it.
 
     Groups of equal length come from the same prompts and seeds, so they are resampled with the same indices.
     """

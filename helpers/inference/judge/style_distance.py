@@ -17,13 +17,13 @@ COMPARED_WITH_ART = {"floor": "train", "tuned": "tuned", "ceiling": "base"}
 
 
 def measure(pictures: Pictures) -> dict[str, Any]:
-    """Return the style distances from held-out art to training images (floor), tuned and base samples (ceiling)."""
+    """Return style distances to held-out art as `floor` (training images), `tuned` and `ceiling` (base pictures)."""
     encode = make_builtin_encoder(pictures["train"])
     return {"encoder": BUILT_IN} | measure_distances(pictures, encode)
 
 
 def describe(found: dict[str, Any]) -> tuple[str, str]:
-    """Return two texts for the report: the style distance of tuned samples, and how to read the value."""
+    """Return two texts for the report: the tuned model's style distance, and how to read it."""
     tuned = found["tuned"]
     return (
         f"{tuned['value']:.2f} ({tuned['low']:.2f} to {tuned['high']:.2f})",
@@ -33,7 +33,7 @@ def describe(found: dict[str, Any]) -> tuple[str, str]:
 
 
 def measure_distances(pictures: Pictures, encode: Encoder) -> dict[str, Any]:
-    """Return the MMDs from held-out art to training images (floor), tuned and base samples (ceiling)."""
+    """Return MMDs to held-out art as `floor` (training images), `tuned` and `ceiling` (base pictures)."""
     if reason := pictures.why_too_few(min_count=3):
         return {"left_out": f"{reason}; it takes three of each"}
     art = encode(pictures["held_out"])
@@ -41,7 +41,7 @@ def measure_distances(pictures: Pictures, encode: Encoder) -> dict[str, Any]:
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the KID kernel (x·y / D + 1)³ of features (N, D) and (M, D), with shape (N, M)."""
+    """Return the KID kernel (N, M) of features (N, D) and (M, D): (x·y / D + 1)³."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
@@ -63,13 +63,13 @@ def mmd(x: np.ndarray, y: np.ndarray, draws: int = 1000) -> Interval:
 
 
 def _mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, u: np.ndarray, v: np.ndarray) -> float:
-    """Return the squared MMD from three kernel matrices, with pictures weighted by counts `u` (N,) and `v` (M,)."""
+    """Return the squared MMD from three kernel matrices. The counts `u` (N,) and `v` (M,) weight the pictures."""
     across = (u @ xy @ v) / (u.sum() * v.sum())
     return float(_mean_of_pairs(xx, u) + _mean_of_pairs(yy, v) - 2 * across)
 
 
 def _mean_of_pairs(kernel: np.ndarray, count: np.ndarray) -> float:
-    """Return the mean kernel value over pairs of different pictures, weighted by `count`; NaN without a pair."""
+    """Return the count-weighted mean kernel value over pairs of different pictures, or NaN if there is no pair."""
     pairs = np.outer(count, count)
     np.fill_diagonal(pairs, 0)
     return float((pairs * kernel).sum() / pairs.sum()) if pairs.any() else float("nan")

@@ -36,7 +36,7 @@ def write_card(run: Run) -> Path:
 
 
 def find_card_files(run: Run) -> dict[str, Path]:
-    """Return the model card and its pictures as {name in the Hub repository: path}, without missing files."""
+    """Return the model card and its pictures, as {name in the Hub repository: path}. Missing files are omitted."""
     names = ("README.md", "curves.png", "before_and_after.jpg")
     return {name: run.export / name for name in names if (run.export / name).is_file()}
 

@@ -1,4 +1,4 @@
-"""Make the metadata of exported files: modelspec, and for a LoRA the `ss_` fields of kohya's sd-scripts.
+"""Metadata for exported files: modelspec fields, and the `ss_` fields of kohya's sd-scripts for LoRA files.
 
 Loaders and model sites read them. They hold no path, no caption and not the suffix.
 https://github.com/Stability-AI/ModelSpec

@@ -1,4 +1,4 @@
-"""Export a model for other programs: one checkpoint file, as ComfyUI reads it, and a LoRA in two layouts.
+"""Export a model for other programs: as one checkpoint file (for ComfyUI and others), and as a LoRA in two layouts.
 
 Weights keep the values and the dtype that they have in model/. Each file is read back by diffusers' loaders and
 compared with model/ before export/ is replaced.

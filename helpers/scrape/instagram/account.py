@@ -1,4 +1,4 @@
-"""Load an Instagram account's profile and timeline, and detect by user id whether the account was renamed."""
+"""Load an Instagram account's profile and timeline, and detect a renamed account by its user id."""
 
 from contextlib import suppress
 from functools import partial
@@ -13,7 +13,7 @@ from helpers.scrape.items import SourceStopped
 
 
 def load_profile(name: str, session: Session, cursor: Cursor, run: Run) -> Profile:
-    """Return the profile of the account `name`, as saved in the cursor or requested from Instagram.
+    """Return an account's profile. The profile is requested from Instagram unless the cursor has it.
 
     Raises SourceStopped if Instagram refuses, RunError if the run holds another account's posts.
     """
@@ -37,7 +37,7 @@ def load_profile(name: str, session: Session, cursor: Cursor, run: Run) -> Profi
 
 
 def open_timeline(profile: Profile, session: Session, cursor: Cursor) -> NodeIterator[Post]:
-    """Return instaloader's iterator over the account's posts, after checking that the account still has its name.
+    """Check that an account was not renamed, and return instaloader's iterator over the account's posts.
 
     Raises SourceStopped if Instagram refuses, the account was renamed, or its name now belongs to someone else.
     """

@@ -36,7 +36,7 @@ class Cursor:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return the cursor saved in a file, or a new one if the file does not exist. Raises RunError if invalid."""
+        """Return the cursor saved in a file, or a new one if there is no file. Raises RunError for an invalid file."""
         if not path.is_file():
             return cls()
         try:
@@ -51,14 +51,14 @@ class Cursor:
         write_text(path, json.dumps(vars(self)) + "\n")
 
     def set_filters(self, since: str, until: str, coauthored: bool) -> None:
-        """Set the date range and the coauthored filter. After a change, posts that were excluded are visited again."""
+        """Set the date range and whether to include coauthored posts. After a change, old exclusions are forgotten."""
         if (self.since, self.until, self.coauthored) != (since, until, coauthored):
             self.since, self.until, self.coauthored = since, until, coauthored
             self.finished = {code: entry for code, entry in self.finished.items() if entry[1]}
             self.frozen, self.settled = None, 0
 
     def mark_complete(self) -> None:
-        """Record that the timeline was walked to its end. A later walk stops at the posts finished so far."""
+        """Record that the timeline was walked to its end, so that a later walk stops at a finished post."""
         self.frozen, self.settled = None, len(self.finished)
 
     @property
@@ -67,7 +67,7 @@ class Cursor:
         return set(list(self.finished)[: self.settled])
 
     def unfinished(self, run: Run) -> list[str]:
-        """Return the shortcodes of finished posts with missing images. Permanently rejected images do not count."""
+        """Return the shortcodes of finished posts with missing images. A permanently rejected image is not missing."""
         posts = latest(read_rows(run.posts, Post)).values()
         there = {post.stem for post in posts if run.image(post.file_name).is_file()}
         rows = [row for row in read_rows(run.rejected, Rejection) if row.stage == "scrape"]

@@ -23,13 +23,13 @@ CONNECT_S, READ_S = 10.0, 30.0  # without any data
 
 
 class UrlExpired(ValueError):
-    """Raised if an image is no longer at its URL (HTTP 401, 403, 404 or 410). A newly requested URL may work."""
+    """Raised if an image is no longer at its URL (HTTP 401, 403, 404 or 410). A new URL for the image may work."""
 
 
 def fetch(
     url: str, open_session: Callable[[], requests.Session], max_bytes: int, max_s: float
 ) -> bytes:
-    """Return the bytes at a URL of Instagram's media hosts, following redirects within these hosts.
+    """Download a file from one of Instagram's media hosts. Redirects are followed only among these hosts.
 
     Raises PermanentRefusal for a URL or size that is not allowed, UrlExpired, or ValueError for a transient error.
     """
@@ -46,7 +46,7 @@ def fetch(
 
 
 def media_host(url: str) -> str:
-    """Return the host name in `url`. Raises PermanentRefusal unless it is plain https on an Instagram media host."""
+    """Return a URL's host. Raises PermanentRefusal unless the URL is plain https on one of Instagram's media hosts."""
     try:
         parts = urlsplit(url)
         is_https = parts.scheme == "https" and parts.port in (None, 443)
@@ -63,7 +63,7 @@ def media_host(url: str) -> str:
 
 
 def public_address(host: str) -> str:
-    """Return a public IP address of `host`, IPv4 first. Raises PermanentRefusal if one of its addresses is private."""
+    """Return a public IP address of a host, preferably IPv4. Raises PermanentRefusal if any address is private."""
     addresses = {entry[4][0] for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)}
     if not addresses or not all(map(_is_public, addresses)):
         raise PermanentRefusal("its host resolves to an address that is not public")
@@ -79,7 +79,7 @@ def _is_public(address: str) -> bool:
 
 
 class _Pinned(HTTPAdapter):
-    """HTTP adapter for URLs with an IP address in place of the host name. The TLS certificate must be for `host`.
+    """HTTP adapter for URLs that contain an IP address. The TLS certificate is checked against the host name.
 
     The address was checked before; a second DNS lookup could return another one (DNS rebinding).
     """

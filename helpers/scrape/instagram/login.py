@@ -1,4 +1,4 @@
-"""Read the cookies of an Instagram login, or obtain cookies with the user's password.
+"""Read the saved cookies of an Instagram login, or obtain new cookies with the user's password.
 
 Cookies come from the environment or Colab's Secrets (INSTAGRAM_COOKIES, as the browser shows them:
 `sessionid=...; csrftoken=...; ds_user_id=...`), or from a file outside the runs, readable by its owner only, which
@@ -34,7 +34,7 @@ def cookie_file() -> Path:
 
 
 def cookies() -> dict[str, str] | None:
-    """Return the login cookies from the secret or the cookie file, or None. Raises RunError if they are unusable."""
+    """Return the saved Instagram login cookies, or None if there are none. Raises RunError for unusable cookies."""
     line = ""
     with suppress(Exception):  # optional, and Colab raises several exceptions if it is not set
         line = secret(SECRET)
@@ -53,7 +53,7 @@ def cookies() -> dict[str, str] | None:
 
 
 def parse(line: str) -> dict[str, str]:
-    """Return the cookies in a browser's line `name=value; ...`. Raises RunError naming missing ones, not values."""
+    """Parse login cookies copied from a browser, `name=value; ...`. Raises RunError if a required cookie is missing."""
     parts = re.sub(r"^\s*cookie:", "", line.strip().strip("'\""), flags=re.IGNORECASE).split(";")
     pairs = [part.strip().partition("=") for part in parts]
     found = {name: value.strip('"') for name, _, value in pairs if name in SAVED and value}
@@ -66,7 +66,7 @@ def parse(line: str) -> dict[str, str]:
 
 
 def save_cookies(found: dict[str, str]) -> Path:
-    """Write the login cookies to a file that only the user can read, and return the path."""
+    """Write the login cookies to a file that only the user can read, and return the file's path."""
     path = cookie_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     tmp_path = path.with_suffix(".part")
@@ -78,7 +78,7 @@ def save_cookies(found: dict[str, str]) -> Path:
 
 
 def log_in(user: str) -> Path:
-    """Log in with a password that the user types, and return the path of the file with the saved cookies.
+    """Log in with a password that the user types, save the cookies, and return the path of the cookie file.
 
     The password is not saved. Raises RunError if Instagram refuses the login.
     """

@@ -1,4 +1,4 @@
-"""Convert a post that instaloader fetched into a Media object, which lists the post's images and videos."""
+"""Convert instaloader's posts to Media objects, which list the images and videos of a post."""
 
 import re
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Media:
 
 
 def read_post(post: Post) -> Media:
-    """Convert an instaloader Post into a Media object, without a request. Raises KeyError or the like if unreadable."""
+    """Convert an instaloader Post to a Media object. Raises errors such as KeyError for an unreadable post."""
     structure = get_json_structure(post)
     node = structure["node"]
     owner = node.get("owner") or {}
@@ -73,12 +73,12 @@ def _slide(part: dict[str, Any]) -> Slide:
 
 
 def is_complete_post(node: Any) -> bool:
-    """Return True if a timeline entry already contains the post's images, as entries do when logged in."""
+    """Return True if a timeline entry contains the post's images, as is usual after a login."""
     return isinstance(node, dict) and any(map(node.get, ("carousel_media", "image_versions2")))
 
 
 def fill_missing_fields(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a timeline post with defaults for the fields that instaloader requires and Instagram left out."""
+    """Return a post of the timeline, with defaults for missing fields that instaloader requires."""
     kind = VIDEO if node.get("video_versions") else IMAGE
     kind = CAROUSEL if node.get("carousel_media") else kind
     unneeded = {"pk": 0, "media_type": kind, "taken_at": 0, "has_liked": False, "like_count": None}

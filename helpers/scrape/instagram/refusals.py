@@ -78,7 +78,7 @@ def is_account_missing(error: BaseException) -> bool:
 
 
 def explain_post(error: BaseException) -> str | None:
-    """Return why a single post failed, or None if the error may concern more than that post."""
+    """Return the reason why a single post failed, or None if the error may affect other posts too."""
     if isinstance(error, instaloader.PostChangedException):
         return "Instagram shows another post in its place"
     if isinstance(error, instaloader.QueryReturnedNotFoundException):
@@ -91,7 +91,7 @@ def explain_post(error: BaseException) -> str | None:
 
 
 def _text(error: BaseException | None) -> str:
-    """Return the class names and messages of an exception and of its causes, joined."""
+    """Return one string with the class names and messages of an exception and its causes."""
     parts = []
     while error is not None:
         parts.append(f"{type(error).__name__}: {error}")

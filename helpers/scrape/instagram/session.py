@@ -1,4 +1,4 @@
-"""An instaloader session with a rate limit and a time budget, and refusals explained in one line."""
+"""An instaloader session with a rate limit, a time budget, and one-line explanations of refusals."""
 
 import io
 import time
@@ -25,7 +25,7 @@ class AccountNotFound(SourceStopped):
 
 
 class TimeBudget:
-    """A time limit in minutes on one pass over the posts. 0 means no limit."""
+    """A time limit, in minutes, for one pass over the posts. 0 means no limit."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
@@ -50,7 +50,7 @@ class TimeBudget:
 
 
 class RateLimiter(instaloader.RateController):
-    """instaloader's rate limiter, which prints long pauses and stops rather than exceed the time budget."""
+    """A rate limiter for instaloader. It announces long pauses, and raises SourceStopped if time is too short."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class RateLimiter(instaloader.RateController):
         super().wait_before_query(query_type)
 
     def sleep(self, secs: float) -> None:
-        """Pause for `secs` seconds, printing a long pause. Raises SourceStopped if the remaining time is shorter."""
+        """Pause for `secs` seconds, and announce a long pause. Raises SourceStopped if less time is left."""
         if secs > self.budget.left_s:
             raise SourceStopped(
                 f"Instagram's rate limit needs a pause of {secs / 60:.0f} minutes and max_minutes="
@@ -80,10 +80,10 @@ class RateLimiter(instaloader.RateController):
 
 
 class Session:
-    """An instaloader session that hides instaloader's output and turns its exceptions into SourceStopped."""
+    """An instaloader session that prints nothing and turns instaloader's exceptions into SourceStopped."""
 
     def __init__(self, config: ScrapeConfig, before_query: Callable[[], None]) -> None:
-        """Log in with the user's cookies if any, else stay anonymous. Raises RunError if the cookies are unusable."""
+        """Log in with the user's cookies, or stay anonymous if there are none. Raises RunError for unusable cookies."""
         self.account = config.username or "this account"
         self.budget = TimeBudget(config.max_minutes)
         self.failures = 0  # failed posts in a row
@@ -100,7 +100,7 @@ class Session:
         self.context = loader.context
 
     def request(self, call: Callable[[], Answer]) -> Answer:
-        """Return the result of `call`, with any exception of instaloader turned into SourceStopped.
+        """Call a function and return the result. Any exception of instaloader is turned into SourceStopped.
 
         If the account does not exist, the exception is AccountNotFound.
         """
@@ -116,7 +116,7 @@ class Session:
     def request_post(
         self, call: Callable[[], Answer], is_post_fault: Callable[[], bool] = lambda: True
     ) -> Answer | str:
-        """Return the post that `call` fetches, or the reason if that post alone failed.
+        """Request a post, and return it. If this post alone failed, the reason is returned instead.
 
         Raises SourceStopped after several failures in a row, or if `is_post_fault` says that the cause is not the post.
         """

@@ -1,4 +1,4 @@
-"""The image source "instagram": an account or single posts, downloaded with instaloader and resumable.
+"""The image source "instagram": a resumable download of an account or of single posts, with instaloader.
 
 The cursor is saved for each post, before its images are downloaded, and for each page of the timeline, so after a
 kill only the interrupted request is repeated. A resumed session starts with the same requests as instaloader's
@@ -27,7 +27,7 @@ MAX_FAILED_DOWNLOADS = 12  # in a row: then the cause is not the images
 
 
 def list_items(config: ScrapeConfig, run: Run) -> Source:
-    """Return the images of an account or of single posts as a Source, which lists them during the download.
+    """Return a Source for an account or single posts. The images are listed only while they are downloaded.
 
     Raises RunError if the run holds another account's posts, or the cookies are unusable.
     """
@@ -42,7 +42,7 @@ def account_names(config: ScrapeConfig, cursor: Cursor) -> set[str]:
 
 
 class Walk:
-    """Iterator over the images of an account or of single posts, which resumes at the cursor.
+    """A resumable iterator over the images of an account or of single posts.
 
     After a refusal it sends no request.
     """
@@ -59,7 +59,7 @@ class Walk:
         self.refusal: SourceStopped | None = None
 
     def describe(self) -> str:
-        """Return a line that says which posts will be downloaded, or why Instagram refuses."""
+        """Return a line that says which posts will be downloaded, or why Instagram refused."""
         who = "logged in" if self.session.context.is_logged_in else "anonymous"
         how = f"{who}, instaloader {VERSION}"
         if self.config.posts:
@@ -72,7 +72,7 @@ class Walk:
         return f"@{name}: {self._post_total() or 'some'} posts, {how}"
 
     def __iter__(self) -> Iterator[SourceItem]:
-        """Yield each image as a SourceItem, not yet downloaded. Raises SourceStopped if the walk ends early."""
+        """Yield a SourceItem for each image before its download. Raises SourceStopped if the walk ends early."""
         if self.refusal:
             raise self.refusal
         self.session.budget.start()
@@ -97,7 +97,7 @@ class Walk:
             raise SourceStopped(f"there are no posts{span}: check account, posts, since and until")
 
     def _resume_pending(self) -> Iterator[SourceItem]:
-        """Yield the images of the post at which the last run was interrupted. The post is not requested again."""
+        """Yield the images of the post at which the last run was interrupted, as saved in the cursor."""
         if pending := self.cursor.pending:
             context = self.session.context
             media = self.session.request_post(lambda: read_post(load_structure(context, pending)))
@@ -113,7 +113,7 @@ class Walk:
         return self.session.request_post(lambda: read_post(Post.from_shortcode(context, code)))
 
     def _account_posts(self) -> Iterator[SourceItem]:
-        """Yield the images of the account's posts from the saved position on, then of newer posts."""
+        """Yield the images of the account's posts: first of those from the saved position on, then of newer posts."""
         if self.timeline is None:
             opened = open_timeline(self._profile(), self.session, self.cursor)
             self.timeline = Timeline(opened, self.cursor)
@@ -124,7 +124,7 @@ class Walk:
             self.cursor.mark_complete()
 
     def _walk_timeline(self, timeline: Timeline) -> Iterator[SourceItem]:
-        """Yield the images of the timeline's posts until `max_posts`, `since`, or a post of the last complete walk."""
+        """Yield the images of the timeline's posts. Ends at the settings' limits or at the last complete walk."""
         self.session.request(lambda: timeline.resume(self.session.context))
         while not self._reached_max_posts():
             self.session.budget.check()
@@ -151,7 +151,7 @@ class Walk:
     def _items_of(
         self, media: Media | str, code: str = "", is_requested: bool = False
     ) -> Iterator[SourceItem]:
-        """Yield the images of a post, or one item with the reason for its rejection.
+        """Yield a post's images, or a single item with the reason if the post is rejected.
 
         The post is then marked as finished. `media` is a string with the reason if the post could not be fetched.
         """
@@ -205,7 +205,7 @@ class Walk:
         self.cursor.finished[code] = (taken_at[:10], count)
 
     def _load_image(self, media: Media, index: int) -> bytes:
-        """Return the bytes of image `index` of a post. If its URL has expired, the post is requested once more."""
+        """Download one image of a post. If the image's URL has expired, the post is requested once more."""
         with self._recording_stop():
             try:
                 content = self._fetch(self.refetched.get(media.code, media), index)
@@ -239,7 +239,7 @@ class Walk:
 
     @contextmanager
     def _recording_stop(self) -> Iterator[None]:
-        """Save the reason of a SourceStopped in the cursor, and raise the exception again."""
+        """Save the reason for a SourceStopped in the cursor, then raise the exception again."""
         try:
             yield
         except SourceStopped as stop:
@@ -251,7 +251,7 @@ class Walk:
         return load_profile(self.config.username, self.session, self.cursor, self.run)
 
     def _save_new_page(self) -> None:
-        """Save the cursor if a page of the timeline was fetched since the last save. Called before each request."""
+        """Save the cursor if a page of the timeline was fetched after the last save. Called before each request."""
         if self.timeline and self.timeline.posts and self.timeline.has_new_page:
             self._save_position()
 
@@ -264,7 +264,7 @@ class Walk:
         return 0 < self.config.max_posts <= self._post_count()
 
     def _post_count(self) -> int:
-        """Return how many finished posts count towards `max_posts`: those within the settings' dates."""
+        """Return the number of finished posts in the settings' date range, for comparison with `max_posts`."""
         return sum(self.config.covers(day) for day, n in self.cursor.finished.values() if n)
 
     def _post_total(self) -> int | None:

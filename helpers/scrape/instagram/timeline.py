@@ -19,7 +19,7 @@ PINNED = 3  # the first posts, which may be older than the following
 
 
 class Timeline:
-    """A resumable iterator over an account's posts, newest first after the pinned posts."""
+    """A resumable iterator over an account's posts: pinned posts first, then the others from new to old."""
 
     def __init__(self, opened: NodeIterator[Post], cursor: Cursor) -> None:
         self.opened, self.cursor = opened, cursor  # `opened` stays unused, as thaw() requires
@@ -37,7 +37,7 @@ class Timeline:
         self._thaw(self.opened.freeze())
 
     def drop_done(self) -> None:
-        """Remove finished posts from the present page, as each would cost a request."""
+        """Remove the finished posts from the present page, which saves one request for each."""
         self._thaw(self.posts.freeze())
 
     def _thaw(self, frozen: FrozenNodeIterator) -> None:
@@ -64,7 +64,7 @@ class Timeline:
 
     @property
     def current_code(self) -> str:
-        """The shortcode of the post that `next` returned last or failed to read."""
+        """The shortcode of the last post that `next` returned or failed to read."""
         return _code({"node": self._current_node})
 
     @property
@@ -73,7 +73,7 @@ class Timeline:
 
     @property
     def position(self) -> dict[str, Any]:
-        """The state of the iterator as a JSON dict. `resume` continues there, beginning with the post returned last."""
+        """The iterator's state as a JSON dict. An iterator resumed from it begins with the last returned post."""
         return instaloader.get_json_structure(self.posts.freeze())
 
     @property
@@ -86,7 +86,7 @@ class Timeline:
 def _remove_done(
     frozen: FrozenNodeIterator, done: Collection[str], done_before: Collection[str]
 ) -> FrozenNodeIterator:
-    """Return the frozen iterator without the posts of its page that are in `done`.
+    """Remove the finished posts from the current page of instaloader's frozen iterator, and return the new iterator.
 
     From the first post in `done_before` on, unless it may be pinned, all posts are removed, and no further page is
     fetched. Without `first_node`, thawing costs no request for it.

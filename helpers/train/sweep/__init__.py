@@ -1,4 +1,4 @@
-"""Hyperparameter sweeps: several trainings of a run with different settings, compared."""
+"""Hyperparameter sweeps: train a run several times with different settings, and compare the trainings."""
 
 from typing import Any
 

@@ -30,7 +30,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _settings(args: argparse.Namespace, run: Run) -> TrainConfig:
-    """Return the settings saved by the last sweep or by 04_train, overridden by the command line."""
+    """Return the settings for a sweep: those of the last sweep or notebook 04, overridden by the command line."""
     from helpers.train.sweep.search import is_dimension, read_dimension
 
     saved = run.sweep_config if run.sweep_config.is_file() else run.config("train")

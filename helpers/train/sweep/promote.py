@@ -61,7 +61,7 @@ def _replace_training(run: Run, trial: Run) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or folder atomically, with hard links for .safetensors files in a folder."""
+    """Copy a file or folder atomically. A folder's .safetensors files are hard-linked where possible."""
     if source.is_dir():
         with files.replacing_folder(target, manifest=False) as tmp_path:
             shutil.copytree(source, tmp_path, copy_function=_link_or_copy, dirs_exist_ok=True)

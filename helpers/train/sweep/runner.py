@@ -29,7 +29,7 @@ RETRY_S = (0, 1, 5, 20, 60, 60, 60, 60)  # before each retry after a database fa
 
 
 def open_sweep(config: TrainConfig, run: Run) -> Sweep:
-    """Create a sweep, or resume the run's existing one. Raises RunError if its settings or data have changed."""
+    """Create a run's sweep, or resume the existing sweep. Raises RunError if its settings or data have changed."""
     run.require(run.split_metadata("train"), "dataset")
     planned = plan_trials(config)
     place = open_place(run, config.sweep_storage)
@@ -64,7 +64,7 @@ def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
 
 
 def _run_remaining(sweep: Sweep) -> Iterator[str]:
-    """Run the unfinished trials in turn, wait for those of other workers, and yield lines of progress."""
+    """Run the unfinished trials in turn, wait for trials of other workers, and yield lines of progress."""
     waiting = False
     sweep.write_table()
     trials = partial(sweep.study.get_trials, deepcopy=False)

@@ -70,7 +70,7 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
 
 
 def plan_trials(config: TrainConfig) -> list[dict[str, Any]]:
-    """Return the swept settings of each trial: shuffled combinations of listed choices, or Sobol points for ranges.
+    """Return each trial's swept settings: shuffled combinations of choices, or Sobol points if a setting has a range.
 
     The first trials stay the same when more are asked for. Raises RunError for a setting or value that training would
     refuse.
@@ -101,7 +101,7 @@ def _choices(name: str, asked: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def unused_settings(config: TrainConfig) -> list[str]:
-    """Return a warning for each swept setting that has no effect with the other settings."""
+    """Return a warning for each swept setting that has no effect because of the other settings."""
     return [
         f"warning: {name} changes nothing unless {needed} is {value!r}"
         for name, (needed, value) in DEPENDS_ON.items()
@@ -142,7 +142,7 @@ def _round(dimension: BaseDistribution, value: Any) -> Any:
 
 
 def trial_config(config: TrainConfig, params: dict[str, Any]) -> TrainConfig:
-    """Return a trial's full settings, with its steps scaled so that all trials see equally many images.
+    """Return a trial's full settings. The number of steps is scaled so that all trials see equally many images.
 
     All trials are evaluated equally often. Raises RunError for a value that training would refuse.
     """
@@ -169,7 +169,7 @@ def num_evaluations(config: TrainConfig) -> int:
 
 
 def is_dimension(name: str, text: str) -> bool:
-    """Return True if a value is swept: a range `1e-5..1e-3`, choices `4,8,16`, or any `effective_batch`."""
+    """Return True if a setting is to be swept: a range `1e-5..1e-3`, choices `4,8,16`, or any `effective_batch`."""
     is_range = re.fullmatch(r"[-+.\w]+\.\.[-+.\w]+", text) is not None
     return name == BATCH or is_range or ("," in text and name != "prompts")
 

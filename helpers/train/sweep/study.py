@@ -54,14 +54,14 @@ class Journal:
 
     @contextmanager
     def claim(self, number: int) -> Iterator["Claim | None"]:
-        """Lock a trial inside this context and yield a Claim, or yield None if another process has the lock."""
+        """Hold a trial's lock inside this context. Yields a Claim, or None if another process has the lock."""
         path = self.run.sweep_lock if number == CREATING else self.run.trial(number).lock
         with locked(path, wait=False) as is_mine:
             yield Claim() if is_mine else None
 
 
 class JournalLock:
-    """A lock for Optuna's journal file, released when its holder dies. Locking cuts off a half-written line."""
+    """A lock on Optuna's journal file. A killed process releases the lock, and its half-written line is cut off."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,7 +85,7 @@ class Database:
     """
 
     def __init__(self, run: Run, address: str) -> None:
-        """Connect to the database, and create missing Optuna tables. Raises RunError if it cannot be reached."""
+        """Connect to the database, and create missing Optuna tables. Raises RunError if the connection fails."""
         self.space = zlib.crc32(run.name.encode()) >> 1
         with database_errors():
             try:
@@ -99,7 +99,7 @@ class Database:
 
     @contextmanager
     def claim(self, number: int) -> Iterator["Claim | None"]:
-        """Lock a trial inside this context and yield a Claim, or yield None if another process has the lock."""
+        """Hold a trial's lock inside this context. Yields a Claim, or None if another process has the lock."""
         with self.engine.connect() as pooled:
             session = pooled.execution_options(isolation_level="AUTOCOMMIT")
             session.detach()  # not pooled, so that closing it releases the lock
@@ -121,7 +121,7 @@ class Claim:
 
     @contextmanager
     def kept_alive(self, session: Connection) -> Iterator[None]:
-        """Query the database every BEAT_S seconds in a thread, inside this context."""
+        """Query the database every BEAT_S seconds inside this context, from a separate thread."""
         ended, self.heard_at = threading.Event(), time.monotonic()
         self.thread = threading.Thread(target=self._beat, args=(session, ended), daemon=True)
         self.thread.start()
@@ -162,7 +162,7 @@ def wait_for(place: Journal | Database, number: int) -> Iterator[None]:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn database errors inside this context into a DatabaseError of one line, without the database's address."""
+    """Turn database errors inside this context into a one-line DatabaseError that hides the database's address."""
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -209,7 +209,7 @@ def open_place(run: Run, storage: str) -> Journal | Database:
 def open_study(
     place: Journal | Database, run: Run, config: TrainConfig, planned: list[dict[str, Any]]
 ) -> optuna.Study:
-    """Open or create a sweep's Optuna study with all planned trials. Raises RunError if it is another sweep's."""
+    """Open or create a sweep's Optuna study with all planned trials. Raises RunError if settings or data changed."""
     warmup = math.ceil(num_evaluations(config) / 3)
     pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
     dimensions = {name: parse_dimension(name, asked) for name, asked in config.sweep.items()}

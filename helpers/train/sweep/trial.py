@@ -57,7 +57,7 @@ class Sweep:
         )
 
     def write_table(self) -> None:
-        """Write the table of trials, and delete the checkpoints and models of ended trials except the best."""
+        """Write the table of trials, and delete the checkpoints and models of ended trials other than the best one."""
         with locked(self.run.sweep_lock):
             rows = [self.row(trial) for trial in self.study.get_trials(deepcopy=False)]
             write_json(self.run.sweep_table, [asdict(row) for row in rows])
@@ -140,7 +140,7 @@ def _train(
 
 
 def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> str | None:
-    """Report new validation losses to the study, numbered from 1; return the reason to prune the trial, or None."""
+    """Report new validation losses to the study. Return the reason to prune the trial, or None to continue it."""
     known = dict(sweep.place.storage.get_trial(live._trial_id).intermediate_values)
     curve, total = _curve(here), num_evaluations(sweep.config)
     for step, loss in curve[1:]:
@@ -159,6 +159,6 @@ def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> s
 
 
 def _curve(here: TrialRun) -> list[tuple[int, float]]:
-    """Return a trial's (step, validation loss) points so far, from step 0 on."""
+    """Return a trial's (step, validation loss) points so far, beginning at step 0."""
     rows = read_log(here.train_log)
     return [(int(r["step"]), r["held_out_loss"]) for r in rows if "held_out_loss" in r]
