@@ -328,7 +328,7 @@ def build_denoiser(config: TrainConfig, dtype: torch.dtype) -> Denoiser:
     name, kind = family.DENOISER
     denoiser = kind.from_config(settings[name])
     if config.method == "full":
-        denoiser.to(weights_dtype(config))
+        nn.Module.to(denoiser, weights_dtype(config))  # the model's own to() warns without cause
     encoders = {}
     if config.train_text_encoder:
         for part, kind in family.TEXT_ENCODERS.items():
