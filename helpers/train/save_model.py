@@ -27,6 +27,9 @@ from helpers.train.model import ModelComponents
 from helpers.train.portable import write_text_encoder_names, write_tokenizer
 
 log = logging.getLogger(__name__)
+MAX_FLOAT32_PARAMETERS = (
+    1.5e9  # of a denoiser whose float32 copy fits Colab's 12.7 GB beside another
+)
 SAFETY_CHECKER = {  # copied as files, under classes that every version has
     "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
@@ -62,7 +65,7 @@ def finetuned_pipeline(config: TrainConfig, components: ModelComponents) -> Diff
 def export_lora(
     config: TrainConfig, components: ModelComponents, folder: Path
 ) -> DiffusionPipeline:
-    """Write the LoRA file into `folder`, and return the base model's float32 pipeline with that file loaded.
+    """Write the LoRA file into `folder`, and return the base model's pipeline with that file loaded.
 
     Raises RunError, naming the layers, if the loaded LoRA differs from the trained one.
     """
@@ -70,12 +73,18 @@ def export_lora(
     trained = extract_lora(modules)
     write_lora(path, trained, {})
     require_names(path, trained.tensors.items())
+    dtype = torch.float32
+    if sum(p.numel() for p in components.denoiser.parameters()) > MAX_FLOAT32_PARAMETERS:
+        dtype = (
+            components.device.dtype
+        )  # as its files have it, so that it is mapped and takes no memory
     pipeline = load_pipeline(
-        config.base_model, torch.float32, safety_checker=False, **components.tokenizers
+        config.base_model, dtype, safety_checker=False, **components.tokenizers
     )
     load_lora(pipeline, path)
-    loaded = extract_lora({name: getattr(pipeline, name) for name in modules})
-    require_equal(path, trained.scaled.items(), loaded.scaled.items(), rounded=True)
+    scaled = extract_lora({name: getattr(pipeline, name) for name in modules}).scaled
+    loaded = ((name, tensor.to(dtype)) for name, tensor in scaled.items())
+    require_equal(path, trained.scaled.items(), loaded, rounded=True)
     return pipeline.to(components.device.device)
 
 
