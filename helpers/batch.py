@@ -18,7 +18,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
-from helpers.config import CONFIGS, configure, from_text, refuse_secrets
+from helpers.config import CONFIGS, PRESETS, configure, from_text, refuse_secrets
 from helpers.config.fields import names_like
 from helpers.core.errors import OURS, RunError, Stopped
 from helpers.core.files import on_disk, write_text
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("run", help="the run's name; its folder is runs/RUN")
     parser.add_argument("--from", dest="first", metavar="03", help="start with this notebook")
     parser.add_argument("--only", metavar="01,04", help="run only these notebooks")
-    parser.add_argument("--preset", help="of 04_train: demo, t4, t4-full, l4, a100 or seed")
+    parser.add_argument("--preset", help=f"of 04_train: {', '.join(PRESETS)}")
     parser.add_argument(
         "-p", nargs=2, action="append", metavar=("NAME", "VALUE"), help="a notebook's parameter"
     )

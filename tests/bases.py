@@ -1,4 +1,4 @@
-"""Random base models in the shapes that people have: SD 1 and SD 2, a first block with and without attention."""
+"""Random base models in the shapes that people have: SD 1, SD 2 and SDXL, a first block with and without attention."""
 
 from pathlib import Path
 
@@ -6,11 +6,18 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from helpers.demo.pretrain import SCHEDULE
 from helpers.demo.tokenizer import make_tokenizer
@@ -91,5 +98,76 @@ def make_base(  # noqa: PLR0913
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def make_sdxl(folder: Path, *, prediction_type: str = "epsilon", zeros: bool = True) -> Path:
+    """An SDXL of 1.6 million parameters, with two text encoders of different widths and no attention at first."""
+    torch.manual_seed(0)
+    tokenizers = make_tokenizer(), make_tokenizer()
+    tokenizers[1].pad_token = "!"  # as SDXL's second
+    widths, layers = (24, 40), (3, 10)  # diffusers tells the second encoder by more than 9 layers
+
+    def text(number: int) -> CLIPTextConfig:
+        tokenizer = tokenizers[number]
+        return CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=widths[number],
+            intermediate_size=2 * widths[number],
+            projection_dim=widths[number],
+            num_hidden_layers=layers[number],
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            hidden_act=("quick_gelu", "gelu")[number],
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32, 48),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4, 6),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 1, 2),
+        projection_class_embeddings_input_dim=6 * 8 + widths[1],
+        cross_attention_dim=sum(widths),
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=2,
+        norm_num_groups=4,
+        scaling_factor=0.13025,
+        force_upcast=True,
+        sample_size=64,
+    )
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=prediction_type == "v_prediction",
+        timestep_spacing="trailing" if prediction_type == "v_prediction" else "leading",
+        steps_offset=1,
+    )
+    StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text(0)),
+        text_encoder_2=CLIPTextModelWithProjection(text(1)),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=unet,
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
     ).save_pretrained(folder)
     return folder

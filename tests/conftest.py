@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -86,6 +87,28 @@ def tiny_base(tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("base") / "tiny"
     pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def full_size(tmp_path_factory, tiny_base):
+    """Stable Diffusion v1-5's shapes, of which no weights are needed to count."""
+    folder = tmp_path_factory.mktemp("sd") / "sd"
+    shutil.copytree(tiny_base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    unet = {
+        "_class_name": "UNet2DConditionModel",
+        "block_out_channels": [320, 640, 1280, 1280],
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+        "sample_size": 64,
+    }
+    parts = {
+        "unet": unet,
+        "vae": {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]},
+        "text_encoder": {"model_type": "clip_text_model", "hidden_size": 768},
+    }
+    for name, config in parts.items():
+        (folder / name / "config.json").write_text(json.dumps(config))
     return folder
 
 

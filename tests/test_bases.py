@@ -17,8 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from helpers.core.errors import RunError
 from helpers.host.device import pick_device
 from helpers.inference.share.one_file import original_state
-from helpers.inference.share.original_names import unet_to_original, vae_to_original
 from helpers.models import stable_diffusion
+from helpers.models.original_names import unet_to_original, vae_to_original
 from helpers.models.pipeline import load_pipeline
 from helpers.models.untrusted import model_folder
 from helpers.train.check_base import load_model
@@ -69,7 +69,7 @@ def in_half(base: Path, folder: Path) -> Path:
 def test_one_file_holds_what_the_folder_does(tmp_path, tiny_base):
     path = one_file(tiny_base, tmp_path / "one")
     folder, single = (load_components(str(p), CPU) for p in (tiny_base, path))
-    assert fingerprint(single.unet) == fingerprint(folder.unet)
+    assert fingerprint(single.denoiser) == fingerprint(folder.denoiser)
     kinds = single.fingerprints()
     kinds.pop("noise schedule"), folder.fingerprints()
     assert {k: folder.fingerprints()[k] for k in kinds} == kinds
@@ -508,7 +508,7 @@ from helpers.core.errors import RunError
 from helpers.train.model import fingerprint, load_components
 for name in sys.argv[1:]:
     try:
-        print(fingerprint(load_components(name, pick_device()).unet))
+        print(fingerprint(load_components(name, pick_device()).denoiser))
     except RunError as error:
         print(error)
 """
@@ -531,7 +531,7 @@ def test_repositories_as_people_have_them_are_fetched(hub, tiny_base, tmp_path):
     names = ["some/alone", "some/both", "runwayml/stable-diffusion-v1-5", str(path)]
     names += ["some/file", "some/files"]
     done = subprocess.run([sys.executable, "-c", LOAD, *names], capture_output=True, text=True)
-    wanted = fingerprint(load_components(str(tiny_base), CPU).unet)
+    wanted = fingerprint(load_components(str(tiny_base), CPU).denoiser)
     said = done.stdout.splitlines()
     assert said[:4] == [wanted] * 4, done.stderr
     fetched = [path for method, path in hub.requests if method == "GET" and "fp16" in path]

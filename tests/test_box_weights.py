@@ -66,7 +66,7 @@ def test_each_checkpoint_shows_as_it_trained(trained, monkeypatch, tiny_base):
         training.model.eval()
         components = training.components
         with state.ema.applied() if state.ema else nullcontext():
-            wanted = seen_by(components.unet, components.text_encoder, "cpu")
+            wanted = seen_by(components.denoiser, components.text_encoders["text_encoder"], "cpu")
         training.log.close()
         assert (wanted - base).abs().max() > 1e-3  # it has learnt something to compare
         assert (shown(f"step-{step:06d}") - wanted).abs().max() < 1e-4

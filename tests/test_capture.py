@@ -5,6 +5,7 @@ launched, on the tensors that it launched them on, and raises where Python reads
 """
 
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -23,21 +24,27 @@ class TracedKernels:
     recorded = steps = 0  # all functions, and those of them that train
 
     def warm_up(self, function, inputs):
-        return function(*inputs)
+        return function(**inputs)
 
     def record(self, function, inputs):
         type(self).recorded += 1
         written = self.buffers(function)
         type(self).steps += bool(written)
         before = [tensor.clone() for tensor in written]
-        traced = make_fx(function, tracing_mode="real")(*inputs)
+        named = partial(_with_names, function, tuple(inputs))
+        traced = make_fx(named, tracing_mode="real")(*inputs.values())
         for tensor, was in zip(written, before, strict=True):
             tensor.copy_(was)
-        return lambda: torch.no_grad()(traced)(*inputs)
+        return lambda: torch.no_grad()(traced)(*inputs.values())
 
     def buffers(self, function):
-        unet = getattr(function, "args", [None])[0]
-        return [p.grad for p in unet.parameters() if p.grad is not None] if unet else []
+        model = getattr(function, "args", [None])[0]
+        return [p.grad for p in model.parameters() if p.grad is not None] if model else []
+
+
+def _with_names(function, names, *tensors):
+    """make_fx traces functions of positions alone."""
+    return function(**dict(zip(names, tensors, strict=True)))
 
 
 class Refusing(TracedKernels):
@@ -133,7 +140,7 @@ def test_where_kernels_refuse_it_trains_as_before_and_says_why(
 def test_a_function_that_reads_a_value_is_not_recorded(caplog):
     captured = Captured(lambda x: x * 2 if x.sum() > 0 else x, "this", TracedKernels())
     for _ in range(3):
-        assert captured(torch.ones(2)).tolist() == [2, 2]
+        assert captured(x=torch.ones(2)).tolist() == [2, 2]
     assert captured.failed and "this is not captured" in caplog.text
 
 
@@ -145,7 +152,7 @@ def test_each_shape_is_recorded_once_and_results_are_tensors_of_their_own():
         return x * 2
 
     captured = Captured(double, "this", TracedKernels())
-    results = [captured(torch.full((n,), float(i))) for i in range(4) for n in (1, 3)]
+    results = [captured(x=torch.full((n,), float(i))) for i in range(4) for n in (1, 3)]
     assert [r.tolist() for r in results] == [[2.0 * i] * n for i in range(4) for n in (1, 3)]
     assert seen == [(1,), (3,), (1,), (3,)]  # once as it is, once to record
 

@@ -13,8 +13,11 @@ from helpers.demo.scenes import HELD_OUT_PAIRS, SUFFIX, random_scene
 from helpers.demo.shapes import ANIMALS, COLOURS, PLACES, THINGS
 from helpers.demo.tokenizer import MAX_TOKENS, make_tokenizer
 from helpers.host.device import pick_device
+from helpers.models.families import Components, sd1
+from helpers.models.objective import Ddpm
 from helpers.models.pipeline import load_pipeline
 from helpers.train.data import LatentDataset
+from helpers.train.model import Denoiser
 from helpers.train.validation_loss import ValidationLoss
 
 UNSEEN = range(9_000_000, 9_000_024)
@@ -98,8 +101,8 @@ def test_the_autoencoder_keeps_what_a_picture_shows(base, paint):
 
 
 def test_the_base_knows_flat_scenes_and_not_watercolours(base):
-    schedule = DDPMScheduler.from_config(base.scheduler.config)
-    losses = []
+    objective = Ddpm(DDPMScheduler.from_config(base.scheduler.config))
+    model, losses = Denoiser.of(Components.of(sd1, base), with_text=False), []
     for paint in (paint_flat, paint_watercolour):
         captions = [random_scene(seed).caption for seed in UNSEEN]
         ids = base.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
@@ -109,11 +112,9 @@ def test_the_base_knows_flat_scenes_and_not_watercolours(base):
             )
             texts = base.text_encoder(ids).last_hidden_state
         assert 0.8 < float(latents.std()) < 1.2
-        losses.append(
-            ValidationLoss(LatentDataset(latents, texts), schedule, 0, num_eval_samples=48)(
-                base.unet, pick_device()
-            )
-        )
+        examples = LatentDataset(latents, {"encoder_hidden_states": texts})
+        measure = ValidationLoss(examples, objective, 0, num_eval_samples=48)
+        losses.append(measure(model, pick_device()))
     assert losses[0] < 0.06 and losses[1] > 3 * losses[0]
 
 

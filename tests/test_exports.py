@@ -99,10 +99,9 @@ def effect(text_encoder, unet):
 def trained_effect(config, run):
     """That of the last checkpoint's tensors, in the modules that were trained."""
     parts = load_components(config.base_model, pick_device(), config.train_text_encoder)
-    trained = make_trainable(parts.unet, parts.text_encoder, config, torch.float32)
-    weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
-    checkpoint.load_weights(run.checkpoint(config.max_steps), weights)
-    return effect(parts.text_encoder, parts.unet)
+    trained = make_trainable(parts, config, torch.float32)
+    checkpoint.load_weights(run.checkpoint(config.max_steps), trained.trained_weights())
+    return effect(parts.text_encoders["text_encoder"], parts.denoiser)
 
 
 def exported_effects(config, run):

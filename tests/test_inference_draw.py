@@ -85,7 +85,9 @@ def test_strength_goes_from_the_base_to_the_lora_as_its_scale_does(lora_sampler)
     pipeline.unload_lora_weights()
     lora_sampler.weights.load("tuned", 0.5)
     for name, tensor in pipeline.unet.state_dict().items():
-        assert torch.allclose(lora_sampler.weights.unet.state_dict()[name], tensor, atol=1e-5)
+        assert torch.allclose(
+            lora_sampler.weights.modules["unet"].state_dict()[name], tensor, atol=1e-5
+        )
 
 
 def test_a_checkpoint_that_is_gone_is_told(sampler):

@@ -14,13 +14,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from helpers.core.errors import RunError
 from helpers.core.files import find_corruption
 from helpers.core.run import Run
+from helpers.inference.share.modelspec import Variant
 from helpers.inference.share.one_file import export, original_state, to_kohya
-from helpers.inference.share.original_names import (
+from helpers.models.lora import read_lora
+from helpers.models.original_names import (
     text_encoder_to_original,
     unet_to_original,
     vae_to_original,
 )
-from helpers.models.lora import read_lora
 from helpers.models.pipeline import load_pipeline
 from tests.conftest import ROOT
 
@@ -302,8 +303,9 @@ def test_a_lora_draws_the_same_in_both_layouts_and_as_the_merged_model(lora_fold
 
 
 def test_kohyas_layout_has_three_tensors_a_layer(lora_folder):
-    lora = read_lora(lora_folder / "runs/pictures/model/lora/pytorch_lora_weights.safetensors")
-    converted = to_kohya(lora)
+    model = lora_folder / "runs/pictures/model"
+    lora = read_lora(model / "lora/pytorch_lora_weights.safetensors")
+    converted = to_kohya(lora, Variant.read(model))
     layers = {name.split(".")[0] for name in converted}
     assert len(converted) == 3 * len(layers) == 3 * len(lora.tensors) / 2
     assert "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q" in layers

@@ -12,7 +12,9 @@ from transformers import CLIPTokenizer
 from helpers.config import TrainConfig, configure
 from helpers.core.files import read_json
 from helpers.core.run import Run
+from helpers.inference.share.modelspec import Variant
 from helpers.inference.share.one_file import to_kohya
+from helpers.models.families import sd1, sd2
 from helpers.models.licence import Licence, licence_of
 from helpers.models.lora import read_lora
 from helpers.train.trainer import train
@@ -87,14 +89,14 @@ CARDS = {
 @pytest.mark.parametrize("text", CARDS)
 def test_the_licence_is_the_bases_own_or_its_familys(tmp_path, text):
     (tmp_path / "README.md").write_text(text)
-    found = licence_of(str(tmp_path), is_v2=False)
+    found = licence_of(str(tmp_path), sd1)
     assert (found.license, found.name) == CARDS[text]
 
 
 def test_a_base_without_a_card_or_out_of_reach_has_its_familys_licence(tmp_path):
-    assert licence_of(str(tmp_path), is_v2=True) == Licence("openrail++")
-    assert licence_of("nobody/nothing", is_v2=False) == Licence("creativeml-openrail-m")
-    assert licence_of("assets/tiny-sd", is_v2=False) == Licence("apache-2.0")
+    assert licence_of(str(tmp_path), sd2) == Licence("openrail++")
+    assert licence_of("nobody/nothing", sd1) == Licence("creativeml-openrail-m")
+    assert licence_of("assets/tiny-sd", sd1) == Licence("apache-2.0")
 
 
 def test_an_older_runs_lora_keeps_its_strength_in_each_layout(run, tmp_path):
@@ -108,7 +110,8 @@ def test_an_older_runs_lora_keeps_its_strength_in_each_layout(run, tmp_path):
     save_file(tensors, tmp_path / "old.safetensors", {"lora_adapter_metadata": told})
     lora = read_lora(tmp_path / "old.safetensors")
     assert lora.tensors.keys() == load_file(path).keys() and set(lora.alpha.values()) == {1}
-    assert {float(t) for n, t in to_kohya(lora).items() if n.endswith(".alpha")} == {1.0}
+    converted = to_kohya(lora, Variant.read(run.model))
+    assert {float(t) for n, t in converted.items() if n.endswith(".alpha")} == {1.0}
     for name, tensor in lora.scaled.items():
         factor = 0.25 if name.endswith("lora_B.weight") else 1.0
         assert torch.equal(tensor, factor * load_file(path)[name])

@@ -17,6 +17,7 @@ from helpers.inference.draw.sampler import Request, Sampler
 from helpers.inference.report import report, verdict_text
 from helpers.inference.share.model_card import write_card
 from helpers.inference.share.one_file import export
+from helpers.models.families import sd1
 from helpers.models.licence import licence_of
 from helpers.models.tokens import count_tokens, shorten, token_limit
 from helpers.models.untrusted import model_folder
@@ -153,7 +154,7 @@ def models(tmp_path, tiny_base, monkeypatch):
 @pytest.mark.parametrize("given", ["~/Bäse 画 models/anime-v3.safetensors", "~/Bäse 画 models"])
 def test_a_base_at_home_has_its_own_licence_and_length(models, given):
     assert model_folder(given) == model_folder(str(models))
-    assert licence_of(given, False).name == "MIT"
+    assert licence_of(given, sd1).name == "MIT"
     assert token_limit(given) == make_tokenizer().model_max_length != 77
 
 

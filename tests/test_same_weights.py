@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from helpers.core.errors import RunError
 from helpers.host.device import pick_device
+from helpers.models.objective import Ddpm
 from helpers.train.data import LatentDataset
 from helpers.train.latents import _digest
-from helpers.train.loss import snr_weights
 from helpers.train.model import load_components
 from helpers.train.trainer import train
 from helpers.train.validation_loss import ValidationLoss
@@ -136,12 +136,13 @@ def test_nan_in_an_older_cache_is_computed_again(dataset, tiny_base):
 
 
 def few(count: int) -> LatentDataset:
-    return LatentDataset([torch.zeros(4, 4, 4)] * count, torch.zeros(count, 2, 3))
+    texts = {"encoder_hidden_states": torch.zeros(count, 2, 3)}
+    return LatentDataset([torch.zeros(4, 4, 4)] * count, texts)
 
 
 @pytest.mark.parametrize("count", [5, 256, 257, 300, 511, 1000, 4000])
 def test_the_measured_images_are_spread_over_all(count):
-    index = ValidationLoss(few(count), DDPMScheduler(), 0, 256).images
+    index = ValidationLoss(few(count), Ddpm(DDPMScheduler()), 0, 256).images
     assert len(index) == 256 and len(index.unique()) == min(count, 256)
     gaps = index.unique().diff()
     assert index.min() == 0 and index.max() >= count - 1 - count / 256
@@ -155,7 +156,7 @@ ZERO_SNR = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True}
 def test_min_snr_weights_are_numbers_at_a_zero_terminal_snr(kind):
     schedule = DDPMScheduler(**ZERO_SNR, prediction_type=kind)
     assert schedule.alphas_cumprod[-1] == 0
-    found = snr_weights(schedule, torch.arange(1000), 5.0)
+    found = Ddpm(schedule).loss_weights(torch.arange(1000), 5.0)
     assert found.isfinite().all() and found.min() >= 0 and found.max() <= 1
     assert found[-1] == (1 if kind == "epsilon" else 0)
 

@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import signal
@@ -16,11 +15,13 @@ from helpers.core.errors import RunError
 from helpers.core.files import find_corruption
 from helpers.core.run import Run
 from helpers.host.device import Device, pick_device
+from helpers.models.families import sd1
+from helpers.models.objective import Ddpm
 from helpers.train.data import LatentDataset, image_at, sample_noise_and_timestep
 from helpers.train.finish import verify_model
 from helpers.train.latents import encode_texts
-from helpers.train.loss import diffusion_loss, snr_weights
-from helpers.train.model import load_components
+from helpers.train.loss import diffusion_loss
+from helpers.train.model import Denoiser, load_components
 from helpers.train.preview import draw_previews
 from helpers.train.trainer import train
 from helpers.train.validation_loss import ValidationLoss
@@ -168,29 +169,13 @@ def test_a_base_that_is_not_there_says_what_to_give(dataset, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_full_size_model_without_a_gpu_says_its_price_and_stops(dataset, tmp_path):
+def test_a_full_size_model_without_a_gpu_says_its_price_and_stops(dataset, full_size):
     """Stable Diffusion v1-5's own UNet configuration, of which no weights are needed to say so."""
-    unet = UNet2DConditionModel.config_name
-    sd15 = {
-        "_class_name": "UNet2DConditionModel",
-        "block_out_channels": [320, 640, 1280, 1280],
-        "cross_attention_dim": 768,
-        "attention_head_dim": 8,
-        "sample_size": 64,
-    }
-    (tmp_path / "sd/unet").mkdir(parents=True)
-    (tmp_path / "sd/unet" / unet).write_text(json.dumps(sd15))
+    given = {"run": "pictures", "preset": "t4", "base_model": str(full_size)}
     with pytest.raises(
         RunError, match=r"has 860 M parameters and there is no GPU here: 2000 steps of about \d+ s"
     ):
-        list(
-            train(
-                configure(
-                    TrainConfig, run="pictures", preset="t4", base_model=str(tmp_path / "sd")
-                ),
-                dataset,
-            )
-        )
+        list(train(configure(TrainConfig, given), dataset))
     assert not dataset.config("train").exists()
 
 
@@ -234,7 +219,8 @@ def tiny_problem(prediction_type="epsilon"):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_loss_is_what_plain_diffusers_computes(prediction_type):
     unet, schedule, latents, texts, noise, timesteps = tiny_problem(prediction_type)
-    ours = diffusion_loss(unet, schedule, latents, texts, noise, timesteps)
+    model, words = Denoiser(sd1, {}, unet, {}), {"encoder_hidden_states": texts}
+    ours = diffusion_loss(model, Ddpm(schedule), latents, noise, timesteps, **words)
     alpha = schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
     target = (
@@ -252,19 +238,19 @@ def test_min_snr_weights_are_the_papers():
     _, schedule, *_, timesteps = tiny_problem()
     alpha = schedule.alphas_cumprod[timesteps]
     snr = alpha / (1 - alpha)
-    assert torch.allclose(
-        snr_weights(schedule, timesteps, 5.0), torch.clamp(snr, max=5) / snr, rtol=1e-4
-    )
-    assert snr_weights(schedule, timesteps, 0.0).tolist() == [1, 1, 1]
+    found = Ddpm(schedule).loss_weights(timesteps, 5.0)
+    assert torch.allclose(found, torch.clamp(snr, max=5) / snr, rtol=1e-4)
+    assert Ddpm(schedule).loss_weights(timesteps, 0.0).tolist() == [1, 1, 1]
 
 
 def test_the_fixed_loss_gives_the_same_bits_and_leaves_random_state_alone():
     unet, schedule, latents, texts, *_ = tiny_problem()
-    fixed = ValidationLoss(LatentDataset(latents, texts), schedule, seed=0, num_eval_samples=12)
+    examples = LatentDataset(latents, {"encoder_hidden_states": texts})
+    fixed = ValidationLoss(examples, Ddpm(schedule), seed=0, num_eval_samples=12)
     state = torch.get_rng_state()
-    device = pick_device()
-    unet.to(device.device)
-    assert fixed(unet, device) == fixed(unet, device)
+    device, model = pick_device(), Denoiser(sd1, {}, unet, {})
+    model.to(device.device)
+    assert fixed(model, device) == fixed(model, device)
     assert torch.equal(state, torch.get_rng_state()) and unet.training
 
 
@@ -272,13 +258,14 @@ def test_parts_in_half_precision_sample_and_measure_beside_trained_ones_in_full(
     """As on a GPU: the UNet in float32, all that is frozen in half, autocast in between."""
     half = Device(torch.device("cpu"), "bf16", "sdpa", ())
     parts = load_components(str(tiny_base), half)
-    assert parts.vae.dtype == torch.bfloat16 and parts.unet.dtype == torch.float32
+    assert parts.vae.dtype == torch.bfloat16 and parts.denoiser.dtype == torch.float32
     (image,) = draw_previews(parts, settings(tiny_base), ["a cat"])
     assert image.size == (32, 32)
     examples = LatentDataset(torch.randn(2, 4, 16, 16), encode_texts(parts, ["a", "b"]))
-    measure = ValidationLoss(examples, parts.noise_scheduler, seed=0, num_eval_samples=8)
-    in_full = measure(parts.unet, Device(torch.device("cpu"), "no", "sdpa", ()))
-    assert abs(measure(parts.unet, half) - in_full) < 0.02 * in_full
+    measure = ValidationLoss(examples, parts.objective, seed=0, num_eval_samples=8)
+    model = Denoiser.of(parts, with_text=False)
+    in_full = measure(model, Device(torch.device("cpu"), "no", "sdpa", ()))
+    assert abs(measure(model, half) - in_full) < 0.02 * in_full
 
 
 def test_every_image_comes_once_an_epoch_in_another_order():

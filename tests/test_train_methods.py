@@ -1,7 +1,6 @@
 """The training's methods, each against diffusers, peft, or itself undisturbed."""
 
 import importlib.util
-import json
 import math
 import os
 import re
@@ -26,6 +25,7 @@ from helpers.core.files import folder_bytes, read_json, write_json
 from helpers.core.records import read_metadata
 from helpers.core.run import Run
 from helpers.host.device import Device, _attention
+from helpers.models.families import sd1
 from helpers.train import resources, trainer
 from helpers.train.buckets import Crop, nearest_bucket
 from helpers.train.checkpoint import TrainingSignature, resume, save
@@ -34,11 +34,10 @@ from helpers.train.finish import verify_model
 from helpers.train.footprint import random_inputs
 from helpers.train.latents import _digest
 from helpers.train.limits import machine_errors, memory_advice
-from helpers.train.model import LORA_TARGETS
+from helpers.train.model import build_denoiser
 from helpers.train.optim import MovingAverage, TrainState, make_optimizer
 from helpers.train.resources import (
     activation_memory,
-    build_model,
     estimate_resources,
     latent_side,
     refuse_too_large,
@@ -170,7 +169,7 @@ def test_the_second_step_is_what_diffusers_and_peft_come_to(
     if method == "lora":
         unet.requires_grad_(False)
         torch.manual_seed(config.seed)
-        targets = LORA_TARGETS[config.lora_targets]
+        targets = sd1.LORA_TARGETS[config.lora_targets]
         unet.add_adapter(
             LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets)
         )
@@ -427,28 +426,6 @@ def test_a_damaged_cache_is_computed_again(dataset, tiny_base):
     assert same(first, weights(dataset))
 
 
-@pytest.fixture(scope="module")
-def full_size(tmp_path_factory, tiny_base):
-    """Stable Diffusion v1-5's shapes, of which no weights are needed to count."""
-    folder = tmp_path_factory.mktemp("sd")
-    unet = {
-        "_class_name": "UNet2DConditionModel",
-        "block_out_channels": [320, 640, 1280, 1280],
-        "cross_attention_dim": 768,
-        "attention_head_dim": 8,
-        "sample_size": 64,
-    }
-    parts = {
-        "unet": unet,
-        "vae": {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]},
-        "text_encoder": {"model_type": "clip_text_model", "hidden_size": 768},
-    }
-    for name, config in parts.items():
-        (folder / name).mkdir()
-        (folder / name / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def test_what_cannot_fit_is_refused_with_the_setting_to_change(dataset, full_size):
     config = configure(
         TrainConfig, run="pictures", preset="a100", base_model=str(full_size), train_batch_size=256
@@ -547,12 +524,12 @@ def allocated_at_peak(act):
 )
 def test_the_memory_counted_is_what_the_allocator_gives_out(tiny_base, more):
     config = settings(tiny_base, **{"train_batch_size": 4, **more})
-    module = build_model(config, CPU).train()
+    module = build_denoiser(config, CPU.dtype).train()
     inputs = random_inputs(module, config.train_batch_size, latent_side(config))
 
     def act():
         for _ in range(config.gradient_accumulation_steps):
-            module(*inputs).sample.square().mean().backward()
+            module(*inputs).square().mean().backward()
 
     act()
     module.zero_grad()

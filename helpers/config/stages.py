@@ -174,7 +174,7 @@ class TrainConfig(Checked):
     """
 
     run: str = plain("demo", resumable=True)
-    preset: str = choice("demo", "t4", "t4-full", "l4", "a100", "seed", resumable=True)
+    preset: str = choice(*PRESETS, resumable=True)
     base_model: str = "assets/tiny-sd"  # a hub id, a folder in diffusers layout, one .safetensors
     method: str = choice("full", "lora")
     max_steps: int = number(300, 1, 1_000_000, resumable=True)  # optimizer steps

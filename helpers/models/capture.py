@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
+Inputs = dict[str, Tensor]
 
 
 class CudaGraphs:
@@ -23,18 +24,16 @@ class CudaGraphs:
     def __init__(self) -> None:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
-    def warm_up(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+    def warm_up(self, function: Callable[..., Tensor], inputs: Inputs) -> Tensor:
         """Run a function once on the recording stream, and return the result. Autograd then knows that stream."""
         torch.cuda.empty_cache()  # freed blocks belong to a stream, and this one cannot reuse the others'
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            result = function(*inputs)
+            result = function(**inputs)
         torch.cuda.current_stream().wait_stream(self.stream)
         return result
 
-    def record(
-        self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
-    ) -> Callable[[], Tensor]:
+    def record(self, function: Callable[..., Tensor], inputs: Inputs) -> Callable[[], Tensor]:
         """Record a function as a CUDA graph without running it, and return a callable that replays the graph.
 
         Other threads may use the GPU meanwhile.
@@ -42,7 +41,7 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         mode = {"stream": self.stream, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(graph, pool=self.pool, **mode):
-            result = function(*inputs)
+            result = function(**inputs)
 
         def replay() -> Tensor:
             graph.replay()
@@ -70,30 +69,30 @@ class Captured:
         self.function, self.name = function, name  # the name is for the warning
         self.recorder = recorder or _shared_graphs()
         # by input shapes: buffers for the inputs, and the replay; None after the first call
-        self.recorded: dict[tuple, tuple[tuple[Tensor, ...], Callable[[], Tensor]] | None] = {}
+        self.recorded: dict[tuple, tuple[Inputs, Callable[[], Tensor]] | None] = {}
         self.failed = False
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, **inputs: Tensor) -> Tensor:
         """Return the function's result for `inputs`, in a new tensor."""
-        shape = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        shape = tuple((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items())
         if self.failed:
-            return self.function(*inputs)
+            return self.function(**inputs)
         if shape not in self.recorded:
             self.recorded[shape] = None
             return self.recorder.warm_up(self.function, inputs)
         if self.recorded[shape] is None and not self._record(shape, inputs):
-            return self.function(*inputs)
+            return self.function(**inputs)
         static, replay = self.recorded[shape]
-        for buffer, tensor in zip(static, inputs, strict=True):
-            buffer.copy_(tensor, non_blocking=True)
+        for name, tensor in inputs.items():
+            static[name].copy_(tensor, non_blocking=True)
         return replay().clone()
 
     def release(self) -> None:
         """Free the graphs and their memory; a later call captures again."""
         self.recorded.clear()
 
-    def _record(self, shape: tuple, inputs: tuple[Tensor, ...]) -> bool:
-        static = tuple(tensor.clone() for tensor in inputs)
+    def _record(self, shape: tuple, inputs: Inputs) -> bool:
+        static = {name: tensor.clone() for name, tensor in inputs.items()}
         try:
             self.recorded[shape] = static, self.recorder.record(self.function, static)
         except RuntimeError as error:  # a kernel that cannot be captured, or out of memory
@@ -134,13 +133,18 @@ class CapturedForward:
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
     ) -> tuple[Tensor]:
         given = {name: value for name, value in others.items() if value is not None}
-        if set(given) - {"return_dict"}:
+        added = given.pop("added_cond_kwargs", {})  # SDXL's
+        if given.keys() - {"return_dict"}:
             return self.eager(sample, timestep, encoder_hidden_states, **others)
-        return (self.captured(sample, timestep, encoder_hidden_states),)
+        texts = {"encoder_hidden_states": encoder_hidden_states} | added
+        return (self.captured(sample=sample, timestep=timestep, **texts),)
 
-    def _forward(self, sample: Tensor, timestep: Tensor, texts: Tensor) -> Tensor:
+    def _forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **added: Tensor
+    ) -> Tensor:
         kind = sample.device.type
+        given = {"return_dict": False} | ({"added_cond_kwargs": added} if added else {})
         with torch.autocast(
             kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False
         ):  # its cache would keep half-precision weights as long as the graph
-            return self.eager(sample, timestep, encoder_hidden_states=texts, return_dict=False)[0]
+            return self.eager(sample, timestep, encoder_hidden_states, **given)[0]

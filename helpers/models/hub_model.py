@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import re
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from huggingface_hub import constants, list_repo_files, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from helpers.core.files import MANIFEST, locked, replacing_folder
+from helpers.models.families import family_of, read_settings
 
 log = logging.getLogger(__name__)
 TEXTS = ("*.json", "*.txt")  # settings, and tokenizers' vocabularies and merges
-WEIGHTS = ("model*.safetensors", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors")
+WEIGHTS = ("model*.safetensors", "diffusion_pytorch_model*.safetensors")
 VARIANTS = "*.*.safetensors"  # the same weights in fp16, or without EMA
 VARIANT = re.compile(  # used if a part has no other weights; the most precise first
     r"(model|diffusion_pytorch_model)\.(safetensors\.index\.)?(fp32|fp16|bf16)\.(safetensors|json)"
@@ -45,18 +47,15 @@ def successor(hub_id: str) -> str:
 def fetch_model(hub_id: str, weights: bool) -> Path:
     """Download a model to the Hub's cache, without code, pickles or one-file checkpoints; return its folder.
 
-    Variants are downloaded only for parts without other weights, and a one-file model only if there is nothing else.
+    Variants (fp16) are downloaded only where a family prefers them, or for parts without other weights, and a one-file
+    model only if there is nothing else.
     Raises OSError if the Hub cannot be reached or does not show the model.
     """
-    wanted = [*TEXTS, *(WEIGHTS if weights else ())]
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=VARIANTS))
+        folder = Path(snapshot_download(hub_id, allow_patterns=TEXTS))
         if not any(folder.glob("*.json")) and not any(folder.glob("*.safetensors")):
             return _fetch_single_file(hub_id)
-        parts = [path.parent for path in sorted(folder.glob("*/config.json"))] if weights else []
-        bare = [part for part in parts if not any(part.glob("*.safetensors"))]
-        patterns = [f"{part.name}/*.safetensors" for part in bare]
-        return Path(snapshot_download(hub_id, allow_patterns=patterns)) if bare else folder
+        return _fetch_weights(hub_id, folder) if weights else folder
     except RepositoryNotFoundError as error:  # or one with terms to accept
         raise OSError(
             "the hub shows no such model: if it is private, or has terms to accept on its page, set HF_TOKEN"
@@ -65,6 +64,25 @@ def fetch_model(hub_id: str, weights: bool) -> Path:
         raise OSError(
             f"the hub was not reached, {type(error.__cause__).__name__}, and no copy of it is here: try again later"
         ) from error
+
+
+def _fetch_weights(hub_id: str, folder: Path) -> Path:
+    """Download each component's weights, a family's VARIANT first and any as a last resort; return the folder."""
+    parts = [path.parent.relative_to(folder).as_posix() for path in folder.glob("**/config.json")]
+    first = [f"*.{variant}.safetensors"] if (variant := _variant(folder)) else []
+    for patterns, ignored in ((first, None), (WEIGHTS, VARIANTS), (["*.safetensors"], None)):
+        bare = [part for part in parts if not any((folder / part).glob("*.safetensors"))]
+        if bare and patterns:
+            wanted = [f"{part}/{name}".removeprefix("./") for part in bare for name in patterns]
+            given = {"allow_patterns": wanted, "ignore_patterns": ignored}
+            folder = Path(snapshot_download(hub_id, **given))
+    return folder
+
+
+def _variant(folder: Path) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return family_of(read_settings(folder)).VARIANT
+    return ""
 
 
 def _fetch_single_file(hub_id: str) -> Path:

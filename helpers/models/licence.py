@@ -10,6 +10,8 @@ from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from yaml import YAMLError
 
+from helpers.models.families import Family
+
 NAMES = {
     "creativeml-openrail-m": "CreativeML OpenRAIL-M",
     "openrail++": "CreativeML Open RAIL++-M",
@@ -42,8 +44,8 @@ class Licence:
         return {name: value for name, value in asdict(self).items() if value}
 
 
-def licence_of(base_model: str, is_v2: bool) -> Licence:
-    """Return a base model's licence from its model card. If the card names none, the Stable Diffusion version decides.
+def licence_of(base_model: str, family: Family) -> Licence:
+    """Return a base model's licence by its model card, or else by its Stable Diffusion version.
 
     Stable Diffusion 1 is under CreativeML OpenRAIL-M and 2 under Open RAIL++-M; both require that their use-based
     restrictions are passed on. Never raises, since a missing card must not end a training.
@@ -52,7 +54,7 @@ def licence_of(base_model: str, is_v2: bool) -> Licence:
         card = metadata_load(_card(base_model)) or {}
         if licence := _text(card, "license"):
             return Licence(licence, _text(card, "license_name"), _text(card, "license_link"))
-    return Licence("openrail++" if is_v2 else "creativeml-openrail-m")
+    return Licence(family.LICENCE)
 
 
 def _card(base_model: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -29,7 +29,7 @@ DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 OTHER_NAMES = (  # of transformers 5.6's modules, and of version 0.2: up to three schemes in a file
     (re.compile(r"\.lora(_linear_layer)?\.down\.weight$"), DOWN),
     (re.compile(r"\.lora(_linear_layer)?\.up\.weight$"), UP),
-    (re.compile(r"^text_encoder\.(?!text_model\.)"), "text_encoder.text_model."),
+    (re.compile(r"^(text_encoder(_2)?)\.(?!text_model\.)"), r"\1.text_model."),
 )
 
 
@@ -99,7 +99,7 @@ def _name_in_file(name: str) -> str:
     return name
 
 
-def load_lora(pipeline: StableDiffusionPipeline, path: Path) -> None:
+def load_lora(pipeline: DiffusionPipeline, path: Path) -> None:
     """Load a LoRA file into a pipeline by diffusers' own loader. Raises RunError for a file that the loader refuses.
 
     diffusers before 0.41 does not find the text encoder's layers under transformers 5.6, whose modules have no

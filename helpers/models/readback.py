@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -13,13 +14,31 @@ from torch import Tensor, nn
 from helpers.core.errors import RunError
 
 LOADED_DIFFERENTLY = "text_model."  # in files, but not in transformers 5.6's modules
+WEIGHT_FILE = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
 ROUNDINGS = 16  # in eps of the largest value: sums in another order differ by a few
 
 
 def fingerprint(module: nn.Module) -> str:
     """Return the SHA-256 of a module's weights, in order of name."""
+    return _digest(sorted(module.state_dict().items()))
+
+
+def fingerprint_of_files(module: nn.Module, folder: Path) -> str:
+    """Return the fingerprint that a diffusers model would have in float32, from the files that it was loaded from.
+
+    The weights are read one by one, so they take no memory.
+    """
+    paths = [path for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name)]
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
+        holder = {name: file for file in files for name in file.keys()}
+        names = sorted(module.state_dict())
+        return _digest((name, holder[name].get_tensor(name).float()) for name in names)
+
+
+def _digest(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in weights:
         digest.update(name.encode())
         digest.update(as_bytes(tensor))
     return digest.hexdigest()

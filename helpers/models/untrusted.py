@@ -17,16 +17,16 @@ from torch import Tensor
 
 from helpers.core.errors import RunError
 from helpers.core.files import read_json
+from helpers.models.families import all_families
 from helpers.models.hub_model import fetch_model, rename_variants, successor
 from helpers.models.single_file import convert, find_single_file
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
-PIPELINES = {"StableDiffusionPipeline"}
-PARTS = {  # the classes of Stable Diffusion's pipelines, by library
-    "diffusers": ("AutoencoderKL", "UNet2DConditionModel"),
+PARTS = {  # classes that pipelines of any family may have beside its own, by library
+    "diffusers": ("AutoencoderKL",),
     "transformers": (
-        *("CLIPTextModel", "CLIPTokenizer", "CLIPTokenizerFast", "CLIPFeatureExtractor"),
+        *("CLIPTokenizer", "CLIPTokenizerFast", "CLIPFeatureExtractor"),
         *("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
         "CLIPVisionModelWithProjection",
     ),
@@ -119,7 +119,7 @@ def refuse_code(folder: Path) -> None:
     if nested := sorted(path for path in folder.rglob(top.name) if path != top):
         raise ValueError(f"it holds a pipeline within, {nested[0].relative_to(folder)}")
     for name, part in (settings_in(top) if top.is_file() else {}).items():
-        if name == "_class_name" and part not in PIPELINES:
+        if name == "_class_name" and part not in {f.PIPELINE.__name__ for f in all_families()}:
             raise ValueError(f"model_index.json names the pipeline {part}, which is not run")
         if isinstance(part, list) and not _is_known(*part):
             raise ValueError(f"model_index.json takes {name} from {part}, which is not run")
@@ -148,7 +148,11 @@ def fit_tokenizer(tokenizer: Any, text_encoder: Any) -> None:
 def _is_known(library: str | None, kind: str | None) -> bool:
     if library == "diffusers" and str(kind).endswith("Scheduler") and str(kind).isidentifier():
         return True
-    return (library, kind) == (None, None) or kind in PARTS.get(library, ())
+    own = {c.__name__ for f in all_families() for c in (f.DENOISER[1], *f.TEXT_ENCODERS.values())}
+    known = kind in own or kind in PARTS.get(library, ())
+    return (library, kind) == (None, None) or (
+        library in ("diffusers", "transformers", "stable_diffusion") and known
+    )
 
 
 def load_file(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from helpers.config import TrainConfig
 from helpers.core.errors import RunError
 from helpers.figures.pictures import open_rgb
+from helpers.models.families import Size
 
 MAX_ASPECT_RATIO = 4.0
 AREAS = (0.8, 1.13)  # of a bucket, relative to the square; 2:1 is 768 x 384 at 512
@@ -52,14 +53,36 @@ class Crop:
             raise RunError(f"{path} does not decode ({error}): run 03_dataset again") from error
         return torch.stack([_pixels(crop) for crop in self._crops(image)])
 
+    def places(self, path: Path) -> list[tuple[Size, Size, Size]]:
+        """Return each augmentation's original size, top-left corner once resized, and size: (height, width) pairs.
+
+        A mirrored crop's left is counted in the mirrored image, as in diffusers' train_text_to_image_lora_sdxl.py.
+        """
+        with Image.open(path) as image:
+            width, height = image.size
+        across, down = self.shape(width, height)
+        scale = max(across / width, down / height)
+        over = round(width * scale) - across, round(height * scale) - down
+        found = []
+        for place in self._centerings():
+            left, top = round(over[0] * place), round(over[1] * place)
+            found.append(((height, width), (top, left), (down, across)))
+            if self.flip:
+                found.append(((height, width), (top, over[0] - left), (down, across)))
+        return found
+
     def _crops(self, image: Image.Image) -> Iterator[Image.Image]:
         size = self.shape(*image.size)
-        places = [k / (self.crops - 1) for k in range(self.crops)] if self.crops > 1 else [0.5]
-        for place in sorted(places, key=lambda place: abs(place - 0.5)):
+        for place in self._centerings():
             crop = ImageOps.fit(image, size, Image.Resampling.LANCZOS, centering=(place, place))
             yield crop
             if self.flip:
                 yield ImageOps.mirror(crop)
+
+    def _centerings(self) -> list[float]:
+        """Return where crops lie along the longer side, from 0 to 1, the most central first."""
+        places = [k / (self.crops - 1) for k in range(self.crops)] if self.crops > 1 else [0.5]
+        return sorted(places, key=lambda place: abs(place - 0.5))
 
 
 def nearest_bucket(ratio: float, side_px: int, step_px: int) -> tuple[int, int]:

@@ -4,16 +4,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
+from helpers.models.families import (
+    Family,
+    Settings,
+    family_of,
+    needed_components,
+    read_settings,
+)
 from helpers.models.untrusted import settings_in
 
 Model = TypeVar("Model", bound=nn.Module)
-NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-TRAINABLE = ("epsilon", "v_prediction")
 PROCESSORS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 # a component's settings file, by the end of its class name; a model has weights as well
 SETTINGS = {"Scheduler": "scheduler_config.json"}
@@ -24,21 +28,35 @@ NO_CHECKER = (
 )
 
 
-def check_files(folder: Path) -> None:
-    """Raise ValueError if a file that a base model requires is missing, pickled or truncated."""
+def check_settings(folder: Path) -> tuple[Family, Settings]:
+    """Return a base model's family and settings, from its JSON files alone.
+
+    Raises ValueError if settings are missing or no JSON, do not fit one another, or cannot be trained.
+    """
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError("it has no model_index.json, which lists its components")
-    named = settings_in(index).items()
-    parts = {k: v[1] for k, v in named if isinstance(v, list) and v[1] is not None}
-    if missing := [name for name in NEEDED if name not in parts]:
+    named = settings_in(index)
+    parts = _parts(named)
+    if missing := [name for name in needed_components(named) if name not in parts]:
         raise ValueError(f"model_index.json names no {missing[0]}")
-    if "FlowMatch" in parts["scheduler"]:
-        raise ValueError(f"model_index.json names {parts['scheduler']}, which cannot be trained")
     for name, kind in parts.items():
         check_part_settings(folder / name, kind)
-    for name, kind in parts.items():
+    settings = read_settings(folder)
+    family = family_of(settings)
+    _check_parts(family, settings)
+    return family, settings
+
+
+def check_weights(folder: Path, settings: Settings) -> None:
+    """Raise ValueError if a component's weights are missing, pickled or truncated."""
+    for name, kind in _parts(settings["model_index"]).items():
         _check_weights(folder / name, kind)
+
+
+def _parts(index: dict[str, Any]) -> dict[str, str]:
+    """Return the class of each component that model_index.json names."""
+    return {k: v[1] for k, v in index.items() if isinstance(v, list) and v[1] is not None}
 
 
 def check_part_settings(part: Path, kind: str) -> None:
@@ -103,39 +121,21 @@ def load_model(
     return model
 
 
-def check_parts(
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    noise_scheduler: DDPMScheduler,
-) -> None:
-    """Raise ValueError if a base model's components do not fit one another, or its prediction type is unsupported."""
-    kind, latents = noise_scheduler.config.prediction_type, vae.config.latent_channels
-    if kind not in TRAINABLE:
+def _check_parts(family: Family, settings: Settings) -> None:
+    """Raise ValueError if the settings of a base's components do not fit one another, or cannot be trained."""
+    name, latents = family.DENOISER[0], settings["vae"].get("latent_channels", 4)
+    denoiser = settings[name]
+    channels = denoiser.get("in_channels", 4), denoiser.get("out_channels", 4)
+    if channels != (latents, latents):
         raise ValueError(
-            f"scheduler/scheduler_config.json has prediction_type {kind!r}: {' and '.join(TRAINABLE)} can be trained"
+            f"{name}/config.json has in_channels {channels[0]} and out_channels {channels[1]}, and the VAE's latents "
+            f"have {latents}: use a text-to-image model"
         )
-    if not noise_scheduler.alphas_cumprod.isfinite().all():
-        raise ValueError(
-            "scheduler/scheduler_config.json has betas that give no finite noise schedule"
-        )
-    if (unet.config.in_channels, unet.config.out_channels) != (latents, latents):
-        raise ValueError(
-            f"unet/config.json has in_channels {unet.config.in_channels} and out_channels "
-            f"{unet.config.out_channels}, and the VAE's latents have {latents}: use a text-to-image model"
-        )
-    width = text_encoder.config.hidden_size
-    if unet.config.cross_attention_dim != width:
-        raise ValueError(
-            f"unet/config.json has cross_attention_dim {unet.config.cross_attention_dim} and "
-            f"text_encoder/config.json hidden_size {width}: they belong to different models"
-        )
-    for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
-        if getattr(unet.config, name, None) is not None:
-            raise ValueError(
-                f"unet/config.json has {name}, an input that a text prompt cannot fill"
-            )
+    family.check(settings)
+
+
+def check_tokenizer(tokenizer: CLIPTokenizer, text_encoder: nn.Module) -> None:
+    """Raise ValueError if a tokenizer fails, or has more words than its text encoder."""
     try:
         tokenizer("a picture")
     except Exception as error:  # of any kind, from the library

@@ -8,7 +8,7 @@ a state instead, which would have to be saved and shared.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -16,8 +16,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from helpers.config import TrainConfig
+from helpers.models.families import Conditioning
 
-Batch = list[tuple[Tensor, ...]]  # the micro-batches of a step: latents, texts, noise, timesteps
+Batch = list[
+    dict[str, Tensor]
+]  # the micro-batches of a step: latents, noise, timesteps, conditioning
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,27 @@ class LatentDataset:
 
     latents  of each image (4, h, w), or (V, 4, h, w) where V augmentations of it are cached; scaled by the
              autoencoder's scaling_factor; images of one bucket share h and w
-    texts    (N, T, D), the text encoder's last hidden state; (N, T) token ids where that encoder is trained
+    texts    by the denoiser's name for it, such as `encoder_hidden_states` (N, T, D); token ids, such as `input_ids`
+             (N, T), where the text encoders are trained
     names    of each image, for messages
+    sizes    of each image (V, ...), by the denoiser's name; {} where its family knows no sizes
     """
 
     latents: Sequence[Tensor]
-    texts: Tensor
+    texts: Conditioning
     names: tuple[str, ...] = ()
+    sizes: dict[str, Sequence[Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __add__(self, other: "LatentDataset") -> "LatentDataset":
-        texts = torch.cat([self.texts, other.texts])
-        return LatentDataset([*self.latents, *other.latents], texts, self.names + other.names)
+        return LatentDataset(
+            [*self.latents, *other.latents],
+            {name: torch.cat([texts, other.texts[name]]) for name, texts in self.texts.items()},
+            self.names + other.names,
+            {name: [*sizes, *other.sizes[name]] for name, sizes in self.sizes.items()},
+        )
 
     def shape(self, index: int) -> torch.Size:
         """Return the shape (4, h, w) of an image's latents."""
@@ -48,6 +58,14 @@ class LatentDataset:
     def augmentations(self, index: int) -> Tensor:
         """Return the latents (V, 4, h, w) of an image's V cached crops, mirrored ones included."""
         return self.latents[index].reshape(-1, *self.shape(index))
+
+    def conditioning(self, images: Sequence[int], variants: Sequence[int]) -> Conditioning:
+        """Return the text embeddings of images, and the sizes of a cached augmentation of each."""
+        sizes = {
+            name: torch.stack([of_image[i][v] for i, v in zip(images, variants, strict=True)])
+            for name, of_image in self.sizes.items()
+        }
+        return {name: texts[images] for name, texts in self.texts.items()} | sizes
 
     def buckets(self) -> list[list[int]]:
         """Return lists of image indices, one list for each shape of latents."""
@@ -63,7 +81,7 @@ class TrainData:
     def __init__(
         self,
         dataset: LatentDataset,  # with samples for prior preservation, if any
-        null_embedding: Tensor,  # (1, ...), of the empty caption
+        null_embedding: Conditioning,  # (1, ...), of the empty caption
         num_timesteps: int,
         config: TrainConfig,
         accelerator: Accelerator,
@@ -89,34 +107,37 @@ class TrainData:
         batches = [self.order.batch(step * count + i) for i in range(count)]
         return [[self.dataset.names[i] for i in batch] for batch in batches]
 
-    def _micro_batch(self, number: int) -> tuple[Tensor, ...]:
+    def _micro_batch(self, number: int) -> dict[str, Tensor]:
         config, size = self.config, self.config.train_batch_size
         offset = self.accelerator.process_index * size
         first = number * self.images_per_micro_batch + offset
         positions = range(first, first + size)
         images = self.order.batch(number)[offset : offset + size]
-        latents = torch.stack([self._latent(i, p) for i, p in zip(images, positions, strict=True)])
+        choices = [self.dataset.augmentations(i) for i in images]
+        variants = [
+            augmentation_at(p, len(latents), config.seed)
+            for p, latents in zip(positions, choices, strict=True)
+        ]
+        latents = torch.stack([c[v] for c, v in zip(choices, variants, strict=True)])
         # Sample noise and a random timestep for each image
         shape, timesteps = latents.shape[1:], self.num_timesteps
         draws = [sample_noise_and_timestep(p, shape, timesteps, config.seed) for p in positions]
         noise, timesteps, chances = zip(*draws, strict=True)
-        texts = self.dataset.texts[images]
         # Drop some captions, for classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598)
-        chances = torch.tensor(chances).view(-1, *[1] * (texts.ndim - 1))
-        cfg_drop_mask = chances < config.caption_dropout
-        texts = torch.where(cfg_drop_mask, self.null_embedding, texts)
+        conditioning = self.dataset.conditioning(images, variants)
+        cfg_drop_mask = torch.tensor(chances) < config.caption_dropout
+        for name, null in self.null_embedding.items():
+            mask = cfg_drop_mask.view(-1, *[1] * (null.ndim - 1))
+            conditioning[name] = torch.where(mask, null, conditioning[name])
         noise = self._offset(torch.stack(noise), positions)
-        tensors = (latents, texts, noise, torch.tensor(timesteps))
+        batch = {"latents": latents, "noise": noise, "timesteps": torch.tensor(timesteps)}
         device = self.accelerator.device
-        if device.type == "cuda":  # pinned memory is copied without waiting for the GPU
-            tensors = tuple(tensor.pin_memory() for tensor in tensors)
-        return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
-
-    def _latent(self, index: int, position: int) -> Tensor:
-        choices = self.dataset.augmentations(index)
-        if len(choices) == 1:
-            return choices[0]
-        return choices[augmentation_at(position, len(choices), self.config.seed)]
+        if device.type != "cuda":
+            return {name: tensor.to(device) for name, tensor in (batch | conditioning).items()}
+        return {  # pinned memory is copied without waiting for the GPU
+            name: tensor.pin_memory().to(device, non_blocking=True)
+            for name, tensor in (batch | conditioning).items()
+        }
 
     def _offset(self, noise: Tensor, positions: range) -> Tensor:
         if self.config.noise_offset == 0:
@@ -156,6 +177,8 @@ def sample_noise_and_timestep(
 
 def augmentation_at(position: int, count: int, seed: int) -> int:
     """Return the index (0..count-1) of the cached augmentation for the image at `position` in training order."""
+    if count == 1:
+        return 0
     return int(torch.randint(0, count, (), generator=generator(seed, "variant", position)))
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from helpers.config import TrainConfig, read_settings
 from helpers.config.stages import RESUMABLE
@@ -18,9 +18,10 @@ from helpers.core.files import MANIFEST, find_corruption, folder_hash, replacing
 from helpers.core.records import read_log
 from helpers.core.run import Run
 from helpers.models.capture import Captured
+from helpers.models.families import Components
 from helpers.train import checkpoint, save_model
 from helpers.train.latents import token_ids
-from helpers.train.model import TextAndUNet
+from helpers.train.model import Denoiser
 from helpers.train.optim import TrainState
 from helpers.train.prepare import Training
 from helpers.train.validation_loss import ValidationLoss
@@ -87,7 +88,7 @@ def _load_weights_to_export(training: Training, state: TrainState, verdict: Verd
     return state.step
 
 
-def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusionPipeline]:
+def _export(training: Training, state: TrainState) -> tuple[float, DiffusionPipeline]:
     config, components, run = training.config, training.components, training.run
     trained = training.accelerator.unwrap_model(training.model)
     in_memory = training.val_loss(trained, training.device)
@@ -116,19 +117,21 @@ def _free_step_memory(training: Training, state: TrainState) -> None:
     state.optimizer.optimizer.zero_grad(set_to_none=True)
     if isinstance(training.forward_backward, Captured):
         training.forward_backward.release()
-    for module in (training.components.unet, training.components.text_encoder):
+    for module in training.components.modules.values():
         module.to("cpu")
 
 
 def _evaluate(
-    training: Training, pipeline: StableDiffusionPipeline, in_memory: float, path: Path
+    training: Training, pipeline: DiffusionPipeline, in_memory: float, path: Path
 ) -> float:
     config, val_loss = training.config, training.val_loss
+    loaded = Components.of(training.components.family, pipeline)
     texts = [training.datasets.captions[name] for name in val_loss.dataset.names]
-    dataset = replace(val_loss.dataset, texts=token_ids(pipeline.tokenizer, texts))
-    noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    measure = ValidationLoss(dataset, noise_scheduler, config.seed, len(val_loss.images))
-    loss = measure(TextAndUNet(pipeline.unet, pipeline.text_encoder), training.device)
+    dataset = replace(val_loss.dataset, texts=token_ids(loaded, texts))
+    schedule = loaded.family.SCHEDULER.from_config(pipeline.scheduler.config)
+    objective = loaded.family.objective(schedule)
+    measure = ValidationLoss(dataset, objective, config.seed, len(val_loss.images))
+    loss = measure(Denoiser.of(loaded), training.device)
     if not math.isclose(loss, in_memory, rel_tol=ROUNDING[training.device.precision]):
         raise RunError(
             f"{path} has a validation loss of {loss:.4f} where training measured {in_memory:.4f}, so nothing was "
@@ -137,13 +140,12 @@ def _evaluate(
     return loss
 
 
-def _rank_training_images(training: Training, pipeline: StableDiffusionPipeline) -> None:
+def _rank_training_images(training: Training, pipeline: DiffusionPipeline) -> None:
     dataset, seed = training.datasets.train, training.config.seed
-    noise_scheduler, samples = training.components.noise_scheduler, 4 * len(dataset)
-    measure = ValidationLoss(dataset, noise_scheduler, seed, samples, same_timesteps=True)
-    trained = pipeline.unet
-    if training.config.train_text_encoder:
-        trained = TextAndUNet(pipeline.unet, pipeline.text_encoder)
+    objective, samples = training.components.objective, 4 * len(dataset)
+    measure = ValidationLoss(dataset, objective, seed, samples, same_timesteps=True)
+    loaded = Components.of(training.components.family, pipeline)
+    trained = Denoiser.of(loaded, with_text=training.config.train_text_encoder)
     losses = measure.per_image(trained, training.device)
     write_json(training.run.image_losses, rank_by_loss(dataset.names, losses))
 

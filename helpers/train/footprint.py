@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from helpers.config import TrainConfig
 from helpers.host.device import Device
-from helpers.train.model import TextAndUNet
+from helpers.models.families import Conditioning
+from helpers.train.model import Denoiser
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -55,18 +56,20 @@ def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
                     tensors[name] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
 
 
-def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_inputs(model: Denoiser, batch: int, side: int) -> tuple[Tensor, Tensor, Conditioning]:
     """Return random latents (batch, C, side, side), timesteps of 0, and random text embeddings or token ids of 0."""
-    if isinstance(module, TextAndUNet):
-        unet, length = module.unet, module.text_encoder.config.max_position_embeddings
-        texts = torch.zeros(batch, length, dtype=torch.long)
-    else:
-        unet, texts = module, torch.randn(batch, 77, module.config.cross_attention_dim)
-    return torch.randn(batch, unet.config.in_channels, side, side), torch.zeros(batch), texts
+    denoiser = model.denoiser
+    conditioning = model.family.example_conditioning(denoiser, batch)
+    for number, name in enumerate(model.encoders, 1):
+        length = getattr(model, name).config.max_position_embeddings
+        ids = torch.zeros(batch, length, dtype=torch.long)
+        conditioning["input_ids" if number == 1 else f"input_ids_{number}"] = ids
+    latents = torch.randn(batch, denoiser.config.in_channels, side, side)
+    return latents, torch.zeros(batch), conditioning
 
 
-def peak_activation_bytes(module: nn.Module, side: int, config: TrainConfig, device: Device) -> int:
-    """Return the peak bytes of activations and gradients in a training step; weights are not counted.
+def peak_activation_bytes(module: Denoiser, side: int, config: TrainConfig, device: Device) -> int:
+    """Count the peak bytes of activations and gradients in a training step, without weights.
 
     `module` is the trained module on the meta device, useless afterwards; the latents are `side` x `side`.
     """
@@ -85,7 +88,7 @@ def peak_activation_bytes(module: nn.Module, side: int, config: TrainConfig, dev
             passes = 2  # gradient buffers exist in the first
         for _ in range(passes):
             with torch.autocast("cpu", device.dtype, **cast):
-                noise = module(*inputs).sample
+                noise = module(*inputs)
             noise.float().square().mean().backward()
             del noise
     return live.peak

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,18 +13,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPTokenizer
 
 from helpers.config import TrainConfig
 from helpers.core.errors import RunError
 from helpers.core.files import replacing_file, sha256
 from helpers.core.run import Run
+from helpers.models.families import Components, Conditioning, Family
 from helpers.models.readback import as_bytes
 from helpers.train.buckets import Crop
 from helpers.train.data import LatentDataset, generator
 from helpers.train.model import ModelComponents, settings_of
 
 ENCODE_BATCH = 4  # images
+ENCODE_PIXELS = (
+    4 * 512**2
+)  # of a batch at most; the VAE takes 2.7 GB for an image of 1024 px in float32
 
 
 def cached(
@@ -77,18 +81,39 @@ def image_dataset(
     # a cache of an older version is found again as long as this key stays as it is
     key = [asdict(crop), *encoder, [sha256(path) for path in paths]]
     latents = cached(run, f"{split}-images", key, lambda: encode_images(components, paths, crop))
-    return LatentDataset(latents, text_embeddings(run, components, config, split, texts), names)
+    embeddings = text_embeddings(run, components, config, split, texts)
+    return LatentDataset(latents, embeddings, names, _sizes(components.family, crop, paths))
+
+
+def _sizes(family: Family, crop: Crop, paths: Sequence[Path]) -> dict[str, list[Tensor]]:
+    """Return the size conditioning of each image's augmentations (V, ...) by name; {} if the family has none."""
+    if not family.size_conditioning((1, 1), (0, 0), (1, 1)):
+        return {}
+    sizes: dict[str, list[Tensor]] = {}
+    for path in paths:
+        found = [family.size_conditioning(*places) for places in crop.places(path)]
+        for name in found[0]:
+            sizes.setdefault(name, []).append(torch.cat([one[name] for one in found]))
+    return sizes
 
 
 def text_embeddings(
     run: Run, components: ModelComponents, config: TrainConfig, name: str, texts: Sequence[str]
-) -> Tensor:
-    """Return captions as text embeddings, or as token ids if the text encoder is trained."""
-    ids = token_ids(components.tokenizer, texts)
+) -> Conditioning:
+    """Return captions as text embeddings, or as token ids if the text encoders are trained."""
+    ids = token_ids(components, texts)
     if config.train_text_encoder:
         return ids
-    key = [components.hashes["text_encoder"], settings_of(components.text_encoder), ids.tolist()]
-    return torch.stack(cached(run, f"{name}-texts", key, lambda: encode_texts(components, texts)))
+    encoders = components.text_encoders
+    parts = [[components.hashes[n], settings_of(encoder)] for n, encoder in encoders.items()]
+    zeros = [v for k, v in components.index.items() if k == "force_zeros_for_empty_prompt"]
+    key = [*chain(*parts), *(tokens.tolist() for tokens in ids.values()), *zeros]
+    computed = cached(
+        run, f"{name}-texts", key, lambda: chain(*encode_texts(components, texts).values())
+    )
+    starts = range(0, len(computed), len(texts))
+    stacked = [torch.stack(computed[start : start + len(texts)]) for start in starts]
+    return dict(zip(components.family.TEXT_EMBEDDINGS, stacked, strict=True))
 
 
 def prior_dataset(
@@ -99,13 +124,14 @@ def prior_dataset(
     Prior preservation (Ruiz et al. 2023, arXiv:2208.12242) mixes them into the training images: without the suffix the
     model keeps drawing as the base does, so the suffix becomes a switch.
     """
-    parts = (components.unet, components.text_encoder, components.noise_scheduler)
+    drawn_with = {name: m for name, m in components.modules.items() if name != "vae"}
+    ids = token_ids(components, [*captions, ""])
     key = [
         config.resolution_px,
-        *(components.hashes[name] for name in ("unet", "text_encoder")),
-        *map(settings_of, parts),
+        *(components.hashes[name] for name in drawn_with),
+        *map(settings_of, (*drawn_with.values(), components.noise_scheduler)),
         components.device.precision,
-        token_ids(components.tokenizer, [*captions, ""]).tolist(),
+        *(tokens.tolist() for tokens in ids.values()),
         config.num_inference_steps,
         config.guidance_scale,
         config.seed,
@@ -114,9 +140,11 @@ def prior_dataset(
         run, "prior-images", key, lambda: _sample_latents(components, config, captions)
     )
     names = tuple(f"the base's sample of {caption!r}" for caption in captions)
-    return LatentDataset(
-        latents, text_embeddings(run, components, config, "prior", captions), names
-    )
+    embeddings = text_embeddings(run, components, config, "prior", captions)
+    whole = (config.resolution_px, config.resolution_px)
+    sizes = components.family.size_conditioning(whole, (0, 0), whole)
+    of_each = {name: [size] * len(captions) for name, size in sizes.items()}
+    return LatentDataset(latents, embeddings, names, of_each)
 
 
 @torch.no_grad()
@@ -154,30 +182,35 @@ def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tenso
     for shape in {images.shape for images in pixels}:
         same = [i for i, images in enumerate(pixels) if images.shape == shape]
         batch = torch.cat([pixels[i] for i in same]).to(components.vae.device, components.vae.dtype)
-        means = [components.vae.encode(part).latent_dist.mean for part in batch.split(ENCODE_BATCH)]
-        scaled = torch.cat(means).float().cpu() * components.vae.config.scaling_factor
-        latents |= dict(zip(same, scaled.split(shape[0]), strict=True))
+        together = max(1, min(ENCODE_BATCH, ENCODE_PIXELS // (shape[-1] * shape[-2])))
+        parts = batch.split(together)
+        encoded = [components.family.encode_image(components.vae, part).cpu() for part in parts]
+        latents |= dict(zip(same, torch.cat(encoded).split(shape[0]), strict=True))
     return [latents[i].clone() for i in range(len(pixels))]
 
 
-def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Return captions as token ids (N, T), padded and truncated to the text encoder's length."""
-    return tokenizer(
-        list(texts), padding="max_length", truncation=True, return_tensors="pt"
-    ).input_ids
+def token_ids(components: Components, texts: Sequence[str]) -> Conditioning:
+    """Return captions as token ids (N, T) of each tokenizer, padded and truncated to the text encoder's length."""
+    return components.family.tokenize(list(components.tokenizers.values()), texts)
 
 
 @torch.no_grad()
-def encode_texts(components: ModelComponents, texts: Sequence[str], batch: int = 32) -> Tensor:
-    """Return captions as the text encoder's last hidden state (N, T, D), float32 on the CPU."""
-    encoder = components.text_encoder
+def encode_texts(
+    components: ModelComponents, texts: Sequence[str], batch: int = 32
+) -> Conditioning:
+    """Return captions as text embeddings (N, ...), float32 on the CPU."""
+    encoders, encoded = list(components.text_encoders.values()), []
+    ids = token_ids(components, texts)
     with components.on_device():
-        encoded = [
-            encoder(part.to(encoder.device)).last_hidden_state.float().cpu()
-            for part in token_ids(components.tokenizer, texts).split(batch)
-        ]
-    embeddings = torch.cat(encoded)
-    _require_finite(embeddings, [f"the embedding of {text!r}" for text in texts])
+        for start in range(0, len(texts), batch):
+            part = {
+                name: t[start : start + batch].to(encoders[0].device) for name, t in ids.items()
+            }
+            found = components.family.encode_text(encoders, part, components.index)
+            encoded.append({name: tensor.float().cpu() for name, tensor in found.items()})
+    embeddings = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+    for tensors in embeddings.values():
+        _require_finite(tensors, [f"the embedding of {text!r}" for text in texts])
     return embeddings
 
 

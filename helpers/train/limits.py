@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,9 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.config import TrainConfig
 from helpers.core.errors import OutOfMemoryError, RunError
 from helpers.host.device import Device
-from helpers.models.untrusted import open_model
-from helpers.train.check_base import check_part_settings
-from helpers.train.model import ADVICE
+from helpers.train.footprint import random_inputs
+from helpers.train.model import Denoiser, build_denoiser
 
 MAX_CPU_PARAMETERS = 100e6  # of a UNet that is trained without a GPU
 OOM_MESSAGES = ("out of memory", "can't allocate", "not enough memory", "alloc_failed")
@@ -66,16 +65,13 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
     """Unless `allow_slow`, raise RunError if a full-size model would train on a CPU. The error states the hours."""
     if device.device.type != "cpu" or config.allow_slow:
         return
-    with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
-        check_part_settings(folder / "unet", "UNet2DConditionModel")
-        unet_config = UNet2DConditionModel.load_config(folder, subfolder="unet")
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(unet_config)
-    parameters = sum(p.numel() for p in unet.parameters())
+        denoiser = build_denoiser(replace(config, method="full"), torch.float32)
+    parameters = sum(p.numel() for p in denoiser.denoiser.parameters())
     if parameters < MAX_CPU_PARAMETERS:
         return
     images = config.effective_batch_size
-    seconds = 3 * images * forward_flops(unet, config.resolution_px // 8) / _flops_per_s()
+    seconds = 3 * images * forward_flops(denoiser, config.resolution_px // 8) / _flops_per_s()
     raise RunError(
         f"{config.base_model} has {parameters / 1e6:.0f} M parameters and there is no GPU here: "
         f"{config.max_steps} steps of about {seconds:.0f} s would take {config.max_steps * seconds / 3600:.0f} hours "
@@ -83,11 +79,10 @@ def refuse_slow(config: TrainConfig, device: Device) -> None:
     )
 
 
-def forward_flops(unet: UNet2DConditionModel, latent_side: int) -> float:
-    """Count the floating-point operations of a UNet's forward pass for one image."""
+def forward_flops(denoiser: Denoiser, latent_side: int) -> float:
+    """Count the floating-point operations of a denoiser's forward pass for one image."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        latents = torch.empty(1, unet.config.in_channels, latent_side, latent_side)
-        unet(latents, torch.zeros(1), torch.empty(1, 77, unet.config.cross_attention_dim))
+        denoiser(*random_inputs(denoiser, 1, latent_side))
     return counter.get_total_flops()
 
 

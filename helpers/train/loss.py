@@ -1,71 +1,51 @@
 """The training loss and its gradients. The loss is the weighted error of the noise that the UNet predicts."""
 
-import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
+
+from helpers.models.objective import Objective
 
 
 def diffusion_loss(
-    unet: nn.Module,
-    noise_scheduler: DDPMScheduler,
+    model: nn.Module,
+    objective: Objective,
     latents: Tensor,
-    texts: Tensor,
     noise: Tensor,
     timesteps: Tensor,
+    **conditioning: Tensor,
 ) -> Tensor:
     """Return each image's mean squared error of predicted noise or velocity (Ho et al. 2020 eq. 14, arXiv:2006.11239).
 
+    model           a model.Denoiser
     latents, noise  (B, 4, h, w), latents scaled
-    texts           (B, T, D), or (B, T) token ids where `unet` is model.TextAndUNet
     timesteps       (B,) int64
+    conditioning    text embeddings (B, T, D) as `encoder_hidden_states`, or token ids; and what its family adds
     returns         (B,) float32
-    Raises ValueError for a prediction_type other than epsilon and v_prediction (Salimans and Ho 2022).
     """
     # Add noise (forward process)
-    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
-    predicted = unet(noisy, timesteps, texts).sample
+    noisy = objective.add_noise(latents, noise, timesteps)
+    predicted = model(noisy, timesteps, conditioning)
     # Get the target depending on the prediction type
-    kind = noise_scheduler.config.prediction_type
-    if kind == "epsilon":
-        target = noise
-    elif kind == "v_prediction":
-        target = noise_scheduler.get_velocity(latents, noise, timesteps)
-    else:
-        raise ValueError(f"prediction_type is {kind}: epsilon and v_prediction can be trained")
+    target = objective.target(latents, noise, timesteps)
     return (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
 
 
-def snr_weights(noise_scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
-    """Return the Min-SNR loss weight of each timestep (Hang et al. 2023, arXiv:2303.09556), or 1 if gamma is 0.
-
-    min(SNR, gamma) / SNR for epsilon, which is 1 at a zero terminal SNR, and min(SNR, gamma) / (SNR + 1) for v.
-    """
-    if gamma == 0:
-        return torch.ones(len(timesteps), device=timesteps.device)
-    snr = compute_snr(noise_scheduler, timesteps)
-    if noise_scheduler.config.prediction_type == "v_prediction":
-        return snr.clamp(max=gamma) / (snr + 1)
-    return (gamma / snr).clamp(max=1)
-
-
 def forward_backward(
-    unet: nn.Module,
+    model: nn.Module,
     accelerator: Accelerator,
-    noise_scheduler: DDPMScheduler,
+    objective: Objective,
     snr_gamma: float,
-    *batch: Tensor,
+    **batch: Tensor,
 ) -> Tensor:
     """Run a micro-batch's forward and backward pass, and add the gradients to those of earlier micro-batches.
 
-    batch    latents, texts, noise and timesteps, as `diffusion_loss` takes them
+    batch    latents, noise, timesteps and conditioning, as `diffusion_loss` takes them
     returns  the unweighted loss of each image, (B,) float32
     A CUDA graph can capture this function, since it reads no tensor's value in Python.
     """
     with accelerator.autocast():
-        losses = diffusion_loss(unet, noise_scheduler, *batch)
-    weights = snr_weights(noise_scheduler, batch[-1], snr_gamma)  # of its timesteps
+        losses = diffusion_loss(model, objective, **batch)
+    weights = objective.loss_weights(batch["timesteps"], snr_gamma)
     # accelerate divides by gradient_accumulation_steps, and averages over processes
     accelerator.backward((losses * weights).mean())
     return losses.detach()

@@ -1,4 +1,4 @@
-"""Load the components of a Stable Diffusion model, and make the UNet or a LoRA trainable."""
+"""Load the components of a base model, and make its denoiser or a LoRA on it trainable."""
 
 import hashlib
 import json
@@ -12,88 +12,71 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from helpers.config import TrainConfig
 from helpers.core.files import read_json, write_json
 from helpers.host.device import Device
 from helpers.models.capture import CapturedForward
+from helpers.models.families import Components, Conditioning, Family, Settings
 from helpers.models.pipeline import clamp_steps, load_pipeline
-from helpers.models.readback import fingerprint
+from helpers.models.readback import fingerprint, fingerprint_of_files
 from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
-from helpers.train.check_base import check_files, check_parts, load_model
+from helpers.train.check_base import check_settings, check_tokenizer, check_weights, load_model
 from helpers.train.half_precision import keep_half_precision
+from helpers.train.in_backward import weights_dtype
 
 log = logging.getLogger(__name__)
 
-ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-LORA_TARGETS = {
-    "attention": ATTENTION,
-    "attention_ff": [*ATTENTION, "ff.net.0.proj", "ff.net.2"],
-    "attention_ff_conv": [*ATTENTION, "ff.net.0.proj", "ff.net.2", "conv1", "conv2"],
-}
 ADVICE = (
     "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, a one-file .safetensors of Stable Diffusion "
     "1 or 2, or a folder in diffusers layout with safetensors weights"
 )
+MAX_WHOLE_PX, TILE_PX = 768, 512
 # random state need not be preserved: there is no dropout
 GRADIENT_CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
-TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as in diffusers' LoRA training scripts
-NO_SAFETY_CHECKER = {  # loading one would take another gigabyte
-    "safety_checker": None,
-    "feature_extractor": None,
-    "requires_safety_checker": False,
-}
 
 
 @dataclass(frozen=True)
-class ModelComponents:
-    """The components of a base model. Training changes the UNet or a LoRA, and the text encoder only if asked."""
+class ModelComponents(Components):
+    """A base model's components. The denoiser or its LoRA is trained, the text encoders if asked, the VAE never."""
 
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    noise_scheduler: DDPMScheduler
     device: Device
-    hashes: dict[str, str]  # fingerprints of unet, vae and text_encoder, as they were loaded
+    hashes: dict[str, str]  # fingerprints of the models by component, as they were loaded
 
     def fingerprints(self) -> dict[str, str]:
-        """Return a fingerprint of each component except the UNet. A checkpoint resumes only if all of them match."""
-        schedule = self.noise_scheduler
-        kind = f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
-        words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        """Return {component: fingerprint} of all components but the denoiser, which a checkpoint is resumed with."""
+        words = [json.dumps(t.get_vocab(), sort_keys=True) for t in self.tokenizers.values()]
+        texts = {
+            f"{name.replace('_', ' ')} ({encoder.dtype})": self.hashes[name]
+            for name, encoder in self.text_encoders.items()
+        }
         return {
             f"VAE ({self.vae.dtype})": self.hashes["vae"],
-            f"text encoder ({self.text_encoder.dtype})": self.hashes["text_encoder"],
-            "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
-            "noise schedule": hashlib.sha256(kind.encode()).hexdigest(),
+            **texts,
+            "tokenizer": hashlib.sha256("".join(words).encode()).hexdigest(),
+            "noise schedule": hashlib.sha256(str(self.objective).encode()).hexdigest(),
             "scaling_factor": str(self.vae.config.scaling_factor),
         }
 
     @property
     def step_px(self) -> int:
         """An image's width and height are multiples of this number of pixels: 64 for SD v1."""
-        levels = (len(part.config.block_out_channels) - 1 for part in (self.vae, self.unet))
+        levels = (len(part.config.block_out_channels) - 1 for part in (self.vae, self.denoiser))
         return 2 ** sum(levels)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Keep the VAE and a frozen text encoder on the GPU inside this context, and on the CPU afterwards."""
+        """Move the VAE, and frozen text encoders, to the GPU inside this context and back to the CPU after."""
         frozen = [self.vae]
-        if not any(p.requires_grad for p in self.text_encoder.parameters()):
-            frozen.append(self.text_encoder)
+        for encoder in self.text_encoders.values():
+            if not any(p.requires_grad for p in encoder.parameters()):
+                frozen.append(encoder)
         for part in frozen:
             part.to(self.device.device)
         yield
@@ -102,7 +85,7 @@ class ModelComponents:
 
     @cached_property
     def _forward(self) -> CapturedForward:
-        return CapturedForward(self.unet)
+        return CapturedForward(self.denoiser)
 
     @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
@@ -117,29 +100,51 @@ class ModelComponents:
 
         Returns PIL images, or latents (N, 4, h, w) for `output_type` "latent".
         """
-        was_training = self.unet.training
-        self.unet.eval()
+        was_training = self.denoiser.training
+        self.denoiser.to(self.device.device).eval()
         captured = self._forward.installed() if self.device.captures else nullcontext()
-        with self.on_device(), self.device.autocast(), captured:
-            images = self._pipeline()(
-                prompts,
-                height=config.resolution_px,
-                width=config.resolution_px,
-                num_inference_steps=clamp_steps(config.num_inference_steps, self.noise_scheduler),
-                guidance_scale=config.guidance_scale,
-                generator=generators,
-                output_type=output_type,
-            ).images
-        self.unet.train(was_training)
+        pipeline = self._pipeline()
+        with self.on_device(), captured:
+            with self.device.autocast():
+                latents = pipeline(
+                    prompts,
+                    height=config.resolution_px,
+                    width=config.resolution_px,
+                    num_inference_steps=clamp_steps(
+                        config.num_inference_steps, self.noise_scheduler
+                    ),
+                    guidance_scale=config.guidance_scale,
+                    generator=generators,
+                    output_type="latent",
+                ).images
+            if output_type == "latent":
+                images = latents
+            else:  # outside autocast, which would run a float32 VAE in fp16
+                decode_in_tiles(self.vae, config.resolution_px)
+                scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+                pixels = self.vae.decode(scaled).sample
+                images = pipeline.image_processor.postprocess(pixels, output_type)
+        self.denoiser.train(was_training)
         return images
 
-    def _pipeline(self) -> StableDiffusionPipeline:
-        parts = {n: getattr(self, n) for n in ("vae", "text_encoder", "tokenizer", "unet")}
-        scheduler = DPMSolverMultistepScheduler.from_config(self.noise_scheduler.config)
-        pipeline = StableDiffusionPipeline(**parts, scheduler=scheduler, **NO_SAFETY_CHECKER)
+    def _pipeline(self) -> Any:
+        options = self.family.PIPELINE_OPTIONS | self.family.NO_SAFETY_CHECKER
+        scheduler = self.family.SAMPLER.from_config(self.noise_scheduler.config)
+        parts = self.modules | self.tokenizers | {"scheduler": scheduler}
+        pipeline = self.family.PIPELINE(**parts, **options)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # one image at a time: four at 512 px would take 2.7 GB
         return pipeline
+
+
+def decode_in_tiles(vae: AutoencoderKL, resolution_px: int) -> None:
+    """Make a VAE decode images of more than MAX_WHOLE_PX in tiles: 0.8 GB in place of 3.2 at 1024 px in float32."""
+    if resolution_px <= MAX_WHOLE_PX:
+        vae.disable_tiling()
+        return
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // factor
+    vae.enable_tiling()
 
 
 def load_components(
@@ -151,7 +156,7 @@ def load_components(
 ) -> ModelComponents:
     """Load a base model, and check everything that training and its export need.
 
-    The UNet comes in `unet_dtype`, a trained text encoder in float32, the others in the device's dtype.
+    The denoiser comes in `unet_dtype`, trained text encoders in float32, the others in the device's dtype.
     `known_hashes` is a file that caches fingerprints. Raises RunError if the model is missing, incomplete, holds
     anything but safetensors and JSON, or its components do not fit one another.
     """
@@ -159,88 +164,144 @@ def load_components(
     with open_model("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         refuse_code(folder)
-        check_files(folder)
-        vae = load_model(AutoencoderKL, folder, "vae", device.dtype, device.device)
-        unet = load_model(UNet2DConditionModel, folder, "unet", torch.float32, device.device)
-        text_encoder = load_model(CLIPTextModel, folder, "text_encoder", text_dtype, device.device)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        fit_tokenizer(tokenizer, text_encoder)
-        noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        check_parts(unet, vae, text_encoder, tokenizer, noise_scheduler)
-        models = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
+        family, settings = check_settings(folder)
+        check_weights(folder, settings)
+        load = partial(load_model, folder=folder, device=device.device)
+        name, kind = family.DENOISER
+        denoiser = load(kind, part=name, dtype=unet_dtype)
+        vae = load(AutoencoderKL, part="vae", dtype=family.vae_dtype(settings, device.dtype))
+        encoders = {
+            part: load(kind, part=part, dtype=text_dtype)
+            for part, kind in family.TEXT_ENCODERS.items()
+        }
+        tokenizers = {
+            part: CLIPTokenizer.from_pretrained(folder, subfolder=part)
+            for part in family.TOKENIZERS
+        }
+        for tokenizer, encoder in zip(tokenizers.values(), encoders.values(), strict=True):
+            fit_tokenizer(tokenizer, encoder)
+            check_tokenizer(tokenizer, encoder)
+        models = {name: denoiser, "vae": vae} | encoders
         hashes = _hashes(folder, models, known_hashes)
         # as the export will, so that it fails now and not after hours
-        load_pipeline(str(folder), device.dtype, tokenizer=tokenizer, **models)
+        load_pipeline(str(folder), device.dtype, **tokenizers, **models)
+        noise_scheduler = family.SCHEDULER.from_pretrained(folder, subfolder="scheduler")
     vae.requires_grad_(False).eval()
-    text_encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
+    for encoder in encoders.values():
+        encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
-        unet.enable_xformers_memory_efficient_attention()
-    # before the GPU has it; the model's own to() warns without cause
-    nn.Module.to(unet, unet_dtype)
-    unet.to(device.device)
-    return ModelComponents(tokenizer, text_encoder, vae, unet, noise_scheduler, device, hashes)
+        denoiser.enable_xformers_memory_efficient_attention()
+    return ModelComponents(
+        family=family,
+        index=settings["model_index"],
+        tokenizers=tokenizers,
+        text_encoders=encoders,
+        vae=vae,
+        denoiser=denoiser,
+        noise_scheduler=noise_scheduler,
+        device=device,
+        hashes=hashes,
+    )
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
+    """Return each model's fingerprint by name, from the cache file `known` if its weight files are unchanged.
+
+    The denoiser's, which comes first, is of its weights in float32, whatever dtype it was loaded in.
+    """
     cached: dict[str, str] = {}
     if known:
         with suppress(OSError, ValueError):
             cached = read_json(known)
     hashes, by_key = {}, {}
-    for name, model in models.items():
+    for number, (name, model) in enumerate(models.items()):
         stats = [path.stat() for path in sorted((folder / name).glob("*.safetensors"))]
         times = [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
-        key = hashlib.sha256(repr((name, model.dtype, times)).encode()).hexdigest()
-        hashes[name] = by_key[key] = cached.get(key) or fingerprint(model)
+        dtype = model.dtype if number else torch.float32
+        key = hashlib.sha256(repr((name, dtype, times)).encode()).hexdigest()
+        if not (found := cached.get(key)):
+            is_own = model.dtype == dtype
+            found = fingerprint(model) if is_own else fingerprint_of_files(model, folder / name)
+        hashes[name] = by_key[key] = found
     if known and by_key != cached:
         write_json(known, cached | by_key)
     return hashes
 
 
-class TextAndUNet(nn.Module):
-    """A module of a text encoder and a UNet trained together. It takes token ids instead of text embeddings."""
+class Denoiser(nn.Module):
+    """A family's denoiser, and the text encoders that are trained with it: what a training step calls."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+    def __init__(
+        self,
+        family: Family,
+        index: dict[str, Any],
+        denoiser: nn.Module,
+        encoders: dict[str, nn.Module],
+    ) -> None:
+        """Take the denoiser, and text encoders to encode token ids with; without any, texts come as embeddings."""
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.family, self.index, self.encoders = family, index, tuple(encoders)
+        for name, module in {family.DENOISER[0]: denoiser, **encoders}.items():
+            self.add_module(name, module)
+
+    @classmethod
+    def of(cls, parts: Components, with_text: bool = True) -> "Denoiser":
+        """Take the denoiser of a base or a pipeline, and its text encoders unless texts come as embeddings."""
+        encoders = parts.text_encoders if with_text else {}
+        return cls(parts.family, parts.index, parts.denoiser, encoders)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return getattr(self, self.family.DENOISER[0])
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return self.denoiser.device
 
-    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Any:
-        """Return the UNet's output for noisy latents (B, 4, h, w), timesteps (B,) and token ids (B, T)."""
-        return self.unet(latents, timesteps, self.text_encoder(ids).last_hidden_state)
+    def forward(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the prediction (B, C, h, w) for noisy latents, timesteps (B,), and embeddings or token ids."""
+        if self.encoders:
+            encoders = [getattr(self, name) for name in self.encoders]
+            ids = {k: v for k, v in conditioning.items() if k.startswith("input_ids")}
+            conditioning = conditioning | self.family.encode_text(encoders, ids, self.index)
+        return self.family.predict(self.denoiser, noisy, timesteps, conditioning)
+
+    def trained_weights(self) -> dict[str, nn.Parameter]:
+        """Return the trained weights by name; the denoiser's name is left out where nothing else is trained."""
+        prefix = "" if self.encoders else f"{self.family.DENOISER[0]}."
+        weights = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return {name.removeprefix(prefix): p for name, p in weights.items()}
 
 
-def make_trainable(
-    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, config: TrainConfig, dtype: torch.dtype
-) -> nn.Module:
-    """Unfreeze the UNet (and the text encoder if asked), or add LoRA layers (Hu et al. 2021, arXiv:2106.09685).
+def make_trainable(components: Components, config: TrainConfig, dtype: torch.dtype) -> Denoiser:
+    """Unfreeze the denoiser (and text encoders if asked), or add LoRA layers (Hu et al. 2021, arXiv:2106.09685).
 
     Returns the module that is trained. With a LoRA, the base's weights are in `dtype`.
     """
-    unet.requires_grad_(config.method == "full")
-    if config.train_text_encoder:
-        text_encoder.requires_grad_(config.method == "full").train()
-        if config.method == "full":
-            nn.Module.to(text_encoder, unet.dtype)
-    if config.method == "lora":
-        nn.Module.to(unet, dtype)  # the model's own to() warns without cause
+    family, denoiser = components.family, components.denoiser
+    encoders = components.text_encoders if config.train_text_encoder else {}
+    is_full = config.method == "full"
+    denoiser.requires_grad_(is_full)
+    for encoder in encoders.values():
+        encoder.requires_grad_(is_full).train()
+        if is_full:
+            nn.Module.to(encoder, denoiser.dtype)
+    if not is_full:
+        nn.Module.to(denoiser, dtype)  # the model's own to() warns without cause
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            unet.add_adapter(_lora(config, LORA_TARGETS[config.lora_targets]))
-            if config.train_text_encoder:
-                text_encoder.add_adapter(_lora(config, TEXT_TARGETS))
-        cast_training_params([unet, text_encoder])  # trained weights in float32
+            denoiser.add_adapter(_lora(config, family.LORA_TARGETS[config.lora_targets]))
+            for encoder in encoders.values():
+                encoder.add_adapter(_lora(config, family.TEXT_TARGETS))
+        cast_training_params([denoiser, *encoders.values()])  # trained weights in float32
     if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing(partial(checkpoint, **GRADIENT_CHECKPOINTING))
-        if config.train_text_encoder:
-            text_encoder.gradient_checkpointing_enable(GRADIENT_CHECKPOINTING)
+        denoiser.enable_gradient_checkpointing(partial(checkpoint, **GRADIENT_CHECKPOINTING))
+        for encoder in encoders.values():
+            encoder.gradient_checkpointing_enable(GRADIENT_CHECKPOINTING)
     if dtype != torch.float32:
-        keep_half_precision(unet)
-    unet.to(memory_format=torch.channels_last)
-    return TextAndUNet(unet, text_encoder) if config.train_text_encoder else unet
+        keep_half_precision(denoiser)
+    denoiser.to(memory_format=torch.channels_last)
+    return Denoiser.of(components, with_text=config.train_text_encoder)
 
 
 def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
@@ -249,6 +310,33 @@ def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
         lora_alpha=config.lora_alpha or config.rank,
         init_lora_weights="gaussian",
         target_modules=targets,
+    )
+
+
+def read_base(base_model: str) -> tuple[Family, Settings]:
+    """Return a base model's family and settings, from its JSON files alone. Raises RunError if it cannot be trained."""
+    with open_model("base_model", base_model, ADVICE, weights=False) as folder:
+        with torch.device(
+            "cpu"
+        ):  # the checks compute, also where a model is built on the meta device
+            return check_settings(folder)
+
+
+def build_denoiser(config: TrainConfig, dtype: torch.dtype) -> Denoiser:
+    """Build the module that would be trained, with the base model's shapes and random weights."""
+    family, settings = read_base(config.base_model)
+    name, kind = family.DENOISER
+    denoiser = kind.from_config(settings[name])
+    if config.method == "full":
+        nn.Module.to(denoiser, weights_dtype(config))  # the model's own to() warns without cause
+    encoders = {}
+    if config.train_text_encoder:
+        for part, kind in family.TEXT_ENCODERS.items():
+            text = settings[part].get("text_config", settings[part])
+            encoders[part] = kind(kind.config_class.from_dict(text))
+    index = settings["model_index"]
+    return make_trainable(
+        Components(family, index, {}, encoders, None, denoiser, None), config, dtype
     )
 
 

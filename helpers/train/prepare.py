@@ -25,6 +25,7 @@ from helpers.core.run import Run
 from helpers.core.suffix import append_suffix, strip_suffix
 from helpers.host.device import Device
 from helpers.models.capture import Captured
+from helpers.models.families import Conditioning
 from helpers.train import checkpoint
 from helpers.train.buckets import Crop
 from helpers.train.data import LatentDataset, TrainData
@@ -52,7 +53,7 @@ class Datasets:
     validation: LatentDataset
     captions: dict[str, str]  # of the validation images, by file name
     prompts: list[str]  # of the previews
-    null_embedding: Tensor  # of the empty caption
+    null_embedding: Conditioning  # of the empty caption
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
     )
     signature = checkpoint.TrainingSignature(
         training_signature(config, accelerator.num_processes),
-        components.hashes["unet"],
+        components.hashes[components.family.DENOISER[0]],
         folder_hash(run.dataset),
         components.fingerprints(),
     )
@@ -105,9 +106,8 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
         if state.step == 0:
             archive_previews(run)
         run.write_config("train", config)
-    noise_scheduler = components.noise_scheduler
-    num_timesteps = noise_scheduler.config.num_train_timesteps
-    measure = partial(ValidationLoss, noise_scheduler=noise_scheduler, seed=config.seed)
+    num_timesteps = components.objective.num_timesteps
+    measure = partial(ValidationLoss, objective=components.objective, seed=config.seed)
     training = Training(
         config=config,
         run=run,
@@ -217,8 +217,10 @@ def _make_state(
     config: TrainConfig, components: ModelComponents, accelerator: Accelerator
 ) -> tuple[nn.Module, TrainState]:
     dtype = components.device.dtype
-    trained = make_trainable(components.unet, components.text_encoder, config, dtype)
-    weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
+    # encoding had the GPU for itself until now
+    components.denoiser.to(components.device.device)
+    trained = make_trainable(components, config, dtype)
+    weights = trained.trained_weights()
     optimizer = make_optimizer(weights, config)
     # before accelerate wraps the optimizer, whose step() it puts back as it found it
     lr_scheduler = get_scheduler(
@@ -229,7 +231,7 @@ def _make_state(
     )
     model, optimizer = accelerator.prepare(trained, optimizer)
     if config.torch_compile:
-        components.unet.compile_repeated_blocks()
+        components.denoiser.compile_repeated_blocks()
     ema = MovingAverage(weights, config.ema_decay, config.offload_ema) if config.use_ema else None
     state = TrainState(weights, optimizer, lr_scheduler, accelerator.scaler, ema)
     if config.optimizer_in_backward:
@@ -246,9 +248,7 @@ def _make_state(
 def _forward_backward(
     config: TrainConfig, model: nn.Module, components: ModelComponents, accelerator: Accelerator
 ) -> Callable[..., Tensor]:
-    run = partial(
-        forward_backward, model, accelerator, components.noise_scheduler, config.snr_gamma
-    )
+    run = partial(forward_backward, model, accelerator, components.objective, config.snr_gamma)
     if not components.device.captures or config.optimizer_in_backward:
         return run
     for weight in model.parameters():  # replays add to the same buffers, step after step

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from torch import Tensor
 
 from helpers.config import TrainConfig
 from helpers.core.errors import RunError
@@ -20,12 +19,10 @@ from helpers.host.colab import SESSION_HOURS, on_colab
 from helpers.host.device import GB, Device
 from helpers.mirror.sync import remote_room_bytes
 from helpers.models.capture import Captured
-from helpers.models.untrusted import open_model
-from helpers.train.check_base import check_part_settings
 from helpers.train.footprint import peak_activation_bytes, random_inputs
-from helpers.train.in_backward import StepInBackward, check_settings, weights_dtype
+from helpers.train.in_backward import StepInBackward, check_settings
 from helpers.train.limits import machine_errors, memory_advice, refuse_slow
-from helpers.train.model import ADVICE, make_trainable
+from helpers.train.model import Denoiser, build_denoiser, read_base
 from helpers.train.optim import make_optimizer
 
 CUDA_CONTEXT_GB = 0.6
@@ -164,30 +161,15 @@ def activation_memory(config: TrainConfig, device: Device) -> int:
     return peak + 8 * largest if config.optimizer_in_backward else peak
 
 
-def _meta_model(config: TrainConfig, device: Device) -> torch.nn.Module:
+def _meta_model(config: TrainConfig, device: Device) -> Denoiser:
     with torch.device("meta"):
-        return build_model(config, device)
-
-
-def build_model(config: TrainConfig, device: Device) -> torch.nn.Module:
-    """Build the trainable module with the base model's shapes and random weights."""
-    with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
-        check_part_settings(folder / "unet", "UNet2DConditionModel")
-        check_part_settings(folder / "text_encoder", "CLIPTextModel")
-        shapes = UNet2DConditionModel.load_config(folder, subfolder="unet")
-        unet = UNet2DConditionModel.from_config(shapes)
-        text = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
-    if config.method == "full":
-        torch.nn.Module.to(unet, weights_dtype(config))  # the model's own to() warns without cause
-    return make_trainable(unet, CLIPTextModel(text), config, device.dtype)
+        return build_denoiser(config, device.dtype)
 
 
 def latent_side(config: TrainConfig) -> int:
     """Return the side length of a square image's latents: resolution_px / 8 for Stable Diffusion."""
-    with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
-        check_part_settings(folder / "vae", "AutoencoderKL")
-        vae = AutoencoderKL.load_config(folder, subfolder="vae")
-    return config.resolution_px // 2 ** (len(vae["block_out_channels"]) - 1)
+    _, settings = read_base(config.base_model)
+    return config.resolution_px // 2 ** (len(settings["vae"]["block_out_channels"]) - 1)
 
 
 def _is_gpu(device: Device) -> bool:
@@ -213,17 +195,20 @@ def benchmark_step(
 ) -> tuple[float, float, float | None]:
     """Time training steps on random weights; return seconds per step, forward seconds per image, and peak GPU GB."""
     with torch.random.fork_rng(), torch.device(device.device):
-        module = build_model(config, device)
-        weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        module = build_denoiser(config, device.dtype)
+        weights = module.trained_weights()
         optimizer = make_optimizer(weights, config)
-        inputs = random_inputs(module, config.train_batch_size, latent_side(config))
+        noisy, timesteps, texts = random_inputs(
+            module, config.train_batch_size, latent_side(config)
+        )
+        inputs = {"noisy": noisy, "timesteps": timesteps} | texts
 
-        def forward(*inputs: torch.Tensor) -> torch.Tensor:
+        def forward(noisy: Tensor, timesteps: Tensor, **conditioning: Tensor) -> Tensor:
             with device.autocast():
-                return module(*inputs).sample.float().square().mean()
+                return module(noisy, timesteps, conditioning).float().square().mean()
 
-        def forward_backward(*inputs: torch.Tensor) -> torch.Tensor:
-            loss = forward(*inputs)
+        def forward_backward(**inputs: Tensor) -> Tensor:
+            loss = forward(**inputs)
             loss.backward()
             return loss.detach()
 
@@ -237,7 +222,7 @@ def benchmark_step(
 
         def step() -> None:
             for _ in range(config.gradient_accumulation_steps):
-                forward_backward(*inputs)
+                forward_backward(**inputs)
             if in_backward:
                 in_backward.end_step()
                 return
@@ -246,7 +231,7 @@ def benchmark_step(
 
         step_s, peak_gb = _median_s(step, 2 + steps), _reset_peak_gb(device)
         with torch.no_grad():
-            forward_s = _median_s(lambda: forward(*inputs), 4) / config.train_batch_size
+            forward_s = _median_s(lambda: forward(**inputs), 4) / config.train_batch_size
     return step_s, forward_s, peak_gb
 
 

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCardData
 from torch import nn
 
@@ -17,20 +17,19 @@ from helpers.config import TrainConfig
 from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json, write_text
 from helpers.core.run import Run
+from helpers.models.families import weights_file
 from helpers.models.licence import licence_of, public_name
 from helpers.models.lora import LORA_FILE, extract_lora, load_lora, write_lora
 from helpers.models.pipeline import load_pipeline
 from helpers.models.readback import effective_weights, final_path, require_equal, require_names
 from helpers.models.untrusted import open_model
-from helpers.train.model import NO_SAFETY_CHECKER, ModelComponents
+from helpers.train.model import ModelComponents
 from helpers.train.portable import write_text_encoder_names, write_tokenizer
 
 log = logging.getLogger(__name__)
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
+MAX_FLOAT32_PARAMETERS = (
+    1.5e9  # of a denoiser whose float32 copy fits Colab's 12.7 GB beside another
+)
 SAFETY_CHECKER = {  # copied as files, under classes that every version has
     "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
@@ -52,23 +51,21 @@ Made for study on one artist's work. Do not pass its pictures off as theirs. Lic
 
 
 def trained_modules(config: TrainConfig, components: ModelComponents) -> dict[str, nn.Module]:
-    """Return the trained modules by component name: the UNet, and the text encoder if it is trained."""
-    trained: dict[str, nn.Module] = {"unet": components.unet}
-    if config.train_text_encoder:
-        trained["text_encoder"] = components.text_encoder
-    return trained
+    """Return the trained modules by component name: the denoiser, and the text encoders if they are trained."""
+    encoders = components.text_encoders if config.train_text_encoder else {}
+    return {components.family.DENOISER[0]: components.denoiser} | encoders
 
 
-def finetuned_pipeline(config: TrainConfig, components: ModelComponents) -> StableDiffusionPipeline:
-    """Return the base model's pipeline with the tokenizer, text encoder, VAE and UNet from `components`."""
-    own = {name: getattr(components, name) for name in ("tokenizer", *WEIGHTS)} | NO_SAFETY_CHECKER
-    return load_pipeline(config.base_model, components.device.dtype, **own)
+def finetuned_pipeline(config: TrainConfig, components: ModelComponents) -> DiffusionPipeline:
+    """Return the base model's pipeline with the models and tokenizers from `components`."""
+    own = components.modules | components.tokenizers
+    return load_pipeline(config.base_model, components.device.dtype, safety_checker=False, **own)
 
 
 def export_lora(
     config: TrainConfig, components: ModelComponents, folder: Path
-) -> StableDiffusionPipeline:
-    """Write the LoRA file into `folder`, and return the base model's float32 pipeline with that file loaded.
+) -> DiffusionPipeline:
+    """Write the LoRA file into `folder`, and return the base model's pipeline with that file loaded.
 
     Raises RunError, naming the layers, if the loaded LoRA differs from the trained one.
     """
@@ -76,27 +73,32 @@ def export_lora(
     trained = extract_lora(modules)
     write_lora(path, trained, {})
     require_names(path, trained.tensors.items())
+    dtype = torch.float32
+    if sum(p.numel() for p in components.denoiser.parameters()) > MAX_FLOAT32_PARAMETERS:
+        dtype = (
+            components.device.dtype
+        )  # as its files have it, so that it is mapped and takes no memory
     pipeline = load_pipeline(
-        config.base_model, torch.float32, tokenizer=components.tokenizer, **NO_SAFETY_CHECKER
+        config.base_model, dtype, safety_checker=False, **components.tokenizers
     )
     load_lora(pipeline, path)
-    loaded = extract_lora({name: getattr(pipeline, name) for name in modules})
-    require_equal(path, trained.scaled.items(), loaded.scaled.items(), rounded=True)
+    scaled = extract_lora({name: getattr(pipeline, name) for name in modules}).scaled
+    loaded = ((name, tensor.to(dtype)) for name, tensor in scaled.items())
+    require_equal(path, trained.scaled.items(), loaded, rounded=True)
     return pipeline.to(components.device.device)
 
 
 def save_pipeline(
-    config: TrainConfig,
-    components: ModelComponents,
-    pipeline: StableDiffusionPipeline,
-    folder: Path,
+    config: TrainConfig, components: ModelComponents, pipeline: DiffusionPipeline, folder: Path
 ) -> None:
     """Save a pipeline in the device's dtype, in files that both transformers 4 and 5 can load."""
-    for name in WEIGHTS:  # the model's own to() warns without cause
+    for name in components.modules:  # the model's own to() warns without cause
         nn.Module.to(getattr(pipeline, name), components.device.dtype)
-    pipeline.save_pretrained(folder)
-    write_tokenizer(components.tokenizer, folder / "tokenizer")
-    write_text_encoder_names(folder / "text_encoder" / WEIGHTS["text_encoder"])
+    pipeline.save_pretrained(folder, max_shard_size="50GB")
+    for name, tokenizer in components.tokenizers.items():
+        write_tokenizer(tokenizer, folder / name)
+    for name in components.text_encoders:
+        write_text_encoder_names(folder / name / weights_file(name))
     _copy_safety_checker(config.base_model, folder)
     for path in (*folder.glob("*/*config.json"), folder / "model_index.json"):
         _clean_config(path)
@@ -134,28 +136,27 @@ def _clean_config(path: Path) -> None:
         write_json(path, cleaned)
 
 
-def read_back(
-    config: TrainConfig, components: ModelComponents, folder: Path
-) -> StableDiffusionPipeline:
+def read_back(config: TrainConfig, components: ModelComponents, folder: Path) -> DiffusionPipeline:
     """Load the written model/ folder as a pipeline. Raises RunError if a weight differs from the trained one."""
-    modules = {name: getattr(components, name) for name in WEIGHTS}
-    for name, file in WEIGHTS.items():
-        require_names(folder / name / file, effective_weights(modules[name]))
-    pipeline = load_pipeline(str(folder), components.device.dtype, **NO_SAFETY_CHECKER)
-    for name, file in WEIGHTS.items():
+    files = {name: folder / name / weights_file(name) for name in components.modules}
+    for name, module in components.modules.items():
+        require_names(files[name], effective_weights(module))
+    pipeline = load_pipeline(str(folder), components.device.dtype, safety_checker=False)
+    for name, module in components.modules.items():
         loaded = effective_weights(getattr(pipeline, name))
         merged = config.method == "lora" and name in trained_modules(config, components)
-        require_equal(folder / name / file, effective_weights(modules[name]), loaded, merged)
-    if pipeline.tokenizer.get_vocab() != components.tokenizer.get_vocab():
-        raise RunError(
-            f"{final_path(folder / 'tokenizer')} does not have the base's vocabulary: run 04_train again"
-        )
+        require_equal(files[name], effective_weights(module), loaded, merged)
+    for name, tokenizer in components.tokenizers.items():
+        if getattr(pipeline, name).get_vocab() != tokenizer.get_vocab():
+            raise RunError(
+                f"{final_path(folder / name)} does not have the base's vocabulary: run 04_train again"
+            )
     return pipeline.to(components.device.device)
 
 
 def write_card(run: Run, config: TrainConfig, components: ModelComponents, folder: Path) -> None:
-    """Write a short model card, which notebook 05 replaces by the full card."""
-    licence = licence_of(config.base_model, bool(components.unet.config.use_linear_projection))
+    """Write a short model card, which 05_inference replaces by the full card."""
+    licence = licence_of(config.base_model, components.family)
     tags = {"pipeline_tag": "text-to-image", "library_name": "diffusers"}
     suffix = run.read_config("dataset")["suffix"]
     style = f"End a prompt with `{suffix}` for the style." if suffix else "It needs no suffix."

@@ -176,7 +176,7 @@ def optimizer_step(training: Training, state: TrainState, batch: Batch) -> tuple
     accelerator, losses = training.accelerator, []
     for micro_batch in batch:
         with accelerator.accumulate(training.model):
-            losses.append(training.forward_backward(*micro_batch))
+            losses.append(training.forward_backward(**micro_batch))
             if accelerator.sync_gradients:
                 grad_norm = clip_and_step(accelerator, state, training.config.max_grad_norm)
                 # a captured step adds to the same gradient buffers every time

@@ -3,12 +3,13 @@
 import math
 
 import torch
-from diffusers import DDPMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.host.device import Device
+from helpers.models.objective import Objective
 from helpers.train.data import LatentDataset, generator
 from helpers.train.loss import diffusion_loss
+from helpers.train.model import Denoiser
 
 
 class ValidationLoss:
@@ -17,13 +18,13 @@ class ValidationLoss:
     def __init__(
         self,
         dataset: LatentDataset,
-        noise_scheduler: DDPMScheduler,
+        objective: Objective,
         seed: int,
         num_eval_samples: int,
         same_timesteps: bool = False,
     ) -> None:
         source = generator(seed, "fixed loss", len(dataset))
-        self.noise_scheduler, self.dataset = noise_scheduler, dataset
+        self.objective, self.dataset = objective, dataset
         count, total = len(dataset), num_eval_samples
         numbers, order = torch.arange(total), torch.randperm(total, generator=source)
         # spread evenly over the images
@@ -32,7 +33,7 @@ class ValidationLoss:
         if same_timesteps:
             # the same for all images, so that they can be compared
             places = (numbers // count + 0.5) / math.ceil(total / count)
-        self.timesteps = (places * noise_scheduler.config.num_train_timesteps).long()
+        self.timesteps = (places * objective.num_timesteps).long()
         self.groups = self._group_by_shape()
         self.noise = [
             torch.randn(len(group), *dataset.shape(int(self.images[group[0]])), generator=source)
@@ -44,35 +45,36 @@ class ValidationLoss:
         labels = torch.tensor([label[i] for i in self.images.tolist()])
         return [(labels == n).nonzero().flatten() for n in labels.unique()]
 
-    def __call__(self, unet: nn.Module, device: Device) -> float:
-        """Return the UNet's mean loss over all (image, timestep) pairs."""
-        return float(self.per_pair(unet, device).mean())
+    def __call__(self, model: Denoiser, device: Device) -> float:
+        """Return the model's mean loss over all (image, timestep) pairs."""
+        return float(self.per_pair(model, device).mean())
 
-    def per_image(self, unet: nn.Module, device: Device) -> list[float]:
+    def per_image(self, model: Denoiser, device: Device) -> list[float]:
         """Return the mean loss of each image in the dataset, or NaN for an image that is not measured."""
         sums, counts = torch.zeros(2, len(self.dataset))
-        sums.index_add_(0, self.images, self.per_pair(unet, device))
+        sums.index_add_(0, self.images, self.per_pair(model, device))
         counts.index_add_(0, self.images, torch.ones(len(self.images)))
         return (sums / counts).tolist()
 
     # only a training step's own shapes are worth compiling
     @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
-    def per_pair(self, unet: nn.Module, device: Device, batch: int = 16) -> Tensor:
+    def per_pair(self, model: Denoiser, device: Device, batch: int = 16) -> Tensor:
         """Return the loss of each (image, timestep) pair, as a CPU tensor (num_eval_samples,)."""
-        was_training, losses = unet.training, torch.empty(len(self.images))
-        unet.eval()
+        was_training, losses = model.training, torch.empty(len(self.images))
+        model.eval()
         for group, noise in zip(self.groups, self.noise, strict=True):
             for start in range(0, len(group), batch):
                 pairs = group[start : start + batch]
-                tensors = self._batch(pairs, noise[start : start + batch], unet.device)
+                tensors = self._batch(pairs, noise[start : start + batch], model.device)
                 with device.autocast():
-                    losses[pairs] = diffusion_loss(unet, self.noise_scheduler, *tensors).cpu()
-        unet.train(was_training)
+                    losses[pairs] = diffusion_loss(model, self.objective, **tensors).cpu()
+        model.train(was_training)
         return losses
 
-    def _batch(self, pairs: Tensor, noise: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    def _batch(self, pairs: Tensor, noise: Tensor, device: torch.device) -> dict[str, Tensor]:
         images = self.images[pairs].tolist()
         latents = torch.stack([self.dataset.augmentations(i)[0] for i in images])
-        tensors = (latents, self.dataset.texts[images], noise, self.timesteps[pairs])
-        return tuple(tensor.to(device) for tensor in tensors)
+        batch = {"latents": latents, "noise": noise, "timesteps": self.timesteps[pairs]}
+        batch |= self.dataset.conditioning(images, [0] * len(images))
+        return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -140,13 +140,16 @@ def image_flops(args: argparse.Namespace) -> float:
     import torch
     from diffusers import UNet2DConditionModel
 
+    from helpers.models.families import sd1
     from helpers.train.limits import forward_flops
+    from helpers.train.model import Denoiser
 
     config = UNet2DConditionModel.load_config(args.base, subfolder="unet")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     factor = 8 if args.size == "sd15" else 4  # of the autoencoder
-    return forward_flops(unet, args.resolution // factor) * (2 if args.method == "lora" else 3)
+    forward = forward_flops(Denoiser(sd1, {}, unet, {}), args.resolution // factor)
+    return forward * (2 if args.method == "lora" else 3)
 
 
 def matrix_flops_per_s(args: argparse.Namespace, side: int = 4096, times: int = 8) -> float:

@@ -109,9 +109,8 @@ def make_case(case: Case, folder: Path, tokenizer: CLIPTokenizer) -> Path:
 def _truth(config: TrainConfig, run: Run) -> dict[str, torch.Tensor]:
     """Inputs, and the outputs of the trained modules: the last checkpoint's tensors in the base."""
     parts = load_components(config.base_model, pick_device(), config.train_text_encoder)
-    trained = make_trainable(parts.unet, parts.text_encoder, config, torch.float32)
-    weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
-    checkpoint.load_weights(run.checkpoint(config.max_steps), weights)
+    trained = make_trainable(parts, config, torch.float32)
+    checkpoint.load_weights(run.checkpoint(config.max_steps), trained.trained_weights())
     return effects(parts)
 
 
@@ -121,12 +120,12 @@ def effects(parts: ModelComponents) -> dict[str, torch.Tensor]:
     ids = parts.tokenizer([PROMPT, ""], padding="max_length", return_tensors="pt").input_ids
     latents = torch.randn(2, 4, 8, 8, generator=source)
     timesteps = torch.tensor([10, 700])
-    words = parts.text_encoder.eval()(ids).last_hidden_state
+    words = parts.text_encoders["text_encoder"].eval()(ids).last_hidden_state
     return {
         "ids": ids,
         "latents": latents,
         "timesteps": timesteps,
         "words": words,
-        "noise": parts.unet.eval()(latents, timesteps, words).sample,
+        "noise": parts.denoiser.eval()(latents, timesteps, words).sample,
         "pixels": parts.vae.eval().decode(latents).sample,
     }

@@ -9,7 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.demo.optimise import to_model
-from helpers.train.loss import diffusion_loss, snr_weights
+from helpers.models.families import Components, sd1
+from helpers.models.objective import Ddpm
+from helpers.train.loss import diffusion_loss
+from helpers.train.model import Denoiser
 from tools.figures.drawn import BEAR, CAT, FROG, RABBIT, flat
 from tools.figures.inference import BASE, pipeline
 from tools.figures.sheet import BLUE, GREY, RED, SKY, Sheet
@@ -23,11 +26,12 @@ SCENES = (CAT, BEAR, RABBIT, FROG)
 def noise() -> Sheet:
     """One picture's latents, noised at three timesteps, and what the tiny base takes the noise for."""
     parts = pipeline(BASE)
-    scheduler = DDPMScheduler.from_pretrained(BASE, subfolder="scheduler")
+    model = Denoiser.of(Components.of(sd1, parts), with_text=False)
+    objective = Ddpm(DDPMScheduler.from_pretrained(BASE, subfolder="scheduler"))
     picture = flat(CAT, 128)
     pixels = to_model(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None])
     latents = parts.vae.encode(pixels).latent_dist.mean * parts.vae.config.scaling_factor
-    text = parts.encode_prompt(CAT.caption, "cpu", 1, False)[0]
+    words = {"encoder_hidden_states": parts.encode_prompt(CAT.caption, "cpu", 1, False)[0]}
     drawn = torch.randn(latents.shape, generator=torch.Generator().manual_seed(7))
     sheet = Sheet(880)
     sheet.title("One training step: add noise, guess the noise")
@@ -39,9 +43,9 @@ def noise() -> Sheet:
     sheet.write(620, 268, "latents", 24, align="center")
     for column, t in enumerate(TIMESTEPS):
         step, x = torch.tensor([t]), 200 + 236 * column
-        noisy = scheduler.add_noise(latents, drawn, step)
-        guess = parts.unet(noisy, step, text).sample
-        loss = diffusion_loss(parts.unet, scheduler, latents, text, drawn, step).item()
+        noisy = objective.add_noise(latents, drawn, step)
+        guess = model(noisy, step, words)
+        loss = diffusion_loss(model, objective, latents, drawn, step, **words).item()
         sheet.write(x + 105, 322, f"timestep {t}", 24, BLUE, "center", weight="bold")
         sheet.picture(_shown(noisy), x, 344, 210)
         sheet.picture(_shown(guess), x, 606, 210)
@@ -148,9 +152,9 @@ def _falling(steps: np.ndarray, end: float, over: float) -> np.ndarray:
 
 
 def snr() -> Sheet:
-    scheduler = DDPMScheduler.from_pretrained(BASE, subfolder="scheduler")
-    timesteps = torch.arange(scheduler.config.num_train_timesteps)
-    weights = snr_weights(scheduler, timesteps, 5.0).numpy()
+    objective = Ddpm(DDPMScheduler.from_pretrained(BASE, subfolder="scheduler"))
+    timesteps = torch.arange(objective.num_timesteps)
+    weights = objective.loss_weights(timesteps, 5.0).numpy()
     sheet = Sheet(440)
     sheet.title("Min-SNR: how much each timestep's loss counts")
     axes = sheet.chart(100, 70, 755, 270)

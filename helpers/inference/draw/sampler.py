@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from helpers.config import InferenceConfig, configure
@@ -82,21 +82,19 @@ class Sampler:
         self.album = Album(run, self.suffix)
         self._lock = threading.Lock()
 
-    def _load_pipeline(self, model: str, safety_checker: bool) -> StableDiffusionPipeline:
-        pipeline = load_pipeline(model, self.device.dtype).to(self.device.device)
+    def _load_pipeline(self, model: str, safety_checker: bool) -> DiffusionPipeline:
+        pipeline = load_pipeline(model, self.device.dtype, safety_checker=safety_checker)
+        pipeline.to(self.device.device)
         self.scheduler_config = dict(pipeline.scheduler.config)
         sample_fast(pipeline)
         for part in (pipeline.unet, pipeline.vae):  # faster convolutions, on CPU and GPU
             part.to(memory_format=torch.channels_last)
         if self.device.attention == "xformers":
             pipeline.enable_xformers_memory_efficient_attention()
-        if not safety_checker:
-            pipeline.register_modules(safety_checker=None)
-            pipeline.register_to_config(requires_safety_checker=False)
         return pipeline
 
     def __str__(self) -> str:
-        checks = self.pipeline.safety_checker is not None
+        checks = getattr(self.pipeline, "safety_checker", None) is not None
         lines = [str(self.device), f"safety checker: {'on' if checks else 'off'}"]
         return "\n".join(lines + self.trained.remarks())
 
@@ -156,9 +154,10 @@ class Sampler:
                 )
             return tensors
 
+        negative = [self.prompts.truncate(request.negative_prompt) for request in batch]
         output = self.pipeline(
             prompt=[self.prompts.truncate(request.prompt) for request in batch],
-            negative_prompt=[self.prompts.truncate(request.negative_prompt) for request in batch],
+            negative_prompt=negative if any(negative) else None,
             height=first.height_px,
             width=first.width_px,
             num_inference_steps=first.num_inference_steps,
@@ -166,7 +165,7 @@ class Sampler:
             generator=[torch.Generator().manual_seed(request.seed) for request in batch],
             callback_on_step_end=on_step_end,
         )
-        blocked = output.nsfw_content_detected or [False] * len(batch)
+        blocked = getattr(output, "nsfw_content_detected", None) or [False] * len(batch)
         return [
             blocked_label(image.size) if is_blocked else image
             for image, is_blocked in zip(output.images, blocked, strict=True)

@@ -4,12 +4,13 @@ import re
 from functools import cached_property
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from helpers.core.errors import RunError
 from helpers.core.files import MANIFEST, find_corruption, folder_hash, read_json
 from helpers.core.run import Run
+from helpers.models.families import Components, family_of, read_settings
 from helpers.models.pipeline import load_pipeline
 from helpers.models.readback import fingerprint
 from helpers.models.untrusted import load_file, open_model
@@ -18,40 +19,39 @@ STEP = re.compile(r"step-\d{6,}")
 # of a checkpoint; previews and the model use the moving average (EMA), where there is one
 AVERAGE, WEIGHTS, STATE = "average.safetensors", "weights.safetensors", "state.json"
 LORA_DOWN, LORA_UP = ".lora_A.default.weight", ".lora_B.default.weight"
-PARTS = ("unet", "text_encoder", "vae")  # all that a picture is computed with
 ADVICE = "put back the base model that 04_train was given"
 
 
 class Weights:
     """The weights that a pipeline can load by name: `base`, `tuned`, or a checkpoint such as `step-000250`.
 
-    All three parts are loaded each time, since a text encoder may have been trained with the UNet.
+    All models are loaded each time, since text encoders may have been trained with the UNet.
     """
 
     def __init__(
-        self, run: Run, pipeline: StableDiffusionPipeline, base_model: str, base_hash: str
+        self, run: Run, pipeline: DiffusionPipeline, base_model: str, base_hash: str
     ) -> None:
         self.run, self.base_model, self.base_hash = run, base_model, base_hash  # of its UNet
-        self.model_hash, self.unet = folder_hash(run.model), pipeline.unet
-        self.modules = {name: getattr(pipeline, name) for name in PARTS}
+        self.family, self.model_hash = family_of(read_settings(run.model)), folder_hash(run.model)
+        self.modules = Components.of(self.family, pipeline).modules
+        self.dtype = pipeline.unet.dtype
         self.tuned = {k: v.detach().cpu().clone() for k, v in _state_dict(self.modules).items()}
         self.loaded: tuple[str, float] | None = ("tuned", 1.0)  # name and strength
 
     @cached_property
     def base(self) -> dict[str, Tensor]:
         """The base model's state dict. Raises RunError if the base model has changed since training."""
-        unchecked = {"safety_checker": None, "requires_safety_checker": False}
         with open_model("base_model", self.base_model, ADVICE) as folder:
             # float32, as its fingerprint was taken
-            pipeline = load_pipeline(str(folder), torch.float32, **unchecked)
-        if fingerprint(pipeline.unet) != self.base_hash:
+            pipeline = load_pipeline(str(folder), torch.float32, safety_checker=False)
+        modules = Components.of(self.family, pipeline).modules
+        if fingerprint(modules[self.family.DENOISER[0]]) != self.base_hash:
             raise RunError(
                 f"base_model {self.base_model!r} has other weights now than this model was trained from, so "
                 f"nothing can be compared with it: {ADVICE}"
             )
-        modules = {name: getattr(pipeline, name) for name in PARTS}
         for module in modules.values():
-            nn.Module.to(module, self.unet.dtype)  # diffusers' own to() logs a warning
+            nn.Module.to(module, self.dtype)  # diffusers' own to() logs a warning
         return _state_dict(modules)
 
     def steps(self) -> list[str]:
@@ -98,8 +98,7 @@ class Weights:
                 merged[target] = merged[target] + scale * change.view_as(merged[target])
             elif not key.endswith(LORA_UP):
                 merged[_find_name(merged, key)] = tensor
-        dtype = self.unet.dtype
-        return {k: v.to(dtype) for k, v in merged.items()}
+        return {k: v.to(self.dtype) for k, v in merged.items()}
 
     def hash_of(self, name: str) -> str:
         """Return the SHA-256 of the manifest of a checkpoint, or of model/ if the name is `tuned` or `base`.
@@ -122,9 +121,9 @@ def _find_name(state: dict[str, Tensor], name: str) -> str:
     for known in (
         name,
         f"unet.{name}",  # checkpoints without a trained text encoder leave out `unet.`
-        # older transformers put `text_model.` before the text encoder's
-        name.replace("text_encoder.text_model.", "text_encoder.", 1),
-        name.replace("text_encoder.", "text_encoder.text_model.", 1),
+        # older transformers put `text_model.` before a text encoder's
+        re.sub(r"^(text_encoder(_2)?)\.text_model\.", r"\1.", name),
+        re.sub(r"^(text_encoder(_2)?)\.", r"\1.text_model.", name),
     ):
         if known in state:
             return known

@@ -9,8 +9,8 @@ from jinja2 import Template
 from helpers.core.files import read_json, replacing_file, write_text
 from helpers.core.run import Run
 from helpers.figures.pictures import loss_curves, open_rgb
-from helpers.inference.share.modelspec import Family
 from helpers.inference.trained import read_trained, summarize_posts
+from helpers.models.families import family_of, read_settings
 from helpers.models.licence import licence_of, public_name
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
@@ -46,7 +46,7 @@ def render_card(run: Run, figures: dict[str, Any]) -> str:
     trained = read_trained(run)
     settings = trained.settings
     base = public_name(settings["base_model"])
-    licence = licence_of(settings["base_model"], Family.read(run.model).is_v2)
+    licence = licence_of(settings["base_model"], family_of(read_settings(run.model)))
     base_on_hub = base if settings["base_model"] == base else None
     header = ModelCardData(
         **licence.fields(),

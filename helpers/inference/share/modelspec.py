@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from helpers.core.files import read_json
 from helpers.core.run import Run
 from helpers.inference.trained import read_trained
+from helpers.models.families import Family, Settings, family_of, read_settings
 from helpers.models.licence import licence_of, public_name
 from helpers.models.lora import UP, Lora
 
@@ -24,54 +24,52 @@ IN_BOTH = (  # settings of 04 that sd-scripts names alike
 
 
 @dataclass(frozen=True)
-class Family:
-    """A variant of Stable Diffusion: the version, the kind of prediction, and the end of the noise schedule."""
+class Variant:
+    """What kind of model lies in a pipeline's folder: its family and its settings."""
 
-    is_v2: bool  # Stable Diffusion 2: linear projections, OpenCLIP's text encoder
-    predicts_velocity: bool  # v-prediction (Salimans and Ho 2022, arXiv:2202.00512)
-    has_zero_snr: bool  # zero terminal SNR (Lin et al. 2023, arXiv:2305.08891)
+    family: Family
+    settings: Settings
 
     @classmethod
-    def read(cls, model: Path) -> "Family":
-        """Read the variant from the config files in a pipeline's folder."""
-        schedule = read_json(model / "scheduler/scheduler_config.json")
-        return cls(
-            bool(read_json(model / "unet/config.json").get("use_linear_projection")),
-            schedule.get("prediction_type") == "v_prediction",
-            bool(schedule.get("rescale_betas_zero_snr")),
-        )
+    def read(cls, model: Path) -> "Variant":
+        """Read the settings in a pipeline's folder."""
+        settings = read_settings(model)
+        return cls(family_of(settings), settings)
 
     @property
-    def architecture(self) -> str:
-        """The variant's name in modelspec, such as `stable-diffusion-v1`."""
-        if self.is_v2:
-            return "stable-diffusion-v2-" + ("768-v" if self.predicts_velocity else "512")
-        return "stable-diffusion-v1"
+    def predicts_velocity(self) -> bool:
+        """Whether the model predicts v (Salimans and Ho 2022, arXiv:2202.00512) and not noise."""
+        return self.settings["scheduler"].get("prediction_type") == "v_prediction"
 
     @property
-    def version(self) -> str:
-        """The variant's name in sd-scripts, such as `sd_v1`."""
-        return f"sd_v{1 + self.is_v2}" + ("_v" if self.predicts_velocity else "")
+    def has_zero_snr(self) -> bool:
+        """Whether the noise schedule has a zero terminal SNR (Lin et al. 2023, arXiv:2305.08891)."""
+        return bool(self.settings["scheduler"].get("rescale_betas_zero_snr"))
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names of modelspec and of sd-scripts, such as `stable-diffusion-v1` and `sd_v1`."""
+        return self.family.architecture(self.settings["scheduler"])
 
 
-def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
-    """Return the modelspec fields for a run's model, or for its LoRA if `kind` is "/lora"."""
+def model_metadata(run: Run, variant: Variant, kind: str = "") -> dict[str, str]:
+    """Return the modelspec fields of a run's model. With kind="/lora", the fields are those of the run's LoRA."""
     trained = read_trained(run).settings
     side = trained["resolution_px"]
     fields = {
         "sai_model_spec": "1.0.0",
-        "architecture": family.architecture + kind,
+        "architecture": variant.names[0] + kind,
         "implementation": "https://github.com/Stability-AI/generative-models",  # as in sd-scripts
         "title": run.name,
         "date": _end_of_training(run).isoformat(timespec="seconds"),
         "resolution": f"{side}x{side}",
-        "prediction_type": "v" if family.predicts_velocity else "epsilon",
-        "license": licence_of(trained["base_model"], family.is_v2).name,
+        "prediction_type": "v" if variant.predicts_velocity else "epsilon",
+        "license": licence_of(trained["base_model"], variant.family).name,
     }
     return {f"modelspec.{name}": value for name, value in fields.items()}
 
 
-def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
+def lora_metadata(run: Run, variant: Variant, lora: Lora) -> dict[str, str]:
     """Return the metadata of a run's LoRA file: modelspec fields, and the `ss_` fields of sd-scripts."""
     training = read_trained(run)
     trained, verdict = training.settings, training.verdict
@@ -82,8 +80,8 @@ def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
     fields = {name: trained[name] for name in IN_BOTH} | {
         "output_name": run.name,
         "sd_model_name": public_name(trained["base_model"]),
-        "base_model_version": family.version,
-        "v2": family.is_v2,
+        "base_model_version": variant.names[1],
+        "v2": variant.names[1].startswith("sd_v2"),
         "network_module": "networks.lora",
         "network_dim": rank,
         "network_alpha": alpha,
@@ -98,27 +96,21 @@ def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
         "min_snr_gamma": trained["snr_gamma"] or None,
         "noise_offset": trained["noise_offset"] or None,
         "caption_dropout_rate": trained["caption_dropout"],
-        "zero_terminal_snr": family.has_zero_snr,
+        "zero_terminal_snr": variant.has_zero_snr,
         "clip_skip": None,
         "training_finished_at": _end_of_training(run).timestamp(),
     }
     ss_fields = {f"ss_{name}": str(value) for name, value in fields.items()}
-    return model_metadata(run, family, "/lora") | ss_fields
+    return model_metadata(run, variant, "/lora") | ss_fields
 
 
 def _end_of_training(run: Run) -> datetime:
     return datetime.fromtimestamp(run.verdict.stat().st_mtime, UTC)
 
 
-def original_config(model: Path) -> str:
+def original_config(variant: Variant) -> str:
     """Return the .yaml config of a v-prediction model, in the format of the original Stable Diffusion code."""
-    unet, vae = (read_json(model / part / "config.json") for part in ("unet", "vae"))
-    schedule = read_json(model / "scheduler/scheduler_config.json")
-    is_v2 = Family.read(model).is_v2
-    text = {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"}
-    if is_v2:
-        text["target"] = "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder"
-        text["params"] = {"freeze": True, "layer": "penultimate"}
+    unet, vae, schedule = (variant.settings[part] for part in ("unet", "vae", "scheduler"))
     params = {
         "parameterization": "v",
         "linear_start": schedule["beta_start"],
@@ -133,19 +125,20 @@ def original_config(model: Path) -> str:
         "conditioning_key": "crossattn",
         "scale_factor": vae.get("scaling_factor", 0.18215),
         "use_ema": False,
-        "unet_config": _unet_config(unet, is_v2),
+        "unet_config": _unet_config(unet),
         "first_stage_config": _vae_config(vae),
-        "cond_stage_config": text,
+        "cond_stage_config": variant.family.ORIGINAL_TEXT,
     }
     target = "ldm.models.diffusion.ddpm.LatentDiffusion"
     return yaml.safe_dump({"model": {"target": target, "params": params}}, sort_keys=False)
 
 
-def _unet_config(unet: dict[str, Any], is_v2: bool) -> dict[str, Any]:
+def _unet_config(unet: dict[str, Any]) -> dict[str, Any]:
     widths = unet["block_out_channels"]
     attends = [kind.startswith("CrossAttn") for kind in unet["down_block_types"]]
     heads = unet["attention_head_dim"]  # the number of heads, in spite of diffusers' name
     heads = heads if isinstance(heads, int) else heads[0]
+    is_linear = bool(unet.get("use_linear_projection"))
     return {
         "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
         "params": {
@@ -157,9 +150,9 @@ def _unet_config(unet: dict[str, Any], is_v2: bool) -> dict[str, Any]:
             "attention_resolutions": [2**i for i, yes in enumerate(attends) if yes][::-1],
             "num_res_blocks": unet["layers_per_block"],
             "channel_mult": [width // widths[0] for width in widths],
-            **({"num_head_channels": widths[0] // heads} if is_v2 else {"num_heads": heads}),
+            **({"num_head_channels": widths[0] // heads} if is_linear else {"num_heads": heads}),
             "use_spatial_transformer": True,
-            "use_linear_in_transformer": is_v2,
+            "use_linear_in_transformer": is_linear,
             "transformer_depth": 1,
             "context_dim": unet["cross_attention_dim"],
             "legacy": False,

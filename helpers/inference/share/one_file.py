@@ -8,15 +8,29 @@ import hashlib
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save, save_file
 
 from helpers.core.errors import RunError
 from helpers.core.files import find_corruption, folder_hash, read_json, replacing_folder, write_json
 from helpers.core.run import Run
-from helpers.inference.share.modelspec import Family, lora_metadata, model_metadata, original_config
-from helpers.inference.share.original_names import WEIGHTS, State, original_state, to_kohya
-from helpers.models.lora import LORA_FILE, extract_lora, load_lora, read_lora, write_lora
+from helpers.inference.share.modelspec import (
+    Variant,
+    lora_metadata,
+    model_metadata,
+    original_config,
+)
+from helpers.models.families import Family, State, weights_file
+from helpers.models.lora import (
+    DOWN,
+    LORA_FILE,
+    UP,
+    Lora,
+    extract_lora,
+    load_lora,
+    read_lora,
+    write_lora,
+)
 from helpers.models.readback import effective_weights, require_equal, unreadable
 
 MADE_FROM = "made_from.json"
@@ -47,19 +61,33 @@ def export(run: Run) -> list[Path]:
 
 
 def _write_model(run: Run, path: Path) -> None:
-    family = Family.read(run.model)
+    variant = Variant.read(run.model)
     state = original_state(run.model)
-    if family.predicts_velocity:  # loaders look for these keys; the tensors are empty
+    if variant.predicts_velocity:  # loaders look for these keys; the tensors are empty
         state["v_pred"] = torch.tensor([])
-        if family.has_zero_snr:
+        if variant.has_zero_snr:
             state["ztsnr"] = torch.tensor([])
-        path.with_suffix(".yaml").write_text(original_config(run.model), encoding="utf-8")
-    _save(state, path, model_metadata(run, family))
+        if variant.family.ORIGINAL_TEXT:
+            path.with_suffix(".yaml").write_text(original_config(variant), encoding="utf-8")
+    _save(state, path, model_metadata(run, variant))
+
+
+def original_state(model: Path) -> State:
+    """Return the weights in a pipeline's folder by their names in an original checkpoint of its family."""
+    variant = Variant.read(model)
+    states = {name: load_file(path) for name, path in _weight_files(model, variant).items()}
+    return variant.family.to_original(states, variant.settings)
+
+
+def _weight_files(model: Path, variant: Variant) -> dict[str, Path]:
+    family = variant.family
+    names = (family.DENOISER[0], "vae", *family.TEXT_ENCODERS)
+    return {name: model / name / weights_file(name) for name in names}
 
 
 def _write_lora(run: Run, folder: Path) -> None:
-    lora, family = read_lora(run.model / "lora" / LORA_FILE), Family.read(run.model)
-    metadata, state = lora_metadata(run, family, lora), to_kohya(lora)
+    lora, variant = read_lora(run.model / "lora" / LORA_FILE), Variant.read(run.model)
+    metadata, state = lora_metadata(run, variant, lora), to_kohya(lora, variant)
     content = save(state)  # model sites identify a LoRA by the hash of its data after the header
     data = content[8 + int.from_bytes(content[:8], "little") :]
     named = metadata | {"sshs_model_hash": hashlib.sha256(data).hexdigest()}
@@ -67,15 +95,30 @@ def _write_lora(run: Run, folder: Path) -> None:
     write_lora(folder / "diffusers" / LORA_FILE, lora, metadata)
 
 
+def to_kohya(lora: Lora, variant: Variant) -> State:
+    """Return a LoRA in the layout of kohya's sd-scripts: down, up and alpha of each layer.
+
+    lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
+    lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha
+    """
+    converted = {}
+    for name, alpha in lora.alpha.items():
+        layer = variant.family.to_kohya(name, variant.settings)
+        converted[f"{layer}.lora_down.weight"] = lora.tensors[name + DOWN]
+        converted[f"{layer}.lora_up.weight"] = lora.tensors[name + UP]
+        converted[f"{layer}.alpha"] = torch.tensor(float(alpha))
+    return converted
+
+
 def _save(state: State, path: Path, metadata: dict[str, str]) -> None:
     save_file({k: v.contiguous() for k, v in state.items()}, path, {"format": "pt"} | metadata)
 
 
 def _read_back(run: Run, folder: Path) -> None:
-    path = folder / f"{run.name}.safetensors"
-    pipeline = _load(path, run.model)
-    for part, name in WEIGHTS.items():
-        state = load_file(run.model / part / name).items()
+    path, variant = folder / f"{run.name}.safetensors", Variant.read(run.model)
+    pipeline = _load(path, run.model, variant.family)
+    for part, file in _weight_files(run.model, variant).items():
+        state = load_file(file).items()
         expected = ((name.removeprefix("text_model."), tensor) for name, tensor in state)
         require_equal(path, expected, effective_weights(getattr(pipeline, part)))
     if not (run.model / "lora" / LORA_FILE).is_file():
@@ -83,7 +126,7 @@ def _read_back(run: Run, folder: Path) -> None:
     lora = read_lora(run.model / "lora" / LORA_FILE)
     parts = {part: getattr(pipeline, part) for part in lora.parts}
     layouts = {
-        folder / f"{run.name}-lora.safetensors": to_kohya(lora),
+        folder / f"{run.name}-lora.safetensors": to_kohya(lora, variant),
         folder / "diffusers" / LORA_FILE: lora.tensors,
     }
     for path, tensors in layouts.items():  # compared scaled: diffusers has one alpha for all layers
@@ -93,15 +136,14 @@ def _read_back(run: Run, folder: Path) -> None:
         pipeline.unload_lora_weights()
 
 
-def _load(path: Path, config: Path) -> StableDiffusionPipeline:
+def _load(path: Path, config: Path, family: Family) -> DiffusionPipeline:
     try:
-        return StableDiffusionPipeline.from_single_file(
+        return family.PIPELINE.from_single_file(
             str(path),
             config=str(config),
             local_files_only=True,
             torch_dtype=torch.float32,
-            safety_checker=None,
-            feature_extractor=None,
+            **family.PIPELINE_OPTIONS | family.NO_SAFETY_CHECKER,
         )
     except Exception as error:  # loaders raise many kinds
         raise unreadable(path, error) from error

@@ -1,26 +1,16 @@
-"""Rename diffusers weights to the names used by the original Stable Diffusion 1 and 2 code or by sd-scripts.
+"""Rename weights from diffusers' names to those of the original Stable Diffusion 1 and 2 (2022) and XL (2023).
 
 The numbers of levels and blocks are taken from the model's own config, so that models of any size are converted.
 After diffusers' script convert_diffusers_to_original_stable_diffusion.py, which cannot be imported and knows one size.
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from helpers.core.files import read_json
-from helpers.models.lora import DOWN, UP, Lora
-
 State = dict[str, Tensor]
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -33,6 +23,8 @@ UNET_ENDS = {
     "conv_in.": "input_blocks.0.0.",
     "time_embedding.linear_1.": "time_embed.0.",
     "time_embedding.linear_2.": "time_embed.2.",
+    "add_embedding.linear_1.": "label_emb.0.0.",  # SDXL's pooled text and sizes
+    "add_embedding.linear_2.": "label_emb.0.2.",
     "conv_norm_out.": "out.0.",
     "conv_out.": "out.2.",
     "mid_block.resnets.0.": "middle_block.0.",
@@ -62,28 +54,16 @@ OPENCLIP = {
 }
 
 
-def original_state(model: Path) -> State:
-    """Load a pipeline's weights, renamed as in an original Stable Diffusion checkpoint."""
-    unet, vae, text = (load_file(model / part / name) for part, name in WEIGHTS.items())
-    configs = {part: read_json(model / part / "config.json") for part in WEIGHTS}
-    config = configs["text_encoder"].get("text_config", configs["text_encoder"])
-    if config["hidden_act"] == "gelu":  # OpenCLIP, as in Stable Diffusion 2; CLIP has quick_gelu
-        text = text_encoder_to_openclip(text)
-    else:
-        text = text_encoder_to_original(text, config["max_position_embeddings"])
-    return unet_to_original(unet, configs["unet"]) | vae_to_original(vae, configs["vae"]) | text
-
-
 def unet_to_original(state: State, config: dict[str, Any]) -> State:
-    """Rename a UNet2DConditionModel's weights to the original names, `model.diffusion_model.*`."""
-    per_level = config["layers_per_block"] + 1
+    """Return a UNet2DConditionModel's weights by their original names, `model.diffusion_model.*`."""
     return {
-        "model.diffusion_model." + _unet_name(name, per_level, state): tensor
-        for name, tensor in state.items()
+        "model.diffusion_model." + unet_name(name, config): tensor for name, tensor in state.items()
     }
 
 
-def _unet_name(name: str, per_level: int, state: State) -> str:
+def unet_name(name: str, config: dict[str, Any]) -> str:
+    """Return the original name of a weight of a UNet2DConditionModel with this config."""
+    per_level = config["layers_per_block"] + 1
     if ".resnets." in name:
         block, part, end = name.rsplit(".", 2)
         name = f"{block}.{RESNET[part]}.{end}"
@@ -96,7 +76,7 @@ def _unet_name(name: str, per_level: int, state: State) -> str:
     if kind == "downsamplers":
         place = f"{(level + 1) * per_level}.0.op." + rest.removeprefix("conv.")
     elif kind == "upsamplers":  # the last module of the level's last block
-        attends = f"up_blocks.{level}.attentions.0.norm.weight" in state
+        attends = "Attn" in config["up_block_types"][level]
         place = f"{(level + 1) * per_level - 1}.{1 + attends}." + rest
     else:
         place = f"{first + level * per_level + index}.{int(kind == 'attentions')}." + rest
@@ -130,16 +110,24 @@ def _vae_name(name: str, levels: int) -> str:
 def text_encoder_to_original(state: State, positions: int) -> State:
     """Rename a CLIPTextModel's weights to the original names, `cond_stage_model.transformer.*`.
 
-    transformers 5 names weights with or without `text_model.`, as the model was made or loaded. The original has this
-    prefix, and the position ids as a tensor of their own.
+    The original has the position ids as a tensor of their own.
     """
-    renamed = {
-        "cond_stage_model.transformer.text_model." + name.removeprefix("text_model."): tensor
+    named = text_model_names(state) | {
+        "text_model.embeddings.position_ids": torch.arange(positions)[None]  # (1, T) int64
+    }
+    return {"cond_stage_model.transformer." + name: tensor for name, tensor in named.items()}
+
+
+def text_model_names(state: State) -> State:
+    """Return a text encoder's weights by names that begin with `text_model.`, as in all published files.
+
+    transformers 5 names weights with or without this prefix, as the model was made or loaded.
+    """
+    return {
+        "text_model." + name.removeprefix("text_model."): tensor
         for name, tensor in state.items()
         if not name.endswith("position_ids")
     }
-    ids = torch.arange(positions)[None]  # (1, T) int64
-    return renamed | {"cond_stage_model.transformer.text_model.embeddings.position_ids": ids}
 
 
 def text_encoder_to_openclip(state: State) -> State:
@@ -148,17 +136,7 @@ def text_encoder_to_openclip(state: State) -> State:
     Loaders of that format expect one layer more than diffusers has, and a projection, and use neither. Both are
     written, as sd-scripts does, so that no key is missing.
     """
-    state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-    renamed = {}
-    for name, tensor in state.items():
-        if name.endswith("position_ids") or ".self_attn.k_proj." in name or ".v_proj." in name:
-            continue
-        if ".self_attn.q_proj." in name:  # query, key and value are one tensor there
-            qkv = [state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
-            name, tensor = name.replace(".self_attn.q_proj.", ".attn.in_proj_"), torch.cat(qkv)
-        for ours, theirs in OPENCLIP.items():
-            name = name.replace(ours, theirs)
-        renamed[name] = tensor
+    renamed = openclip_names(state)
     layers = 1 + max(int(name.split(".")[2]) for name in renamed if ".resblocks." in name)
     last, unused = f"transformer.resblocks.{layers - 1}.", f"transformer.resblocks.{layers}."
     renamed |= {
@@ -172,17 +150,22 @@ def text_encoder_to_openclip(state: State) -> State:
     return {"cond_stage_model.model." + name: tensor for name, tensor in renamed.items()}
 
 
-def to_kohya(lora: Lora) -> State:
-    """Convert a LoRA to the layout of kohya's sd-scripts: a down, up and alpha tensor per layer.
+def openclip_names(state: State) -> State:
+    """Return a CLIP text encoder's weights by OpenCLIP's names; OpenCLIP has the projection transposed.
 
-    lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
-    lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha
+    https://github.com/Stability-AI/generative-models/issues/111
     """
-    converted = {}
-    for name, alpha in lora.alpha.items():
-        layer = name.replace("text_encoder.", "lora_te.", 1).replace("unet.", "lora_unet.", 1)
-        layer = layer.replace(".", "_")
-        converted[f"{layer}.lora_down.weight"] = lora.tensors[name + DOWN]
-        converted[f"{layer}.lora_up.weight"] = lora.tensors[name + UP]
-        converted[f"{layer}.alpha"] = torch.tensor(float(alpha))
-    return converted
+    state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+    renamed = {}
+    for name, tensor in state.items():
+        if name.endswith("position_ids") or ".self_attn.k_proj." in name or ".v_proj." in name:
+            continue
+        if name == "text_projection.weight":
+            name, tensor = "text_projection", tensor.T
+        if ".self_attn.q_proj." in name:  # query, key and value are one tensor there
+            qkv = [state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            name, tensor = name.replace(".self_attn.q_proj.", ".attn.in_proj_"), torch.cat(qkv)
+        for ours, theirs in OPENCLIP.items():
+            name = name.replace(ours, theirs)
+        renamed[name] = tensor
+    return renamed

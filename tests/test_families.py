@@ -1,0 +1,289 @@
+"""Families of base models: told by their settings, trained as diffusers' scripts do, and one file each."""
+
+import json
+import sys
+
+import pytest
+import torch
+from diffusers import (
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+)
+from diffusers.training_utils import compute_snr
+from PIL import Image
+from torch.nn import functional as F
+
+from helpers.config import TrainConfig, configure
+from helpers.core.errors import RunError
+from helpers.host.device import pick_device
+from helpers.models import families
+from helpers.models.families import family_of, read_settings
+from helpers.train.buckets import Crop
+from helpers.train.buckets import _pixels as pixels_of
+from helpers.train.loss import diffusion_loss
+from helpers.train.model import load_components, make_trainable, read_base
+from helpers.train.trainer import train
+from tests.bases import make_base, make_sdxl
+from tests.conftest import SMALL_TRAINING, lines
+
+TINY_XL = {"method": "lora", "rank": 4, "resolution_px": 32}
+
+
+def settings(base, **given):
+    return configure(TrainConfig, SMALL_TRAINING | {"base_model": str(base)} | given)
+
+
+@pytest.fixture
+def sdxl(tmp_path):
+    return make_sdxl(tmp_path / "sdxl")
+
+
+def test_a_family_is_told_by_the_bases_own_settings(tmp_path, sdxl):
+    made = {
+        "Stable Diffusion 1": make_base(tmp_path / "one"),
+        "Stable Diffusion 2": make_base(tmp_path / "two", is_v2=True),
+        "SDXL": sdxl,
+    }
+    for name, folder in made.items():
+        assert family_of(read_settings(folder)).NAME == name
+
+
+@pytest.mark.parametrize("texts", [["a cat"], ["", "a red cat on a hill"]])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_texts_are_encoded_as_the_pipeline_encodes_them(tmp_path, texts, zeros):
+    base = make_sdxl(tmp_path / "base", zeros=zeros)
+    parts = load_components(str(base), pick_device())
+    pipeline = StableDiffusionXLPipeline.from_pretrained(base, add_watermarker=False)
+    ids = parts.family.tokenize(list(parts.tokenizers.values()), texts)
+    ours = parts.family.encode_text(list(parts.text_encoders.values()), ids, parts.index)
+    for i, text in enumerate(texts):
+        # the negative prompt None is what the pipeline makes of no words
+        states, no_words, pooled, no_pooled = pipeline.encode_prompt(text, negative_prompt=None)
+        states, pooled = (states, pooled) if text else (no_words, no_pooled)
+        assert torch.allclose(ours["encoder_hidden_states"][i], states[0], atol=1e-6)
+        assert torch.allclose(ours["text_embeds"][i], pooled[0], atol=1e-6)
+
+
+def test_an_sdxl_lora_trains_and_its_model_draws(dataset, sdxl):
+    list(train(settings(sdxl, **TINY_XL), dataset))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(dataset.model, add_watermarker=False)
+    picture = pipeline("a cat", height=32, width=32, num_inference_steps=2).images[0]
+    assert picture.size == (32, 32)
+
+
+def script_loss(unet, schedule, batch, gamma):
+    """The loss of diffusers' train_text_to_image_lora_sdxl.py, and of its script for SD where there are no sizes."""
+    noisy = schedule.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
+    added = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
+    predicted = unet(
+        noisy,
+        batch["timesteps"],
+        batch["encoder_hidden_states"],
+        added_cond_kwargs=added or None,
+        return_dict=False,
+    )[0]
+    is_v = schedule.config.prediction_type == "v_prediction"
+    target = batch["noise"]
+    if is_v:
+        target = schedule.get_velocity(batch["latents"], batch["noise"], batch["timesteps"])
+    if not gamma:
+        return F.mse_loss(predicted.float(), target.float(), reduction="mean")
+    snr = compute_snr(schedule, batch["timesteps"])
+    weights = torch.stack([snr, gamma * torch.ones_like(snr)], dim=1).min(dim=1)[0]
+    weights = weights / (snr + 1) if is_v else weights / snr
+    loss = F.mse_loss(predicted.float(), target.float(), reduction="none")
+    return (loss.mean(dim=[1, 2, 3]) * weights).mean()
+
+
+BASES = {
+    "sd1": lambda folder, kind: make_base(folder, prediction_type=kind),
+    "sd2": lambda folder, kind: make_base(folder, is_v2=True, prediction_type=kind),
+    "sdxl": lambda folder, kind: make_sdxl(folder, prediction_type=kind),
+}
+
+
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("family", BASES)
+def test_loss_and_gradients_of_a_step_are_those_of_diffusers_script(tmp_path, family, kind, gamma):
+    parts = load_components(str(BASES[family](tmp_path / "base", kind)), pick_device())
+    config = settings(tmp_path / "base", method="full")
+    model = make_trainable(parts, config, torch.float32)
+    source = torch.Generator().manual_seed(1)
+    batch = {
+        "latents": torch.randn(4, 4, 16, 16, generator=source),
+        "noise": torch.randn(4, 4, 16, 16, generator=source),
+        "timesteps": torch.tensor([3, 300, 700, 990]),
+        **parts.family.example_conditioning(parts.denoiser, 4),
+    }
+    losses = diffusion_loss(model, parts.objective, **batch)
+    ours = (losses * parts.objective.loss_weights(batch["timesteps"], gamma)).mean()
+    schedule = DDPMScheduler.from_pretrained(tmp_path / "base", subfolder="scheduler")
+    theirs = script_loss(parts.denoiser, schedule, batch, gamma)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    weights = list(model.trained_weights().values())
+    for one, other in zip(
+        torch.autograd.grad(ours, weights, retain_graph=True, allow_unused=True),
+        torch.autograd.grad(theirs, weights, allow_unused=True),
+        strict=True,
+    ):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+WRONG = {
+    "a FLUX folder": (
+        lambda index: index.update(_class_name="FluxPipeline"),
+        "it is a FluxPipeline",
+    ),
+    "a refiner": (
+        lambda index: index.update(_class_name="StableDiffusionXLImg2ImgPipeline"),
+        "it is a StableDiffusionXLImg2ImgPipeline",
+    ),
+    "one encoder missing": (
+        lambda index: index.update(text_encoder_2=[None, None]),
+        "names no text_encoder_2",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_another_kind_of_model_is_refused_by_its_small_files_alone(tmp_path, sdxl, what):
+    change, words = WRONG[what]
+    index = json.loads((sdxl / "model_index.json").read_text())
+    change(index)
+    (sdxl / "model_index.json").write_text(json.dumps(index))
+    for path in sdxl.rglob("*.safetensors"):  # nothing else is opened
+        path.unlink()
+    with pytest.raises(RunError, match=words):
+        read_base(str(sdxl))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"in_channels": 9}, "in_channels 9"),
+        ({"cross_attention_dim": 1280}, "cross_attention_dim 1280"),
+        ({"projection_class_embeddings_input_dim": 2560}, "refiner"),
+    ],
+)
+def test_an_inpainting_unet_or_another_ones_is_refused(sdxl, given, words):
+    path = sdxl / "unet/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | given))
+    with pytest.raises(RunError, match=words):
+        read_base(str(sdxl))
+
+
+def test_sizes_are_those_of_the_crop_that_the_batch_holds(tmp_path):
+    path = tmp_path / "wide.png"
+    Image.effect_noise((96, 48), 40).convert("RGB").save(path)
+    crop = Crop(side_px=32, crops=3, flip=True)
+    pixels = crop.augmentations(path)
+    # resized to 64 x 32: the crops begin at 16, 0 and 32, and mirrored at 64 - 32 - left
+    whole = (48, 96)
+    wanted = [(16, 16), (0, 32), (32, 0)]
+    found = crop.places(path)
+    assert len(found) == len(pixels) == 6
+    for i, (left, mirrored) in enumerate(wanted):
+        assert found[2 * i] == (whole, (0, left), (32, 32))
+        assert found[2 * i + 1] == (whole, (0, mirrored), (32, 32))
+    with Image.open(path) as image:
+        resized = pixels_of(image.resize((64, 32), Image.Resampling.LANCZOS))
+    mirrored = resized.flip(-1)
+    for i, (_, (top, left), (down, across)) in enumerate(found):
+        seen = (mirrored if i % 2 else resized)[:, top : top + down, left : left + across]
+        assert (seen - pixels[i]).abs().mean() < 0.02
+
+
+FLOW = '''
+"""Rectified flow (Liu et al. 2022, arXiv:2209.03003) on the small UNet of Stable Diffusion 1: a family for a test."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
+
+from helpers.models.families.sd1 import *
+from helpers.models.families.sd1 import text_config
+
+
+class FlowPipeline(StableDiffusionPipeline):
+    @torch.no_grad()
+    def __call__(self, prompts, height, width, num_inference_steps, generator, output_type="pil", **_):
+        ids = tokenize([self.tokenizer], prompts)["input_ids"].to(self.unet.device)
+        texts = self.text_encoder(ids).last_hidden_state
+        side = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        shape = (1, self.unet.config.in_channels, height // side, width // side)
+        x = torch.cat([torch.randn(shape, generator=g) for g in generator]).to(texts.device)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(self.unet(x, t, texts).sample, t, x).prev_sample
+        images = x if output_type == "latent" else self.vae.decode(x / self.vae.config.scaling_factor).sample
+        if output_type != "latent":
+            images = self.image_processor.postprocess(images, output_type=output_type)
+        return type("Output", (), {"images": images})
+
+
+NAME, PIPELINE = "a flow", FlowPipeline
+SCHEDULER = SAMPLER = FlowMatchEulerDiscreteScheduler
+
+
+def recognises(settings):
+    return settings["model_index"].get("_class_name") == "FlowPipeline"
+
+
+def check(settings):
+    pass
+
+
+@dataclass(frozen=True)
+class Flow:
+    num_timesteps: int
+
+    def sigma(self, timesteps):
+        return ((timesteps + 1) / self.num_timesteps).view(-1, 1, 1, 1)
+
+    def add_noise(self, latents, noise, timesteps):
+        return torch.lerp(latents, noise, self.sigma(timesteps))
+
+    def target(self, latents, noise, timesteps):
+        return noise - latents
+
+    def loss_weights(self, timesteps, gamma):
+        return torch.ones(len(timesteps), device=timesteps.device)
+
+
+def objective(scheduler):
+    return Flow(scheduler.config.num_train_timesteps)
+'''
+
+
+@pytest.fixture
+def flow(tmp_path, monkeypatch):
+    """A base of a family that the project does not know, and its one file."""
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "more")])
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/flow.py").write_text(FLOW)
+    base = make_base(tmp_path / "flow")
+    index = json.loads((base / "model_index.json").read_text())
+    index |= {
+        "_class_name": "FlowPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    }
+    (base / "model_index.json").write_text(json.dumps(index))
+    FlowMatchEulerDiscreteScheduler().save_pretrained(base / "scheduler")
+    yield base
+    sys.modules.pop("helpers.models.families.flow", None)
+
+
+def test_a_new_family_is_one_file_and_its_validation_loss_falls(dataset, flow):
+    given = {"max_steps": 60, "learning_rate": 2e-3, "lr_warmup_steps": 0, "snr_gamma": 5.0}
+    given |= {"save_every_steps": 60, "validate_every_steps": 60, "preview_every_steps": 60}
+    list(train(settings(flow, method="full", train_batch_size=4, **given), dataset))
+    losses = [row["held_out_loss"] for row in lines(dataset.train_log) if "held_out_loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
+    assert (
+        json.loads((dataset.model / "model_index.json").read_text())["_class_name"]
+        == "FlowPipeline"
+    )
