@@ -150,6 +150,9 @@ class _GraphHandler(_Handler):
     def fail_list(self, _: str) -> None:
         self.send(200, [1, 2])
 
+    def fail_uncoded(self, _: str) -> None:
+        self.send(200, {"error": {"message": f"It echoes {self.path}"}})
+
     def fail_silence(self, _: str) -> None:
         self.site.done.wait()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import papermill
@@ -21,26 +22,14 @@ from helpers.core.run import Run
 from helpers.scrape import api_token, graph_api
 from helpers.scrape.ingest import ingest, left_out, list_items, verify_images
 from tests.loopback_graph import REFRESHED, TOKEN, Graph, config, walk
-from tests.loopback_instagram import FakePost, killed_sessions, make_posts, picture, stems
+from tests.loopback_instagram import FakePost, killed_sessions, picture, stems
 
 
 @pytest.fixture
-def graph(workplace, monkeypatch):
+def graph(serve, monkeypatch):
     """Start the API on loopback, and lead this process and those it starts to it."""
-    opened = []
-
-    def start(posts=6, **more):
-        site = Graph(workplace, make_posts(posts) if isinstance(posts, int) else posts, **more)
-        opened.append(site.__enter__())
-        for name, value in site.environment().items():
-            monkeypatch.setenv(name, value)
-        return site
-
-    monkeypatch.setenv("HOME", str(workplace))
     monkeypatch.setenv("INSTAGRAM_ACCESS_TOKEN", TOKEN)
-    yield start
-    for site in opened:
-        site.__exit__()
+    return partial(serve, kind=Graph)
 
 
 def assert_whole(run, site):
@@ -303,6 +292,21 @@ def test_a_listing_stops_before_the_limit_and_goes_on_at_its_page(graph):
     assert site.asked("media") == ["", "10", "20"]
 
 
+def test_a_post_published_during_the_listing_doubles_nothing_and_comes_next(graph):
+    site = graph(12, page=4)
+    site.posts, newest = site.posts[1:], site.posts[0]
+
+    def publish(kind, phase):
+        if (kind, phase) == ("media", "answered") and newest not in site.posts:
+            site.posts = [newest, *site.posts]  # all others move down by one
+
+    site.on_request = publish
+    run, _, _ = walk()
+    assert stems(run) == [stem for post in site.posts[1:] for stem in post.images]
+    run, _, _ = walk()
+    assert sorted(stems(run)) == sorted(site.images())
+
+
 def test_a_listing_of_yesterday_begins_anew(graph):
     site = graph(30, page=10)
     site.fail("media", "4", after=1)
@@ -372,6 +376,7 @@ REFUSALS = {
     "away": "the answer (HTTP 302) leads to another address",
     "drop": "graph.instagram.com cannot be reached (",
     "list": "(HTTP 200) is no data",
+    "uncoded": "refuses (code 0): wait an hour; else take a newer version",
     "empty": "gives an answer that is not understood: take a newer version",
 }
 
@@ -403,10 +408,10 @@ def test_pages_in_a_circle_end(graph):
     refused("gives an answer that is not understood")
 
 
-def test_a_connection_that_is_not_trusted_says_to_check_the_clock(graph, monkeypatch):
+def test_a_certificate_that_is_not_accepted_says_to_check_the_clock(graph, monkeypatch):
     graph(2)
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
-    refused("is not trusted (SSLError): check this machine's date and time, and whether a proxy")
+    refused("is not accepted: check this machine's date and time, and whether a proxy is in")
 
 
 def test_no_network_at_all_is_told(graph, monkeypatch):

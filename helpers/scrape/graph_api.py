@@ -46,7 +46,7 @@ NOT_UNDERSTOOD = f"Instagram's API gives an answer that is not understood: {OTHE
 
 
 class ApiRefusal(SourceStopped):
-    """Raised with a line that says what to do if the API refuses; `code` is its error code, or HTTP's without one."""
+    """Raised with a line that says what to do if the API refuses; `code` is its error code, or else HTTP's."""
 
     def __init__(self, words: str, code: int = 0, is_transient: bool = False) -> None:
         super().__init__(words)
@@ -94,11 +94,11 @@ class GraphApi:
         return ApiRefusal(
             f"the answer (HTTP {status}) {what}: a proxy or a page to sign in to the network may be in the way; "
             f"open graph.instagram.com in a browser on this network, then {AGAIN}",
-            status,
         )
 
     def _refusal(self, error: dict[str, Any], status: int) -> ApiRefusal:
-        code, subcode = _number(error.get("code")) or status, _number(error.get("error_subcode"))
+        code, subcode = _number(error.get("code")), _number(error.get("error_subcode"))
+        code = code or (status if status >= 400 else 0)  # other statuses are codes of the API's too
         is_transient = code in SERVER or status >= 500 or error.get("is_transient") is True
         said = str(error.get("message"))
         if code in THROTTLED:
@@ -145,9 +145,9 @@ def _throttled(what: str, minutes: float) -> str:
 
 
 def _unreachable(error: Exception) -> str:
-    if isinstance(error, requests.exceptions.SSLError):
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return (
-            "the connection to graph.instagram.com is not trusted (SSLError): check this machine's date and time, "
+            "the certificate of graph.instagram.com is not accepted: check this machine's date and time, "
             f"and whether a proxy is in between, then {AGAIN}"
         )
     return (
