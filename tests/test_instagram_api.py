@@ -476,6 +476,11 @@ def test_a_token_of_nobody_is_taken_out_and_a_picture_is_left_alone():
     assert redact(in_base64) == in_base64
 
 
+def test_a_token_that_no_one_has_read_yet_is_taken_out(monkeypatch):
+    monkeypatch.setenv("INSTAGRAM_ACCESS_TOKEN", "EAA-canary-unread-31bc")
+    assert redact("it is EAA-canary-unread-31bc") == "it is [INSTAGRAM_ACCESS_TOKEN]"
+
+
 def refresh():
     command = [sys.executable, "-m", "helpers.scrape.api_token"]
     return subprocess.run(command, capture_output=True, text=True)
