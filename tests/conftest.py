@@ -199,8 +199,8 @@ def serve(workplace, monkeypatch):
 
     opened = []
 
-    def start(posts=6, **more):
-        site = Instagram(workplace, make_posts(posts) if isinstance(posts, int) else posts, **more)
+    def start(posts=6, kind=Instagram, **more):
+        site = kind(workplace, make_posts(posts) if isinstance(posts, int) else posts, **more)
         opened.append(site.__enter__())
         for name, value in site.environment().items():
             monkeypatch.setenv(name, value)

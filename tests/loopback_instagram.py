@@ -9,10 +9,12 @@ import http.server
 import io
 import json
 import random
+import signal
 import socket
 import ssl
 import string
 import subprocess
+import sys
 import threading
 import urllib.parse
 from dataclasses import dataclass, field
@@ -54,7 +56,7 @@ basicConstraints = critical, CA:TRUE
 keyUsage = critical, digitalSignature, keyCertSign, cRLSign
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid:always
-subjectAltName = DNS:www.instagram.com, DNS:i.instagram.com, DNS:*.cdninstagram.com, DNS:*.fbcdn.net
+subjectAltName = DNS:*.instagram.com, DNS:*.cdninstagram.com, DNS:*.fbcdn.net
 """
 
 
@@ -205,11 +207,14 @@ class Instagram:
             else:
                 connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                 with self.tls.wrap_socket(connection, server_side=True) as secure:
-                    _Handler(secure, self)
+                    self.handle(secure)
         except (OSError, ValueError, IndexError):
             pass  # the other side is gone
         finally:
             connection.close()
+
+    def handle(self, connection: ssl.SSLSocket) -> None:
+        _Handler(connection, self)
 
     # what is known
 
@@ -499,6 +504,32 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return
             self.wfile.write(content[i : i + 1])
             self.wfile.flush()
+
+
+# kills
+
+
+def killed_sessions(site: Instagram, script: str, kills: int, rng: random.Random) -> list[list]:
+    """Sessions of a real process that runs `script`, each killed around a random request; the requests of each."""
+    sessions = []
+    while len(sessions) < kills:
+        process = subprocess.Popen([sys.executable, "-c", script])
+        countdown, phase = rng.randint(1, 12), rng.choice(("asked", "answered"))
+        delay_s = rng.choice((0.0, rng.uniform(0, 0.02)))
+
+        def strike(_kind, now, process=process, phase=phase, delay_s=delay_s):
+            nonlocal countdown
+            countdown -= now == phase
+            if countdown == 0:
+                threading.Timer(delay_s, process.kill).start()
+
+        site.on_request, begin = strike, len(site.log)
+        killed = process.wait() == -signal.SIGKILL
+        site.on_request = lambda *_: None
+        sessions.append(site.log[begin:])
+        if not killed:
+            break
+    return sessions
 
 
 # 01 on it

@@ -3,10 +3,6 @@
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 from collections import Counter
 
 import pytest
@@ -24,6 +20,7 @@ from tests.loopback_instagram import (
     assert_a_rerun_completes,
     assert_told,
     config,
+    killed_sessions,
     picture,
     stems,
     walk,
@@ -232,31 +229,8 @@ list(ingest(config, Run("art"), list_items(config, Run("art"))))
 """
 
 
-def killed_sessions(site, kills, rng):
-    """Sessions of a real process, each killed around a random request; the requests of each."""
-    sessions = []
-    while len(sessions) < kills:
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT])
-        countdown, phase = rng.randint(1, 12), rng.choice(("asked", "answered"))
-        delay_s = rng.choice((0.0, rng.uniform(0, 0.02)))
-
-        def strike(_kind, now, process=process, phase=phase, delay_s=delay_s):
-            nonlocal countdown
-            countdown -= now == phase
-            if countdown == 0:
-                threading.Timer(delay_s, process.kill).start()
-
-        site.on_request, begin = strike, len(site.log)
-        killed = process.wait() == -signal.SIGKILL
-        site.on_request = lambda *_: None
-        sessions.append(site.log[begin:])
-        if not killed:
-            break
-    return sessions
-
-
 def assert_kills_cost_nothing(site, kills, rng):
-    sessions = killed_sessions(site, kills, rng)
+    sessions = killed_sessions(site, SCRIPT, kills, rng)
     assert len(sessions) == kills
     begin = len(site.log)
     run, source, _ = walk()

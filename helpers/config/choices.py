@@ -29,6 +29,7 @@ SOURCES = {
     "export": Source(
         "helpers.scrape.instagram_export", "folder", "the path of the ZIP that Instagram gave you"
     ),
+    "api": Source("helpers.scrape.instagram_api"),
     "hub": Source(
         "helpers.scrape.hub_dataset", "dataset_id", "a hub id such as name/dataset, or a folder"
     ),

@@ -23,6 +23,7 @@ SECRETS = (
     "ANTHROPIC_AUTH_TOKEN",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
+    "INSTAGRAM_ACCESS_TOKEN",
     "INSTAGRAM_COOKIES",
     "WANDB_API_KEY",
     "OPTUNA_STORAGE",
@@ -33,6 +34,8 @@ COOKIE = re.compile(r"(?:^|;)\s*([\w.-]+)=\"?([^;\"]+)")
 SHAPES = {  # of keys that were not registered
     "ANTHROPIC_API_KEY": re.compile(r"sk-ant-[\w-]+"),
     "HF_TOKEN": re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
+    # not within the base64 of a picture
+    "INSTAGRAM_ACCESS_TOKEN": re.compile(r"(?<![\w+/-])IG(?:AA|QV)[\w-]{60,}"),
     "INSTAGRAM_COOKIES": re.compile(
         r"(?<=sessionid=)[^\s;\"']{8,}|\b\d{5,}(?:%3A|:)\w{8,}(?:%3A|:)\d+(?:%3A|:)?[\w-]*"
     ),

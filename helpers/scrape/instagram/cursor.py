@@ -1,6 +1,8 @@
 """The saved progress of an Instagram download: one JSON file in the run, replaced atomically."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +11,7 @@ from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_text
 from helpers.core.records import Post, Rejection, latest, read_rows
 from helpers.core.run import Run
-from helpers.scrape.items import RETRY_NOTE
+from helpers.scrape.items import RETRY_NOTE, SourceStopped
 
 
 @dataclass
@@ -49,6 +51,21 @@ class Cursor:
 
     def write(self, path: Path) -> None:
         write_text(path, json.dumps(vars(self)) + "\n")
+
+    @contextmanager
+    def recording_stop(self, path: Path) -> Iterator[None]:
+        """Context manager that saves the reason of a SourceStopped to the file `path`; it raises the exception again.
+
+        After that it raises the same reason at once.
+        """
+        if self.stopped:
+            raise SourceStopped(self.stopped)
+        try:
+            yield
+        except SourceStopped as stop:
+            self.stopped = str(stop)
+            self.write(path)
+            raise
 
     def set_filters(self, since: str, until: str, coauthored: bool) -> None:
         """Set the date range and whether to include coauthored posts. After a change, old exclusions are forgotten."""

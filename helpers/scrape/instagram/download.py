@@ -13,17 +13,44 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies, select_proxy
 
-from helpers.scrape.items import PermanentRefusal
+from helpers.config import ScrapeConfig
+from helpers.scrape.items import PermanentRefusal, SourceStopped
 
 MEDIA_HOSTS = (".cdninstagram.com", ".fbcdn.net")
 PLAIN_HOST = re.compile(r"[a-z0-9.-]+")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 MAX_REDIRECTS = 3
 CONNECT_S, READ_S = 10.0, 30.0  # without any data
+MAX_FAILED_DOWNLOADS = 12  # in a row: then the cause is not the images
 
 
 class UrlExpired(ValueError):
     """Raised if an image is no longer at its URL (HTTP 401, 403, 404 or 410). A new URL for the image may work."""
+
+
+class Downloader:
+    """Downloads images with the limits that the settings give, and stops after many failures in a row."""
+
+    def __init__(self, config: ScrapeConfig, open_session: Callable[[], requests.Session]) -> None:
+        self.max_bytes, self.max_s = config.max_image_mb * 10**6, config.max_image_s
+        self.open_session = open_session
+        self.failures = 0  # in a row
+
+    def download(self, url: str) -> bytes:
+        """Return the bytes at `url`, as `fetch` does. Raises SourceStopped after MAX_FAILED_DOWNLOADS failures."""
+        if self.failures >= MAX_FAILED_DOWNLOADS:
+            raise SourceStopped(
+                f"the last {MAX_FAILED_DOWNLOADS} downloads failed: check the network, then run 01_scrape again"
+            )
+        try:
+            content = fetch(url, self.open_session, self.max_bytes, self.max_s)
+        except PermanentRefusal:
+            raise
+        except ValueError:
+            self.failures += 1
+            raise
+        self.failures = 0
+        return content
 
 
 def fetch(

@@ -14,6 +14,7 @@ import re
 import sys
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
+from typing import Any
 
 import instaloader
 
@@ -41,13 +42,11 @@ def cookies() -> dict[str, str] | None:
     if line:
         return parse(line)
     path = cookie_file()
-    if not path.is_file():
-        return None
-    if os.name == "posix" and path.stat().st_mode & 0o077:
-        raise RunError(f"{path} can be read by others on this machine: chmod 600 {path}")
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return parse("; ".join(f"{name}={value}" for name, value in saved.items()))
+        saved = read_private(path)
+        return (
+            parse("; ".join(f"{name}={value}" for name, value in saved.items())) if saved else None
+        )
     except (ValueError, AttributeError):
         raise RunError(f"{path} holds no cookies: delete it and log in again") from None
 
@@ -66,13 +65,32 @@ def parse(line: str) -> dict[str, str]:
 
 
 def save_cookies(found: dict[str, str]) -> Path:
-    """Write the login cookies to a file that only the user can read, and return the file's path."""
-    path = cookie_file()
+    """Write the login cookies to a file that only the user can read, and return the path."""
+    return save_private(
+        cookie_file(), {name: value for name, value in found.items() if name in SAVED}
+    )
+
+
+def read_private(path: Path) -> Any:
+    """Return the JSON in a file that `save_private` wrote, or None if there is no file.
+
+    Raises RunError if others on this machine can read the file, ValueError if it is not JSON.
+    """
+    if not path.is_file():
+        return None
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        raise RunError(f"{path} can be read by others on this machine: chmod 600 {path}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save_private(path: Path, value: Any) -> Path:
+    """Write JSON atomically to a file that only the user can read, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     tmp_path = path.with_suffix(".part")
     tmp_path.unlink(missing_ok=True)
-    tmp_path.touch(mode=0o600, exist_ok=False)
-    tmp_path.write_text(json.dumps({name: v for name, v in found.items() if name in SAVED}))
+    descriptor = os.open(tmp_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(value, file)
     tmp_path.replace(path)
     return path
 

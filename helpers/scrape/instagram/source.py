@@ -6,7 +6,6 @@ kill only the interrupted request is repeated. A resumed session starts with the
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from instaloader import Post, Profile, load_structure
@@ -15,7 +14,7 @@ from helpers.config import ScrapeConfig
 from helpers.core.run import Run
 from helpers.scrape.instagram.account import load_profile, open_timeline
 from helpers.scrape.instagram.cursor import Cursor
-from helpers.scrape.instagram.download import UrlExpired, fetch
+from helpers.scrape.instagram.download import Downloader, UrlExpired
 from helpers.scrape.instagram.media import SHORTCODE, Media, read_post
 from helpers.scrape.instagram.refusals import VERSION
 from helpers.scrape.instagram.session import Session
@@ -23,7 +22,6 @@ from helpers.scrape.instagram.timeline import PINNED, Timeline
 from helpers.scrape.items import RETRY_NOTE, PermanentRefusal, Source, SourceItem, SourceStopped
 
 TRIES = 3  # per image
-MAX_FAILED_DOWNLOADS = 12  # in a row: then the cause is not the images
 
 
 def list_items(config: ScrapeConfig, run: Run) -> Source:
@@ -55,8 +53,7 @@ class Walk:
         self.session = Session(config, self._save_new_page)
         self.timeline: Timeline | None = None
         self.refetched: dict[str, Media] = {}  # the post fetched anew, as its URLs had expired
-        self.failures = 0  # failed downloads in a row
-        self.refusal: SourceStopped | None = None
+        self.downloader = Downloader(config, self.session.context.get_anonymous_session)
 
     def describe(self) -> str:
         """Return a line that says which posts will be downloaded, or why Instagram refused."""
@@ -65,7 +62,7 @@ class Walk:
         if self.config.posts:
             return f"{len(self.config.shortcodes)} posts requested, {how}"
         try:
-            with self._recording_stop():
+            with self.cursor.recording_stop(self.run.cursor):
                 name = self._profile().username
         except SourceStopped as stop:
             return str(stop)
@@ -73,10 +70,8 @@ class Walk:
 
     def __iter__(self) -> Iterator[SourceItem]:
         """Yield a SourceItem for each image before its download. Raises SourceStopped if the walk ends early."""
-        if self.refusal:
-            raise self.refusal
         self.session.budget.start()
-        with self._recording_stop():
+        with self.cursor.recording_stop(self.run.cursor):
             yield from self._walk()
             self.cursor.write(self.run.cursor)
 
@@ -197,9 +192,9 @@ class Walk:
         self.cursor.finished[code] = (taken_at[:10], count)
 
     def _load_image(self, media: Media, index: int) -> bytes:
-        with self._recording_stop():
+        with self.cursor.recording_stop(self.run.cursor):
             try:
-                content = self._fetch(self.refetched.get(media.code, media), index)
+                return self._fetch(self.refetched.get(media.code, media), index)
             except UrlExpired:
                 if media.code in self.refetched:
                     raise
@@ -207,35 +202,12 @@ class Walk:
                 if isinstance(refetched, str):
                     raise ValueError(refetched) from None
                 self.refetched = {media.code: refetched}
-                content = self._fetch(refetched, index)
-            self.failures = 0
-            return content
+                return self._fetch(refetched, index)
 
     def _fetch(self, media: Media, index: int) -> bytes:
         if index > len(media.slides):
             raise PermanentRefusal("is no longer part of its post")
-        if self.failures >= MAX_FAILED_DOWNLOADS:
-            raise SourceStopped(
-                f"the last {MAX_FAILED_DOWNLOADS} downloads failed: check the network, then run 01_scrape again"
-            )
-        url, max_bytes = media.slides[index - 1].url, self.config.max_image_mb * 10**6
-        open_session = self.session.context.get_anonymous_session
-        try:
-            return fetch(url, open_session, max_bytes, self.config.max_image_s)
-        except PermanentRefusal:
-            raise
-        except ValueError:
-            self.failures += 1
-            raise
-
-    @contextmanager
-    def _recording_stop(self) -> Iterator[None]:
-        try:
-            yield
-        except SourceStopped as stop:
-            self.refusal, self.cursor.stopped = stop, str(stop)
-            self.cursor.write(self.run.cursor)
-            raise
+        return self.downloader.download(media.slides[index - 1].url)
 
     def _profile(self) -> Profile:
         return load_profile(self.config.username, self.session, self.cursor, self.run)
