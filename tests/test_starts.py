@@ -11,13 +11,14 @@ import tomllib
 import nbformat
 import pytest
 
-import helpers.host.colab
-from helpers.host.colab import FOLDER_ON_DRIVE
+from helpers.host import here
+from helpers.host.interface import FOLDER
 from helpers.host.repository import RELEASE, REPOSITORY
 from helpers.mirror.drive import Drive
 from helpers.mirror.restore import restore_from
 from helpers.mirror.sync import sync
 from tests.conftest import ROOT, SMALL_TRAINING, lines, make_dataset
+from tests.drive import mounted
 from tools import colab_batch
 
 STUB = ROOT / "tests/stub"
@@ -110,7 +111,7 @@ def asked(machine):
 def from_drive(machine):
     """What a new machine would get of the run."""
     folder = machine / "looked-at"
-    restore_from(Drive(machine / "cloud", f"{FOLDER_ON_DRIVE}/mine"), folder)
+    restore_from(Drive(machine / "cloud", f"{FOLDER}/mine"), folder)
     return folder
 
 
@@ -153,10 +154,10 @@ def test_after_a_lost_machine_the_training_goes_on_from_drive(colab, pictures, t
     with pytest.MonkeyPatch.context() as patch:
         (colab / "first").mkdir()
         patch.chdir(colab / "first")
-        patch.setattr(helpers.host.colab, "DRIVE", colab / "cloud")
+        patch.setattr(here, "MIRROR", mounted(colab / "cloud"))
         assert "is kept on Google Drive" in sync(make_dataset("mine", pictures))
     by_hand(read("04", max_steps=2, **typed), colab)
-    kept = colab / "cloud" / FOLDER_ON_DRIVE / "mine"
+    kept = colab / "cloud" / FOLDER / "mine"
     assert [p.name for p in (kept / "checkpoints").glob("step-*2")] == ["step-000002"]
     new_machine(colab)
     printed = "".join(by_hand(read("04", max_steps=4, **typed), colab))
@@ -253,7 +254,7 @@ def test_only_who_has_the_notebook_open_is_asked(tmp_path, program):
     ("secrets", "said"),
     [
         ('{"KEY": "open sesame"}', "[KEY]"),  # what it is, no kernel sends
-        ("{}", "KEY is not set: on Colab add it under Secrets"),
+        ("{}", "KEY is not set: add it under Secrets (the key in the left bar)"),
         ('{"KEY": null}', "switch on its Notebook access"),
         ("null", "Secrets did not answer"),
     ],
@@ -262,7 +263,7 @@ def test_only_who_has_the_notebook_open_is_asked(tmp_path, program):
 def test_a_secret_comes_or_a_line_says_how_to_set_it(tmp_path, monkeypatch, secrets, said):
     code = (
         "from helpers.core.process import prepare_process\nprepare_process()\n"  # as Setup does
-        "from helpers.host.colab import secret\nfrom helpers.core.errors import RunError\n"
+        "from helpers.host.here import secret\nfrom helpers.core.errors import RunError\n"
         "try:\n    print(secret('KEY'))\nexcept RunError as error:\n    print(error)"
     )
     monkeypatch.delenv("KEY", raising=False)
@@ -273,7 +274,7 @@ def test_a_secret_comes_or_a_line_says_how_to_set_it(tmp_path, monkeypatch, secr
 
 def test_where_nobody_can_be_asked_a_line_says_how_to_hand_a_secret_on(tmp_path, monkeypatch):
     code = (
-        "from helpers.host.colab import secret\nfrom helpers.core.errors import RunError\n"
+        "from helpers.host.here import secret\nfrom helpers.core.errors import RunError\n"
         "try:\n    secret('KEY')\nexcept RunError as error:\n    print(error)"
     )
     monkeypatch.delenv("KEY", raising=False)

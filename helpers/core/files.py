@@ -66,7 +66,7 @@ def _next_step(reason: int) -> str:
     if reason in FULL:
         return "free some space"
     if reason == errno.ENOTCONN:
-        return "connect that disk again (on Colab: Runtime, Restart session)"
+        return "connect that disk again, or restart the session"
     return "check that the disk is there and may be written to"
 
 

@@ -9,11 +9,11 @@ from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 
 from helpers.core.errors import RunError
 from helpers.core.redact import register_secret
-from helpers.host.colab import secret
+from helpers.host.here import secret
 
 
 def open_hub() -> HfApi:
-    """Return a Hub client with the token of a Hub login, the environment or Colab's Secrets.
+    """Return a Hub client with the token of a Hub login, the environment or the host's secrets.
 
     Raises RunError without a token.
     """

@@ -186,7 +186,7 @@ class ArchiveSet:
             self._add(changed, found)
         self.publish(folders)
         lost = [name for name in corrupt if name not in found]
-        words = f"{len(lost)} files that are not here do not verify on Google Drive ({', '.join(lost[:1])})"
+        words = f"{len(lost)} files that are not here do not verify in the mirror ({', '.join(lost[:1])})"
         return [*self.unread, *([NotMirrored(words)] if lost else [])]
 
     def _drop(self, found: dict[str, os.stat_result], broken: Set[str]) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from helpers.host import here
+
 CHUNK = 1 << 20  # bytes
 ATTEMPTS = 3
 POLL_S = 1.0
@@ -42,7 +44,7 @@ class Drive:
 
     def path(self, name: str) -> Path:
         if not self.root.is_dir():
-            raise OSError(errno.ENOTCONN, "Google Drive is not mounted", str(self.root))
+            raise OSError(errno.ENOTCONN, "not mounted", str(self.root))
         return self.folder / name
 
     def read(self, name: str) -> Iterator[bytes]:
@@ -143,8 +145,8 @@ class Uploads:
                 break
             if attempt == ATTEMPTS:
                 raise NotMirrored(
-                    f"{name} was written {ATTEMPTS} times and reads back as something else: Google Drive may be "
-                    "full or out of sync; look at drive.google.com, then run sync(here) again"
+                    f"{name} was written {ATTEMPTS} times and reads back as something else: "
+                    f"{here.MIRROR.name} may be full or out of sync; {here.MIRROR.if_odd}, then run sync(here) again"
                 )
             self.require_room(name, size)
             self.drive.write(name, chunks())
@@ -159,8 +161,8 @@ class Uploads:
         free = self.drive.free_bytes()
         if size > free:
             raise NotMirrored(
-                f"{what} needs {format_bytes(size)}, Google Drive has {format_bytes(free)} free: "
-                "free space there and empty its bin, then run sync(here)"
+                f"{what} needs {format_bytes(size)}, {here.MIRROR.name} has {format_bytes(free)} free: "
+                f"{here.MIRROR.if_full}, then run sync(here)"
             )
 
     def _await_upload(self, name: str, size: int) -> None:
@@ -169,8 +171,8 @@ class Uploads:
         while not self.drive.is_uploaded(name):
             if time.monotonic() >= until:
                 raise NotMirrored(
-                    f"Google Drive took {name} but has not uploaded it in {patience_s / 60:.0f} minutes: it may be "
-                    "full or offline; look at drive.google.com, then run sync(here) again"
+                    f"{here.MIRROR.name} took {name} but has not uploaded it in {patience_s / 60:.0f} minutes: it "
+                    f"may be full or offline; {here.MIRROR.if_odd}, then run sync(here) again"
                 )
             time.sleep(POLL_S)
 
@@ -182,16 +184,11 @@ def format_bytes(size: float) -> str:
 
 def explain(error: OSError) -> str:
     """Return a line that explains a Drive error: what it means, and what to do."""
+    place = here.MIRROR
     if error.errno in FULL:
-        return "Google Drive is full: free space there (its bin counts too) and run sync(here)"
+        return f"{place.name} is full: {place.if_full} and run sync(here)"
     if error.errno in GONE:
-        return (
-            f"Google Drive is disconnected ([Errno {error.errno}]): mount it again "
-            "(the folder icon on the left, then Mount Drive) and run sync(here)"
-        )
+        return f"{place.name} is disconnected ([Errno {error.errno}]): {place.if_gone} and run sync(here)"
     if error.errno in SHUT:
-        return (
-            f"Google Drive cannot be written ([Errno {error.errno}]): mount it again and allow all that it asks for, "
-            "then run sync(here)"
-        )
-    return f"Google Drive refused ({error}): run sync(here) to try again"
+        return f"{place.name} cannot be written ([Errno {error.errno}]): {place.if_shut}, then run sync(here)"
+    return f"{place.name} refused ({error}): run sync(here) to try again"

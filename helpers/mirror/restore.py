@@ -91,7 +91,7 @@ def _refuse_missing_index(drive: Drive) -> None:
     if drive.finds(MANIFEST):
         raise RunError(
             f"{drive.folder} holds a run, but neither {' nor '.join(SLOTS)}, which list what is in it: restore one "
-            "from Google Drive's bin, or rename that folder and copy its checkpoints from it by hand"
+            "from the bin there, or rename that folder and copy its checkpoints from it by hand"
         )
 
 

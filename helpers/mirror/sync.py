@@ -8,15 +8,15 @@ from pathlib import Path
 from helpers.core.errors import RunError
 from helpers.core.files import folder_bytes
 from helpers.core.run import Run
-from helpers.host import colab
-from helpers.host.colab import FOLDER_ON_DRIVE
+from helpers.host import here
+from helpers.host.interface import FOLDER
 from helpers.mirror.drive import Drive, NotMirrored, explain
 from helpers.mirror.restore import restore_from
 from helpers.mirror.upload import Mirror
 
 log = logging.getLogger(__name__)
 STOP_S = 20.0  # to mirror what a stop saved: Kubernetes and Slurm give 30 from SIGTERM to SIGKILL
-_mirrors: dict[tuple[Path, Path], Mirror] = {}
+_mirrors: dict[tuple[Path, Path | None], Mirror] = {}
 
 
 def restore(run: Run, follow: bool = True) -> str:
@@ -25,7 +25,7 @@ def restore(run: Run, follow: bool = True) -> str:
     With `follow`, the mirror copies this machine's work from now on. Newer files here are never replaced by older ones.
     Raises RunError if Drive cannot be read, or the folder that RUNS_MIRROR names cannot be made.
     """
-    if not colab.mount_drive():
+    if not here.open_mirror():
         return f"{run.folder}: saved on this machine only"
     mirror = _mirrors.setdefault(_key(run), _new_mirror(run))
     mirror.is_outdated = True
@@ -45,7 +45,7 @@ def sync(run: Run) -> str:
     """Copy a run's new files to its mirror, read every file back, and return a line that reports the result."""
     mirror = _mirror(run)
     if mirror is None:
-        return f"{run.folder} is on this machine alone: Google Drive is not mounted"
+        return f"{run.folder} is on this machine alone{here.HOST.alone}"
     try:
         if not mirror.is_of_this_machine():
             restore(run)
@@ -55,8 +55,8 @@ def sync(run: Run) -> str:
     except RunError as error:
         problem = str(error)
     if problem:
-        return f"{run.folder} is NOT all on {colab.name_of_place()}: {problem}. Verified there: {mirror.words()}"
-    return f"{run.folder} is kept on {colab.name_of_place()}, {mirror.words()}, all of it read back"
+        return f"{run.folder} is NOT all on {here.MIRROR.name}: {problem}. Verified there: {mirror.words()}"
+    return f"{run.folder} is kept on {here.MIRROR.name}, {mirror.words()}, all of it read back"
 
 
 def sync_before_end(run: Run, max_s: float | None = None) -> str:
@@ -70,7 +70,7 @@ def sync_before_end(run: Run, max_s: float | None = None) -> str:
         syncing.join(max_s)
     if reported:
         return reported[0]
-    return f"{run.folder} is NOT all on {colab.name_of_place()}: there was no time"
+    return f"{run.folder} is NOT all on {here.MIRROR.name}: there was no time"
 
 
 def sync_soon(run: Run) -> None:
@@ -97,12 +97,12 @@ def purge_remote(run: Run) -> None:
         except (OSError, NotMirrored) as error:
             what = explain(error) if isinstance(error, OSError) else error
             raise RunError(
-                f"{run.folder} is still on {colab.name_of_place()} as it was: {what}"
+                f"{run.folder} is still on {here.MIRROR.name} as it was: {what}"
             ) from None
 
 
-def _key(run: Run) -> tuple[Path, Path]:
-    return run.folder.absolute(), colab.DRIVE
+def _key(run: Run) -> tuple[Path, Path | None]:
+    return run.folder.absolute(), here.MIRROR and here.MIRROR.path
 
 
 def _mirror(run: Run) -> Mirror | None:
@@ -110,7 +110,7 @@ def _mirror(run: Run) -> Mirror | None:
 
     A lost connection is thereby reported, not ignored.
     """
-    if _key(run) not in _mirrors and colab.is_there():
+    if _key(run) not in _mirrors and here.is_there():
         _mirrors[_key(run)] = _new_mirror(run)
     return _mirrors.get(_key(run))
 
@@ -124,11 +124,12 @@ def _new_mirror(run: Run) -> Mirror:
         path.name for path in (run.checkpoints, run.model, run.export, run.sweep)
     )
     trials = run.trial_folders.relative_to(run.folder).as_posix()
-    drive = Drive(colab.DRIVE, f"{FOLDER_ON_DRIVE}/{run.name}")
+    drive = Drive(here.MIRROR.path, f"{FOLDER}/{run.name}")
     return Mirror(run.folder, drive, folder_roots, frozenset({run.cache.name, trials}))
 
 
 def remote_room_bytes(run: Run) -> float:
     """Return the bytes that a run's checkpoints may fill on the mirror: free space plus the checkpoints' size now."""
-    place = colab.DRIVE / FOLDER_ON_DRIVE / run.name / run.checkpoints.name
-    return colab.drive_free_bytes() + folder_bytes(place)
+    mirror = _mirror(run)
+    held = folder_bytes(mirror.drive.folder / run.checkpoints.name) if mirror else 0
+    return here.free_bytes() + held

@@ -273,7 +273,7 @@ def _refuse_newer(folder: Path, saved: dict[str, Any]) -> None:
     if saved["format"] > FORMAT:
         raise RunError(
             f"{folder} was written by a newer version of this project (format {saved['format']}, "
-            f"this one reads {FORMAT}): update it; on Colab a new runtime does"
+            f"this one reads {FORMAT}): update it, as a new session of a rented machine does"
         )
 
 

@@ -16,8 +16,8 @@ from helpers.config import TrainConfig
 from helpers.core.errors import RunError
 from helpers.core.files import folder_bytes
 from helpers.core.run import Run
-from helpers.host.colab import SESSION_HOURS, on_colab
 from helpers.host.device import GB, Device
+from helpers.host.here import HOST
 from helpers.mirror.sync import remote_room_bytes
 from helpers.models.capture import Captured
 from helpers.models.untrusted import open_model
@@ -65,11 +65,8 @@ class ResourceEstimate:
                 f"time        about {_format_hours(self.hours)}: {_format_hours(self.step_hours)} of steps at "
                 f"{self.steps_per_s:.2f} a second, the rest for evaluations and previews"
             )
-            if on_colab() and self.hours > SESSION_HOURS:
-                lines.append(
-                    f"            a free Colab session lasts {SESSION_HOURS} hours at most: run this notebook "
-                    "again on the next machine, and with Drive mounted it resumes"
-                )
+            if self.hours > HOST.session_hours:
+                lines.append(f"            {HOST.if_longer}")
         return "\n".join(lines)
 
 
@@ -211,7 +208,7 @@ def _memory_bytes(device: Device) -> float:
 
 
 def _free_disk_bytes(run: Run, checkpoint_bytes: float) -> float:
-    """Return the bytes available for checkpoints on the run's disk or on its Drive mirror, whichever has less.
+    """Return the bytes available for checkpoints on the run's disk or on its mirror, whichever has less.
 
     The mirror needs room for one checkpoint fewer. Space that this run's checkpoints already take counts as free.
     """

@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from helpers.core.errors import DatabaseError, RunError
 from helpers.core.files import cut_half_line, locked
 from helpers.core.run import Run
-from helpers.host.colab import secret
+from helpers.host.here import secret
 
 CREATING = -1  # the number of the lock for creating a study; other locks have their trial's
 BEAT_S, GRACE_S = 20, 120  # a worker's heartbeat; after GRACE_S without one it loses its trial
