@@ -7,10 +7,10 @@ from pathlib import Path
 
 from helpers.core.errors import RunError
 from helpers.core.redact import register_secret
-from helpers.host import colab, plain
+from helpers.host import colab, kaggle, plain
 from helpers.host.interface import FOLDER, Host, Place
 
-HOSTS = (colab.HOST, plain.HOST)  # in the order of asking
+HOSTS = (kaggle.HOST, colab.HOST, plain.HOST)  # in the order of asking
 HOST: Host = next(host for host in HOSTS if host.is_here())
 MIRROR: Place | None = HOST.place
 if own := os.environ.get("RUNS_MIRROR"):  # a folder that takes its place

@@ -92,6 +92,12 @@ def read_indexes(text: Callable[[str], str]) -> list[Index]:
     return [of_generation[number] for number in sorted(of_generation, reverse=True)[: len(SLOTS)]]
 
 
+def newest_change(text: Callable[[str], str]) -> int:
+    """Return the newest modification time (ns) of a run's files in its mirror's indexes, or 0 without an index."""
+    files = [file for index in read_indexes(text) for file in index.files.values()]
+    return max((file.mtime_ns for file in files), default=0)
+
+
 def copies(name: str) -> Iterator[str]:
     """Yield a file name, and the name that Drive gives a second file of that name: `a.json`, `a (1).json`."""
     path = Path(name)

@@ -51,21 +51,42 @@ class Restored:
     missing: list[str] = field(default_factory=list)
 
 
-def restore_from(drive: Drive, source: Path) -> Restored:
+def restore_from(drive: Drive, source: Path, unwanted: frozenset[str] | None = None) -> Restored:
     """Restore from Drive the files that are missing or outdated in the local folder `source`.
 
+    With `unwanted`, Drive is an earlier copy: no checkpoint is taken that this machine is past, nor images of those
+    posts (shortcodes) or SHA-256.
     An unreadable file on Drive counts as corrupt. Raises OSError if Drive fails, and RunError if this machine's disk
     does, or if Drive holds a run without its index.
     """
     try:
         indexes = read_indexes(partial(_text, drive))
-        if not indexes:
+        if not indexes and unwanted is None:
             _refuse_missing_index(drive)
+        if not indexes:
             return Restored()
         with _scratch(source) as scratch:
+            if unwanted is not None:
+                for index in indexes:
+                    _leave_out(index, source, unwanted)
             return _restore(drive, source, scratch, indexes)
     except _DriveError as failed:
         raise failed.args[0] from None
+
+
+def _leave_out(index: Index, source: Path, unwanted: frozenset[str]) -> None:
+    """Take out of an earlier copy's index what was taken down since, and checkpoints before those that are here."""
+    for name, file in list(index.files.items()):
+        if {file.sha256, Path(name).stem.rpartition("_")[0]} & unwanted:
+            del index.files[name]
+    newest = {name.rpartition("-")[0]: name for name in sorted(index.folders) if is_of_series(name)}
+    for name in list(index.folders):
+        series = name.rpartition("-")[0]
+        if is_of_series(name) and any(
+            path.relative_to(source).as_posix() > newest[series]
+            for path in source.glob(f"{series}-*")
+        ):
+            del index.folders[name]
 
 
 @contextmanager
@@ -190,8 +211,11 @@ def _restore_small(
     """
     unpacked = fetched.scratch / "files"
     for part in sorted({file.part for file in wanted.values()}):
+        of_part = {n: f for n, f in wanted.items() if f.part == part}
         if path := fetched.archive(index, part):
-            _unpack(path, {n: f for n, f in wanted.items() if f.part == part}, unpacked)
+            _unpack(path, of_part, unpacked)
+        else:  # a host may have unpacked it
+            _copy_unpacked(fetched.drive, part, of_part, unpacked)
     folders = [
         name.removesuffix(f"/{MANIFEST}") for name in wanted if name.endswith(f"/{MANIFEST}")
     ]
@@ -211,6 +235,15 @@ def _restore_small(
             with replacing_file(source / name) as tmp_path:
                 shutil.copy2(unpacked / name, tmp_path)
             done.count += 1
+
+
+def _copy_unpacked(drive: Drive, part: str, wanted: dict[str, File], target: Path) -> None:
+    """Copy the wanted files of an archive from the folder that something unpacked it into, each one verified."""
+    for name, file in wanted.items():
+        for folder in (part, part.removesuffix(".tar")):
+            if _fetch(drive, f"{folder}/{name}", file.size, file.sha256, target / name):
+                os.utime(target / name, ns=(file.mtime_ns, file.mtime_ns))
+                break
 
 
 def _continues(path: Path, older: Path) -> bool:

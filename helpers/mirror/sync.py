@@ -11,6 +11,7 @@ from helpers.core.run import Run
 from helpers.host import here
 from helpers.host.interface import FOLDER
 from helpers.mirror.drive import Drive, NotMirrored, explain
+from helpers.mirror.index import newest_change
 from helpers.mirror.restore import restore_from
 from helpers.mirror.upload import Mirror
 
@@ -31,13 +32,24 @@ def restore(run: Run, follow: bool = True) -> str:
     mirror.is_outdated = True
     try:
         done = restore_from(mirror.drive, run.folder)
+        earlier = _restore_earlier(run)
     except OSError as error:
         raise RunError(f"{run.folder} cannot be restored: {explain(error)}") from None
-    words = f"{run.folder}: mirrored to {mirror.drive.folder}, {done.count} files restored"
-    if done.missing:
-        words += f"; {len(done.missing)} did not verify there ({', '.join(done.missing[:3])})"
+    words = f"{run.folder}: mirrored to {mirror.drive.folder}, {done.count} files restored{earlier}"
+    if missing := [name for name in done.missing if not (run.folder / name).exists()]:
+        words += f"; {len(missing)} did not verify there ({', '.join(missing[:3])})"
     if follow and (problem := mirror.take_over()):
         words += f"; NOTHING MORE IS MIRRORED: {problem}"
+    return words
+
+
+def _restore_earlier(run: Run) -> str:
+    """Restore what is missing or outdated from read-only copies that the host has, the newest first; return words."""
+    copies = [Drive(folder, "") for folder in here.HOST.earlier(run.name)]
+    words = ""
+    for copy in sorted(copies, key=lambda copy: newest_change(copy.text), reverse=True):
+        done = restore_from(copy, run.folder, unwanted=frozenset(run.read_taken_down()))
+        words += f", {done.count} from {copy.folder}" if done.count else ""
     return words
 
 
@@ -56,7 +68,7 @@ def sync(run: Run) -> str:
         problem = str(error)
     if problem:
         return f"{run.folder} is NOT all on {here.MIRROR.name}: {problem}. Verified there: {mirror.words()}"
-    return f"{run.folder} is kept on {here.MIRROR.name}, {mirror.words()}, all of it read back"
+    return f"{run.folder} is kept on {here.MIRROR.name}, {mirror.words()}, all of it read back{here.MIRROR.note}"
 
 
 def sync_before_end(run: Run, max_s: float | None = None) -> str:
