@@ -195,7 +195,13 @@ def walk(run: Run, planned: dict[str, dict[str, Any]]) -> None:
         raise
 
 
-def main() -> None:
+def read_command(
+    arguments: list[str] | None = None,
+) -> tuple[Run, dict[str, dict[str, Any]]]:
+    """Read a command line, this process's unless given; return the run, and the parameters of each stage to run.
+
+    Raises RunError as plan_parameters does.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m helpers.batch", description=__doc__.split(":")[0]
     )
@@ -211,10 +217,10 @@ def main() -> None:
         metavar=("NAME", "VALUE"),
         help="a notebook's parameter",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     given = dict(args.p) | ({"preset": args.preset} if args.preset else {})
-    run = Run(args.run)
-    walk(run, plan_parameters(args.run, chosen_stages(args.first, args.only), given))
+    stages = chosen_stages(args.first, args.only)
+    return Run(args.run), plan_parameters(args.run, stages, given)
 
 
 def stop(number: int, _frame: object) -> None:
@@ -227,4 +233,4 @@ if __name__ == "__main__":
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of nbclient's task after a stop
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    run_command(main)
+    run_command(lambda: walk(*read_command()))

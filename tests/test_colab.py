@@ -35,6 +35,7 @@ def test_one_command_rewrites_every_badge_and_clone_line(tmp_path):
         assert (
             repository.REPOSITORY not in text
             and "github/someone/their-fork/blob/main/notebooks" in text
+            and "src=https://github.com/someone/their-fork/blob/main/notebooks" in text
         )
     assert "github.com/someone/their-fork" in (tmp_path / "notebooks/01_scrape.ipynb").read_text()
 
@@ -165,20 +166,25 @@ def test_nothing_has_moved_on_an_image_that_is_as_its_list(image, monkeypatch):
     assert setup.runtime_words() == f"runtime    as this was checked with ({title})"
 
 
-@pytest.mark.parametrize("coloured", [{}, {"FORCE_COLOR": "1"}])  # as newer kernels set it
-def test_an_index_that_does_not_answer_is_told_as_such(tmp_path, coloured):
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"FORCE_COLOR": "1"}, {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "COLAB_RELEASE_TAG": "a"}],
+    ids=["plain", "coloured, as newer kernels set it", "Kaggle with its Internet off"],
+)
+def test_an_index_that_does_not_answer_is_told_as_such(tmp_path, given):
     with socket.socket() as unheard:  # bound and not listening: whoever connects is refused
         unheard.bind(("127.0.0.1", 0))
         index = f"http://127.0.0.1:{unheard.getsockname()[1]}/simple"
         (tmp_path / "requirements.txt").write_text("no-such-package-of-ours\n")
         command = [sys.executable, "-m", "helpers.setup"]
-        given = {"PYTHONPATH": str(ROOT), "PIP_INDEX_URL": index, "PIP_RETRIES": "1"}
-        environment = os.environ | given | coloured | {"PIP_CONFIG_FILE": os.devnull}
+        given |= {"PYTHONPATH": str(ROOT), "PIP_INDEX_URL": index, "PIP_RETRIES": "1"}
+        environment = os.environ | given | {"PIP_CONFIG_FILE": os.devnull}
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True
         )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "the package index does not answer (" in done.stderr and "refused" in done.stderr
+    assert ("switch *Internet* on" in done.stderr) == ("KAGGLE_KERNEL_RUN_TYPE" in given)
 
 
 def test_pips_own_reason_is_told_where_the_network_is_not_it(tmp_path, monkeypatch):

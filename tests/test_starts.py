@@ -38,6 +38,10 @@ def origin(tmp_path_factory):
     assert code.count('MOUNT = Path("/content/drive")') == 1
     code = code.replace('Path("/content/drive")', 'Path(os.environ["STUB_MOUNT"])')
     (folder / "helpers/host/colab.py").write_text(code)
+    code = (folder / "helpers/host/kaggle.py").read_text()
+    assert code.count('ROOT = Path("/kaggle")') == 1
+    code = code.replace('Path("/kaggle")', 'Path(os.environ.get("STUB_KAGGLE", "/kaggle"))')
+    (folder / "helpers/host/kaggle.py").write_text(code)
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"], ["tag", RELEASE]):
         subprocess.run([*git, *words], check=True)

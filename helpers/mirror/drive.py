@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from helpers.host import here
+from helpers.host.interface import Place
 
 CHUNK = 1 << 20  # bytes
 ATTEMPTS = 3
@@ -146,7 +147,7 @@ class Uploads:
             if attempt == ATTEMPTS:
                 raise NotMirrored(
                     f"{name} was written {ATTEMPTS} times and reads back as something else: "
-                    f"{here.MIRROR.name} may be full or out of sync; {here.MIRROR.if_odd}, then run sync(here) again"
+                    f"{_place().name} may be full or out of sync; {_place().if_odd}, then run sync(here) again"
                 )
             self.require_room(name, size)
             self.drive.write(name, chunks())
@@ -161,8 +162,8 @@ class Uploads:
         free = self.drive.free_bytes()
         if size > free:
             raise NotMirrored(
-                f"{what} needs {format_bytes(size)}, {here.MIRROR.name} has {format_bytes(free)} free: "
-                f"{here.MIRROR.if_full}, then run sync(here)"
+                f"{what} needs {format_bytes(size)}, {_place().name} has {format_bytes(free)} free: "
+                f"{_place().if_full}, then run sync(here)"
             )
 
     def _await_upload(self, name: str, size: int) -> None:
@@ -171,10 +172,14 @@ class Uploads:
         while not self.drive.is_uploaded(name):
             if time.monotonic() >= until:
                 raise NotMirrored(
-                    f"{here.MIRROR.name} took {name} but has not uploaded it in {patience_s / 60:.0f} minutes: it "
-                    f"may be full or offline; {here.MIRROR.if_odd}, then run sync(here) again"
+                    f"{_place().name} took {name} but has not uploaded it in {patience_s / 60:.0f} minutes: it "
+                    f"may be full or offline; {_place().if_odd}, then run sync(here) again"
                 )
             time.sleep(POLL_S)
+
+
+def _place() -> Place:
+    return here.MIRROR or Place(Path(), "the mirror")
 
 
 def format_bytes(size: float) -> str:
@@ -184,7 +189,7 @@ def format_bytes(size: float) -> str:
 
 def explain(error: OSError) -> str:
     """Return a line that explains a Drive error: what it means, and what to do."""
-    place = here.MIRROR
+    place = _place()
     if error.errno in FULL:
         return f"{place.name} is full: {place.if_full} and run sync(here)"
     if error.errno in GONE:

@@ -62,13 +62,23 @@ def sync(run: Run) -> str:
         if not mirror.is_of_this_machine():
             restore(run)
         problem = mirror.flush()
+        if not problem:
+            _copy_report(run, mirror)
     except OSError as error:
         problem = explain(error)
-    except RunError as error:
+    except (NotMirrored, RunError) as error:
         problem = str(error)
     if problem:
         return f"{run.folder} is NOT all on {here.MIRROR.name}: {problem}. Verified there: {mirror.words()}"
     return f"{run.folder} is kept on {here.MIRROR.name}, {mirror.words()}, all of it read back{here.MIRROR.note}"
+
+
+def _copy_report(run: Run, mirror: Mirror) -> None:
+    """Copy report.html to the mirror as a file of its own, which a browser opens there; remove it if it is gone."""
+    if run.report_html.is_file():
+        mirror.uploads.put_bytes(run.report_html.name, run.report_html.read_bytes())
+    else:
+        mirror.drive.remove(run.report_html.name)
 
 
 def sync_before_end(run: Run, max_s: float | None = None) -> str:
@@ -89,6 +99,12 @@ def sync_soon(run: Run) -> None:
     """Schedule a background sync if the run has a mirror; calls made before that sync starts share it."""
     if mirror := _mirror(run):
         mirror.schedule()
+
+
+def written_elsewhere(run: Run) -> None:
+    """Read the mirror's index anew before the next sync, since another process of this machine has written it."""
+    if mirror := _mirror(run):
+        mirror.is_outdated = True
 
 
 def delete_remote(run: Run) -> None:

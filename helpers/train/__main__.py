@@ -4,7 +4,9 @@ The settings are those that 04_train left in the run, or those of a preset: `--p
 """
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 
 import torch
 from accelerate import PartialState
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--preset", help="start from a preset, not from the run's own settings")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--json", action="store_true", help="print each step as a line of JSON")
     args = parser.parse_args()
     run = Run(args.run)
     saved = {} if args.preset or not run.config("train").is_file() else run.read_config("train")
@@ -33,7 +36,9 @@ def main() -> None:
     say = PartialState(cpu=not torch.cuda.is_available()).print  # in the main process only
     try:
         for step in train(config, run):
-            if step.held_out_loss is not None:
+            if args.json:
+                say(json.dumps(asdict(step)), flush=True)
+            elif step.held_out_loss is not None:
                 say(
                     f"step {step.step}/{config.max_steps}: validation loss {step.held_out_loss:.4f}"
                 )
@@ -41,9 +46,11 @@ def main() -> None:
         if PartialState().is_main_process and (message := sync_before_end(run, STOP_S)):
             print(message, file=sys.stderr)
         raise
-    say(verify_model(run))
+    outcome = verify_model(run)
     if PartialState().is_main_process:
-        print(sync(run))
+        kept = sync(run)
+        if not args.json:
+            print(outcome, kept, sep="\n")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Interrupts:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
-        self._set_handlers()
+        self.set_handlers()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -37,7 +37,7 @@ class Interrupts:
             if signal.getsignal(number) == self._on_signal and current_thread() is main_thread():
                 signal.signal(number, handler)
 
-    def _set_handlers(self) -> None:
+    def set_handlers(self) -> None:
         """Install this object's handlers for SIGINT and SIGTERM, unless they are installed already.
 
         A notebook's kernel sets its own for each cell.
@@ -59,7 +59,7 @@ class Interrupts:
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Inside this context, store an arriving signal's number in `asked` instead of calling `stop`."""
-        self._set_handlers()
+        self.set_handlers()
         self.is_busy = True
         try:
             yield

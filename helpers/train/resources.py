@@ -23,6 +23,7 @@ from helpers.models.capture import Captured
 from helpers.models.untrusted import open_model
 from helpers.train.check_base import check_part_settings
 from helpers.train.footprint import peak_activation_bytes, random_inputs
+from helpers.train.gpus import count_gpus, share
 from helpers.train.in_backward import StepInBackward, check_settings, weights_dtype
 from helpers.train.limits import machine_errors, memory_advice, refuse_slow
 from helpers.train.model import ADVICE, make_trainable
@@ -49,6 +50,7 @@ class ResourceEstimate:
     steps_per_s: float | None = None
     step_hours: float | None = None
     hours: float | None = None  # steps, evaluations and previews
+    gpus: int = 1  # that share each step
 
     def __str__(self) -> str:
         is_toy = self.parameters < MIN_PARAMETERS
@@ -60,6 +62,8 @@ class ResourceEstimate:
             f"checkpoints {self.checkpoints} x {_format_size(self.checkpoint_gb)}, "
             f"of {_format_size(self.free_gb)} free",
         ]
+        if self.gpus > 1:
+            lines.append(f"GPUs        {self.gpus} share each step, in a process each")
         if self.hours is not None:
             lines.append(
                 f"time        about {_format_hours(self.hours)}: {_format_hours(self.step_hours)} of steps at "
@@ -89,7 +93,9 @@ def estimate_resources(config: TrainConfig, run: Run, device: Device) -> Resourc
     """
     run.require(run.split_metadata("train"), "dataset")
     refuse_slow(config, device)
-    estimate = refuse_too_large(config, run, device)
+    shared = share(config, gpus := count_gpus())
+    config = shared or config
+    estimate = replace(refuse_too_large(config, run, device), gpus=gpus if shared else 1)
     with machine_errors(config):
         _reset_peak_gb(device)
         step_s, forward_s, peak_gb = benchmark_step(config, device, 10 if _is_gpu(device) else 3)
