@@ -179,7 +179,7 @@ def test_each_answer_of_kaggles_secrets_is_told_in_a_line(kaggle, monkeypatch):
     monkeypatch.delenv("KAGGLE_USER_SECRETS_TOKEN")
     done = subprocess.run(ask, cwd=here, capture_output=True, text=True)
     said = dict(zip(names, done.stdout.splitlines(), strict=True))
-    assert said["BROKEN"] == "[BROKEN]"  # the environment goes first
+    assert said["BROKEN"] == "by-hand"  # the environment goes first
     assert "did not answer (CredentialError)" in said["KEY"]
 
 

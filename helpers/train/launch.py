@@ -4,10 +4,13 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Generator
 from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 from typing import NoReturn
 
 import torch
@@ -22,7 +25,6 @@ from helpers.train.gpus import count_gpus, launch_command, share
 from helpers.train.interrupt import Interrupts
 from helpers.train.trainer import Step, Steps
 
-OURS = ("error: ", "stopped ")  # begin the lines that are raised here
 NOISE = re.compile(
     r"^\[|%\||^\s|Traceback|torch.distributed|^[WE]\d{4} "
 )  # of libraries, and progress bars
@@ -48,48 +50,68 @@ def _watch(config: TrainConfig, run: Run, command: list[str]) -> Generator[Step]
         return
     print(f"{command[command.index('--num_processes') + 1]} processes: {shlex.join(command)}")
     torch.cuda.empty_cache()
-    started = subprocess.Popen(
-        [*ACCELERATE, *command[1:]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={"OMP_NUM_THREADS": "1"} | os.environ,
-        start_new_session=True,  # a notebook's stop button reaches this process alone, which stops those
-    )
-    said: list[str] = []
+    launched = _Launched(command)
     try:
-        with Interrupts(partial(_stop, started)) as interrupts:
-            for line in started.stdout:
-                if not line.startswith("{"):
-                    said.append(line.strip())
-                    if not NOISE.search(line) and not any(s.startswith(OURS) for s in said):
-                        print(line, end="")
-                    continue
-                interrupts.set_handlers()
-                yield Step(**json.loads(line))
-    except KeyboardInterrupt as stopped:  # by the handler of a cell, which came after ours
-        if isinstance(stopped, Stopped):
-            raise
-        _stop(started, 2)
+        with Interrupts(launched.stop) as interrupts:
+            for line in iter(launched.lines.get, None):
+                if line.startswith("{"):
+                    interrupts.set_handlers()
+                    yield Step(**json.loads(line))
+                elif not NOISE.search(line) and not launched.last_words():
+                    print(line, end="")
+    except Stopped:
+        raise
+    except KeyboardInterrupt:  # by a cell's own handler, which came after ours
+        launched.stop(signal.SIGINT)
     finally:
-        if started.poll() is None:
-            started.terminate()
-        started.wait()
+        launched.end()
         written_elsewhere(run)
-    if started.returncode:
-        raise RunError(_reason(said))
+    if launched.is_stopped:  # between two steps, and now iterated again
+        yield from _watch(config, run, command)
+    elif launched.process.returncode:
+        words = launched.last_words() or launched.said[-1:] or ["no reason given"]
+        raise RunError(words[0].removeprefix("error: "))
 
 
-def _stop(started: subprocess.Popen, number: int) -> NoReturn:
-    """Stop the processes after their step, and raise Stopped with what they said."""
-    started.terminate()
-    said = [line.strip() for line in started.stdout]
-    started.wait()
-    words = [line for line in said if line.startswith("stopped ")]
-    raise Stopped(words[-1] if words else "stopped: run 04_train again to go on", number)
+class _Launched:
+    """The processes that a command started; a thread reads what they say, so that they never wait to say it."""
 
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(
+            [*ACCELERATE, *command[1:]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={"OMP_NUM_THREADS": "1"} | os.environ,
+            start_new_session=True,  # a notebook's stop button reaches this process, which stops those
+        )
+        self.lines: SimpleQueue[str | None] = SimpleQueue()
+        self.said: list[str] = []
+        self.is_stopped = False
+        self.reader = Thread(target=self._read, daemon=True)
+        self.reader.start()
 
-def _reason(said: list[str]) -> str:
-    """Return the error in a failed command's output: the project's own line, or else the last line."""
-    own = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-    return (own or [line for line in said if line] or ["no reason given"])[-1 if not own else 0]
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            if not line.startswith("{"):
+                self.said.append(line.strip())
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def last_words(self) -> list[str]:
+        """Return the lines, of each process, that end a training which failed or was stopped."""
+        return [line for line in self.said if line.startswith(("error: ", "stopped "))]
+
+    def stop(self, number: int) -> NoReturn:
+        """Stop the processes after their step, and raise Stopped with what they said."""
+        self.is_stopped = True
+        self.end()
+        words = self.last_words() or ["stopped: run 04_train again to go on"]
+        raise Stopped(words[0], number)
+
+    def end(self) -> None:
+        """Ask the processes to save and to end, if they have not, and wait for it."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.reader.join()
+        self.process.wait()
