@@ -257,9 +257,9 @@ def test_a_run_goes_from_kaggle_to_colab_and_back_and_ends_as_if_undisturbed(
     assert "datasets/me/from-elsewhere" in said and "it is the output of this version" in said
     assert contents(machine / "kaggle/input") == attached
     attach_output(machine, "trained")
-    by_hand(read("05", run="mine", more={"judged_samples": 8}), machine)
     run = machine / "kaggle/temp/annalaura-diffusion/runs/mine"
-    assert (run / "report.html").is_file()
+    restored = nbformat.v4.new_notebook(cells=read("05", run="mine").cells[:6])
+    by_hand(restored, machine)
     assert [row["step"] for row in lines(run / "train_log.jsonl")] == list(range(161))
 
     with monkeypatch.context() as patch:
@@ -273,6 +273,13 @@ def test_a_run_goes_from_kaggle_to_colab_and_back_and_ends_as_if_undisturbed(
         here = weights(Run("mine"))
         patch.chdir(machine / "kaggle/temp/annalaura-diffusion")
         assert same(here, weights(Run("mine")))
+
+    shutil.rmtree(cloud)  # and once more to Drive, whose words are all that is told there
+    shutil.copytree(machine / "kaggle/input/trained" / FOLDER / "mine", cloud)
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")
+    for number, given in (("03", {"min_side_px": 32}), ("05", {"more": {"judged_samples": 8}})):
+        by_hand(read(number, run="mine", **given), machine, "colab", "Colab")
+    assert "<html" in (cloud / "report.html").read_text()
 
 
 def test_what_was_taken_down_stays_away_though_an_attached_output_has_it(kaggle):

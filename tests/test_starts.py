@@ -92,6 +92,7 @@ def by_hand(notebook, machine):
     """Run every cell as Colab's own server does; return what each printed."""
     done, printed = opened(notebook, machine)
     assert done.returncode == 0, done.stderr
+    assert not re.search("kaggle", "".join(printed), re.IGNORECASE)
     return printed
 
 

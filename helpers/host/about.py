@@ -15,6 +15,7 @@ from helpers.core.files import read_json
 from helpers.core.process import run_command
 from helpers.core.redact import redact
 from helpers.core.run import STAGES, Run
+from helpers.host.here import HOST
 
 PACKAGES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "huggingface_hub"),
@@ -28,7 +29,7 @@ SHOWN = ("source", "captioner", "model", "mode", "preset", "method", "mixed_prec
 def about(run: Run | None = None) -> str:
     """Return the text for a bug report: versions, the machine, and a run's settings that differ from the default."""
     lines = [
-        f"annalaura-diffusion {_own_version()}, Python {platform.python_version()}, {sys.platform}",
+        f"annalaura-diffusion {_own_version()}, Python {platform.python_version()}, {sys.platform}, host {HOST.name}",
         ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         _machine(),
     ]

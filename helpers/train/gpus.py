@@ -6,14 +6,19 @@ from dataclasses import fields, replace
 import torch
 
 from helpers.config import TrainConfig
+from helpers.host.here import HOST
 
 # accelerate warns of each that is not given; port 0 is any free one
 LAUNCH = "accelerate launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
 
 
 def count_gpus() -> int:
-    """Return the number of GPUs that this process may train on: 1 if it is one of several, or there is none."""
-    return 1 if "WORLD_SIZE" in os.environ else max(torch.cuda.device_count(), 1)
+    """Return the number of GPUs that 04 trains on: all of a rented machine, else 1, and 1 in a launched process.
+
+    Several processes capture no CUDA graphs. A person's own GPUs may be so fast that one of them does more with.
+    """
+    is_one_of_many = "WORLD_SIZE" in os.environ
+    return max(torch.cuda.device_count(), 1) if HOST.is_rented and not is_one_of_many else 1
 
 
 def share(config: TrainConfig, processes: int) -> TrainConfig | None:

@@ -63,7 +63,9 @@ class ResourceEstimate:
             f"of {_format_size(self.free_gb)} free",
         ]
         if self.gpus > 1:
-            lines.append(f"GPUs        {self.gpus} share each step, in a process each")
+            lines.append(
+                f"GPUs        {self.gpus} share each step, in a process each that captures nothing"
+            )
         if self.hours is not None:
             lines.append(
                 f"time        about {_format_hours(self.hours)}: {_format_hours(self.step_hours)} of steps at "
@@ -96,6 +98,7 @@ def estimate_resources(config: TrainConfig, run: Run, device: Device) -> Resourc
     shared = share(config, gpus := count_gpus())
     config = shared or config
     estimate = replace(refuse_too_large(config, run, device), gpus=gpus if shared else 1)
+    device = replace(device, captures=device.captures and estimate.gpus == 1)
     with machine_errors(config):
         _reset_peak_gb(device)
         step_s, forward_s, peak_gb = benchmark_step(config, device, 10 if _is_gpu(device) else 3)
