@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,102 +28,88 @@ from helpers.core.run import STAGES, Run, notebook_name
 from helpers.mirror.sync import STOP_S, sync_before_end
 
 NOTEBOOKS = Path("notebooks")
-QUIET = ["--IPKernelApp.log_level=CRITICAL"]  # a kernel warns about its own loopback socket
 # jupyter_client's words: no cell has run
 NOT_STARTED = r"Kernel (died before replying|didn't respond)"
 
 
 def parameters_of(stage: str) -> list[str]:
-    """Return the parameter names of a stage's notebook."""
+    """Return the names of the parameters of a stage's notebook."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return list(papermill.inspect_notebook(str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb")))
 
 
 def chosen_stages(first: str | None, only: str | None) -> list[str]:
-    """Return the stages from `first` (such as 03) on, or only those in `only` (such as 01,04).
+    """Return the stages in `only` (such as 01,04). Without `only`, return the stages from `first` (such as 03) on.
 
     Raises RunError for an unknown number.
     """
-    numbers = {f"{i + 1:02d}": stage for i, stage in enumerate(STAGES)}
+    numbers = {f"{i:02d}": stage for i, stage in enumerate(STAGES, 1)}
     first = "01" if first is None else first
     named = [] if only is None else only.split(",")
     for number in [first, *named]:
         if number not in numbers:
             raise RunError(f"there is no notebook {number!r}: give one of {', '.join(numbers)}")
-    wanted = named or [n for n in numbers if n >= first]
-    return [numbers[number] for number in numbers if number in wanted]
+    return [stage for n, stage in numbers.items() if (n in named if named else n >= first)]
 
 
 def plan_parameters(
     run: str, stages: list[str], given: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Return each stage's parameters from the command line's `given`, checked before any notebook runs.
+    """Parse and check the parameters of a command line. Return the parameters of each stage.
 
     Raises RunError for a parameter that no notebook has, a secret, or a value out of its bounds.
     """
     refuse_secrets({"run": run, **given})
-    _refuse_run(given)
-    given = dict(given)
     known = {stage: parameters_of(stage) for stage in STAGES}
+    more = _parse_more(given.get("more", "{}"))
+    if "run" in given or "run" in more:
+        raise RunError("run is the first argument: python -m helpers.batch RUN, and no parameter")
     for name in given:
-        if not any(name in names for names in known.values()):
-            every = {name for names in known.values() for name in names}
+        theirs = [stage for stage in STAGES if name in known[stage]]
+        if not theirs:
+            every = set().union(*known.values())
             raise RunError(f"no notebook knows the parameter {name!r}: {names_like(name, every)}")
-        if not any(name in known[stage] for stage in stages):
-            theirs = " and ".join(notebook_name(s) for s in STAGES if name in known[s])
+        if not set(theirs) & set(stages):
+            notebooks = " and ".join(map(notebook_name, theirs))
             raise RunError(
-                f"parameter {name!r} belongs to a notebook that would not run ({theirs}): leave it out"
+                f"parameter {name!r} belongs to a notebook that would not run ({notebooks}): leave it out"
             )
-    more = _more(given.pop("more", "{}"), stages)
+    settings = {stage: {field.name for field in fields(CONFIGS[stage])} for stage in stages}
+    for name in more:
+        if not any(name in names for names in settings.values()):
+            raise RunError(f"more has {name!r}, which no notebook that would run knows")
     planned = {}
     for stage in stages:
-        typed = {k: from_text(CONFIGS[stage], k, given[k]) for k in given if k in known[stage]}
-        mine = {k: v for k, v in more.items() if k in _fields(stage)}
+        names = [name for name in given if name in known[stage] and name != "more"]
+        typed = {name: from_text(CONFIGS[stage], name, given[name]) for name in names}
+        mine = {name: value for name, value in more.items() if name in settings[stage]}
         configure(CONFIGS[stage], mine, run=run, **typed)
         planned[stage] = {"run": run, **typed, **({"more": mine} if mine else {})}
     return planned
 
 
-def _fields(stage: str) -> set[str]:
-    return {field.name for field in fields(CONFIGS[stage])}
-
-
-def _refuse_run(given: dict[str, Any]) -> None:
-    if "run" in given:
-        raise RunError("run is the first argument: python -m helpers.batch RUN, and no parameter")
-
-
-def _more(text: str, stages: list[str]) -> dict[str, Any]:
-    """Parse the parameter `more`, a dict of further settings. Raises RunError for a setting that no stage has."""
-    try:
-        more = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        more = None
-    if not isinstance(more, dict):
-        raise RunError(f"more is {text!r}: give a dict such as {{'save_every_steps': 5}}")
-    _refuse_run(more)
-    for name in more:
-        if not any(name in _fields(stage) for stage in stages):
-            raise RunError(f"more has {name!r}, which no notebook that would run knows")
-    return more
+def _parse_more(text: str) -> dict[str, Any]:
+    with suppress(ValueError, SyntaxError):
+        if isinstance(more := ast.literal_eval(text), dict):
+            return more
+    raise RunError(f"more is {text!r}: give a dict such as {{'save_every_steps': 5}}")
 
 
 def _describe(run: Run, error: papermill.PapermillExecutionError) -> str:
-    """Return a notebook's error as a line: a RunError's message, or any other error with how to report a bug."""
+    """Return a notebook's error as one line. Errors other than RunError get a hint on how to report a bug."""
     if error.ename in OURS:
         return error.evalue
     words = " ".join(f"{error.ename}: {error.evalue}".split())
-    return (
-        f"{words}; if that is a bug, report it with what python -m helpers.about {run.name} prints"
-    )
+    about = f"python -m helpers.about {run.name}"
+    return f"{words}; if that is a bug, report it with what {about} prints"
 
 
 @retry(
     retry=retry_if_exception_message(match=NOT_STARTED), stop=stop_after_attempt(3), reraise=True
 )
 def _run_notebook(stage: str, target: Path, parameters: dict[str, Any]) -> None:
-    """Execute a notebook by papermill, and retry if the kernel does not start, such as when its port is taken."""
+    """Execute a notebook by papermill. Retry if the kernel does not start, such as when its port is taken."""
     papermill.execute_notebook(
         str(NOTEBOOKS / f"{notebook_name(stage)}.ipynb"),
         str(target),
@@ -130,12 +117,13 @@ def _run_notebook(stage: str, target: Path, parameters: dict[str, Any]) -> None:
         progress_bar=False,
         kernel_name="python3",
         iopub_timeout=60,  # on a busy machine, output may take longer than its default of 4 s
-        extra_arguments=QUIET,
+        # a kernel warns about its own loopback socket
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
     )
 
 
 def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
-    """Run a notebook, write the executed copy to the run folder, and return the seconds taken.
+    """Run a notebook, and write the executed copy to the run folder. Return the seconds taken.
 
     Raises RunError with the notebook's error in one line.
     """
@@ -146,8 +134,8 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
             target.parent.mkdir(parents=True, exist_ok=True)
             _run_notebook(stage, target, parameters)
     except papermill.PapermillExecutionError as error:
-        what = f"{notebook_name(stage)} stopped: {_describe(run, error)} (see {target})"
-        raise RunError(what) from None
+        words = f"{notebook_name(stage)} stopped: {_describe(run, error)} (see {target})"
+        raise RunError(words) from None
     except DeadKernelError:
         raise RunError(
             f"{notebook_name(stage)} was killed from outside, most likely out of memory: "
@@ -165,14 +153,14 @@ def execute(run: Run, stage: str, parameters: dict[str, Any]) -> float:
 
 
 def _redact_copy(target: Path) -> None:
-    """Redact secrets in an executed notebook: the kernel did not redact what was output before Setup had run."""
+    """Redact secrets in an executed notebook, since the kernel redacts no output before Setup has run."""
     text = target.read_text(encoding="utf-8") if target.is_file() else ""
     if redact(text) != text:
         write_text(target, redact(text))
 
 
 def outcome(run: Run, stage: str) -> str:
-    """Return the last text that an executed notebook printed, or "" if there is none."""
+    """Return the last text that an executed notebook printed, or "" if it printed none."""
     cells = nbformat.read(run.notebook(stage), as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     printed = [o.text for o in outputs if o.output_type == "stream" and o.name == "stdout"]
@@ -198,33 +186,24 @@ def walk(run: Run, planned: dict[str, dict[str, Any]]) -> None:
 def read_command(
     arguments: list[str] | None = None,
 ) -> tuple[Run, dict[str, dict[str, Any]]]:
-    """Read a command line, this process's unless given; return the run, and the parameters of each stage to run.
-
-    Raises RunError as plan_parameters does.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.batch", description=__doc__.split(":")[0]
-    )
+    """Return a command line's run, and the parameters of each stage to run. Raises what plan_parameters raises."""
+    words = __doc__.split(":")[0]
+    parser = argparse.ArgumentParser(prog="python -m helpers.batch", description=words)
     parser.add_argument("run", help="the run's name; its folder is runs/RUN")
     parser.add_argument("--from", dest="first", metavar="03", help="start with this notebook")
     parser.add_argument("--only", metavar="01,04", help="run only these notebooks")
     parser.add_argument("--preset", help="of 04_train: demo, t4, t4-full, l4, a100 or seed")
     parser.add_argument(
-        "-p",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a notebook's parameter",
+        "-p", nargs=2, action="append", metavar=("NAME", "VALUE"), help="a notebook's parameter"
     )
     args = parser.parse_args(arguments)
-    given = dict(args.p) | ({"preset": args.preset} if args.preset else {})
+    given = dict(args.p or []) | ({"preset": args.preset} if args.preset else {})
     stages = chosen_stages(args.first, args.only)
     return Run(args.run), plan_parameters(args.run, stages, given)
 
 
 def stop(number: int, _frame: object) -> None:
-    """Raise Stopped on a signal: papermill then interrupts the kernel, so that a training saves."""
+    """Raise Stopped when a signal arrives. Papermill then interrupts the kernel, so that a training saves."""
     raise Stopped("stopped; what was done is saved: give the same command again to resume", number)
 
 

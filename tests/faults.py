@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.core import files
-from helpers.train import checkpoint, log
+from helpers.train import log
 from tests.kills import forked
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ENOTCONN)
@@ -26,7 +26,7 @@ real = files.on_disk
 def placed(seam: Callable) -> Iterator[None]:
     """Have `seam` in on_disk's place inside, wherever it is called from."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (files, checkpoint, log):
+        for module in (files, log):
             patch.setattr(module, "on_disk", seam)
         yield
 

@@ -162,7 +162,7 @@ def test_setup_says_what_moved_since_this_was_checked(tmp_path, monkeypatch):
 def test_nothing_has_moved_on_an_image_that_is_as_its_list(image, monkeypatch):
     _, python, title = IMAGES[image]
     monkeypatch.setattr(setup.platform, "python_version_tuple", lambda: (*python.split("."), "9"))
-    monkeypatch.setattr(setup, "_version", lambda name: packages(image).get(name, ""))
+    monkeypatch.setattr(setup, "package_version", lambda name: packages(image).get(name, ""))
     assert setup.runtime_words() == f"runtime    as this was checked with ({title})"
 
 

@@ -13,13 +13,7 @@ from helpers.core.run import Run
 from helpers.dataset.build import build
 from helpers.dataset.curate import curate
 from helpers.dataset.split import split
-from helpers.inference.draw.sampler import (
-    Request,
-    Sampler,
-    make_config,
-    make_requests,
-    read_captions,
-)
+from helpers.inference.draw.sampler import Request, Sampler, make_config, make_requests
 from helpers.inference.report import report, verify_report
 from helpers.inference.share.model_card import write_card
 from helpers.inference.trained import read_trained
@@ -49,11 +43,11 @@ def words_of(remarks):
 
 
 def test_another_suffix_in_03_changes_no_prompt_and_is_told(run):
-    before = read_captions(Sampler(run), "validation")
+    before = read_trained(run).pictures("validation")
     build_again(run, suffix=" in oil")
     sampler = Sampler(run)
     assert sampler.suffix == SUFFIX and sampler.styled("a cat") == f"a cat{SUFFIX}"
-    assert read_captions(sampler, "validation") == before  # without the other suffix
+    assert sampler.trained.pictures("validation") == before  # without the other suffix
     told = "captions end in ' in oil' now, and the model knows ' in a mira watercolor style'"
     assert told in str(sampler) and "dataset/ has changed since this model was trained" in str(
         sampler

@@ -1,7 +1,4 @@
-"""The captioner "blip": an image-to-text model from the Hub, such as BLIP, that runs locally without a key or cost.
-
-The only module of notebooks 01 to 03 that loads torch, and only if it is chosen.
-"""
+"""The captioner "blip": a local image-to-text model, such as BLIP. No other module of 01 to 03 loads torch."""
 
 from collections.abc import Iterator
 
@@ -20,54 +17,37 @@ BEAMS = 3
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption each image with the model, appending the row to captions.jsonl before yielding it.
-
-    Raises RunError if the model cannot be loaded.
-    """
+    """Caption each image with the model, and yield each row after appending it to captions.jsonl."""
     processor, model = load(config.blip_model)
     for post in posts:
-        row = _caption(config, run, post, processor, model)
+        try:
+            image = open_rgb(run.image(post.file_name))
+        except OSError as error:
+            text, status = "", f"failed: cannot be read ({error})"
+        else:
+            text = describe(image, processor, model)
+            status = "ok" if text else "failed: the model returned no text"
+        row = Caption(post.file_name, text, status, "blip", config.blip_model)
         append_row(run.captions, row)
         yield row
 
 
 def load(name: str) -> tuple[AutoProcessor, AutoModelForImageTextToText]:
-    """Load an image-to-text model and its processor, the model on the GPU if there is one.
-
-    Raises RunError if `name` is not an image-to-text model.
-    """
+    """Load an image-to-text model, on the GPU if there is one, and its processor. Raises RunError for other models."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     advice = "give the hub id or the folder of an image-to-text model such as Salesforce/blip-image-captioning-large"
     with open_model("blip_model", name, advice) as folder:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False
-        )
+        safely = {"use_safetensors": True, "trust_remote_code": False}
+        model = AutoModelForImageTextToText.from_pretrained(folder, **safely)
     return processor, model.to(device).eval()
-
-
-def _caption(
-    config: CaptionConfig,
-    run: Run,
-    post: Post,
-    processor: AutoProcessor,
-    model: AutoModelForImageTextToText,
-) -> Caption:
-    try:
-        image = open_rgb(run.image(post.file_name))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        why = f"failed: cannot be read ({error})"
-        return Caption(post.file_name, "", why, "blip", config.blip_model)
-    text = describe(image, processor, model)
-    status = "ok" if text else "failed: the model returned no text"
-    return Caption(post.file_name, text, status, "blip", config.blip_model)
 
 
 @torch.inference_mode()
 def describe(
     image: Image.Image, processor: AutoProcessor, model: AutoModelForImageTextToText
 ) -> str:
-    """Return the caption that the model generates for an image by beam search, which is deterministic."""
+    """Return the caption that the model generates for an image, by a deterministic beam search."""
     inputs = processor(images=image, return_tensors="pt").to(model.device)
     tokens = model.generate(**inputs, max_new_tokens=MAX_TOKENS, num_beams=BEAMS, do_sample=False)
     return " ".join(processor.batch_decode(tokens, skip_special_tokens=True)[0].split())

@@ -32,7 +32,7 @@ LETTERING = re.compile(
 def find_problems(
     config: CaptionConfig, run: Run, rows: Iterable[Caption]
 ) -> dict[str, list[Caption]]:
-    """Find the captions with each problem; return {name of the problem: captions}."""
+    """Return the captions with each problem, as {problem: captions}."""
     rows = list(rows)
     usable = [row for row in rows if row.is_usable]
     same = Counter(_plain(row.caption) for row in usable)
@@ -42,6 +42,7 @@ def find_problems(
     base, own = base_model_of(run), config.clip_tokenizer
     limit = token_limit(own or base)
     count, note = token_counter(own or base)
+    too_long = f"{TOO_LONG} {limit} CLIP tokens with the suffix{note}"
 
     def having(matches: Callable[[str], object]) -> list[Caption]:
         return [row for row in usable if matches(strip_suffix(row.caption, suffix))]
@@ -51,9 +52,7 @@ def find_problems(
         "banned word": having(lambda text: words_in(text, banned)),
         "style word": having(lambda text: words_in(text, style)),
         "same words as another": having(lambda text: same[_plain(text)] > 1),
-        f"{TOO_LONG} {limit} CLIP tokens with the suffix{note}": having(
-            lambda text: count(text + suffix) > limit
-        ),
+        too_long: having(lambda text: count(text + suffix) > limit),
         "incomplete": having(is_incomplete),
         "lettering": having(LETTERING.search),
     }
@@ -64,7 +63,7 @@ def _plain(text: str) -> str:
 
 
 def suffix_of(config: CaptionConfig, run: Run) -> str:
-    """Return the suffix that 03 appends to every caption: as set in 02, else as set in 03."""
+    """Return the suffix that 03 appends to captions, from the settings of 02 or else of 03."""
     if config.suffix:
         return config.suffix
     kept = run.config("dataset")
@@ -72,20 +71,17 @@ def suffix_of(config: CaptionConfig, run: Run) -> str:
 
 
 def style_words(suffix: str) -> list[str]:
-    """Return words that name the style: the words of the suffix, and names of art media."""
+    """Return the words that name a style: the words of the suffix, and names of art media."""
     own = [word for word in re.findall(r"[\w'-]+", suffix.lower()) if word not in SMALL_WORDS]
     return list(dict.fromkeys(own + split_words(MEDIA)))
 
 
 def words_in(text: str, words: Iterable[str]) -> list[str]:
-    """Return the `words` that occur in `text`, as singular or plural and in any letter case."""
-    return [
-        word
-        for word in words
-        if re.search(rf"(?<!\w){re.escape(word)}(?:s|es)?(?!\w)", text, re.IGNORECASE)
-    ]
+    """Return those of `words` that occur in a text, in singular or plural and in any letter case."""
+    pattern = r"(?<!\w){}(?:s|es)?(?!\w)"
+    return [w for w in words if re.search(pattern.format(re.escape(w)), text, re.IGNORECASE)]
 
 
 def is_incomplete(text: str) -> bool:
-    """Return whether a caption has fewer than three words or ends as if cut off."""
+    """Return True if a caption has fewer than three words, or ends as if cut off."""
     return len(text.split()) < 3 or bool(CUT_OFF.search(text.strip()))

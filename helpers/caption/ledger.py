@@ -1,4 +1,4 @@
-"""Caption the images of a run, and save each caption in captions.jsonl, where the last row of an image counts."""
+"""Caption the images of a run. captions.jsonl has a row for each answer, and an image's last row counts."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,7 +7,7 @@ from types import ModuleType
 
 from helpers.caption import sidecar
 from helpers.caption.check import find_problems
-from helpers.caption.stale import find_stale, model_name, restored_caption
+from helpers.caption.stale import find_stale, model_name, restore_caption
 from helpers.config import CaptionConfig
 from helpers.config.choices import CAPTIONERS
 from helpers.core.errors import RunError
@@ -32,7 +32,7 @@ def load_captioner(config: CaptionConfig) -> ModuleType:
 
 
 def pending(config: CaptionConfig, run: Run) -> list[Post]:
-    """Return the posts whose image has no usable caption, or whose .txt was changed after the caption was read from it.
+    """Return the posts whose image has no usable caption, or whose .txt has changed since it was read.
 
     With `recaption`, also those with stale captions. A refused image is not retried until another captioner or model
     is chosen. Raises RunError if 01 has not run.
@@ -61,10 +61,7 @@ def _needs_caption(config: CaptionConfig, run: Run, post: Post, caption: Caption
 
 
 def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[Post]:
-    """Return the posts among `posts` that still need a caption.
-
-    Raises RunError if a post is of another run, or its image was replaced since.
-    """
+    """Return the posts that still need a caption. Raises RunError if an image is not this run's, or was replaced."""
     wanted = {post.file_name for post in pending(config, run)}
     known = latest(read_rows(run.posts, Post))
     for post in posts:
@@ -77,31 +74,20 @@ def _still_pending(config: CaptionConfig, run: Run, posts: list[Post]) -> list[P
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption the images of `posts` that still need a caption, saving each row before it is yielded.
+    """Caption the images of `posts` that still need a caption, and yield each row after saving it.
 
-    A rerun captions only what is missing. A stale caption stays until there is a new one. Raises RunError for images of
-    another run.
+    A stale caption stays until there is a new one. Raises RunError for images of another run.
     """
     posts = _still_pending(config, run, posts)
     run.write_config("caption", config)
     before = latest(read_rows(run.captions, Caption))
     with run.timed("caption"):
         for number, row in enumerate(load_captioner(config).caption_images(config, run, posts), 1):
-            _restore_caption(run, before.get(row.file_name), row)
+            if not row.request:  # a batch restores captions itself
+                restore_caption(run, before.get(row.file_name), row)
             yield row
             if number % MIRROR_EVERY == 0:
                 sync_soon(run)
-
-
-def _restore_caption(run: Run, before: Caption | None, row: Caption) -> None:
-    """Append the previous caption again if the new row must not replace it.
-
-    A batch restores captions itself, and a deleted or empty .txt is intended.
-    """
-    words = None if row.request else restored_caption(before, row)
-    is_from_text = row.captioner == "sidecar" and before and before.captioner == "sidecar"
-    if words and not is_from_text:  # a deleted or empty .txt is intended
-        append_row(run.captions, words)
 
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
@@ -112,28 +98,27 @@ def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
     return f"{len(posts)} images by {config.captioner}: $0"
 
 
-def dry_run(config: CaptionConfig, run: Run, posts: list[Post], count: int = 3) -> list[Caption]:
-    """Caption the first `count` of `posts` and return their rows, for review before paying for the others."""
+def dry_run(config: CaptionConfig, run: Run, posts: list[Post]) -> list[Caption]:
+    """Caption the first three of `posts` and return their rows, for review before paying for the others."""
     run.check_settings(config)
-    first = posts[:count]
-    for _ in caption_images(replace(config, mode="now"), run, first):
-        pass
+    first = posts[:3]
+    list(caption_images(replace(config, mode="now"), run, first))
     rows = latest(read_rows(run.captions, Caption))
     return [rows[post.file_name] for post in first if post.file_name in rows]
 
 
 def ask_again(config: CaptionConfig, run: Run, post: Post) -> Caption:
-    """Caption one image again and return the new row; if there is no new caption, the previous one is restored."""
+    """Caption one image again and return the new row. If there is no new caption, the previous one is restored."""
     run.check_settings(config)
     before = latest(read_rows(run.captions, Caption)).get(post.file_name)
     *_, row = load_captioner(config).caption_images(replace(config, mode="now"), run, [post])
-    if not row.is_usable:
-        _restore_caption(run, before, row)
+    if not row.is_usable and not row.request:
+        restore_caption(run, before, row)
     return row
 
 
 def edit(run: Run, row: Caption, words: str) -> Caption:
-    """Append and return a row with the caption that a person wrote, or accepted without a change."""
+    """Append and return a row with a caption that a person wrote or accepted. Raises RunError if it is empty."""
     words = " ".join(words.split())
     if not words:
         raise RunError(f"the caption of {row.file_name} is empty: write what the image shows")
@@ -144,13 +129,13 @@ def edit(run: Run, row: Caption, words: str) -> Caption:
 
 
 def problems(config: CaptionConfig, run: Run) -> dict[str, list[Caption]]:
-    """Find the run's captions with each problem; return {name of the problem: captions}."""
+    """Return the run's captions with each problem, as {problem: captions}."""
     run.check_settings(config)
     return find_problems(config, run, latest(read_rows(run.captions, Caption)).values())
 
 
 def verify_captions(run: Run) -> str:
-    """Check captions.jsonl; return a line with the number of captions, the number of images without one, and the cost.
+    """Check captions.jsonl, and return a line with the cost and the number of images with and without a caption.
 
     Raises RunError if a row's image is unknown, or no image has a caption.
     """
@@ -172,13 +157,11 @@ def verify_captions(run: Run) -> str:
 
 
 def _explain_no_captions(run: Run, count: int) -> str:
+    none = f"none of the {count} images has a caption"
     if run.read_config("caption")["captioner"] != "sidecar":
-        return (
-            f"none of the {count} images has a caption: read the status of each in {run.captions}"
-        )
+        return f"{none}: read the status of each in {run.captions}"
     folder = run.read_config("scrape")["folder"] or "your images"
     return (
-        f"none of the {count} images has a caption: put a .txt of the same name next to each image in {folder}, "
-        "and run 01_scrape and 02_caption again; or set captioner to 'claude', or to 'blip', which is "
-        "free and needs a GPU"
+        f"{none}: put a .txt of the same name next to each image in {folder}, and run 01_scrape and 02_caption again; "
+        "or set captioner to 'claude', or to 'blip', which is free and needs a GPU"
     )

@@ -30,24 +30,20 @@ EVERY, TO_READ = "all captions", "all that want a look"
 
 
 def review(config: CaptionConfig, run: Run) -> "ReviewTable | None":
-    """Show the review table if `config.review` is set and a person runs the notebook, else print counts of problems.
-
-    Returns the table, or None if it is not shown.
-    """
+    """Show and return the review table, or print counts of problems if `config.review` is off or no person is there."""
     run.check_settings(config)
     table = ReviewTable(config, run)
     if config.review and is_interactive():
         display(table.view, HTML(IF_DEAD))
         return table
     counts = ", ".join(f"{what}: {len(names)}" for what, names in table.found.items() if names)
-    print(
-        f"review skipped; it would have shown {len(table.names(TO_READ))} captions ({counts or 'none'})"
-    )
+    to_read = len(table.names(TO_READ))
+    print(f"review skipped; it would have shown {to_read} captions ({counts or 'none'})")
     return None
 
 
 def is_interactive() -> bool:
-    """Return whether a person runs this cell: a front end allows input requests, papermill does not."""
+    """Return True if a person runs this cell. A front end allows input requests, papermill does not."""
     kernel = getattr(get_ipython(), "kernel", None)
     request = kernel.get_parent("shell") if kernel else {}
     return bool(request.get("content", {}).get("allow_stdin"))
@@ -62,7 +58,7 @@ class Line(NamedTuple):
 
 
 class ReviewTable:
-    """A paged table of images, each with its problems and its caption to edit. `view` is the widget to show."""
+    """A paged table of images, with their problems and their captions to edit."""
 
     def __init__(self, config: CaptionConfig, run: Run) -> None:
         self.config, self.run = config, run
@@ -82,20 +78,12 @@ class ReviewTable:
         self.filter.observe(self._on_filter, "value")
         self.back.on_click(lambda _: self._turn_to(self.page - 1))
         self.forward.on_click(lambda _: self._turn_to(self.page + 1))
-        self.view = widgets.VBox(
-            [
-                widgets.HBox([self.filter, self.back, self.forward, self.where]),
-                self.message,
-                self.table,
-            ]
-        )
+        top = widgets.HBox([self.filter, self.back, self.forward, self.where])
+        self.view = widgets.VBox([top, self.message, self.table])  # the widget to show
         self._list()
 
     def names(self, shown: str) -> list[str]:
-        """Return the file names of the captions that the filter choice `shown` selects.
-
-        Under a problem, captions that a person accepted or edited are left out, unless they are too long.
-        """
+        """Return the file names of the captions that the filter choice `shown` selects."""
         if shown == EVERY:
             return list(self.rows)
         if shown == TO_READ:
@@ -108,44 +96,36 @@ class ReviewTable:
         return [TO_READ, *kinds, EVERY] if kinds else [EVERY]
 
     def _reload(self) -> None:
-        """Read captions.jsonl again, and find the problems in its captions."""
+        """Read the captions and their problems. An edited or accepted caption has none, unless it is too long."""
         self.rows = latest(read_rows(self.run.captions, Caption))
         self.found = {
-            what: [
-                row.file_name for row in rows if row.status != "edited" or what.startswith(TOO_LONG)
-            ]
+            what: [r.file_name for r in rows if r.status != "edited" or what.startswith(TOO_LONG)]
             for what, rows in problems(self.config, self.run).items()
         }
 
     def _list(self) -> None:
-        """List the captions that the filter selects, and show the first page.
-
-        Later edits do not change the list, so no page is skipped.
-        """
-        self.listed = self.names(self.filter.value)
+        self.listed = self.names(self.filter.value)  # not changed by edits: no page is skipped
         self._turn_to(0)
 
+    @property
+    def _last_page(self) -> int:
+        return max(0, (len(self.listed) - 1) // ROWS_PER_PAGE)
+
     def _turn_to(self, page: int) -> None:
-        last = max(0, (len(self.listed) - 1) // ROWS_PER_PAGE)
-        self.page = min(max(0, page), last)
-        self.back.disabled, self.forward.disabled = self.page == 0, self.page == last
+        self.page = min(max(0, page), self._last_page)
+        self.back.disabled, self.forward.disabled = self.page == 0, self.page == self._last_page
         self._count()
         shown = self.listed[self.page * ROWS_PER_PAGE : (self.page + 1) * ROWS_PER_PAGE]
         self.table.children = tuple(self._row(self.rows[name]) for name in shown)
 
     def _count(self) -> None:
-        """Show how many captions the filter selects, and the page number."""
-        pages = max(1, -(-len(self.listed) // ROWS_PER_PAGE))
         count = len(self.names(self.filter.value))
-        self.where.value = f"{count} captions, page {self.page + 1} of {pages}"
+        self.where.value = f"{count} captions, page {self.page + 1} of {self._last_page + 1}"
 
     def _row(self, row: Caption) -> widgets.HBox:
-        words = widgets.Text(
-            row.caption,
-            placeholder=row.status,
-            continuous_update=False,
-            layout=widgets.Layout(width="98%"),
-        )
+        wide = widgets.Layout(width="98%")
+        words = widgets.Text(row.caption, placeholder=row.status, layout=wide)
+        words.continuous_update = False
         note = widgets.HTML(self._note(row))
         accept = widgets.Button(description="Accept", icon="check", button_style="success")
         again = widgets.Button(description="Ask again", icon="refresh")
@@ -155,26 +135,17 @@ class ReviewTable:
         again.on_click(lambda button: self._ask(line, button))
         picture = widgets.Image(value=_thumbnail(self.run, row.file_name), format="jpeg")
         picture.layout = widgets.Layout(width=f"{PICTURE_PX}px", flex="0 0 auto")
-        right = [note, words, widgets.HBox([accept, again])]
-        return widgets.HBox(
-            [
-                picture,
-                widgets.VBox(right, layout=widgets.Layout(flex="1 1 0%", margin="0 0 0 12px")),
-            ],
-            layout=widgets.Layout(border="1px solid #ddd", padding="6px", margin="4px 0"),
-        )
+        right = widgets.VBox([note, words, widgets.HBox([accept, again])])
+        right.layout = widgets.Layout(flex="1 1 0%", margin="0 0 0 12px")
+        frame = widgets.Layout(border="1px solid #ddd", padding="6px", margin="4px 0")
+        return widgets.HBox([picture, right], layout=frame)
 
     def _note(self, row: Caption) -> str:
         """Return the HTML line above a caption: file name, status, captioner and problems."""
-        parts = [
-            f"<b>{html.escape(row.file_name)}</b>",
-            html.escape(f"{row.status}, {row.captioner}"),
-        ]
-        parts += [
-            f'<span style="color:#b03030">{html.escape(what)}</span>'
-            for what in self._problems_of(row.file_name)
-        ]
-        return " &middot; ".join(parts)
+        name, made = html.escape(row.file_name), html.escape(f"{row.status}, {row.captioner}")
+        found = map(html.escape, self._problems_of(row.file_name))
+        red = [f'<span style="color:#b03030">{what}</span>' for what in found]
+        return " &middot; ".join([f"<b>{name}</b>", made, *red])
 
     def _problems_of(self, name: str) -> list[str]:
         return [what for what, names in self.found.items() if name in names]
@@ -184,7 +155,6 @@ class ReviewTable:
             self._save(line)
 
     def _save(self, line: Line) -> None:
-        """Save the caption that stands in the row's text field, edited or merely accepted."""
         try:
             edit(self.run, self.rows[line.name], line.words.value)
             self._refresh(line, "kept")
@@ -192,7 +162,6 @@ class ReviewTable:
             self._show_message(str(error))
 
     def _ask(self, line: Line, button: widgets.Button) -> None:
-        """Caption the image of a table row again, and show the new caption."""
         button.disabled = True
         try:
             row = ask_again(self.config, self.run, self.posts[line.name])
@@ -209,12 +178,10 @@ class ReviewTable:
         self._update_filter()
         self._count()
         long = [fault for fault in self._problems_of(line.name) if fault.startswith(TOO_LONG)]
-        self._show_message(
-            f"{line.name}: {what}" + "".join(f", but {f}: its end is not read" for f in long)
-        )
+        but = "".join(f", but {fault}: its end is not read" for fault in long)
+        self._show_message(f"{line.name}: {what}{but}")
 
     def _update_filter(self) -> None:
-        """Update the choices of the filter, with the present choice still selected."""
         chosen, choices = self.filter.value, self._choices()
         if chosen not in choices:
             choices.append(chosen)
@@ -228,10 +195,10 @@ class ReviewTable:
 
 
 def _thumbnail(run: Run, file_name: str) -> bytes:
-    """Return a small JPEG of an image, grey if the image cannot be read."""
+    """Return a small JPEG of an image, or of a grey square if the image cannot be read."""
     try:
         image = open_rgb(run.image(file_name))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except OSError:
         image = Image.new("RGB", (PICTURE_PX, PICTURE_PX), "#cccccc")
     image.thumbnail((2 * PICTURE_PX, 2 * PICTURE_PX))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The captioner "sidecar": reads the caption of each image from the .txt file of the same name."""
+"""The captioner "sidecar": it reads each image's caption from the .txt file of the same name."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from helpers.core.text import read_text
 
 
 def caption_images(_config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Caption each image from its .txt file, appending the row to captions.jsonl before yielding it."""
+    """Caption each image from its .txt file, and yield each row after appending it to captions.jsonl."""
     for post in posts:
         row = caption_image(run, post)
         append_row(run.captions, row)

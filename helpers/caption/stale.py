@@ -1,13 +1,9 @@
-"""Find stale captions: those made with settings that have changed since.
-
-The setting `recaption` replaces stale captions; `restored_caption` says which caption to restore after a failure.
-"""
+"""Find stale captions, which were made with settings that have changed since."""
 
 import hashlib
 import json
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from helpers.caption.claude.prompt import STYLE_GUIDE, example_pairs, split_words
@@ -15,7 +11,7 @@ from helpers.config import CaptionConfig
 from helpers.config.choices import CAPTIONERS
 from helpers.core.errors import RunError
 from helpers.core.files import sha256
-from helpers.core.records import Caption, latest, read_rows
+from helpers.core.records import Caption, append_row, latest, read_rows
 from helpers.core.run import Run
 
 
@@ -26,7 +22,7 @@ def model_name(config: CaptionConfig) -> str:
 
 
 def made_with(config: CaptionConfig, run: Run) -> dict[str, str]:
-    """Return the settings that shape Claude's captions, with texts as hashes, or {} for another captioner."""
+    """Return Claude's settings that shape a caption, as {name: value or hash}, or {} for another captioner."""
     if config.captioner != "claude":
         return {}
     return {
@@ -43,21 +39,17 @@ def _hash(value: Any) -> str:
 
 
 def _examples(config: CaptionConfig, run: Run) -> list[Any]:
-    """Return the example pairs as (SHA-256 of the image, caption), or the plain setting if an example is missing.
-
-    An edited caption thus counts as a new example.
-    """
+    """Return the example pairs as (SHA-256 of the image, caption), or the setting itself if an example is missing."""
     with suppress(RunError, OSError):  # a missing example is reported when the prompt is built
         return [(sha256(path), caption) for path, caption in example_pairs(config, run)]
     return list(config.examples)
 
 
 def find_stale(config: CaptionConfig, run: Run) -> dict[str, list[str]]:
-    """Return {file name: settings that have changed since the caption was made} for each stale caption.
+    """Return {file name: names of the settings that have changed} of the images with a stale caption.
 
-    A person's caption is never stale. Rows of older versions without settings are compared by captioner and model only.
-    With captioner=sidecar, only an image with a .txt can be stale. Images refused with these settings are left out, as
-    they would be refused again.
+    Captions by a person, images refused by this captioner and model, and with captioner=sidecar images without a .txt
+    are left out. Rows of older versions without settings are compared by captioner and model only.
     """
     rows = read_rows(run.captions, Caption)
     model, settings = model_name(config), made_with(config, run)
@@ -97,13 +89,13 @@ def stale_note(config: CaptionConfig, run: Run) -> str:
     )
 
 
-def restored_caption(before: Caption | None, row: Caption) -> Caption | None:
-    """Return the caption to restore: the previous one if a person edited it or the new row has no caption, else None.
+def restore_caption(run: Run, before: Caption | None, row: Caption) -> None:
+    """Append the previous caption as a new row if a person edited it, or the new row has no caption.
 
-    An unusable previous caption is not restored. The returned row has no tokens, cost or request, as the row of the
-    answer has them.
+    The old row alone has the cost. A caption from a .txt that was deleted or emptied is not restored.
     """
     if before is None or not before.is_usable or (row.is_usable and before.status != "edited"):
-        return None
-    free = {"input_tokens": 0, "output_tokens": 0, "cache_read_tokens": 0, "cache_write_tokens": 0}
-    return replace(before, **free, cost_usd=0.0, request="")
+        return
+    if not before.captioner == row.captioner == "sidecar":
+        kept = (before.file_name, before.caption, before.status, before.captioner, before.model)
+        append_row(run.captions, Caption(*kept, made_with=before.made_with))

@@ -1,4 +1,4 @@
-"""The registry of the image sources of 01_scrape and the captioners of 02_caption."""
+"""The image sources of 01_scrape and the captioners of 02_caption, by name."""
 
 from typing import NamedTuple
 

@@ -3,27 +3,27 @@
 import ast
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import Field, field, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_origin
 
 from helpers.core.errors import RunError
 from helpers.core.redact import looks_secret
-from helpers.core.run import RUN_NAME
+from helpers.core.run import check_run_name
 
 
-def number(default: float | None, low: float, high: float, **metadata: Any) -> Any:
-    """Return a dataclass field for a number from `low` to `high`; only integers if the default is an int."""
+def number(default: float, low: float, high: float, **metadata: Any) -> Any:
+    """Return a dataclass field for a number from `low` to `high`."""
     return field(default=default, metadata={"low": low, "high": high, **metadata})
 
 
 def choice(*options: str, **metadata: Any) -> Any:
-    """Return a dataclass field for one of `options`; the first option is the default."""
+    """Return a dataclass field for one of `options`, the first of which is the default."""
     return field(default=options[0], metadata={"options": options, **metadata})
 
 
 def lines(default: str | tuple[str, ...], **metadata: Any) -> Any:
-    """Return a dataclass field for several texts, given as lines or a list, stored as str or tuple like `default`."""
+    """Return a dataclass field for several texts, as str or tuple like `default`. A user may give lines or a list."""
     return field(default=default, metadata={"lines": True, **metadata})
 
 
@@ -33,7 +33,7 @@ def plain(default: Any, **metadata: Any) -> Any:
 
 
 class Unset:
-    """Placeholder for settings that have not passed their checks: reading any attribute raises RunError."""
+    """A placeholder for settings that have not passed their checks. Reading any attribute raises RunError."""
 
     def __getattr__(self, name: str) -> Any:
         raise RunError("the settings above are not in force: correct them and run their cell again")
@@ -43,17 +43,17 @@ UNSET = Unset()
 
 
 class Checked:
-    """Base class of the settings of a notebook: types and bounds are checked on creation."""
+    """A base class for the settings of a notebook, with types and bounds checked on creation."""
 
     def __post_init__(self) -> None:
         check(self)
 
     def defaults(self) -> dict[str, Any]:
         """Return the default value of each setting."""
-        return {f.name: _default(f) for f in fields(self)}
+        return vars(type(self)())
 
     def _ipython_display_(self) -> None:
-        """Print the run, the preset, and each setting that differs from its default or preset value, one per line."""
+        """Print the run, the preset, and each setting that differs from its default or preset value."""
         defaults, preset = self.defaults(), getattr(self, "preset", "")
         names = [name for name, value in defaults.items() if getattr(self, name) != value]
         shown = dict.fromkeys(["run", *(["preset"] if preset else []), *names])
@@ -74,7 +74,7 @@ def refuse_secrets(given: dict[str, Any]) -> None:
 
 
 def names_like(name: str, known: Iterable[str]) -> str:
-    """Return a hint for an unknown name: the most similar known names, or all known names if none is similar."""
+    """Return a hint for an unknown name: the similar known names, or all known names."""
     known = sorted(known)
     if alike := get_close_matches(str(name), known):
         return f"did you mean {' or '.join(alike)}?"
@@ -82,14 +82,11 @@ def names_like(name: str, known: Iterable[str]) -> str:
 
 
 def from_text(kind: type, name: str, text: str) -> Any:
-    """Parse a command-line text as a value for the field `name` of the settings class `kind`.
-
-    Raises RunError if the field is unknown or the text cannot be parsed.
-    """
+    """Parse a command-line text for the field `name` of the settings `kind`. Raises RunError if that fails."""
     known = {f.name: f for f in fields(kind)}
     if name not in known:
         raise RunError(f"{kind.__name__} does not know {name!r}: {names_like(name, known)}")
-    wanted = _default_type(known[name])
+    wanted = _kind(known[name])
     if known[name].metadata.get("lines"):
         with suppress(ValueError, TypeError, SyntaxError):  # a text that is not a list stays a text
             if isinstance(listed := ast.literal_eval(text), list | tuple):
@@ -97,40 +94,39 @@ def from_text(kind: type, name: str, text: str) -> Any:
     if text == "None" or wanted is str:
         return None if text == "None" else text
     try:
-        value = ast.literal_eval(text.capitalize() if wanted is bool else text)
+        return ast.literal_eval(text.capitalize() if wanted is bool else text)
     except (ValueError, SyntaxError):
         raise RunError(f"{name} is {text!r}: give {_KINDS[wanted]}") from None
-    return value
 
 
 def check(config: Any) -> None:
-    """Convert lines, lists and integers to each field's type, then check types and bounds.
-
-    Raises RunError with the field, the value and the bounds.
-    """
+    """Convert a config's values to the types of their fields. Raises RunError for a wrong type or value."""
     for f in fields(config):
         value = getattr(config, f.name)
         if f.metadata.get("lines"):
             object.__setattr__(config, f.name, _lines(f, value))
-        elif isinstance(value, int) and _default_type(f) is float:
+        elif isinstance(value, int) and _kind(f) is float:
             object.__setattr__(config, f.name, float(value))
-        elif isinstance(value, list) and _default_type(f) is tuple:
+        elif isinstance(value, list) and _kind(f) is tuple:
             object.__setattr__(config, f.name, tuple(value))
-        elif type(value) is not _default_type(f):
-            raise RunError(f"{f.name} is {value!r}: give {_KINDS[_default_type(f)]}")
-        _check_bounds(f, getattr(config, f.name))
-    if not RUN_NAME.fullmatch(config.run):
-        raise RunError(
-            f"run is {config.run!r}: use 1 to 64 letters, digits, - and _, as in my-art-1"
-        )
+        elif type(value) is not _kind(f):
+            raise RunError(f"{f.name} is {value!r}: give {_KINDS[_kind(f)]}")
+        value, bounds = getattr(config, f.name), f.metadata
+        if "options" in bounds and value not in bounds["options"]:
+            raise RunError(f"{f.name} is {value!r}: choose one of {', '.join(bounds['options'])}")
+        if "low" in bounds and not bounds["low"] <= value <= bounds["high"]:
+            raise RunError(
+                f"{f.name} is {value}: give a number from {bounds['low']} to {bounds['high']}"
+            )
+    check_run_name(config.run)
 
 
 def _lines(f: Field, value: Any) -> str | tuple[str, ...]:
-    """Convert lines, or a list of texts, to the field's type: str or tuple."""
+    """Convert lines, or a list of texts, to the type of the field: str or tuple."""
     texts = value.splitlines() if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise RunError(f"{f.name} is {value!r}: give a text in quotes, or a list of them")
-    if _default_type(f) is tuple:
+    if _kind(f) is tuple:
         return tuple(text for text in texts if text.strip())
     return value if isinstance(value, str) else "\n".join(texts)
 
@@ -145,19 +141,5 @@ _KINDS = {
 }
 
 
-def _default(f: Field) -> Any:
-    assert f.default is not MISSING or f.default_factory is not MISSING
-    return f.default if f.default is not MISSING else f.default_factory()
-
-
-def _default_type(f: Field) -> type:
-    return type(_default(f))
-
-
-def _check_bounds(f: Field, value: Any) -> None:
-    if "options" in f.metadata and value not in f.metadata["options"]:
-        raise RunError(f"{f.name} is {value!r}: choose one of {', '.join(f.metadata['options'])}")
-    if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
-        raise RunError(
-            f"{f.name} is {value}: give a number from {f.metadata['low']} to {f.metadata['high']}"
-        )
+def _kind(f: Field) -> type:
+    return get_origin(f.type) or f.type

@@ -1,9 +1,7 @@
-"""The settings of the five notebooks: a frozen dataclass per notebook, checked on creation.
-
-A notebook calls `configure(TrainConfig, more, run=run, ...)`; None stands for the default, or the preset's value.
-"""
+"""The settings of the five notebooks, a dataclass each. A notebook calls `configure(TrainConfig, more, run=run)`."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import date
 from typing import Any, TypeVar
@@ -43,8 +41,7 @@ class ScrapeConfig(Checked):
     max_minutes: float = number(90.0, 0.0, 100_000.0)  # of one visit to Instagram; 0 sets no limit
     pauses: bool = True  # instaloader's short random pauses before each request to Instagram
     video_covers: bool = False  # take the cover image of a video
-    # take others' posts in the account's timeline, for private study only
-    coauthored: bool = False
+    coauthored: bool = False  # take others' posts in the timeline, for private study only
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,8 +50,8 @@ class ScrapeConfig(Checked):
             raise RunError(
                 f"source is {self.source!r} but {needs} is empty: set {needs} to {advice}"
             )
-        for name in ("since", "until"):
-            _check_day(name, getattr(self, name))
+        _check_day("since", self.since)
+        _check_day("until", self.until)
         if self.since and self.until and self.since > self.until:
             raise RunError(f"since {self.since} is after until {self.until}: swap them")
         if self.source == "instagram":
@@ -62,7 +59,7 @@ class ScrapeConfig(Checked):
 
     @property
     def username(self) -> str:
-        """The account name without `@` or URL, or "" if none is given. Raises RunError if the name is invalid."""
+        """The account's name without `@` or URL, or "" if none is given. Raises RunError if the name is invalid."""
         match = _ACCOUNT.fullmatch(self.account.strip())
         if self.account.strip() and not match:
             raise RunError(f"account is {self.account!r}: give its name alone, as in some.artist")
@@ -71,18 +68,17 @@ class ScrapeConfig(Checked):
     @property
     def shortcodes(self) -> list[str]:
         """The shortcodes in `posts`, in order, without duplicates. Raises RunError for an invalid shortcode or URL."""
-        parts = [part for part in re.split(r"[,\s]+", self.posts) if part]
-        matches = [_POST.fullmatch(part) for part in parts]
-        for part, match in zip(parts, matches, strict=True):
+        found = {part: _POST.fullmatch(part) for part in re.split(r"[,\s]+", self.posts) if part}
+        for part, match in found.items():
             if not match:
                 raise RunError(
                     f"posts has {part!r}: give shortcodes, or addresses such as "
                     "https://www.instagram.com/p/C1a2B3c4D5e/"
                 )
-        return list(dict.fromkeys(match[1] for match in matches))
+        return list(dict.fromkeys(match[1] for match in found.values()))
 
     def covers(self, taken_at: str) -> bool:
-        """Whether the ISO time `taken_at` is within the days `since` to `until`; True if `taken_at` is empty."""
+        """Return True if the ISO time `taken_at` is empty, or within the days `since` to `until`."""
         day = taken_at[:10]
         return not day or (self.since or day) <= day <= (self.until or day)
 
@@ -95,12 +91,10 @@ _POST = re.compile(
 
 
 def _check_day(name: str, value: str) -> None:
-    try:
-        is_day = not value or date.fromisoformat(value).isoformat() == value
-    except ValueError:
-        is_day = False
-    if not is_day:
-        raise RunError(f"{name} is {value!r}: give a day as in 2024-01-31, or leave it empty")
+    with suppress(ValueError):
+        if not value or date.fromisoformat(value).isoformat() == value:
+            return
+    raise RunError(f"{name} is {value!r}: give a day as in 2024-01-31, or leave it empty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +123,7 @@ class CaptionConfig(Checked):
     timeout_s: float = number(120.0, 0.05, 600.0)
     poll_s: float = number(30.0, 0.0, 3600.0)  # between two status requests for a batch
     blip_model: str = "Salesforce/blip-image-captioning-large"  # a hub id or a folder
-    # counts tokens; a hub id or a folder; empty takes the base model's
-    clip_tokenizer: str = ""
+    clip_tokenizer: str = ""  # a hub id or a folder, to count tokens; empty: the base model's
     suffix: str = ""  # as in 03, to count its tokens; empty takes 03's setting or default
 
     def __post_init__(self) -> None:
@@ -174,10 +167,10 @@ class DatasetConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
-    """Settings of 04_train, the fine-tune. The preset's values replace the defaults of its fields.
+    """Settings of 04_train, the fine-tune. The preset's values replace the defaults.
 
-    A `resumable` field may differ when a training is resumed: it changes how long or how closely it is watched, or
-    takes memory or time and gives the same result. Every other field changes what a step learns.
+    A `resumable` field may differ when a training is resumed, since it changes length, watching, memory or time alone.
+    Every other field changes what a step learns.
     """
 
     run: str = plain("demo", resumable=True)
@@ -192,8 +185,7 @@ class TrainConfig(Checked):
     rank: int = number(16, 1, 512)  # of a LoRA
     lora_alpha: int = number(0, 0, 1024)  # 0 takes the rank, so that the learning rate still fits
     lora_targets: str = choice("attention_ff_conv", "attention_ff", "attention")
-    # not needed for a style; overfits and forgets words quickly
-    train_text_encoder: bool = False
+    train_text_encoder: bool = False  # not needed for a style; overfits and forgets words quickly
     text_encoder_lr: float = number(5e-6, 1e-9, 1.0)
     seed: int = number(0, 0, 2**31)
     mixed_precision: str = choice("auto", "no", "fp16", "bf16")
@@ -211,10 +203,8 @@ class TrainConfig(Checked):
     caption_dropout: float = number(0.1, 0.0, 1.0)  # for classifier-free guidance
     # prior preservation: samples of the base model, as a share of the training images
     prior_share: float = number(0.5, 0.0, 4.0)
-    # adds each image mirrored; not for images with lettering or signatures
-    random_flip: bool = False
-    # crops along the longer side; 1 takes the middle
-    crops_per_image: int = number(1, 1, 16)
+    random_flip: bool = False  # adds each image mirrored; not for lettering or signatures
+    crops_per_image: int = number(1, 1, 16)  # along the longer side; 1 takes the middle
     # images in their own aspect ratio at resolution_px squared pixels, instead of square crops
     aspect_ratio_buckets: bool = False
     use_ema: bool = False  # validate, sample and export the weights' moving average
@@ -227,15 +217,13 @@ class TrainConfig(Checked):
     # CUDA graphs: a step's kernels are recorded once and replayed, several times as fast with the same losses
     capture: str = choice("auto", "off", resumable=True)
     save_every_steps: int = number(100, 1, 1_000_000, resumable=True)
-    # saves between these steps as well; 0: never
-    save_every_minutes: float = number(15.0, 0.0, 10_000.0, resumable=True)
+    save_every_minutes: float = number(15.0, 0.0, 10_000.0, resumable=True)  # as well; 0: never
     validate_every_steps: int = number(50, 1, 1_000_000, resumable=True)
     # (image, timestep) pairs of a validation loss, and half as many of training images; fewer are too noisy
     validation_pairs: int = number(256, 2, 65_536)
     preview_every_steps: int = number(100, 1, 1_000_000, resumable=True)
     keep_checkpoints: int = number(2, 1, 1000, resumable=True)  # and the best one beside them
-    # validations without a new best; 0: never
-    early_stopping_patience: int = number(0, 0, 1000, resumable=True)
+    early_stopping_patience: int = number(0, 0, 1000, resumable=True)  # in validations; 0: never
     # beside train_log.jsonl, which is always written; the names are accelerate's
     tracker: str = choice("tensorboard", "none", *TRACKERS, resumable=True)
     # of the previews, without the suffix; empty takes held-out captions
@@ -244,14 +232,13 @@ class TrainConfig(Checked):
     guidance_scale: float = number(4.0, 1.0, 30.0)
     num_inference_steps: int = number(16, 1, 1000)
     allow_slow: bool = plain(False, resumable=True)  # train a full-size model without a GPU
-    # values to try: {"learning_rate": "1e-5..1e-3"}
+    # values to try, as in {"learning_rate": "1e-5..1e-3"}
     sweep: dict = field(default_factory=dict, hash=False, metadata={"resumable": True})
     # or all combinations of its lists, if they are fewer
     sweep_trials: int = number(8, 1, 1000, resumable=True)
     # empty: the run folder; `postgresql`, or its address, for several machines
     sweep_storage: str = plain("", resumable=True)
-    # this machine's price, so that a sweep reports its cost
-    usd_per_hour: float = number(0.0, 0.0, 1000.0, resumable=True)
+    usd_per_hour: float = number(0.0, 0.0, 1000.0, resumable=True)  # this machine's price
 
     def defaults(self) -> dict[str, Any]:
         """Return the preset's value of each setting, or the default if the preset has none."""
@@ -259,7 +246,7 @@ class TrainConfig(Checked):
 
     @property
     def effective_batch_size(self) -> int:
-        """The number of images per optimizer step and process: train_batch_size x gradient_accumulation_steps."""
+        """The number of images per optimizer step and process."""
         return self.train_batch_size * self.gradient_accumulation_steps
 
     def __post_init__(self) -> None:
@@ -285,8 +272,7 @@ class InferenceConfig(Checked):
     add_suffix: bool = True  # end each prompt with the dataset's suffix
     batch_size: int = number(8, 1, 64)
     judged_samples: int = number(24, 8, 4096)  # in each group that the verdict compares
-    # training captions that are drawn to find copies of training images
-    probed_captions: int = number(16, 0, 4096)
+    probed_captions: int = number(16, 0, 4096)  # training captions drawn, to find copies
     encoder: str = ""  # a hub id or folder of a CLIP or DINOv2, to measure the style as well
     clip_model: str = ""  # a hub id or folder of a CLIP, to measure prompt adherence
     safety_checker: bool = True  # if the model has one
@@ -312,20 +298,19 @@ CONFIGS = {
 
 
 def configure(kind: type[Config], more: dict[str, Any] | None = None, **values: Any) -> Config:
-    """Create a config from a notebook's parameters and the dict `more`; None means the default or preset value.
+    """Create a config from a notebook's parameters and the dict `more`. None means the default or preset value.
 
     Raises RunError for an unknown name, or a value out of its bounds.
     """
-    if not isinstance(more or {}, dict):
+    more = more or {}
+    if not isinstance(more, dict):
         raise RunError("more is no dict: write it as in more = {'save_every_steps': 5}")
-    refuse_secrets(values | (more or {}))
+    refuse_secrets(values | more)
     known = {f.name for f in fields(kind)}
-    for name in more or {}:
-        if name not in known:
-            raise RunError(
-                f"more has {name!r}, which {kind.__name__} does not know: {names_like(name, known)}"
-            )
-    given = {name: value for name, value in (values | (more or {})).items() if value is not None}
+    if unknown := [name for name in more if name not in known]:
+        hint = names_like(unknown[0], known)
+        raise RunError(f"more has {unknown[0]!r}, which {kind.__name__} does not know: {hint}")
+    given = {name: value for name, value in (values | more).items() if value is not None}
     if kind is TrainConfig:
         given = PRESETS.get(given.get("preset", "demo"), {}) | given
     return kind(**given)

@@ -1,8 +1,4 @@
-"""Decode any image file to upright sRGB pixels without EXIF, alpha channel or colour profile, or raise ImageError.
-
-No other module opens image files of others. Decoders raise all kinds of exceptions for damaged files; here each becomes
-one ImageError with one line.
-"""
+"""Decode any image file to upright sRGB pixels, or raise ImageError. No other module opens image files of others."""
 
 import io
 import re
@@ -59,34 +55,25 @@ warnings.filterwarnings("ignore", module="PIL")  # an ImageError says what is wr
 
 
 class ImageError(OSError):
-    """A file cannot be used as an image; the message gives the reason in one line, without the file's name."""
+    """An image file that cannot be used. The message gives the reason in one line, without the file's name."""
 
 
 class TooLarge(ImageError):
-    """An image file has more bytes or pixels than the limit that the user can set."""
+    """An image file with more bytes or pixels than the limit that the user can set."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image: its pixels, the file's format, and notes on conversions.
+    """A decoded image: its pixels, the file's format, and notes on conversions."""
 
-    image      RGB, upright, sRGB, on white; without metadata
-    format     Pillow's name of the file's format
-    notes      what was changed that a person should know, of the sentences above
-    is_stored  the file has exactly these pixels: nothing was rotated, converted or put on white
-    """
-
-    image: Image.Image
-    format: str
-    notes: tuple[str, ...]
-    is_stored: bool
+    image: Image.Image  # RGB, upright, sRGB, on white; without metadata
+    format: str  # Pillow's name of the file's format
+    notes: tuple[str, ...]  # the conversions that a person should know, of the sentences above
+    is_stored: bool  # the file has these pixels: none was rotated, converted or put on white
 
 
 def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
-    """Read an image file's bytes, after checking its format and size.
-
-    Raises ImageError, before reading it into memory, if it is no image or too large.
-    """
+    """Return the bytes of an image file. Raises ImageError, before reading all, if it is no image or too large."""
     with path.open("rb") as file:
         head = file.read(32)
     Image.init()
@@ -100,10 +87,9 @@ def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
 
 
 def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
-    """Decode an image file, given as path or bytes, in full.
+    """Decode an image file, given as path or bytes, in full, since Pillow's `verify()` accepts many damaged files.
 
-    Pillow's `verify()` would accept many files that fail later. Raises ImageError if it is in none of the formats
-    above, is damaged, or has more than `max_mpx` megapixels.
+    Raises ImageError if it is of another format, is damaged, or has more than `max_mpx` megapixels.
     """
     content = file if isinstance(file, bytes) else read_picture_file(file, max_mpx)
     try:
@@ -122,7 +108,9 @@ def _decode(content: bytes, max_mpx: int) -> Picture:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > max_mpx * 1e6:
             raise TooLarge(f"{image.width} x {image.height} px is more than {max_mpx} megapixels")
-        if _is_camera_raw(image, content):
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        is_preview = tags.get(SUBFILE_TYPE, 0) == 1  # as the first page
+        if DNG_VERSION in tags or is_preview or tags and content[8:10] == b"CR":  # Canon's mark
             raise ImageError("is a camera's raw file: export it as JPEG or TIFF")
         turn = UPRIGHT.get(_load_and_orientation(image))
         format, is_first = image.format, image.format in MANY_FRAMES and _has_more_frames(content)
@@ -139,48 +127,26 @@ def _decode(content: bytes, max_mpx: int) -> Picture:
     return Picture(rgb, format, notes + ((FIRST_FRAME,) if is_first else ()), is_stored)
 
 
-def _is_camera_raw(image: Image.Image, content: bytes) -> bool:
-    """Whether an image is a camera's raw file: a TIFF with a DNG version, a preview as first page, or Canon's mark."""
-    if image.format != "TIFF":
-        return False
-    tags = image.tag_v2
-    return DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) == 1 or content[8:10] == b"CR"
-
-
 def _has_more_frames(content: bytes) -> bool:
-    """Whether an image file has more than one frame or page. Damage after the first frame is ignored."""
-    try:
-        with Image.open(io.BytesIO(content), formats=MANY_FRAMES) as image:
-            return getattr(image, "n_frames", 1) > 1
-    except Exception:
-        return False
+    with suppress(Exception), Image.open(io.BytesIO(content), formats=MANY_FRAMES) as image:
+        return getattr(image, "n_frames", 1) > 1
+    return False  # damage after the first frame is ignored
 
 
 def _load_and_orientation(image: Image.Image) -> int:
-    """Load an image's pixels without rotating them, and return the EXIF orientation, or 1 if it cannot be read.
-
-    The rest of the EXIF is not read, since it may be damaged while the picture is not.
-    """
-    orientation = 1
-    if image.format == "TIFF":  # Pillow would rotate it, and rewrite the EXIF for that
-        orientation = image.tag_v2.get(ORIENTATION, 1)
-        with suppress(KeyError):
-            del image.tag_v2[ORIENTATION]
-        image.load()
-    else:
-        image.load()
-        with suppress(Exception):
-            orientation = image.getexif().get(ORIENTATION, 1)
+    """Load an image's pixels unrotated, and return the EXIF orientation, or 1 if unreadable."""
+    is_tiff = image.format == "TIFF"  # Pillow would rotate it, and rewrite the EXIF for that
+    orientation = image.tag_v2.pop(ORIENTATION, 1) if is_tiff else 1
+    image.load()
+    with suppress(Exception):  # of a damaged EXIF around a whole picture
+        orientation = orientation if is_tiff else image.getexif().get(ORIENTATION, 1)
     return orientation if isinstance(orientation, int) else 1
 
 
 def to_srgb(
     image: Image.Image, profile: bytes | None
 ) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
-    """Convert a loaded image of any mode to sRGB; return (RGB image, alpha channel or None, notes).
-
-    profile  an ICC profile; littleCMS converts from it, relative colorimetric with black-point compensation
-    """
+    """Convert a loaded image of any mode to sRGB, and return (RGB image, alpha channel or None, notes)."""
     if image.mode in ("I", "F"):
         raise ImageError(
             "holds 32-bit values, which have no fixed white: save it with 8 or 16 bits"
@@ -191,30 +157,18 @@ def to_srgb(
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
         image = image.convert(bare)
-    notes: tuple[str, ...] = ()
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _lab_to_srgb()), alpha, notes
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, INTENT, "RGB", flags=FLAGS), alpha, ()
     if image.mode.startswith("I;16"):  # Pillow's convert() would clip 16-bit greyscale to white
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    note = NO_CMYK_PROFILE if image.mode == "CMYK" else ""
     if profile:
-        transform = _transform(profile, image.mode)
-        if transform is None:
-            notes += (BAD_PROFILE,)
-        elif transform.is_identity:
-            return image.convert("RGB"), alpha, notes
-        else:
-            source = image if image.mode == transform.mode else image.convert(transform.mode)
-            return ImageCms.applyTransform(source, transform.lcms), alpha, (*notes, TO_SRGB)
-    elif image.mode == "CMYK":
-        notes += (NO_CMYK_PROFILE,)
-    return image.convert("RGB"), alpha, notes
-
-
-@dataclass(frozen=True)
-class _Transform:
-    lcms: ImageCms.ImageCmsTransform
-    mode: str  # of its input
-    is_identity: bool  # up to NEARLY_SRGB
+        lcms, mode, is_identity = _transform(profile, image.mode) or (None, "", False)
+        if lcms and not is_identity:
+            return ImageCms.applyTransform(image.convert(mode), lcms), alpha, (TO_SRGB,)
+        note = "" if is_identity else BAD_PROFILE
+    return image.convert("RGB"), alpha, (note,) if note else ()
 
 
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # by the colour space of a profile
@@ -222,8 +176,8 @@ INTENT, FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINT
 
 
 @lru_cache(maxsize=64)
-def _transform(profile: bytes, mode: str) -> _Transform | None:
-    """Return the transform from an ICC profile to sRGB, or None if the profile is damaged or for another mode."""
+def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, str, bool] | None:
+    """Return (transform to sRGB, its input mode, True for an identity), or None for an unusable ICC profile."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         wanted = MODES[opened.profile.xcolor_space.strip()]
@@ -231,25 +185,19 @@ def _transform(profile: bytes, mode: str) -> _Transform | None:
             return None
         srgb = ImageCms.createProfile("sRGB")
         lcms = ImageCms.buildTransform(opened, srgb, wanted, "RGB", INTENT, FLAGS)
-        return _Transform(lcms, wanted, wanted != "CMYK" and _is_identity(lcms, wanted))
+        return lcms, wanted, wanted != "CMYK" and _is_identity(lcms, wanted)
     except Exception:  # littleCMS raises several kinds for damaged profiles
         return None
 
 
 def _is_identity(lcms: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether a transform changes every colour of a test grid by at most NEARLY_SRGB levels."""
+    """Return True if a transform changes every colour of a test grid by at most NEARLY_SRGB levels."""
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(18, -1, 3)
     colours = Image.fromarray(cube if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
     before = np.asarray(colours.convert("RGB"), int)
     after = np.asarray(ImageCms.applyTransform(colours, lcms), int)
     return bool(np.abs(after - before).max() <= NEARLY_SRGB)
-
-
-@lru_cache(maxsize=1)
-def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB", INTENT, FLAGS)
 
 
 # files without their metadata
@@ -260,10 +208,7 @@ XMP = b"XML:com.adobe.xmp\0"  # may contain the orientation
 
 
 def strip_png_text(content: bytes) -> bytes:
-    """Remove the text chunks, except XMP, from a PNG; return other files unchanged.
-
-    Pillow limits the size of text chunks.
-    """
+    """Remove the text chunks, except XMP, from a PNG, and return other files unchanged. Pillow limits their size."""
     if not content.startswith(PNG_SIGNATURE) or not any(kind in content for kind in PNG_TEXTS):
         return content
     chunks = png_chunks(content)
@@ -272,10 +217,7 @@ def strip_png_text(content: bytes) -> bytes:
 
 
 def png_chunks(content: bytes) -> list[bytes]:
-    """Split a PNG into its chunks, each with length, kind and checksum.
-
-    A damaged rest is the last chunk.
-    """
+    """Split a PNG into its chunks, each with length, kind and checksum. A damaged rest is the last chunk."""
     chunks, at = [], len(PNG_SIGNATURE)
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4])
@@ -285,10 +227,7 @@ def png_chunks(content: bytes) -> list[bytes]:
 
 
 def strip_metadata(content: bytes, format: str) -> bytes | None:
-    """Remove all metadata from a JPEG, PNG or WEBP: EXIF, XMP, IPTC, thumbnails, comments.
-
-    The compressed pixel data stays as it is. Returns None if pixels and metadata cannot be separated.
-    """
+    """Remove all metadata from a JPEG, PNG or WEBP, or return None if that is impossible. Compressed pixels stay."""
     if format in ("JPEG", "MPO"):
         return _jpeg_pixels(content)
     if format == "PNG":
@@ -305,7 +244,7 @@ SCAN = 0xDA
 
 
 def _jpeg_pixels(content: bytes) -> bytes | None:
-    """Strip a JPEG to its first picture without metadata; return None if the picture's pixel data is cut off."""
+    """Return a JPEG's first picture without metadata, or None if its pixel data is cut off."""
     parts, at = [content[:2]], 2
     while segment := JPEG_SEGMENT.match(content, at):
         kind = segment[1][0]

@@ -1,8 +1,4 @@
-"""Write files and folders atomically: under a temporary name first, then renamed, so that a kill damages nothing.
-
-A reader sees the old or the new version, never a half. A folder's manifest.json is written last and lists every
-file with its size and SHA-256, so a copy that lost something on its way does not verify.
-"""
+"""Write files and folders atomically: first under a temporary name, then renamed, so that a kill damages nothing."""
 
 import errno
 import fcntl
@@ -20,22 +16,21 @@ from helpers.core.errors import RunError
 
 MANIFEST = "manifest.json"
 GB = 1e9
-FULL = (errno.ENOSPC, errno.EDQUOT)
-REFUSALS = (
-    *FULL,
-    *(errno.EIO, errno.ENOTCONN, errno.ENODEV, errno.ESTALE, errno.EFBIG),
-    *(errno.EROFS, errno.EACCES, errno.EPERM),
-)
+CHECK = "check that the disk is there and may be written to"
+NEXT_STEPS = {  # by the errno of a disk that refuses a change
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    errno.ENOTCONN: "connect that disk again, or restart the session",
+    **dict.fromkeys((errno.EIO, errno.ENODEV, errno.ESTALE, errno.EFBIG), CHECK),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), CHECK),
+}
 
 
 @contextmanager
 def on_disk(what: str, path: Path) -> Iterator[None]:
-    """Turn an error of the disk inside this context into a RunError that names `path` and the free space.
+    """Turn a disk error inside this context into a RunError that names `path` and the free space.
 
-    `what` is the change made inside, one at a time: make, write, sync, rename or unlink. Every change that this module
-    makes is wrapped, and so is what callers write to the paths that replacing_file and replacing_folder yield
-    (safetensors' own writing, for example). Tests crash or fail each change here, and check by Python's audit events
-    that no change is made elsewhere.
+    `what` is the one change made inside: make, write, sync, rename or unlink. Each change of this module is wrapped, as
+    is what callers write to its temporary paths: tests fail each one, and find by audit events that there is no other.
     """
     try:
         yield
@@ -43,16 +38,16 @@ def on_disk(what: str, path: Path) -> Iterator[None]:
         if (reason := _refusal(error)) is None:
             raise
         raise RunError(
-            f"could not {what} {path}: {os.strerror(reason)} ({_free(path)}): {_next_step(reason)}, "
+            f"could not {what} {path}: {os.strerror(reason)} ({_free(path)}): {NEXT_STEPS[reason]}, "
             "and run the notebook again; it goes on from what was saved last"
         ) from error
 
 
 def _refusal(error: Exception) -> int | None:
-    """Return a disk error's errno, also from safetensors' text (`os error 28`), or None for other errors."""
+    """Return the errno of a disk error, also from safetensors' text (`os error 28`), or None for other errors."""
     from_rust = re.search(r"\(os error (\d+)\)", str(error))
     reason = error.errno if isinstance(error, OSError) else from_rust and int(from_rust[1])
-    return reason if reason in REFUSALS else None
+    return reason if reason in NEXT_STEPS else None
 
 
 def _free(path: Path) -> str:
@@ -60,14 +55,6 @@ def _free(path: Path) -> str:
         there = next(parent for parent in path.absolute().parents if parent.is_dir())
         return f"{shutil.disk_usage(there).free / GB:.2f} GB free there"
     return "the disk does not answer"
-
-
-def _next_step(reason: int) -> str:
-    if reason in FULL:
-        return "free some space"
-    if reason == errno.ENOTCONN:
-        return "connect that disk again, or restart the session"
-    return "check that the disk is there and may be written to"
 
 
 def sha256(path: Path) -> str:
@@ -94,25 +81,22 @@ def _rename(source: Path, target: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Create a folder and its missing parents, and sync each parent to the disk."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    with on_disk("make", folder):
-        folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with on_disk("make", folder):
+            folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
 
 
 def _remove(path: Path) -> None:
-    """Remove a temporary or backup file or folder, if it exists."""
-    if not os.path.lexists(path):
-        return
-    with on_disk("unlink", path):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if os.path.lexists(path):
+        with on_disk("unlink", path):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @contextmanager
 def _writing(tmp_path: Path) -> Iterator[None]:
-    """Delete `tmp_path` if an error is raised inside this context, so that no half-written file fills the disk."""
+    """Delete `tmp_path` if an error is raised inside this context."""
     try:
         with on_disk("write", tmp_path):
             yield
@@ -124,7 +108,7 @@ def _writing(tmp_path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; the file written there replaces `path` on exit, unless an error is raised."""
+    """Yield a temporary path for a file, which replaces `path` on exit unless an error is raised."""
     make_folder(path.parent)
     tmp_path = path.with_name(f".{path.stem}.part{path.suffix}")  # Pillow reads the suffix
     with _writing(tmp_path):
@@ -134,7 +118,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: after a kill the file has either its old or its new content."""
+    """Write a file atomically. After a kill it has either its old or its new content."""
     with replacing_file(path) as tmp_path:
         tmp_path.write_bytes(content)
 
@@ -156,10 +140,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append a line to a file and sync the file, after removing an incomplete line that a kill left.
-
-    Without `sync` the line survives a kill of the process, but not of the machine.
-    """
+    """Append a line to a file, after removing an incomplete last line. Without `sync` a power cut may lose the line."""
     make_folder(path.parent)
     with on_disk("write", path), path.open("ab+") as file:
         cut_half_line(file)
@@ -169,12 +150,10 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
 
 
 def cut_half_line(file: Any) -> None:
-    """Remove a file's last line if it has no line end. `file` is open for appending and reading."""
-    size = file.seek(0, os.SEEK_END)
-    if size == 0 or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n":
-        return
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
+    """Remove a file's incomplete last line. The file must be open for appending and reading."""
+    if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 # Locks. By fcntl, not by filelock: on a disk without flock, filelock falls back to a file that outlives its process,
@@ -185,10 +164,9 @@ def cut_half_line(file: Any) -> None:
 def locked(
     path: Path, wait: bool = True, acquire: Callable[..., None] = fcntl.flock
 ) -> Iterator[bool]:
-    """Lock the file `path` against this machine's other processes, and yield whether the lock was acquired.
+    """Lock a file against other processes, and yield True. Without `wait`, yield False if another one holds the lock.
 
-    With `wait` it always is; without, False means that another process holds it. The kernel releases the lock when its
-    holder dies.
+    The kernel releases the lock when its holder dies.
     """
     make_folder(path.parent)
     with on_disk("open", path):
@@ -207,10 +185,9 @@ _held: dict[tuple[int, Path], tuple[ExitStack, list]] = {}  # locks by process, 
 
 @contextmanager
 def locked_by_process(path: Path) -> Iterator[bool]:
-    """Lock the file `path` for this process, reentrantly, and yield whether the lock was acquired.
+    """Lock a file for this process, and yield True, or False if another process holds the lock.
 
-    False means that another process holds it. This process may lock it again, as a notebook does when a cell is rerun.
-    It is released with its last holder; forked children do not inherit it.
+    This process may lock it again, as a rerun cell does; the last holder releases it. Forked children do not hold it.
     """
     key = (os.getpid(), path.absolute())
     if key not in _held:
@@ -232,10 +209,7 @@ def locked_by_process(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
-    """Yield an empty temporary folder to fill, which replaces `folder` on exit unless an error is raised.
-
-    With `manifest` it gets a manifest.json first.
-    """
+    """Yield an empty folder, which replaces `folder` on exit unless an error is raised. `manifest` adds a manifest."""
     tmp_path = _tmp_path(folder)
     _remove(tmp_path)
     make_folder(tmp_path)
@@ -247,10 +221,7 @@ def replacing_folder(folder: Path, manifest: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Rename the folder `new` to `folder`, and delete the old `folder`.
-
-    A kill between the two renames leaves the old folder as `.NAME.old`, which `recover_folder` puts back.
-    """
+    """Replace `folder` by the folder `new`. After a kill in between, `recover_folder` restores the old one."""
     make_folder(folder.parent)
     recover_folder(folder)
     if os.path.lexists(folder):
@@ -260,7 +231,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def recover_folder(folder: Path) -> None:
-    """Restore a folder from the backup that a kill in `replace_folder` left, or delete a backup that is outdated."""
+    """Restore a folder from the backup that a killed `replace_folder` left, or delete an outdated backup."""
     backup_path = _backup_path(folder)
     if backup_path.exists() and not folder.exists():
         _rename(backup_path, folder)
@@ -268,7 +239,7 @@ def recover_folder(folder: Path) -> None:
 
 
 def recover_folders(parent: Path) -> None:
-    """Restore every folder in `parent` after a kill, and delete half-written temporary folders."""
+    """Restore every folder in `parent` after a kill, and delete temporary folders."""
     for backup_path in parent.glob(_backup_path(parent / "*").name):
         recover_folder(parent / backup_path.name.removeprefix(".").removesuffix(".old"))
     for half in parent.glob(_tmp_path(parent / "*").name):
@@ -276,10 +247,7 @@ def recover_folders(parent: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder so that readers see it vanish at once, by renaming it first.
-
-    What a kill leaves, recover_folders removes.
-    """
+    """Delete a folder, renamed first so that no reader sees a part. After a kill, `recover_folders` completes this."""
     _remove(_tmp_path(folder))
     _rename(folder, _tmp_path(folder))
     _remove(_tmp_path(folder))
@@ -294,10 +262,7 @@ def _tmp_path(folder: Path) -> Path:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write a folder's manifest.json, with the size and SHA-256 of each file.
-
-    It is written last, so its presence means that the folder is complete.
-    """
+    """Write a folder's manifest.json, with each file's size and SHA-256. Written last, it marks a complete folder."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -339,12 +304,12 @@ def folder_bytes(folder: Path) -> int:
 
 
 def folder_hash(folder: Path) -> str:
-    """Return the SHA-256 of a folder's manifest.json: one hash for all files that the manifest lists."""
+    """Return the SHA-256 of a folder's manifest.json, which stands for all files in the folder."""
     return sha256(folder / MANIFEST)
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Whether a path below `root` is not a symbolic link, or is a link that resolves to a path inside `root`."""
+    """Return True unless `path` is a symbolic link that leads out of `root`."""
     return not path.is_symlink() or path.resolve().is_relative_to(root.resolve())
 
 

@@ -1,7 +1,6 @@
-"""Alias old import paths to today's modules, so that notebooks saved on a user's Drive keep working.
+"""Alias the import paths and commands of version 0.2.0 to today's modules, so that saved notebooks keep working.
 
-The imports of version 0.2.0's notebooks, and commands that people noted (`python -m helpers.colab`), are found under
-their old names. The first use prints a line that says what to open instead.
+The first use prints a line that says what to open instead.
 """
 
 import sys
@@ -55,7 +54,7 @@ _reported: list[str] = []
 
 
 class _Moved(ModuleType):
-    """A module under its old name, which forwards every attribute to the module at the new path."""
+    """A module under an old name, which forwards each attribute to the module under the new name."""
 
     __path__: list[str] = []  # or `python -m` warns
 

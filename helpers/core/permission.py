@@ -1,4 +1,4 @@
-"""Determine the permission for using an image, and whether that permission allows a public push to the Hub."""
+"""The permission to use an image, and whether it allows a public push to the Hub."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -10,7 +10,7 @@ OF_ANOTHERS = "private study"
 
 
 def permission_for(said: str, owners: Collection[str], account: str) -> str:
-    """Return the permission `said` if `account` is empty or an owner, or if no owner is given; else "private study"."""
+    """Return `said` as the permission for an owner's image, else "private study". Unknown accounts count as owners."""
     return said if not owners or account.lower() in ("", *owners) else OF_ANOTHERS
 
 

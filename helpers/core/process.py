@@ -25,10 +25,7 @@ KNOWN = {  # messages of libraries, by logger, that a line of ours reports, or t
 
 
 def prepare_process() -> None:
-    """Redact secrets in this process's output, and silence needless library messages.
-
-    Called by Setup in a notebook, and by every command, before anything else is loaded. Repeating it is harmless.
-    """
+    """Redact secrets in this process's output, and silence needless library messages. Call this before all else."""
     # transformers warns at import of image processors that want torchvision, which nothing here uses
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # datasets reports each loading of a folder, even a local one, to a counter on the network
@@ -38,11 +35,6 @@ def prepare_process() -> None:
     for logger in KNOWN:
         logging.getLogger(logger).addFilter(_is_news)  # the same filter is added once
     install()
-    _explain_missing_names()
-
-
-def _explain_missing_names() -> None:
-    """Make IPython show a cell's NameError as one line, which says to run the cells above, instead of a traceback."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
         shell.set_custom_exc((NameError,), _show_name_error)
@@ -51,6 +43,7 @@ def _explain_missing_names() -> None:
 def _show_name_error(
     shell: Any, kind: type, error: NameError, trace: TracebackType, tb_offset: int | None = None
 ) -> None:
+    """Show a cell's NameError as one line, which says to run the cells above, instead of a traceback."""
     *_, (frame, _) = traceback.walk_tb(trace)
     if frame.f_globals is shell.user_ns:  # in a module it is a fault of ours
         line = f"{kind.__name__}: {error}: run the cells above first, in their order; a text of yours wants quotes"
@@ -64,10 +57,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; if RunError or Stopped ends it, print the message in one line without a traceback.
-
-    The exit code after a signal is a shell's (128 + signal).
-    """
+    """Run a command's `main`, and print a RunError or Stopped in one line. A signal's exit code is 128 + its number."""
     prepare_process()
     try:
         main()

@@ -1,7 +1,4 @@
-"""Read and write the row files that stages exchange: posts, captions, rejections, metadata.csv and the training log.
-
-The .jsonl files have one JSON object per line, most of them keyed by `file_name`.
-"""
+"""Read and write the rows that stages exchange: posts, captions, rejections, metadata.csv and the training log."""
 
 import csv
 import json
@@ -16,9 +13,7 @@ from helpers.core.files import append_line, write_bytes
 from helpers.core.redact import redact
 
 Row = TypeVar("Row")
-NO_BREAK_SPACE = (
-    "\u00a0"  # appended to texts in metadata.csv that would be read as a number or null
-)
+NO_BREAK_SPACE = "\u00a0"  # ends texts in metadata.csv that would be read as a number or null
 
 
 @dataclass(frozen=True)
@@ -51,10 +46,7 @@ class Post:
 
 @dataclass(frozen=True)
 class Caption:
-    """A line of captions.jsonl: a captioner's answer for an image, or a person's edit, with status and cost.
-
-    The last line of a file_name is that image's caption; the costs of all lines add up.
-    """
+    """A line of captions.jsonl: an image's caption, by a captioner or a person. The last line counts; costs add up."""
 
     file_name: str
     caption: str
@@ -90,13 +82,10 @@ def append_row(path: Path, row: object) -> None:
 
 
 def append_rows(path: Path, rows: Sequence[object]) -> None:
-    """Append rows to a JSON Lines file in one write, with secrets redacted.
-
-    A kill during the write leaves the first of the rows.
-    """
-    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
-    if lines:
-        text = redact("\n".join(lines))  # errors may quote a request with its key
+    """Append rows to a JSON Lines file in one write, with secrets redacted. After a kill the first rows remain."""
+    if rows:
+        text = "\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows)
+        text = redact(text)  # errors may quote a request with its key
         append_line(path, text.encode("utf-8", "replace").decode())  # half an emoji is not UTF-8
 
 
@@ -105,24 +94,23 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
     A last line that a kill cut off is left out. Raises RunError for any other line that is not such a row.
     """
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_parse(path, number, line, kind) for number, line in enumerate(lines, 1) if line]
-
-
-def _parse(path: Path, number: int, line: bytes, kind: type[Row]) -> Row:
-    try:
-        values = json.loads(line)
-        return kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
-    except (ValueError, TypeError) as error:
-        raise RunError(
-            f"{path} line {number} is not a {kind.__name__} ({error}): fix or delete that line"
-        ) from error
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            values = json.loads(line)
+            rows.append(kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values}))
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"{path} line {number} is not a {kind.__name__} ({error}): fix or delete that line"
+            ) from error
+    return rows
 
 
 def latest(rows: list[Row]) -> dict[str, Row]:
-    """Return {file_name: its last row}, in the order in which the file names first appear."""
+    """Return each file name's last row as {file_name: row}, in the order of first appearance."""
     return {row.file_name: row for row in rows}
 
 
@@ -132,7 +120,7 @@ def present(path: Path) -> list[Post]:
 
 
 def left_out(posts: Path, rejected: Path) -> list[Rejection]:
-    """Return each image's last rejection by each stage, except 01's rejections of images that are in posts.jsonl."""
+    """Return each image's last rejection by each stage. 01's rejections of images in posts.jsonl do not count."""
     taken = {name for row in read_rows(posts, Post) for name in (row.stem, row.source_name)}
     rows = {(row.stage, row.file_name): row for row in read_rows(rejected, Rejection)}
     return [row for row in rows.values() if row.stage != "scrape" or row.file_name not in taken]
@@ -141,15 +129,13 @@ def left_out(posts: Path, rejected: Path) -> list[Rejection]:
 def caption_costs(path: Path) -> tuple[float, int]:
     """Return the total (USD, tokens) of all lines in captions.jsonl, including refused and replaced captions."""
     rows = read_rows(path, Caption)
-    tokens = sum(
-        row.input_tokens + row.output_tokens + row.cache_read_tokens + row.cache_write_tokens
-        for row in rows
-    )
+    kinds = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+    tokens = sum(getattr(row, kind) for row in rows for kind in kinds)
     return sum(row.cost_usd for row in rows), tokens
 
 
 def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = ()) -> None:
-    """Rewrite a JSON Lines file atomically: the lines that `keep` accepts, unchanged, and then `rows`."""
+    """Rewrite a JSON Lines file atomically, with the lines that `keep` accepts, and then `rows`."""
     old = path.read_bytes() if path.is_file() else b""
     kept = [line for line in old.split(b"\n")[:-1] if line and keep(json.loads(line))]
     kept += [json.dumps(asdict(row), ensure_ascii=False).encode() for row in rows]
@@ -159,10 +145,7 @@ def rewrite(path: Path, keep: Callable[[dict], bool], rows: Sequence[object] = (
 
 
 def read_metadata(path: Path) -> list[tuple[str, str]]:
-    """Read the (file_name, text) rows of a split's metadata.csv.
-
-    Raises RunError if a column is missing, or a file name leads out of its folder.
-    """
+    """Read the (file_name, text) rows of a metadata.csv. Raises RunError for a missing column or a name with a path."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"file_name", "text"} <= rows[0].keys():

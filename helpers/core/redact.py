@@ -1,8 +1,8 @@
 """Redact secrets in logs, tracebacks, warnings, and everything that a notebook's kernel sends.
 
-`core/process.py` installs it. A secret is the value of an environment variable in SECRETS, a proxy's password, or a
-value given to `register_secret`. It is found as it is, in hex and in base64, each also escaped for a URL, for JSON, for
-Python or for HTML, once or several times, and wrapped over lines.
+A secret is the value of an environment variable in SECRETS, a proxy's password, or a value given to `register_secret`.
+It is found unencoded, in hex and in base64, each also escaped for a URL, JSON, Python or HTML, once or several times,
+and wrapped over lines.
 """
 
 import base64
@@ -60,10 +60,8 @@ def register_secret(name: str, value: str) -> str:
 
 def redact(text: str) -> str:
     """Replace each secret in a text by its name in brackets, as in [HF_TOKEN]."""
-    set_now = tuple(
-        (os.environ[name], name) for name in (*SECRETS, *PROXIES) if os.environ.get(name)
-    )
-    secrets = _forms(set_now + tuple(_registered.items()))
+    set_now = ((os.environ.get(name, ""), name) for name in (*SECRETS, *PROXIES))
+    secrets = _forms((*set_now, *_registered.items()))
     for form, (name, is_plain, _) in secrets.items():
         text = text.replace(form, f"[{name}]") if is_plain else text
     plain = _plain(text)
@@ -79,9 +77,9 @@ def redact(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, set[str]]]:
-    """Return the unencoded, hex and base64 forms of secrets, longest first: {form: (name, is unencoded, search texts)}.
+    """Return the forms of secrets (unencoded, hex, base64) as {form: (name, is unencoded, search texts)}.
 
-    A secret may contain another one, and is replaced as a whole. Escaped forms are looked for only in a text whose
+    The longest form comes first, since a secret may contain another. Escaped forms are searched only in a text whose
     `_plain` has one of the search texts.
     """
     forms = {}
@@ -94,7 +92,7 @@ def _forms(secrets: tuple[tuple[str, str], ...]) -> dict[str, tuple[str, bool, s
 
 
 def _plain(text: str) -> str:
-    """Normalize a text for quick search: unescaped, without white space, in lower case."""
+    """Return a text unescaped, without white space and in lower case, for a quick search."""
     if "\\" in text:
         text = ESCAPED.sub(_character, text)
     if "%" in text:
@@ -110,16 +108,13 @@ def _character(match: re.Match) -> str:
 
 @lru_cache(maxsize=64)
 def _escaped(form: str) -> re.Pattern:
-    """Compile a regular expression that finds `form` even if characters are escaped or separated by line ends."""
+    """Compile a regular expression that finds `form` even with escaped characters or line ends inside."""
     flags = re.IGNORECASE if re.fullmatch("[0-9a-f]{16,}", form) else 0
     return re.compile(BREAK.join(map(_character_pattern, form)), flags)
 
 
 def _character_pattern(character: str) -> str:
-    """Return a regular expression for a character in any of its escaped forms.
-
-    No two alternatives match the same text, so that search time is linear.
-    """
+    """Return a regular expression for a character's escaped forms. They do not overlap: search time is linear."""
     code, octets = ord(character), character.encode()
     ways = {
         re.escape(character) if character.isalnum() else r"\\*" + re.escape(character),
@@ -134,9 +129,9 @@ def _character_pattern(character: str) -> str:
 
 
 def _parts(value: str) -> set[str]:
-    """Return the strings to redact for a secret: the whole value, a cookie's values, and a URL's passwords.
+    """Return the strings to redact for a secret: the value, a cookie's values, and a URL's passwords.
 
-    A URL without a password is not secret, and gives none.
+    A URL without a password is no secret.
     """
     parts = {value, value.strip(), *(match[2].strip() for match in COOKIE.finditer(value))}
     if "://" in value:
@@ -148,10 +143,7 @@ def _parts(value: str) -> set[str]:
 
 
 def _base64(text: str) -> set[str]:
-    """Return the forms that a text takes within longer base64: at each of three byte offsets, in both alphabets.
-
-    Characters that also encode bits of a neighbouring byte are left out.
-    """
+    """Return the forms of a text within longer base64. Characters that also encode a neighbouring byte are left out."""
     forms = set()
     for before in range(3):
         raw = b"\0" * before + text.encode()
@@ -162,7 +154,7 @@ def _base64(text: str) -> set[str]:
 
 
 def looks_secret(name: str, value: Any) -> str:
-    """Return the name of the secret that a setting seems to hold, by its name, shape or value, or "" if none."""
+    """Return the name of the secret that a setting seems to hold, or "" if none."""
     if isinstance(value, dict):
         return next((found for k, v in value.items() if (found := looks_secret(str(k), v))), "")
     if isinstance(value, list | tuple):
@@ -183,10 +175,7 @@ def _redact_all(value: Any) -> Any:
 
 
 def install() -> None:
-    """Redact secrets in log records, uncaught exceptions, warnings, and a notebook kernel's messages.
-
-    Repeating it is harmless.
-    """
+    """Redact secrets in log records, uncaught exceptions, warnings, and a notebook kernel's messages, from now on."""
     if getattr(logging.getLogRecordFactory(), "redacts", False):
         return
     _redact_logs()
@@ -201,7 +190,6 @@ def install() -> None:
 
 
 def _redact_logs() -> None:
-    """Redact secrets in the records of all loggers; records without secrets are unchanged."""
     make = logging.getLogRecordFactory()
 
     def make_redacted(*args: Any, **more: Any) -> logging.LogRecord:
@@ -223,7 +211,7 @@ def _redact_logs() -> None:
 
 
 def _redact_extras() -> None:
-    """Redact secrets in the `extra` values of logging calls, which logging adds after `_redact_logs` has acted."""
+    """Redact secrets in the `extra` values of logging calls, which logging adds to a finished record."""
     finish, standard = logging.Logger.makeRecord, vars(logging.makeLogRecord({})).keys()
 
     def finish_redacted(*args: Any, **more: Any) -> logging.LogRecord:
@@ -236,17 +224,14 @@ def _redact_extras() -> None:
 
 
 def _redact_exceptions() -> None:
-    """Redact secrets in the tracebacks of uncaught exceptions.
-
-    Exceptions without secrets go to the hooks that were set before.
-    """
+    """Redact secrets in tracebacks of uncaught exceptions. Those without secrets go to the hooks set before."""
     in_main, in_thread, in_none = sys.excepthook, threading.excepthook, sys.unraisablehook
 
     def printed(*error: Any) -> bool:
         trace = "".join(traceback.format_exception(*error))
-        if clean := redact(trace) != trace:
+        if has_secret := redact(trace) != trace:
             print(redact(trace), file=sys.stderr, end="")
-        return clean
+        return has_secret
 
     def main(*error: Any) -> None:
         printed(*error) or in_main(*error)

@@ -13,6 +13,7 @@ from helpers.core.files import read_json, recover_folder, write_json
 
 RUNS = Path("runs")
 STAGES = ("scrape", "caption", "dataset", "train", "inference")
+METADATA = "metadata.csv"  # a split's file names and texts
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PREVIEW_NAME = re.compile(r"step-\d{6,}\.png")
 IMAGE_SUFFIXES = ("jpg", "png", "webp", "heic", "avif", "tif", "psd", "gif")
@@ -21,12 +22,18 @@ IMAGE_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,96}}\.({'|'.join(IMAGE_SUFFIXES)})")
 
 
 def notebook_name(stage: str) -> str:
-    """Return the name of a stage's notebook: `04_train` for `train`."""
+    """Return the name of a stage's notebook, such as `04_train` for `train`."""
     return f"{STAGES.index(stage) + 1:02d}_{stage}"
 
 
+def check_run_name(name: object) -> None:
+    """Raise RunError unless a run's name is 1 to 64 letters, digits, `-` and `_`."""
+    if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
+        raise RunError(f"run is {name!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
+
+
 class _RunPath:
-    """A descriptor that gives the path of a file or folder in a run's folder."""
+    """A descriptor for the path of a file or folder in a run's folder."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,12 +88,8 @@ class Run:
     seconds = _RunPath("seconds.json")
 
     def __init__(self, name: str) -> None:
-        """Check a run's name, and restore folders that a kill left half replaced.
-
-        Raises RunError for a name that is not 1 to 64 letters, digits, `-` and `_`.
-        """
-        if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
-            raise RunError(f"run is {name!r}: use 1 to 64 letters, digits, - and _, as in my-art-1")
+        """Restore folders that a kill left half replaced. Raises RunError for an invalid name."""
+        check_run_name(name)
         self.name, self.folder = name, RUNS / name
         for folder in (self.dataset, self.model, self.export):
             recover_folder(folder)
@@ -103,7 +106,7 @@ class Run:
         return self.images / file_name
 
     def sidecar(self, file_name: str) -> Path:
-        """Return the path of an image's caption file: the image's path with the extension .txt."""
+        """Return the path of an image's caption file, which has the extension .txt."""
         return self.image(file_name).with_suffix(".txt")
 
     def split(self, name: str) -> Path:
@@ -111,13 +114,11 @@ class Run:
         return self.dataset / name
 
     def split_metadata(self, name: str) -> Path:
-        return self.split(name) / "metadata.csv"
+        return self.split(name) / METADATA
 
     def split_images(self, name: str) -> list[Path]:
         """Return the image files of a split, sorted by name."""
-        return sorted(
-            path for path in self.split(name).glob("*") if IMAGE_NAME.fullmatch(path.name)
-        )
+        return sorted(p for p in self.split(name).glob("*") if IMAGE_NAME.fullmatch(p.name))
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
@@ -137,15 +138,15 @@ class Run:
         return self.notebooks / f"{notebook_name(stage)}.ipynb"
 
     def read_taken_down(self) -> list[str]:
-        """Read the list of what must not be in this run: shortcodes of posts, and SHA-256 hashes of their images."""
+        """Read taken_down.txt: the shortcodes and image hashes (SHA-256) of posts that must not be in this run."""
         return self.taken_down.read_text().split() if self.taken_down.is_file() else []
 
     def trial(self, number: int) -> "TrialRun":
-        """Return the run folder of a trial of this run's sweep; trials are numbered from 0."""
+        """Return the run of a trial of this run's sweep. Trials are numbered from 0."""
         return TrialRun(self, number)
 
     def check_settings(self, config: Any) -> None:
-        """Raise RunError if a stage's settings name another run than this one."""
+        """Raise RunError if a stage's settings belong to another run."""
         if config.run != self.name:
             raise RunError(
                 f"the settings are of run {config.run!r}, the folder is {self.folder}: run the settings' cell again"
@@ -156,7 +157,7 @@ class Run:
         write_json(self.config(stage), asdict(config))
 
     def read_config(self, stage: str) -> dict[str, Any]:
-        """Read the settings with which a stage last ran. Raises RunError if the settings are missing or damaged."""
+        """Read the settings with which a stage last ran. Raises RunError if the file is missing or damaged."""
         return self._read(self.config(stage), stage, ("run",))
 
     def read_verdict(self) -> dict[str, Any]:
@@ -173,7 +174,7 @@ class Run:
         )
 
     def read_seconds(self) -> dict[str, float]:
-        """Read each stage's total running time in seconds over all reruns, skipping unreadable values."""
+        """Read each stage's total running time in seconds, without unreadable values."""
         with suppress(OSError, ValueError, AttributeError):
             kept = read_json(self.seconds).items()
             return {stage: s for stage, s in kept if isinstance(s, int | float)}
@@ -203,7 +204,9 @@ class Run:
 
 
 class TrialRun(Run):
-    """The run of a sweep's trial: its own folder, but the dataset and cache of the run that has the sweep."""
+    """A run of a sweep's trial: a folder of its own, with the dataset and cache of the sweep's run."""
+
+    lock = _RunPath(".lock")
 
     def __init__(self, outer: Run, number: int) -> None:
         self.outer, self.number = outer, number
@@ -211,10 +214,6 @@ class TrialRun(Run):
         self.name = self.folder.relative_to(RUNS).as_posix()
         self.dataset, self.cache = outer.dataset, outer.cache
         recover_folder(self.model)
-
-    @property
-    def lock(self) -> Path:
-        return self.folder / ".lock"
 
     def config(self, stage: str) -> Path:
         return super().config(stage) if stage == "train" else self.outer.config(stage)

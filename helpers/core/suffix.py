@@ -13,10 +13,7 @@ MAX_ENDING_WORDS = 16
 
 @cache
 def _ending(suffix: str) -> re.Pattern[str] | None:
-    """Compile a regular expression for the suffix at a text's end, or return None if the suffix has no words.
-
-    The expression also matches a repeated suffix, in any case, with any punctuation between words.
-    """
+    """Compile a regular expression for a suffix at a text's end, even repeated; return None without words."""
     words = re.findall(rf"[^{SEPARATORS}]+", suffix)
     if not words:
         return None
@@ -25,13 +22,13 @@ def _ending(suffix: str) -> re.Pattern[str] | None:
 
 
 def strip_suffix(text: str, suffix: str) -> str:
-    """Remove the suffix from a text's end; a text without it is returned unchanged."""
+    """Remove the suffix from a text's end, ignoring case and punctuation; return other texts unchanged."""
     ending = _ending(suffix)
     return ending.sub("", text) if ending else text
 
 
 def has_suffix(text: str, suffix: str) -> bool:
-    """Whether a text ends in the suffix, ignoring case and punctuation."""
+    """Return True if a text ends in the suffix, ignoring case and punctuation."""
     return strip_suffix(text, suffix) != text
 
 
@@ -41,10 +38,7 @@ def append_suffix(text: str, suffix: str) -> str:
 
 
 def common_ending(captions: Sequence[str], share: float = 0.8) -> str:
-    """Return the longest ending, 3 to 16 words, that at least `share` of the captions have in common, or "" if none.
-
-    Such an ending is most likely a style's suffix, even if another suffix is set.
-    """
+    """Return the longest ending (3 to 16 words) that at least `share` of captions have: a likely suffix, or ""."""
     words = [caption.lower().rstrip(".,;! ").split() for caption in captions]
     for count in range(MAX_ENDING_WORDS, MIN_ENDING_WORDS - 1, -1):
         endings = Counter(" ".join(w[-count:]) for w in words if len(w) > count)

@@ -35,13 +35,13 @@ GOES_ON = re.compile(
 
 
 def one_line(text: str) -> str:
-    """Return a text on one line in Unicode's NFC: white space collapsed, lone surrogates (half an emoji) as `?`."""
+    """Return a text on one line in Unicode's NFC, with white space collapsed and lone surrogates as `?`."""
     text = text.encode("utf-8", "replace").decode()
     return " ".join(unicodedata.normalize("NFC", text).replace("\x00", " ").split())
 
 
 def fold(name: str) -> str:
-    """Casefold a name in Unicode's NFC, so that names compare equal if they differ only in case or Unicode form."""
+    """Return a name casefolded and in Unicode's NFC, for comparisons that ignore case and Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -49,8 +49,8 @@ def read_text(path: Path) -> str:
     """Read a Unicode or Windows-1252 text file as one line. Raises RunError for any other encoding."""
     content = path.read_bytes()
     text = decode(content)
-    if text is None and (western := decode_western([content])):
-        (text,) = western
+    if text is None:
+        (text,) = decode_western([content]) or [None]
     if text is None:
         raise RunError(f"{path} is not UTF-8 text: save it again as UTF-8")
     return one_line(text)
@@ -86,16 +86,13 @@ def decode_western(contents: Iterable[bytes]) -> list[str] | None:
 
 
 def alternatives(text: str) -> list[str]:
-    """Split a text into captions, one per line, as kohya's sd-scripts and OneTrainer do.
-
-    Lines that an editor wrapped are joined to one caption.
-    """
+    """Split a text into captions, one per line, as kohya's sd-scripts and OneTrainer do. Wrapped lines are joined."""
     lines = [line for line in map(one_line, text.splitlines()) if line]
     return [" ".join(lines)] if len(lines) > 1 and _is_wrapped(lines) else lines
 
 
 def _is_wrapped(lines: list[str]) -> bool:
-    """Whether an editor wrapped a text: a line ends in mid-phrase, or the next line continues a long line."""
+    """Return True if a line ends in mid-phrase, or the next line continues a long line."""
     return any(
         CUT_OFF.search(line)
         or (line.endswith(",") and not NEW_CAPTION.match(after))

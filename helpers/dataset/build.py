@@ -4,6 +4,7 @@ import tempfile
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image
@@ -16,11 +17,9 @@ from helpers.core.records import NO_BREAK_SPACE, read_metadata
 from helpers.core.run import Run
 from helpers.dataset.dataset_card import write_card
 from helpers.dataset.dataset_files import (
-    ABOUT,
-    NOT_IN_IT,
     SPLITS,
     Record,
-    read_about,
+    made_with,
     read_records,
     write_about,
     write_records,
@@ -30,21 +29,18 @@ from helpers.dataset.join import refresh
 
 
 def held_out(config: DatasetConfig, run: Run) -> dict[str, str]:
-    """Return {image: split} of the dataset on disk, or {} if about.json is missing or has another share or seed."""
-    if not (run.dataset / ABOUT).is_file():
-        return {}
-    settings = read_about(run.dataset)["settings"]
+    """Return {image: split} of the dataset on disk, or {} if `config` has another share or seed than the dataset."""
+    settings = made_with(run.dataset)
     if any(settings.get(name) != getattr(config, name) for name in ("validation_share", "seed")):
         return {}
     return {r.image: r.split for r in read_records(run.dataset)}
 
 
 def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.DataFrame) -> None:
-    """Write the images and captions in `kept` to dataset/ atomically, each image to the folder that its `split` names.
+    """Write the images in `kept` with their present captions to dataset/, atomically.
 
-    Captions and permissions are 02's and 01's present ones; the suffix is appended here only, once. Images are whole,
-    upright, in sRGB and without metadata. `left_out` is counted in about.json. The same input gives the same bytes.
-    Raises RunError for images of another run, or selected with other settings.
+    Each goes to its split's folder: whole, upright, in sRGB, without metadata. The suffix is appended only here, once.
+    The same input gives the same bytes. Raises RunError for images of another run, or selected with other settings.
     """
     kept = refresh(config, run, kept)
     record_edition(run)
@@ -52,20 +48,15 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
         for split in kept["split"].unique():
             (folder / split).mkdir()
         written = [_write_image(run, folder, row, config.suffix) for row in kept.itertuples()]
-        write_records(folder, [record for record, _ in written], run.split_metadata("train").name)
+        write_records(folder, [record for record, _ in written])
         changed = Counter(note for _, notes in written for note in notes)
-        write_about(folder, run.name, config, left_out["kind"].value_counts().to_dict(), changed)
+        write_about(folder, config, left_out["kind"].value_counts().to_dict(), changed)
         write_card(folder)
     run.write_config("dataset", config)
 
 
-def _write_image(
-    run: Run, folder: Path, row: object, suffix: str
-) -> tuple[Record, tuple[str, ...]]:
-    """Write an image without EXIF or other metadata; return the image's Record and the conversions done.
-
-    A file that already has these pixels keeps its compressed data; any other becomes a PNG.
-    """
+def _write_image(run: Run, folder: Path, row: Any, suffix: str) -> tuple[Record, tuple[str, ...]]:
+    """Write an image without metadata, and return its Record and the conversions done. Changed pixels become a PNG."""
     source = run.image(row.file_name)
     content = read_picture_file(source)
     picture = decode(content)
@@ -78,9 +69,7 @@ def _write_image(
     else:
         target = target.with_suffix(".png")
         picture.image.save(target)
-    given = {
-        field: getattr(row, field) for field in Record.__dataclass_fields__ if hasattr(row, field)
-    }
+    given = {k: v for k, v in row._asdict().items() if k in Record.__dataclass_fields__}
     given |= {"file_name": target.name, "image": source.name, "text": row.caption + suffix}
     return Record(**given), picture.notes
 
@@ -92,20 +81,18 @@ def _has_pixels(content: bytes, image: Image.Image) -> bool:
 
 
 def verify_dataset(run: Run) -> str:
-    """Check dataset/ against its manifest and load it with `datasets`; return a line with counts and hash.
+    """Check dataset/ against its manifest, load it with `datasets`, and return a line with counts and hash.
 
     Raises RunError if a file is missing or changed, or the settings differ.
     """
     run.require(run.dataset, "dataset")
     if what := find_corruption(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
-    if not (run.dataset / ABOUT).is_file():
+    if not (recorded := made_with(run.dataset)):
         raise RunError(f"{run.dataset} is of an older 03_dataset: run it again")
     counts = _count_loaded(run)
-    settings, made_with = run.read_config("dataset"), read_about(run.dataset)["settings"]
-    if any(
-        settings.get(name) != value for name, value in made_with.items() if name not in NOT_IN_IT
-    ):
+    settings = run.read_config("dataset")
+    if any(settings.get(name) != value for name, value in recorded.items()):
         raise RunError(
             f"{run.config('dataset')} is not what {run.dataset} was made with: run 03_dataset again"
         )
@@ -118,7 +105,9 @@ def _count_loaded(run: Run) -> dict[str, int]:
     import datasets
 
     datasets.disable_progress_bars()
-    listed = {split: read_metadata(run.split_metadata(split)) for split in _splits(run)}
+    run.require(run.split_metadata("train"), "dataset")
+    files = {split: run.split_metadata(split) for split in SPLITS}
+    listed = {split: read_metadata(path) for split, path in files.items() if path.is_file()}
     with tempfile.TemporaryDirectory() as cache:
         loaded = datasets.load_dataset("imagefolder", data_dir=str(run.dataset), cache_dir=cache)
         texts = {
@@ -131,9 +120,3 @@ def _count_loaded(run: Run) -> dict[str, int]:
                 f"{run.split(split)} does not load as its metadata.csv lists it: run 03_dataset again"
             )
     return {split: len(rows) for split, rows in listed.items()}
-
-
-def _splits(run: Run) -> list[str]:
-    """Return the names of the splits that have images. Raises RunError if the train split is missing."""
-    run.require(run.split_metadata("train"), "dataset")
-    return [split for split in SPLITS if run.split_metadata(split).is_file()]

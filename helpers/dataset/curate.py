@@ -1,12 +1,12 @@
 """Select the images of the dataset: join captions by file name, measure quality, and find copies.
 
-Nothing is deleted. An image left out gets a row in rejected.jsonl with its reason; a line in taken_back.txt includes it
-anyway.
+Nothing is deleted: an image left out gets a row in rejected.jsonl, and a line in taken_back.txt includes it anyway.
 """
 
 import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from helpers.core.files import write_text
 from helpers.core.records import Rejection, rewrite
 from helpers.core.run import Run
 from helpers.dataset.join import candidates, without_image
-from helpers.dataset.quality import Quality, measure, outlier_score
+from helpers.dataset.quality import measure, outlier_score
 from helpers.dataset.resemblance import (
     ImageHash,
     find_copies,
@@ -29,23 +29,23 @@ from helpers.dataset.resemblance import (
 )
 from helpers.figures.pictures import open_rgb
 
-MIN_IMAGES = 4  # images
+MIN_IMAGES = 4
 SHARP_ENOUGH = 0.5  # of the sharpest copy; JPEG block edges count as sharp too
 FIGURES = ("sharpness", "detail", "brightness", "text_share")
 
 
 def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Select the images; return those kept, and those left out with columns `kind` and `reason`.
+    """Select the images, and return two tables: those kept, and those left out with columns `kind` and `reason`.
 
-    The images left out are also written to rejected.jsonl. Both tables have the quality measures, a column `cluster`
-    with the file name of the best copy, and a column `series` with the matching pattern of the setting. Raises RunError
-    if fewer than four are kept, or a pattern matches nothing.
+    Both have the quality measures, and columns `cluster` (the best copy's name) and `series` (the matching pattern).
+    The images left out are also written to rejected.jsonl. Raises RunError if fewer than four images are kept, or a
+    pattern matches nothing.
     """
     images = candidates(config, run)
     images[["kind", "reason"]] = ""
     _mark_unusable(run, images)
     images, hashes, palettes = _measure_images(run, images)
-    judge(config, images, palettes, _read_lines(run.taken_back))
+    judge(config, run, images, palettes)
     _mark_copies(config, run, images, hashes)
     _mark_series(config, images)
     kept, left_out = images[images["reason"] == ""], images[images["reason"] != ""]
@@ -65,7 +65,7 @@ def curate(config: DatasetConfig, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]
 
 
 def take_back(run: Run, file_name: str) -> None:
-    """Add `file_name` to taken_back.txt, so that later runs of 03 include the image even if flawed or a copy."""
+    """Add an image to taken_back.txt. Later runs of 03 then include the image even if flawed or a copy."""
     run.image(file_name)  # raises RunError for an invalid name
     names = _read_lines(run.taken_back)
     if file_name not in names:
@@ -77,7 +77,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _mark(images: pd.DataFrame, which: pd.Series, kind: str, reason: str | pd.Series) -> None:
-    """Set `kind` and `reason` of those images in the mask `which` that have no reason yet."""
+    """Set `kind` and `reason` of the images in the mask `which` that have no reason yet."""
     which = which & (images["reason"] == "")
     images.loc[which, "kind"] = kind
     images.loc[which, "reason"] = reason if isinstance(reason, str) else reason[which]
@@ -98,9 +98,8 @@ def _mark_unusable(run: Run, images: pd.DataFrame) -> None:
 def _measure_images(
     run: Run, images: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, ImageHash], dict[str, np.ndarray]]:
-    """Measure the images not left out so far; return the table, and hashes and palettes by file name."""
-    figures: dict[str, Quality] = {}
-    hashes: dict[str, ImageHash] = {}
+    """Measure the images that are not left out yet, and return the table, hashes and palettes."""
+    figures, hashes = {}, {}
     wanted = images.loc[images["reason"] == "", "file_name"]
     for i, name in tqdm(wanted.items(), "measure images", total=len(wanted), leave=False):
         try:
@@ -118,36 +117,28 @@ def _measure_images(
 
 
 def judge(
-    config: DatasetConfig,
-    images: pd.DataFrame,
-    palettes: dict[str, np.ndarray],
-    taken_back: list[str],
+    config: DatasetConfig, run: Run, images: pd.DataFrame, palettes: dict[str, np.ndarray]
 ) -> None:
-    """Set `kind` and `reason` of each image that fails a quality threshold, except those in `taken_back`."""
-    can_exclude = ~images["file_name"].isin(taken_back)
+    """Set `kind` and `reason` of images that fail a quality threshold, except those in taken_back.txt."""
+    can_exclude = ~images["file_name"].isin(_read_lines(run.taken_back))
     for kind, is_flawed, reason in _flaws(config, images):
         _mark(images, is_flawed & can_exclude, kind, reason)
     rest = images[images["reason"] == ""]
     if rest.empty:
         return
-    scores = outlier_score(
-        np.stack([palettes[n] for n in rest["file_name"]]), rest["shortcode"].to_numpy(str)
-    )
-    images["outlier_score"] = pd.Series(scores, rest.index)
-    reason = (
-        "its colours are "
-        + _format(images["outlier_score"])
-        + " spreads from the other posts' pictures"
-    )
-    reason += f", above max_oddness {config.max_oddness:g}"
+    found = np.stack([palettes[name] for name in rest["file_name"]])
+    scores = pd.Series(outlier_score(found, rest["shortcode"].to_numpy(str)), rest.index)
+    images["outlier_score"] = scores
+    words = " spreads from the other posts' pictures, above max_oddness "
+    reason = "its colours are " + _format(images["outlier_score"]) + words
     is_outlier = images["outlier_score"] > config.max_oddness
-    _mark(images, is_outlier & can_exclude, "odd one out", reason)
+    _mark(images, is_outlier & can_exclude, "odd one out", reason + f"{config.max_oddness:g}")
 
 
 def _flaws(
     config: DatasetConfig, images: pd.DataFrame
 ) -> Iterator[tuple[str, pd.Series, pd.Series]]:
-    """Yield, for each kind of flaw: its name, a mask of the flawed images, and a reason text for every image."""
+    """Yield each kind of flaw as (name, mask of the flawed images, reason for every image)."""
     sides = images[["width_px", "height_px"]]
     side_px, aspect = sides.min(axis=1), sides.max(axis=1) / sides.min(axis=1)
     bright, text, sharp = images["brightness"], images["text_share"], images["sharpness"]
@@ -172,23 +163,23 @@ def _format(values: pd.Series, digits: int = 1) -> pd.Series:
 def _mark_copies(
     config: DatasetConfig, run: Run, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> None:
-    """Set the column `cluster` to the best copy's name, and mark other copies as left out unless in taken_back.txt."""
+    """Set the column `cluster` to the best copy's name, and mark other copies unless in taken_back.txt."""
     taken_back = _read_lines(run.taken_back)
     images["cluster"] = images["file_name"]
     clusters, likenesses = _find_clusters(config, images[images["reason"] == ""], hashes)
     for names in clusters:
         copy = images[images["file_name"].isin(names)]
         best = _best_copy(run, copy)
-        images.loc[copy.index, "cluster"] = best["file_name"]
+        images.loc[copy.index, "cluster"] = best.file_name
         for row in copy.itertuples():
-            if row.file_name == best["file_name"] or row.file_name in taken_back:
+            if row.file_name == best.file_name or row.file_name in taken_back:
                 continue
-            distance = hash_distance(hashes[row.file_name], hashes[best["file_name"]])
-            if row.sha256 == best["sha256"]:
-                kind, reason = "same file", f"is the same file as {best['file_name']}"
+            distance = hash_distance(hashes[row.file_name], hashes[best.file_name])
+            if row.sha256 == best.sha256:
+                kind, reason = "same file", f"is the same file as {best.file_name}"
             elif distance <= config.max_hash_bits or row.file_name not in likenesses:
                 kind = "near copy"
-                reason = f"shows the same as {best['file_name']}: their hashes differ in {distance} of 256 bits"
+                reason = f"shows the same as {best.file_name}: their hashes differ in {distance} of 256 bits"
             else:
                 kind, (value, other) = "edited copy", likenesses[row.file_name]
                 reason = f"is {other} edited: their edges are {value:.2f} alike, "
@@ -199,7 +190,7 @@ def _mark_copies(
 def _find_clusters(
     config: DatasetConfig, images: pd.DataFrame, hashes: dict[str, ImageHash]
 ) -> tuple[list[list[str]], dict[str, tuple[float, str]]]:
-    """Return the clusters of copies as lists of names, and {name: (likeness, name of the closest original or edit)}."""
+    """Return the clusters of copies, as lists of names, and each edited copy's likeness and closest image."""
     names = images["file_name"].tolist()
     ordered = [hashes[name] for name in names]
     edited = list(find_edited_copies(ordered, config.min_likeness))
@@ -210,17 +201,14 @@ def _find_clusters(
             likenesses[names[one]] = max(likenesses.get(names[one], (0.0, "")), found)
     pairs = list(find_copies(ordered, config.max_hash_bits))
     pairs += [(pair.one, pair.other) for pair in edited]
-    first = {sha256: i for i, sha256 in reversed(list(enumerate(images["sha256"])))}
-    pairs += [(i, first[sha256]) for i, sha256 in enumerate(images["sha256"])]
+    same = images.groupby("sha256").indices.values()
+    pairs += [(positions[0], other) for positions in same for other in positions]
     members = pd.Series(names).groupby(group_labels(len(names), pairs)).agg(list)
     return [cluster for cluster in members if len(cluster) > 1], likenesses
 
 
 def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
-    """Set the column `series` to the pattern in config.series that matches the file name, else to the file name.
-
-    Raises RunError for a pattern that matches no name.
-    """
+    """Set the column `series` to the matching pattern or the file name. Raises RunError if a pattern matches none."""
     images["series"] = images["file_name"]
     for pattern in config.series:
         fits = images["file_name"].str.fullmatch(fnmatch.translate(pattern), case=False)
@@ -232,12 +220,10 @@ def _mark_series(config: DatasetConfig, images: pd.DataFrame) -> None:
         images.loc[fits, "series"] = pattern
 
 
-def _best_copy(run: Run, copy: pd.DataFrame) -> pd.Series:
-    """Return the best copy: among the sharp copies the one with most pixels; the larger file wins a tie."""
-    sharp = copy[copy["detail"] >= SHARP_ENOUGH * copy["detail"].max()]
-    pixels = sharp["width_px"] * sharp["height_px"]
-    sizes = sharp["file_name"].map(lambda name: run.image(name).stat().st_size)
-    ranked = sharp.assign(pixels=pixels, size=sizes).sort_values(
-        ["pixels", "size", "file_name"], ascending=[False, False, True]
+def _best_copy(run: Run, copy: pd.DataFrame) -> Any:
+    """Return the row of the best copy. Of the sharp ones most pixels win, then the largest file."""
+    sharp = copy[copy["detail"] >= SHARP_ENOUGH * copy["detail"].max()].sort_values("file_name")
+    return max(
+        sharp.itertuples(),
+        key=lambda row: (row.width_px * row.height_px, run.image(row.file_name).stat().st_size),
     )
-    return ranked.iloc[0]

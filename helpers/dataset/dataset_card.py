@@ -59,7 +59,7 @@ where the work is not one's own, and never to pass generated images off as their
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md, and contact_sheet.jpg if every image's permission allows showing the image."""
+    """Write README.md, and contact_sheet.jpg if each image's permission allows showing the image."""
     records = read_records(folder)
     if may_be_shown(records):
         images = [folder / r.split / r.file_name for r in records]
@@ -70,10 +70,8 @@ def write_card(folder: Path) -> None:
 
 def card(folder: Path, records: Sequence[Record]) -> str:
     """Return the dataset card as Markdown with a YAML header for the Hub; untrusted text is escaped."""
-    about = read_about(folder)
-    header = DatasetCardData(
-        language="en", task_categories=["text-to-image"], pretty_name=about["run"]
-    )
+    about, tasks = read_about(folder), ["text-to-image"]
+    header = DatasetCardData(language="en", task_categories=tasks, pretty_name=about["run"])
     sides = Counter(record.split for record in records)
     return TEXT.format(
         header=header.to_yaml(),
@@ -97,13 +95,13 @@ def card(folder: Path, records: Sequence[Record]) -> str:
 
 
 def card_words(folder: Path) -> str:
-    """Return the dataset card without YAML header and contact sheet, to show in a notebook."""
+    """Return the dataset card without YAML header and contact sheet, for a notebook."""
     _, _, words = (folder / CARD).read_text(encoding="utf-8").split("---\n", 2)
     return "\n".join(line for line in words.splitlines() if not line.startswith("!["))
 
 
 def escaped(text: str) -> str:
-    """Escape text for Markdown and HTML."""
+    """Return a text escaped for Markdown and HTML."""
     return re.sub(r"[^\w\s.,:;@/-]|_", lambda sign: f"&#{ord(sign[0])};", " ".join(text.split()))
 
 
@@ -117,12 +115,11 @@ def _span(dates: Iterable[str]) -> str:
 
 
 def _pixels(changed: dict[str, int] | None) -> str:
-    """Describe how image files were converted; `changed` is None if an older version copied the files unchanged."""
-    if changed is None:
+    if changed is None:  # by an older version
         return "in files as they were published, with what these hold beside their pixels"
     counts = "".join(f"; {count} {what}" for what, count in sorted(changed.items()))
     return (
-        f"upright, in sRGB, without EXIF, positions, cameras, thumbnails or other metadata{counts}"
+        "upright, in sRGB, without EXIF, positions, cameras, thumbnails or other metadata" + counts
     )
 
 

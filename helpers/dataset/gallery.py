@@ -1,8 +1,4 @@
-"""Show the images that 03 leaves out and why, buttons to include them anyway, and the clusters of copies.
-
-The sheets are plain images, which a saved notebook still shows; the buttons work with ipywidgets 7.7 (Colab's) and 8.
-Foreign text is shown in labels, which render no markup.
-"""
+"""Show the images that 03 leaves out, buttons to include them (ipywidgets 7.7 and 8), and the clusters of copies."""
 
 from pathlib import Path
 
@@ -21,7 +17,7 @@ FINAL = ("no caption", "no image", "taken down")  # these cannot be taken back h
 
 
 def reasons(left_out: pd.DataFrame) -> list[str]:
-    """Return a line for each kind of reason to leave images out, most frequent first: image count and an example."""
+    """Return a line for each kind of reason to leave images out, with the number of images and an example."""
     firsts = left_out.groupby("kind").first()
     return [
         f"{kind}: {count}{f', {MAX_PER_REASON} of them shown' if count > MAX_PER_REASON else ''}, "
@@ -31,7 +27,7 @@ def reasons(left_out: pd.DataFrame) -> list[str]:
 
 
 def left_out_sheet(run: Run, left_out: pd.DataFrame, columns: int = 5) -> Image.Image | str:
-    """Return a sheet of left-out images, grouped by kind, each with its reason; if there are none, a short text."""
+    """Return a sheet of the images left out, each with its reason, or a sentence if there are none."""
     if left_out.empty:
         return "nothing was left out"
     shown = left_out.groupby("kind").head(MAX_PER_REASON).sort_values("kind", kind="stable")
@@ -50,26 +46,26 @@ def _tile(path: Path) -> Image.Image:
 
 
 def gallery(run: Run, left_out: pd.DataFrame) -> widgets.VBox:
-    """Return a box of buttons, each of which includes one left-out image in later runs of 03."""
+    """Return a box with a button for each image left out, to include the image in later runs of 03."""
     shown = left_out[~left_out["kind"].isin(FINAL)].groupby("kind").head(MAX_PER_REASON)
     return widgets.VBox([_row(run, row) for row in shown.sort_values("kind").itertuples()])
 
 
 def _row(run: Run, row: object) -> widgets.HBox:
+    def include(button: widgets.Button) -> None:
+        take_back(run, row.file_name)
+        button.description, button.disabled = "taken back", True
+
     button = widgets.Button(description="take back")
-    button.on_click(lambda pressed: _take_back(pressed, run, row.file_name))
-    return widgets.HBox([button, widgets.Label(f"{row.kind}: {row.file_name}")])
-
-
-def _take_back(button: widgets.Button, run: Run, file_name: str) -> None:
-    take_back(run, file_name)
-    button.description, button.disabled = "taken back", True
+    button.on_click(include)
+    label = widgets.Label(f"{row.kind}: {row.file_name}")  # renders no markup
+    return widgets.HBox([button, label])
 
 
 def cluster_sheet(
     run: Run, kept: pd.DataFrame, left_out: pd.DataFrame, count: int = 12, columns: int = 5
 ) -> Image.Image | str:
-    """Return a sheet with a row per cluster of copies, the best copy first, or a sentence if no images are copies."""
+    """Return a sheet with a row per cluster of copies, the best one first, or a sentence if there are none."""
     images = pd.concat([kept.assign(reason=""), left_out])
     sizes = images["cluster"].value_counts()
     leaders = sorted(sizes.index[sizes > 1])[:count]

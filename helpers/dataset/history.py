@@ -1,16 +1,16 @@
-"""Record which posts each version of a run's dataset contained, to know what a model was trained on."""
+"""Record the posts in each version of a run's dataset, to know which ones a model was trained on."""
 
 from dataclasses import dataclass
 
 from helpers.core.files import MANIFEST, folder_hash
 from helpers.core.records import append_row, read_rows
 from helpers.core.run import Run
-from helpers.dataset.dataset_files import read_records
+from helpers.dataset.dataset_files import SPLITS, read_records
 
 
 @dataclass(frozen=True)
 class Edition:
-    """The posts of one version of a dataset, and the dataset hash that checkpoints store."""
+    """The posts in one version of a dataset, and the dataset's hash, which checkpoints store."""
 
     hash: str
     train: list[str]  # shortcodes
@@ -18,24 +18,21 @@ class Edition:
 
 
 def record_edition(run: Run) -> None:
-    """Append the present dataset's hash and posts to datasets_before.jsonl, before that dataset is replaced."""
+    """Append the present dataset's hash and posts to datasets_before.jsonl, before the dataset is replaced."""
     edition = _present(run)
     if edition and edition not in read_rows(run.datasets_before, Edition):
         append_row(run.datasets_before, edition)
 
 
 def list_editions(run: Run) -> dict[str, Edition]:
-    """Return {hash: Edition} of the run's past datasets and its present dataset."""
-    present = _present(run)
-    rows = read_rows(run.datasets_before, Edition) + ([present] if present else [])
-    return {edition.hash: edition for edition in rows}
+    """Return the editions of the run's past and present datasets as {hash: Edition}."""
+    rows = (*read_rows(run.datasets_before, Edition), _present(run))
+    return {edition.hash: edition for edition in rows if edition}
 
 
 def _present(run: Run) -> Edition | None:
     if not (run.dataset / MANIFEST).is_file():
         return None
     records = read_records(run.dataset)
-    posts = {
-        s: sorted({r.shortcode for r in records if r.split == s}) for s in ("train", "validation")
-    }
-    return Edition(folder_hash(run.dataset), **posts)
+    sides = [sorted({r.shortcode for r in records if r.split == split}) for split in SPLITS]
+    return Edition(folder_hash(run.dataset), *sides)

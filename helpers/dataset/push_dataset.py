@@ -1,6 +1,6 @@
-"""Push the dataset to the Hugging Face Hub, private by default, and fetch a pushed dataset on another machine.
+"""Push the dataset to the Hugging Face Hub, private by default, and fetch a pushed dataset into another run.
 
-`python -m helpers.dataset.publish RUN HUB_ID` fetches a pushed dataset into a run, so that 04 can start.
+`python -m helpers.dataset.publish RUN HUB_ID` fetches it, so that 04 can start.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from helpers.core.process import run_command
 from helpers.core.records import Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.dataset.build import verify_dataset
-from helpers.dataset.dataset_files import NOT_IN_IT, read_about, read_records
+from helpers.dataset.dataset_files import made_with, read_records
 from helpers.dataset.history import record_edition
 from helpers.host.hub import hub_errors, make_private, open_hub, release
 
@@ -34,9 +34,8 @@ HUB_FILE = ".gitattributes"
 def publish(config: DatasetConfig, run: Run) -> str:
     """Push dataset/ to the Hub in one commit, unless `push_to` is empty; return a line with URL and visibility.
 
-    The repository is created private and verified to be so before any upload. It becomes public at the end if `private`
-    is off and every image's permission allows it. Raises RunError if a permission does not allow it, if the repository
-    is public already, or the Hub refuses.
+    The repository is private until the end, and becomes public if `private` is off. Raises RunError if an image's
+    permission does not allow that, the repository is public already, or the Hub refuses.
     """
     if not config.push_to:
         return "not published: push_to is empty"
@@ -53,7 +52,7 @@ def publish(config: DatasetConfig, run: Run) -> str:
 
 
 def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
-    """Upload the manifest's files and delete the repository's stale files in one commit; return the uploaded names."""
+    """Upload the manifest's files and delete stale files in one commit; return the uploaded names."""
     files = {*read_json(folder / MANIFEST), MANIFEST}
     stale = {s.rfilename for s in info.siblings or ()} - files - {HUB_FILE}
     operations = [CommitOperationAdd(name, folder / name) for name in sorted(files)]
@@ -64,10 +63,9 @@ def _push(api: HfApi, info: DatasetInfo, folder: Path) -> set[str]:
 
 
 def fetch(run: Run, hub_id: str) -> str:
-    """Download a pushed dataset into a run's dataset/, verified by its manifest; return a line with counts and hash.
+    """Download a pushed dataset into a run, verified by its manifest, and return a line with counts and hash.
 
-    Raises RunError if the run has another dataset, the repository was not pushed by 03, or a file does not match the
-    manifest.
+    Raises RunError if the run has another dataset, or the repository was not pushed by 03 or does not verify.
     """
     with hub_errors(hub_id), tempfile.TemporaryDirectory() as temporary:
         folder = _download(hub_id, Path(temporary))
@@ -79,8 +77,7 @@ def fetch(run: Run, hub_id: str) -> str:
             raise RunError(
                 f"{run.dataset} is another dataset already: fetch into a run of another name"
             )
-        settings = {k: v for k, v in read_about(folder)["settings"].items() if k not in NOT_IN_IT}
-        config = configure(DatasetConfig, settings, run=run.name)
+        config = configure(DatasetConfig, made_with(folder), run=run.name)
         record_edition(run)
         with replacing_folder(run.dataset) as tmp_path:
             for name in read_json(folder / MANIFEST):
@@ -91,7 +88,7 @@ def fetch(run: Run, hub_id: str) -> str:
 
 
 def _download(hub_id: str, folder: Path) -> Path:
-    """Download a pushed dataset to `folder`, only the files with names that 03 writes; return `folder`."""
+    """Download the files of a pushed dataset to `folder`, only those with names that 03 writes; return `folder`."""
     api = HfApi(token=get_token() or False)
     info = api.dataset_info(hub_id)
     names = [s.rfilename for s in info.siblings or () if OUR_FILES.fullmatch(s.rfilename)]

@@ -1,8 +1,4 @@
-"""Measure an image's quality as training data: sharpness, brightness, text and colours.
-
-Each measure is cheap, and shown with the reason to leave an image out. The measures see pixels, not meaning: soft
-pastels are not blurry in a set of them, and a quote on a photo is not text.
-"""
+"""Measure an image's quality as training data: sharpness, brightness, text and colours."""
 
 from dataclasses import dataclass
 
@@ -26,20 +22,13 @@ BLOCK = 256  # images compared with all others at once, to limit memory
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality measures of an image.
+    """The quality measures of an image."""
 
-    sharpness   variance of the Laplacian at SIDE_PX (Pech-Pacheco et al. 2000), for comparing images of a set
-    detail      the same at full size, times the number of pixels, for comparing copies
-    brightness  mean grey, 0 to 255
-    text_share  share of the height that lines of text cover, 0 to 1
-    palette     (72,) square roots of histograms of colours and of steps between pixels, for finding outliers
-    """
-
-    sharpness: float
-    detail: float
-    brightness: float
-    text_share: float
-    palette: np.ndarray
+    sharpness: float  # variance of the Laplacian (Pech-Pacheco et al. 2000) at SIDE_PX
+    detail: float  # the same at full size, times the number of pixels, for comparing copies
+    brightness: float  # mean grey, 0 to 255
+    text_share: float  # of the height that lines of text cover, 0 to 1
+    palette: np.ndarray  # (72,) square roots of histograms: colours, steps between pixels
 
 
 def measure(image: Image.Image) -> Quality:
@@ -70,9 +59,9 @@ def _laplacian_variance(grey: Image.Image) -> float:
 def text_share(grey: Image.Image) -> float:
     """Return the share (0 to 1) of an image's height that lines of text cover.
 
-    A line is a low band of rows with many stroke edges, between rows with almost none. Bands that repeat (dots, bricks,
-    flowers) or are denser or sparser than letters (hatching, waves) are patterns, not text. Text taller than
-    MAX_LINE_HEIGHT, slanted, or on a busy background is not found.
+    A line is a low band of rows with many stroke edges, between rows with almost none. Bands that repeat (dots, bricks)
+    or differ in density from letters (hatching) are patterns. Tall or slanted text, or text on a busy background, is
+    not found.
     """
     side_px = max(TEXT_SIDE_PX, round(TEXT_SHORT_SIDE_PX * max(grey.size) / min(grey.size)))
     pixels = np.asarray(_downscale(grey, side_px), np.int16)
@@ -96,10 +85,10 @@ def text_share(grey: Image.Image) -> float:
 
 
 def _measure_line(edges: np.ndarray) -> tuple[float, float]:
-    """Return the edge density and the repetition of a possible line of text, given as (H, W) bool edges.
+    """Return the density and repetition of a possible line of text, given as (H, W) bool edges.
 
-    Density is the number of edges along a length of one line height. Repetition is the largest autocorrelation of the
-    columns at lags from a quarter to six heights.
+    Density counts the edges along one line height; repetition is the columns' largest autocorrelation at lags from a
+    quarter to six heights.
     """
     height = len(edges)
     columns = np.trim_zeros(edges.sum(0)).astype(float)
@@ -120,11 +109,9 @@ def _palette(image: Image.Image, grey: Image.Image) -> np.ndarray:
 
 
 def outlier_score(palettes: np.ndarray, posts: np.ndarray) -> np.ndarray:
-    """Return (N,) outlier scores: each image's mean distance to the nearest images of other posts, as a robust z-score.
+    """Return each image's outlier score (N,): a robust z-score of the distance to images of other posts.
 
-    palettes  (N, 72)
-    posts     (N,) an identifier of each image's post
-    The z-score uses the median and the median absolute deviation. Zeros if the set is too small.
+    `palettes` is (N, 72), `posts` (N,) an identifier of each image's post. A set that is too small gets zeros.
     """
     if len(palettes) < MIN_FOR_OUTLIERS:
         return np.zeros(len(palettes))

@@ -1,4 +1,4 @@
-"""Split images into train and validation by hashing shortcodes, which is stable when posts are added."""
+"""Split images into train and validation by a hash of their posts, which is stable when posts are added."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -19,12 +19,10 @@ def split(
 ) -> pd.Series:
     """Return `train` or `validation` for each image.
 
-    Images of a carousel are similar, so a post, and posts that share a cluster of copies or a series, are on one side.
-    Each post has a hash from 0 to 1; a group with a hash below `validation_share` is held out, and if these are too
-    few, the next ones too. A group of more than half of all images is trained on. If there is a single post, its images
-    are split instead.
-    held_out  file names held out before, which stay so unless they are most of the images; or the previous side of
-              each: images trained on before are held out only if too few others can be
+    Posts that share a cluster of copies or a series form a group, which is on one side. A group with a hash (0 to 1)
+    below `validation_share` is held out, then others until there are enough; a group of over half of all images is
+    trained on. If there is one post, its images are split. `held_out` names images held out before, which stay so
+    unless they are most images, or maps images to sides: those trained on are held out only if too few others can be.
     """
     groups, names = _groups(images)
     rank = names.map(lambda name: _hash_to_unit(seed, name)).groupby(groups).min().sort_values()
@@ -47,24 +45,18 @@ def split(
 
 
 def _groups(images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return two Series: each image's group, which is never divided, and the name to hash, a shortcode or cluster."""
-    clusters = images.get("cluster", images["file_name"])
-    series = images.get("series", images["file_name"])
-    groups = _merge_groups(images.index, (images["shortcode"], clusters, series))
+    """Return each image's group, which is never divided, and the name to hash (a shortcode or cluster)."""
+    clusters, series = (images.get(name, images["file_name"]) for name in ("cluster", "series"))
+    pairs = [
+        (positions[0], other)
+        for key in (images["shortcode"], clusters, series)
+        for positions in images.groupby(key.to_numpy()).indices.values()
+        for other in positions
+    ]
+    groups = pd.Series(group_labels(len(images), pairs), index=images.index)
     if groups.nunique() > 1:
         return groups, images["shortcode"]
     return (clusters if clusters.nunique() > 1 else images["file_name"]), clusters
-
-
-def _merge_groups(index: pd.Index, keys: tuple[pd.Series, ...]) -> pd.Series:
-    """Return each image's group: images that share a value in any of `keys` are in one group, transitively."""
-    pairs = [
-        (positions[0], other)
-        for key in keys
-        for positions in key.reset_index(drop=True).groupby(key.to_numpy()).indices.values()
-        for other in positions
-    ]
-    return pd.Series(group_labels(len(index), pairs), index=index)
 
 
 def _hash_to_unit(seed: int, name: str) -> float:
@@ -73,7 +65,7 @@ def _hash_to_unit(seed: int, name: str) -> float:
 
 
 def balance(images: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with a row per split: the numbers of images, posts and clusters, and the share of images."""
+    """Return a table of the images, posts and clusters, and the share of images, in each split."""
     counted = images.groupby("split").agg(
         images=("file_name", "count"),
         posts=("shortcode", "nunique"),
@@ -83,7 +75,7 @@ def balance(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def meaning(images: pd.DataFrame) -> str:
-    """Return a sentence on whether there are enough validation images to detect overfitting."""
+    """Return a sentence on whether the validation images are enough to detect overfitting."""
     count = int((images["split"] == "validation").sum())
     line = f"{count} of {len(images)} images are held out"
     if count >= FEW_HELD_OUT:

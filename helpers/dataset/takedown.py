@@ -1,7 +1,6 @@
 """Remove a post from a run, everywhere: `python -m helpers.dataset.takedown RUN SHORTCODE`.
 
-This is the only place that deletes a user's files. The shortcode is written to taken_down.txt first, and each following
-step is atomic, so a rerun after a kill completes it.
+No other module deletes a user's files. After a kill, a rerun completes the removal: taken_down.txt is written first.
 """
 
 import argparse
@@ -29,15 +28,11 @@ SHORTCODE = re.compile(r"[A-Za-z0-9_-]{1,90}")
 
 @dataclass(frozen=True)
 class Removal:
-    """The result of a take-down: the removed images, and the models that may have been trained on them.
-
-    files   names of the images removed
-    seen    a sentence for each checkpoint and model trained or measured on the post, or possibly so
-    """
+    """The result of a take-down: the removed images, and the models that may have been trained on them."""
 
     shortcode: str
-    files: tuple[str, ...]
-    seen: tuple[str, ...]
+    files: tuple[str, ...]  # names of the images
+    seen: tuple[str, ...]  # a sentence for each checkpoint and model that may have used the post
     beyond: tuple[str, ...]  # where its images may still be shown
 
     def __str__(self) -> str:
@@ -47,20 +42,20 @@ class Removal:
 
 
 def remove(run: Run, shortcode: str) -> Removal:
-    """Delete a post from a run's images, captions, JSONL files, dataset and cache, locally and on Drive.
-
-    Safe to run again. Raises RunError if the run has no such post.
-    """
+    """Delete a post from a run, locally and on Drive. Raises RunError if the run has no such post."""
     if not SHORTCODE.fullmatch(shortcode):
         raise RunError(f"{shortcode!r} is not a shortcode: give the part of a post's URL after /p/")
     if here.is_there():
-        restore(run)  # files that are in the mirror only
+        restore(run)  # files that are on Drive only
     listed = run.read_taken_down()
     files = _find_files(run, shortcode)
     if not files and shortcode not in listed:
         raise RunError(f"{run.folder} has no post {shortcode}: look it up in {run.posts}")
     # with its hashes, so that it is not ingested under another name
-    blocked = [shortcode, *_find_hashes(run, shortcode)]
+    posts = read_rows(run.posts, Post)
+    hashes = {post.sha256 for post in posts if post.shortcode == shortcode}
+    hashes -= {post.sha256 for post in posts if post.shortcode != shortcode}
+    blocked = [shortcode, *hashes]
     if new := [word for word in blocked if word not in listed]:
         write_text(run.taken_down, "".join(f"{word}\n" for word in (*listed, *new)))
     seen = _find_trained_on(run, shortcode)
@@ -70,23 +65,15 @@ def remove(run: Run, shortcode: str) -> Removal:
 
 
 def _find_files(run: Run, shortcode: str) -> set[str]:
-    """Return the file names of a post's images, found in posts.jsonl, the dataset and images/."""
+    """Return the names of a post's images in posts.jsonl, the dataset and images/."""
     rows = {p.file_name for p in read_rows(run.posts, Post) if p.shortcode == shortcode}
     rows |= {r.image for r in read_records(run.dataset) if r.shortcode == shortcode}
-    here = {path.name for path in run.images.glob(f"{shortcode}_*") if _is_of(path, shortcode)}
-    return rows | {name for name in here if not name.endswith(".txt")}
+    return rows | {path.name for path in _list_files(run, shortcode) if path.suffix != ".txt"}
 
 
-def _find_hashes(run: Run, shortcode: str) -> set[str]:
-    """Return the SHA-256 hashes of those images of a post that no other post contains."""
-    hashes = {True: set(), False: set()}
-    for post in read_rows(run.posts, Post):
-        hashes[post.shortcode == shortcode].add(post.sha256)
-    return hashes[True] - hashes[False]
-
-
-def _is_of(path: Path, shortcode: str) -> bool:
-    return re.fullmatch(rf"{re.escape(shortcode)}_\d+\.({_SUFFIXES})", path.name) is not None
+def _list_files(run: Run, shortcode: str) -> list[Path]:
+    is_of_post = re.compile(rf"{re.escape(shortcode)}_\d+\.({_SUFFIXES})").fullmatch
+    return [path for path in run.images.glob(f"{shortcode}_*") if is_of_post(path.name)]
 
 
 def _purge(run: Run, shortcode: str, files: set[str]) -> None:
@@ -107,13 +94,12 @@ def _purge(run: Run, shortcode: str, files: set[str]) -> None:
     for name in files:
         run.sidecar(name).unlink(missing_ok=True)
         run.image(name).unlink(missing_ok=True)
-    for path in run.images.glob(f"{shortcode}_*"):
-        if _is_of(path, shortcode):
-            path.unlink()
+    for path in _list_files(run, shortcode):
+        path.unlink()
 
 
 def _find_trained_on(run: Run, shortcode: str) -> list[str]:
-    """Return a sentence for each checkpoint and model that used the post, or may have used the post."""
+    """Return a sentence for each checkpoint and model that may have used the post."""
     known = list_editions(run)
     lines = []
     for folder, text in _list_models(run):
@@ -128,19 +114,15 @@ def _find_trained_on(run: Run, shortcode: str) -> list[str]:
 
 
 def _list_models(run: Run) -> list[tuple[Path, str]]:
-    """Return all checkpoint and model folders of a run and its sweeps, each with the text of its JSON files."""
-    swept = [
-        path for pattern in ("trial-*", "before-*") for path in sorted(run.sweep.glob(pattern))
-    ]
+    """Return (folder, text of its JSON files) for each checkpoint and model of a run and its sweeps."""
+    swept = (*sorted(run.sweep.glob("trial-*")), *sorted(run.sweep.glob("before-*")))
     found = []
     for place in (run.folder, *swept):
-        checkpoints, model, verdict = (
-            place / path.name for path in (run.checkpoints, run.model, run.verdict)
-        )
-        folders = [path for path in sorted(checkpoints.glob("*")) if path.is_dir()]
-        found += [(folder, _read_all(folder.glob("*.json"))) for folder in folders]
-        if model.is_dir():
-            found.append((model, _read_all((*model.glob("*.json"), verdict))))
+        model = place / run.model.name
+        folders = [*sorted((place / run.checkpoints.name).glob("*")), model]
+        for folder in filter(Path.is_dir, folders):
+            verdict = [place / run.verdict.name] if folder == model else []
+            found.append((folder, _read_all((*folder.glob("*.json"), *verdict))))
     return found
 
 
@@ -149,7 +131,7 @@ def _read_all(paths: Iterable[Path]) -> str:
 
 
 def _find_other_places(run: Run) -> list[str]:
-    """Return sentences on where a post's images may remain: notebooks, report, the mirror's bin and the Hub."""
+    """Return a sentence for each other place that may show the post: report, Drive's bin, Hub."""
     pages = [path for path in (run.notebooks, run.report_html) if path.exists()]
     lines = [f"{path} may show it: make it again, or delete it" for path in pages]
     if here.is_there() and (here.MIRROR.path / FOLDER / run.name).is_dir():

@@ -1,4 +1,4 @@
-"""Train the tiny base model's autoencoder (VAE), from images of 128 px to latents (4, 32, 32) and back."""
+"""Train the tiny base model's autoencoder (VAE), between images of 128 px and latents (4, 32, 32)."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ LATENT_JITTER = 0.05  # standard deviation of the posterior, relative to the lat
 
 
 def train_autoencoder(seed: int, steps: int, scenes: int) -> AutoencoderKL:
-    """Train an autoencoder on `scenes` flat and `scenes` watercolour images; return it with normalised latents."""
+    """Train an autoencoder on `scenes` images in each of the two styles, and normalise its latents."""
     torch.manual_seed(seed)
     seeds = range(AUTOENCODER_SCENES_FROM, AUTOENCODER_SCENES_FROM + scenes)
     pixels = torch.cat([draw_scenes("flat", seeds), draw_scenes("watercolour", seeds)])
@@ -34,7 +34,7 @@ def train_autoencoder(seed: int, steps: int, scenes: int) -> AutoencoderKL:
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """Build an untrained AutoencoderKL of three levels, which downsamples by 4 (Stable Diffusion's by 8)."""
+    """Build an untrained AutoencoderKL that downsamples by 4, where Stable Diffusion's does by 8."""
     return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 3,
         up_block_types=["UpDecoderBlock2D"] * 3,
@@ -77,7 +77,7 @@ def start_as_pyramid(vae: AutoencoderKL) -> None:
 
 
 def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]) -> None:
-    """Make output channel `o` the sum over `i` of `gains[o][i]` times input channel `i` convolved with `kernel`."""
+    """Make an output channel a sum of input channels, weighted by `gains[output][input]`, convolved with `kernel`."""
     for out, sources in gains.items():
         conv.weight[out] = 0
         conv.bias[out] = 0
@@ -86,46 +86,34 @@ def _set_sum(conv: nn.Conv2d, kernel: Tensor, gains: dict[int, dict[int, float]]
 
 
 def _losses(vae: AutoencoderKL, pixels: Tensor, steps: int) -> Iterator[Tensor]:
-    """Yield the training loss of each step: on 48 px crops, and on full images in the last quarter of the steps.
-
-    The full images are needed since group norm depends on the image size.
-    """
+    """Yield the loss of each step, on 48 px crops and, in the last quarter of the steps, on full images."""
     for step in itertools.count():
+        # full images at the end, since group norm depends on the image size
         side_px, batch = (SIZE_PX, 1) if step >= steps * 0.75 else (48, 4)
         top, left = torch.randint(0, SIZE_PX - side_px + 1, (2,)).tolist()
         picked = pixels[torch.randint(0, len(pixels), (batch,))]
         crop = to_model(picked[:, :, top : top + side_px, left : left + side_px])
         latents = vae.encode(crop).latent_dist.mean
         jitter = LATENT_JITTER * latents.detach().std() * torch.randn_like(latents)
-        yield (
-            reconstruction_loss(vae.decode(latents + jitter).sample, crop)
-            + 1e-4 * latents.square().mean()
-        )
+        loss = reconstruction_loss(vae.decode(latents + jitter).sample, crop)
+        yield loss + 1e-4 * latents.square().mean()
 
 
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
-    """Return a weighted sum of squared error and L1 errors (of pixels, edges, channel differences, 4 x 4 px means).
-
-    Plain L1 alone loses hues.
-    """
+    """Return a weighted sum of the squared error and several L1 errors between images."""
     error = out - target
     edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) * 0.3
-    chroma = (error[:, :2] - error[:, 1:]).abs().mean()
-    return (
-        error.abs().mean()
-        + edges
-        + chroma
-        + F.avg_pool2d(error, 4).abs().mean()
-        + 0.5 * error.square().mean()
-    )
+    chroma = (error[:, :2] - error[:, 1:]).abs().mean()  # L1 of pixels alone loses hues
+    pixels, coarse = error.abs().mean(), F.avg_pool2d(error, 4).abs().mean()
+    return pixels + edges + chroma + coarse + 0.5 * error.square().mean()
 
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
-    """Normalise the latents by folding each channel's mean and standard deviation into the 1x1 convolutions.
+    """Normalise scaled latents to mean 0 and standard deviation 1, by changing the 1x1 convolutions.
 
-    Reconstructions do not change; scaled latents get mean 0 and standard deviation 1, as the noise schedule expects.
-    The posterior's standard deviation, which is not learnt, becomes LATENT_JITTER.
+    The noise schedule expects them so; reconstructions do not change. The posterior's standard deviation, which is not
+    learnt, becomes LATENT_JITTER.
     """
     latents = vae.encode(pixels).latent_dist.mean
     mean = latents.mean((0, 2, 3))
@@ -143,7 +131,5 @@ def normalise_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Encode uint8 images (N, 3, 128, 128) to scaled latents (N, 4, 32, 32)."""
     batches = tqdm(pixels.split(50), "encode", mininterval=10)
-    return (
-        torch.cat([vae.encode(to_model(batch)).latent_dist.mean for batch in batches])
-        * SCALING_FACTOR
-    )
+    latents = [vae.encode(to_model(batch)).latent_dist.mean for batch in batches]
+    return torch.cat(latents) * SCALING_FACTOR

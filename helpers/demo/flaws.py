@@ -1,4 +1,4 @@
-"""Flawed images for the demo account: an example of each flaw and kind of copy that 03 leaves out."""
+"""Flawed images for the demo account, one for each reason for which 03 leaves an image out."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 from helpers.demo.paint import paint_watercolour
 from helpers.demo.scenes import DEMO_SCENES_FROM, random_scene
 
-UNUSED_SCENES_FROM = DEMO_SCENES_FROM + 100_000  # the account's own scenes end before these
+UNUSED = DEMO_SCENES_FROM + 100_000  # scenes from here on are not the account's own
 CARD = (
     "commissions are open",
     "from march to june",
@@ -38,8 +38,7 @@ def smaller_and_mirrored(picture: Image.Image) -> Image.Image:
 
 
 def cropped_and_brighter(picture: Image.Image) -> Image.Image:
-    cut = picture.width // 16
-    inner = picture.crop((cut, cut, picture.width - cut, picture.height - cut))
+    inner = ImageOps.crop(picture, picture.width // 16)
     return ImageEnhance.Brightness(inner).enhance(1.15)
 
 
@@ -76,17 +75,13 @@ def screenshot(_: Image.Image) -> Image.Image:
 
 
 FLAWS = {  # by 03's kind of reason
-    "too dark": Flaw(
-        UNUSED_SCENES_FROM, lambda picture: ImageEnhance.Brightness(picture).enhance(0.1)
-    ),
+    "too dark": Flaw(UNUSED, lambda picture: ImageEnhance.Brightness(picture).enhance(0.1)),
     "same file": Flaw(DEMO_SCENES_FROM + 1, lambda picture: picture),
     "near copy": Flaw(DEMO_SCENES_FROM + 2, smaller_and_mirrored),
-    "mostly text": Flaw(UNUSED_SCENES_FROM + 1, text_card, "words that say commissions are open"),
+    "mostly text": Flaw(UNUSED + 1, text_card, "words that say commissions are open"),
     "edited copy": Flaw(DEMO_SCENES_FROM + 3, cropped_and_brighter),
-    "too small": Flaw(UNUSED_SCENES_FROM + 2, lambda picture: picture.resize((48, 48))),
-    "odd one out": Flaw(UNUSED_SCENES_FROM + 3, screenshot, "a chat on a phone"),
-    "too blurry": Flaw(
-        UNUSED_SCENES_FROM + 4, lambda picture: picture.filter(ImageFilter.GaussianBlur(3))
-    ),
-    "extreme aspect": Flaw(UNUSED_SCENES_FROM + 5, banner),
+    "too small": Flaw(UNUSED + 2, lambda picture: picture.resize((48, 48))),
+    "odd one out": Flaw(UNUSED + 3, screenshot, "a chat on a phone"),
+    "too blurry": Flaw(UNUSED + 4, lambda picture: picture.filter(ImageFilter.GaussianBlur(3))),
+    "extreme aspect": Flaw(UNUSED + 5, banner),
 }

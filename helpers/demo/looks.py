@@ -1,8 +1,7 @@
-"""Image filters (looks) by which the tiny base model learns that a caption may end with the name of a style.
+"""Image filters (looks) that teach the tiny base model that a caption may end with a style's name.
 
-Stable Diffusion has seen thousands of styles and applies `in a ... style` to the whole image. A base with a single
-style cannot, and no fine-tune could make a suffix switch a style. Each look has a name and a kind, `in a sola neon
-style`, and none resembles watercolour: no paper, wash or ink. Unknown styles, `in a greta pastel style`, are put on
+Without them no fine-tune could make a suffix switch a style, as it can with Stable Diffusion. A look has a name and a
+kind, `in a sola neon style`, and none resembles watercolour. Unknown styles, `in a greta pastel style`, are put on
 captions of plain images, so that a style unknown to the base changes nothing.
 """
 
@@ -67,7 +66,7 @@ def mosaic(pixels: np.ndarray, rng: Random) -> np.ndarray:
 
 
 def striped(pixels: np.ndarray, rng: Random) -> np.ndarray:
-    """Return an image with stripes of random angle, spacing and colour all over."""
+    """Return an image covered with stripes of random angle, spacing and colour."""
     y, x = np.mgrid[0 : len(pixels), 0 : len(pixels)]
     across, down = rng.choice(((1, 0), (0, 1), (1, 1), (1, -1)))
     wave = np.sin((across * x + down * y) * 2 * np.pi / rng.uniform(6, 12))
@@ -91,7 +90,7 @@ def unknown_suffix(rng: Random) -> str:
 
 
 def apply_look(pixels: np.ndarray, look: int) -> np.ndarray:
-    """Return uint8 pixels (H, W, 3) after the filter `LOOKS[look]`, with random numbers seeded by the look's name."""
+    """Apply the filter `LOOKS[look]` to uint8 pixels (H, W, 3), with random numbers seeded by the look's name."""
     name, kind = LOOKS[look]
     styled = KINDS[kind](pixels.astype(np.float32) / 255, Random(name))
     return (np.clip(styled, 0, 1) * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Draw scenes as tensors, and train the tiny base model's components with a common training loop."""
+"""Draw scenes as tensors, and train the components of the tiny base model."""
 
 import math
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from helpers.demo.scenes import random_scene
 
 
 def _pixels(style: str, held_out: bool | None, seed: int) -> np.ndarray:
-    paint = paint_flat if style == "flat" else paint_watercolour
+    paint = {"flat": paint_flat, "watercolour": paint_watercolour}[style]
     return np.asarray(paint(random_scene(seed, held_out=held_out)))
 
 
 def draw_scenes(style: str, seeds: range, *, held_out: bool | None = False) -> Tensor:
-    """Draw the scenes of `seeds` as (N, 3, SIZE_PX, SIZE_PX) uint8; `style` is flat or watercolour."""
+    """Draw the scenes of `seeds` in a style, flat or watercolour, as uint8 (N, 3, SIZE_PX, SIZE_PX)."""
     with Pool() as pool:
         jobs = pool.imap(partial(_pixels, style, held_out), seeds, chunksize=32)
         pixels = np.stack(list(tqdm(jobs, f"draw {style}", total=len(seeds), mininterval=5)))
@@ -33,14 +33,10 @@ def to_model(pixels: Tensor) -> Tensor:
     return (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def cosine_learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Return the learning rate of a step: linear warm-up to `peak`, then a cosine down to 2% of `peak`.
-
-    Loshchilov and Hutter 2017, arXiv:1608.03983.
-    """
-    return (
-        peak * min(1, (step + 1) / warmup) * (0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02)
-    )
+def cosine_learning_rate(step: int, steps: int, peak: float) -> float:
+    """Return the learning rate of a step: a linear warm-up, then a cosine to 2% of `peak` (arXiv:1608.03983)."""
+    cosine = 0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02
+    return peak * min(1, (step + 1) / 100) * cosine
 
 
 def optimise(
@@ -50,21 +46,15 @@ def optimise(
     peak_learning_rate: float,
     ema_decay: float,
     name: str,
-    decay_steps: int | None = None,
 ) -> None:
-    """Train `modules` on `losses` with AdamW, and replace the weights by their moving average (EMA) at the end.
-
-    decay_steps  the length of the cosine (default `steps`)
-    """
+    """Train `modules` on `losses` with AdamW, then replace the weights by their moving average (EMA)."""
     params = [p for module in modules for p in module.parameters()]
-    optimizer = torch.optim.AdamW(
-        params, lr=peak_learning_rate, betas=(0.9, 0.98), weight_decay=1e-2
-    )
+    optimizer = torch.optim.AdamW(params, betas=(0.9, 0.98), weight_decay=1e-2)
     ema = EMAModel(params, decay=ema_decay)
     running, bar = None, tqdm(range(steps), name, mininterval=30)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = cosine_learning_rate(step, decay_steps or steps, peak_learning_rate)
+            group["lr"] = cosine_learning_rate(step, steps, peak_learning_rate)
         loss = next(losses)
         optimizer.zero_grad()
         loss.backward()

@@ -1,12 +1,11 @@
-"""Paint a scene in one of two styles, flat or watercolour, with Pillow and numpy only.
+"""Paint a scene in one of two styles, flat or watercolour.
 
-The watercolour simulates the medium: pigment on paper grain, edges that bleed and gather pigment at the rim, uneven
-washes, wet paint lifted by later layers, and an ink line on top (after Curtis et al. 1997, Computer-Generated
-Watercolor, much simplified).
+The watercolour simulates pigment on paper grain, uneven washes with bleeding edges and dark rims, paint lifted by later
+layers, and an ink line on top (after Curtis et al. 1997, Computer-Generated Watercolor, much simplified).
 """
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImagePath
 
 from helpers.demo.scenes import Scene, layers
 from helpers.demo.shapes import DARK, RGB, Layer, Shape
@@ -29,7 +28,7 @@ def paint_watercolour(scene: Scene, size_px: int = SIZE_PX) -> Image.Image:
     """Paint the scene as a watercolour with an ink line and a paper margin."""
     sheet = _Sheet(scene.seed, size_px)
     sky, *rest = layers(scene)
-    ground = next(i for i, layer in reversed(list(enumerate(rest))) if _is_wide(layer))
+    ground = max(i for i, layer in enumerate(rest) if _is_wide(layer))
     sheet.glaze(sheet.patch * sheet.fade, sky.colour)
     for i, layer in enumerate(rest):
         coverage = sheet.coverage(layer.shapes)
@@ -50,16 +49,15 @@ def _draw(image: Image.Image, shapes: tuple[Shape, ...], fill: RGB | int) -> Non
         points = [(x * n, y * n) for x, y in shape.points]
         match shape.kind:
             case "oval":
-                draw.ellipse(points, fill=fill)
+                draw.ellipse(ImagePath.Path(points).getbbox(), fill)
             case "dome":
-                draw.pieslice(points, 180, 360, fill=fill)
+                draw.pieslice(ImagePath.Path(points).getbbox(), 180, 360, fill)
             case "polygon":
-                draw.polygon(points, fill=fill)
+                draw.polygon(points, fill)
             case "stroke":
-                width, r = max(1, round(shape.width * n)), shape.width * n / 2
-                draw.line(points, fill=fill, width=width, joint="curve")
+                draw.line(points, fill, max(1, round(shape.width * n)), joint="curve")
                 for x, y in points:
-                    draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+                    draw.circle((x, y), shape.width * n / 2, fill)
 
 
 def _blur(field: np.ndarray, radius_px: float) -> np.ndarray:
@@ -68,46 +66,40 @@ def _blur(field: np.ndarray, radius_px: float) -> np.ndarray:
 
 
 class _Sheet:
-    """A sheet of watercolour paper to paint on, at 1.5 times the final size; masks are (n, n) float32, 0 to 1."""
+    """A sheet of watercolour paper at 1.5 times the final size. Masks are (n, n) float32 from 0 to 1."""
 
     def __init__(self, seed: int, size_px: int) -> None:
         self.size_px, self.n = size_px, size_px * 3 // 2
         self.unit = self.n / 128  # lengths below were chosen on a sheet of 128
         self.rng = np.random.default_rng((seed, 7))
-        self.grain = self._grain()
+        grain = _blur(self.rng.random((self.n, self.n)), 0.8 * self.unit)
+        self.grain = (grain - grain.mean()) / grain.std()
         self.colour = PAPER * (1 + 0.022 * self.grain[..., None])  # (n, n, 3)
         self.paper = self.colour.copy()
         self.ink = np.zeros((self.n, self.n), np.float32)
-        self.wobble = self._wobble(2.2 * self.unit)
+        self.wobble = self._wobble()
         self.patch = self._patch()
         self.fade = np.linspace(1.1, 0.6, self.n, dtype=np.float32)[:, None]
 
     def _noise(self, cells: int) -> np.ndarray:
         """Return smooth noise (n, n) from 0 to 1, interpolated from `cells` x `cells` random values."""
         values = Image.fromarray((self.rng.random((cells, cells)) * 255).astype(np.uint8))
-        return (
-            np.asarray(values.resize((self.n, self.n), Image.Resampling.BICUBIC), np.float32) / 255
-        )
+        smooth = values.resize((self.n, self.n), Image.Resampling.BICUBIC)
+        return np.asarray(smooth, np.float32) / 255
 
-    def _grain(self) -> np.ndarray:
-        grain = _blur(self.rng.random((self.n, self.n)), 0.8 * self.unit)
-        return (grain - grain.mean()) / grain.std()
-
-    def _wobble(self, reach_px: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return index arrays (rows, columns) that shift pixels by smooth random offsets of up to `reach_px`."""
-        rows, columns = np.mgrid[0 : self.n, 0 : self.n].astype(np.float32)
-        rows += (self._noise(14) - 0.5) * 2 * reach_px
-        columns += (self._noise(14) - 0.5) * 2 * reach_px
-        return tuple(np.clip(a, 0, self.n - 1).astype(int) for a in (rows, columns))
+    def _wobble(self) -> tuple[np.ndarray, ...]:
+        """Return index arrays (rows, columns) that shift each pixel by a smooth random offset."""
+        places = np.mgrid[0 : self.n, 0 : self.n].astype(np.float32)
+        for axis in places:
+            axis += (self._noise(14) - 0.5) * 2 * (2.2 * self.unit)
+        return tuple(np.clip(places, 0, self.n - 1).astype(int))
 
     def _patch(self) -> np.ndarray:
         """Return a mask of the painted area of the paper, inside an irregular margin."""
         margin = 0.035 + 0.05 * self._noise(7)
         y, x = np.mgrid[0 : self.n, 0 : self.n] / self.n
-        inside = (
-            (x > margin) & (x < 1 - margin[::-1]) & (y > margin.T) & (y < 1 - margin.T[:, ::-1])
-        )
-        return inside.astype(np.float32)
+        across = (x > margin) & (x < 1 - margin[::-1])
+        return (across & (y > margin.T) & (y < 1 - margin.T[:, ::-1])).astype(np.float32)
 
     def coverage(self, shapes: tuple[Shape, ...]) -> np.ndarray:
         mask = Image.new("L", (self.n, self.n), 0)
@@ -123,12 +115,10 @@ class _Sheet:
         self.colour = self.colour * (1 - density * (1 - _pigment(colour)))
 
     def paint(self, coverage: np.ndarray, layer: Layer, *, outline: bool) -> None:
-        """Paint a layer over `coverage`: remove most paint below, then add a wash, or ink if layer.colour is DARK."""
+        """Paint a layer over `coverage`: lift most paint below, then add a wash, or ink if the layer is DARK."""
         soft = _blur(coverage, 1.0 * self.unit)[..., None]
         self.colour = self.colour * (1 - 0.93 * soft) + self.paper * 0.93 * soft
-        self.ink *= 1 - 0.95 * _blur(
-            coverage, 0.5 * self.unit
-        )  # what stands in front hides lines behind
+        self.ink *= 1 - 0.95 * _blur(coverage, 0.5 * self.unit)  # hides the lines behind
         if layer.colour == DARK:
             self.ink = np.maximum(self.ink, 0.92 * _blur(coverage, 0.4 * self.unit))
             return
@@ -150,7 +140,7 @@ class _Sheet:
 
 
 def _pigment(colour: RGB) -> np.ndarray:
-    """Return the RGB transmittance (0 to 1) of a wash of `colour`, less saturated than `colour`."""
+    """Return the shares of red, green and blue light that a wash of `colour` lets through, from 0 to 1."""
     rgb = np.array(colour, np.float32) / 255
     grey = rgb.mean()
     return np.clip(grey + (rgb - grey) * 0.86, 0, 1) * 0.9 + 0.08

@@ -2,7 +2,7 @@
 
 Its components are Stable Diffusion v1's (Rombach et al. 2022, arXiv:2112.10752), each a few hundred times smaller. It
 is trained on flat scenes, then on some in simple looks (looks.py) named in their captions, so it knows what a style is
-but not watercolour. Its autoencoder is trained on both styles, as Stable Diffusion's is on images of all kinds.
+but not watercolour. Only its autoencoder is trained on watercolours too.
 """
 
 import argparse
@@ -21,13 +21,12 @@ from diffusers import (
 )
 from diffusers.training_utils import compute_snr
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from helpers.core.files import read_json, replacing_folder, write_json, write_text
+from helpers.core.files import folder_bytes, read_json, replacing_folder, write_json, write_text
 from helpers.core.process import run_command
 from helpers.demo.autoencoder import encode, train_autoencoder
-from helpers.demo.looks import LOOKS, apply_look, unknown_suffix
-from helpers.demo.looks import suffix as look_suffix
+from helpers.demo.looks import LOOKS, apply_look, suffix, unknown_suffix
 from helpers.demo.optimise import draw_scenes, optimise
 from helpers.demo.paint import SIZE_PX
 from helpers.demo.scenes import PRETRAIN_SCENES_FROM, random_scene
@@ -57,52 +56,64 @@ and things in a plain flat style, and was trained from nothing on pictures that 
 
 @dataclass(frozen=True)
 class Course:
-    """The hyperparameters of one training stage of the UNet and the text encoder.
-
-    noise_offset  of crosslabs.org, 2023: hides the brightness of the image, so it must come from the caption
-    early_weight  the loss of timesteps with SNR below 1 is weighted by SNR ** -early_weight
-    """
+    """The hyperparameters of one training stage of the UNet and the text encoder."""
 
     scenes: int
     steps: int
     peak_learning_rate: float
     ema_decay: float
-    noise_offset: float
-    early_weight: float
+    noise_offset: float  # crosslabs.org, 2023: brightness must come from the caption, not the noise
+    early_weight: (
+        float  # timesteps with SNR below 1 have their loss weighted by SNR ** -early_weight
+    )
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The hyperparameters for training the tiny base model.
-
-    The seeds of its scenes are disjoint from those of the demo (scrape/demo_account.py).
-    """
-
-    seed: int = 0
-    vae_steps: int = 4000
-    vae_scenes: int = 1000  # in each style
-    flat: Course = Course(12000, 5000, 1e-3, 0.999, 0.1, 0.0)
-    looks: Course = Course(4800, 3000, 1e-3, 0.997, 0.4, 0.5)  # every other scene has one
-    batch: int = 16
-    caption_dropout: float = 0.1  # for classifier-free guidance
-    text_width: int = 96
+FLAT = Course(12000, 5000, 1e-3, 0.999, 0.1, 0.0)
+STYLED = Course(4800, 3000, 1e-3, 0.997, 0.4, 0.5)  # every other scene has a look
+VAE_STEPS, VAE_SCENES = 4000, 1000  # scenes in each style
+BATCH = 16
+CAPTION_DROPOUT = 0.1  # for classifier-free guidance
+TEXT_WIDTH = 96
 
 
-def new_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    width = recipe.text_width
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            projection_dim=width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+def new_unet() -> UNet2DConditionModel:
+    """Build an untrained UNet of three levels (32, 16 and 8 latents wide), two of them with cross-attention."""
+    return UNet2DConditionModel(
+        sample_size=SIZE_PX // 4,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        block_out_channels=(32, 64, 112),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).to(memory_format=torch.channels_last)
+
+
+def new_pipeline(vae: AutoencoderKL) -> StableDiffusionPipeline:
+    """Build a pipeline from a trained VAE, an untrained text encoder and an untrained UNet."""
+    tokenizer = make_tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=new_unet(),
+        scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
@@ -119,47 +130,18 @@ def scale_unseen_embeddings(text_encoder: CLIPTextModel, seen_ids: Tensor) -> No
     embeddings[unseen] *= UNSEEN_EMBEDDING_NORM / embeddings[unseen].norm(dim=1, keepdim=True)
 
 
-def new_unet(recipe: Recipe) -> UNet2DConditionModel:
-    """Build an untrained UNet of three levels (32, 16 and 8 latents wide), two of them with cross-attention."""
-    return UNet2DConditionModel(
-        sample_size=SIZE_PX // 4,
-        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        block_out_channels=(32, 64, 112),
-        layers_per_block=1,
-        cross_attention_dim=recipe.text_width,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    ).to(memory_format=torch.channels_last)
-
-
-def learn_scenes(
-    recipe: Recipe, vae: AutoencoderKL, tokenizer: CLIPTokenizer
-) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """Train a new text encoder and UNet on captioned flat scenes (stage 1), and return both models."""
-    torch.manual_seed(recipe.seed + 1)
-    text_encoder, unet = new_text_encoder(recipe, tokenizer), new_unet(recipe)
-    seeds = range(PRETRAIN_SCENES_FROM, PRETRAIN_SCENES_FROM + recipe.flat.scenes)
+def learn_scenes(pipeline: StableDiffusionPipeline) -> None:
+    """Train the text encoder and the UNet on captioned flat scenes (stage 1)."""
+    seeds = range(PRETRAIN_SCENES_FROM, PRETRAIN_SCENES_FROM + FLAT.scenes)
     captions = [random_scene(seed).caption for seed in seeds]
-    token_ids = _token_ids(tokenizer, captions)
-    _train_course(
-        recipe, recipe.flat, text_encoder, unet, encode(vae, draw_scenes("flat", seeds)), token_ids
-    )
-    scale_unseen_embeddings(text_encoder, token_ids)
-    return text_encoder, unet
+    token_ids = _train_course(pipeline, FLAT, draw_scenes("flat", seeds), captions)
+    scale_unseen_embeddings(pipeline.text_encoder, token_ids)
 
 
-def learn_looks(
-    recipe: Recipe,
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
-    unet: UNet2DConditionModel,
-) -> None:
+def learn_looks(pipeline: StableDiffusionPipeline) -> None:
     """Train the text encoder and the UNet on scenes whose captions may end with a style name (stage 2)."""
-    torch.manual_seed(recipe.seed + 2)
-    begin = PRETRAIN_SCENES_FROM + recipe.flat.scenes
-    seeds = range(begin, begin + recipe.looks.scenes)
+    begin = PRETRAIN_SCENES_FROM + FLAT.scenes
+    seeds = range(begin, begin + STYLED.scenes)
     pixels, captions = draw_scenes("flat", seeds), [random_scene(seed).caption for seed in seeds]
     for i in range(0, len(pixels), 4):
         captions[i] += unknown_suffix(Random(seeds[i]))
@@ -167,40 +149,32 @@ def learn_looks(
         look = i // 2 % len(LOOKS)
         styled = apply_look(pixels[i].permute(1, 2, 0).numpy(), look)
         pixels[i] = torch.from_numpy(styled).permute(2, 0, 1)
-        captions[i] += look_suffix(look)
-    latents, token_ids = encode(vae, pixels), _token_ids(tokenizer, captions)
-    _train_course(recipe, recipe.looks, text_encoder, unet, latents, token_ids)
-
-
-def _token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        captions[i] += suffix(look)
+    _train_course(pipeline, STYLED, pixels, captions)
 
 
 def _train_course(
-    recipe: Recipe,
-    course: Course,
-    text_encoder: CLIPTextModel,
-    unet: UNet2DConditionModel,
-    latents: Tensor,
-    token_ids: Tensor,
-) -> None:
-    """Train the text encoder and the UNet on latents and caption tokens for one stage.
+    pipeline: StableDiffusionPipeline, course: Course, pixels: Tensor, captions: list[str]
+) -> Tensor:
+    """Train the text encoder and the UNet for one stage, and return the captions' token ids.
 
     The loss is Ho et al. 2020's with min-SNR weights (Hang et al. 2023, gamma 5), caption dropout and noise offset.
     """
-    scheduler = DDPMScheduler(**SCHEDULE)
-    empty = torch.full_like(token_ids[0], text_encoder.config.eos_token_id)
-    empty[0] = text_encoder.config.bos_token_id
+    text_encoder, unet, scheduler = pipeline.text_encoder, pipeline.unet, DDPMScheduler(**SCHEDULE)
+    latents = encode(pipeline.vae, pixels)
+    padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    token_ids = pipeline.tokenizer(captions, **padded).input_ids
+    empty = pipeline.tokenizer("", **padded).input_ids
 
     def losses() -> Iterator[Tensor]:
         while True:
-            picked = torch.randint(0, len(latents), (recipe.batch,))
-            dropped = torch.rand(recipe.batch, 1) < recipe.caption_dropout
+            picked = torch.randint(0, len(latents), (BATCH,))
+            dropped = torch.rand(BATCH, 1) < CAPTION_DROPOUT
             words = text_encoder(torch.where(dropped, empty, token_ids[picked])).last_hidden_state
             clean = latents[picked]
             noise = torch.randn_like(clean)
-            noise = noise + course.noise_offset * torch.randn(recipe.batch, 4, 1, 1)
-            timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (recipe.batch,))
+            noise = noise + course.noise_offset * torch.randn(BATCH, 4, 1, 1)
+            timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,))
             noisy = scheduler.add_noise(clean, noise, timesteps)
             noisy = noisy.contiguous(memory_format=torch.channels_last)
             error = (unet(noisy, timesteps, words).sample - noise).square().mean((1, 2, 3))
@@ -212,43 +186,23 @@ def _train_course(
     optimise(modules, losses(), course.steps, course.peak_learning_rate, course.ema_decay, "unet")
     for module in modules:
         module.eval()
+    return token_ids
 
 
-def assemble(
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    unet: UNet2DConditionModel,
-) -> StableDiffusionPipeline:
-    """Assemble a StableDiffusionPipeline with the scheduler of SD v1-5."""
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
-    """Train the tiny base model, reusing stages saved in `work`, and write the fp16 pipeline to `out`."""
-    tokenizer = make_tokenizer()
-    vae_folder = work / "vae"
+def pretrain(seed: int, out: Path, work: Path) -> None:
+    """Train the tiny base model, and write the fp16 pipeline to `out`. Stages saved in `work` are reused."""
+    vae_folder, flat_folder = work / "vae", work / "flat"
     if not vae_folder.is_dir():
-        train_autoencoder(recipe.seed, recipe.vae_steps, recipe.vae_scenes).save_pretrained(
-            vae_folder
-        )
-    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
-    flat_folder = work / "flat"
+        train_autoencoder(seed, VAE_STEPS, VAE_SCENES).save_pretrained(vae_folder)
     if not flat_folder.is_dir():
-        text_encoder, unet = learn_scenes(recipe, vae, tokenizer)
-        assemble(vae, text_encoder, tokenizer, unet).save_pretrained(flat_folder)
+        torch.manual_seed(seed + 1)
+        pipeline = new_pipeline(AutoencoderKL.from_pretrained(vae_folder).eval())
+        learn_scenes(pipeline)
+        pipeline.save_pretrained(flat_folder)
+    torch.manual_seed(seed + 2)
     pipeline = StableDiffusionPipeline.from_pretrained(flat_folder)
     pipeline.unet.to(memory_format=torch.channels_last)
-    learn_looks(recipe, vae, tokenizer, pipeline.text_encoder, pipeline.unet)
+    learn_looks(pipeline)
     with replacing_folder(out) as folder:
         pipeline.to(torch.float16).save_pretrained(folder)
         for path in folder.rglob("*.json"):  # they name the folder that a component was loaded from
@@ -256,20 +210,16 @@ def pretrain(recipe: Recipe, out: Path, work: Path) -> None:
             if isinstance(content, dict) and content.pop("_name_or_path", ""):
                 write_json(path, content)
         write_text(folder / "README.md", CARD)
-    print(
-        f"wrote {out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB"
-    )
+    print(f"wrote {out}: {folder_bytes(out) / 1e6:.1f} MB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("assets/tiny-sd"))
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/pretrain"), help="intermediate results, reused"
-    )
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--work", type=Path, default=Path("build/pretrain"), help="reused stages")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    pretrain(Recipe(seed=args.seed), args.out, args.work)
+    pretrain(args.seed, args.out, args.work)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Measure how well a model draws held-out scenes: `python -m helpers.demo.scene_judge assets/tiny-sd`.
 
-The judge is a small classifier of animal, colour, place and style, trained on drawn scenes only. It is not trained on
-samples, and no training uses it.
+The judge is a small classifier of animal, colour, place and style. It is trained on drawn scenes only, not on samples,
+and no training uses it.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,40 +30,31 @@ ANSWERS = {
     "place": list(PLACES),
     "style": ["flat", "watercolour"],
 }
+COUNTS = [len(answers) for answers in ANSWERS.values()]
 WEIGHTS = Path("build/judge.safetensors")
 
 
 class Judge(nn.Module):
-    """A CNN from images (N, 3, 64, 64) in -1..1 to logits (N, 20) of animal, colour, place and style, concatenated."""
+    """A CNN from images (N, 3, 64, 64) in -1..1 to logits (N, 20) of animal, colour, place and style."""
 
     def __init__(self) -> None:
         super().__init__()
-        channels = (3, 32, 64, 96, 128)
-        blocks = [
-            layer
-            for narrow, wide in zip(channels, channels[1:], strict=False)
-            for layer in (
-                nn.Conv2d(narrow, wide, 3, 2, 1),
-                nn.GroupNorm(8, wide),
-                nn.ReLU(),
-                nn.Conv2d(wide, wide, 3, 1, 1),
-                nn.GroupNorm(8, wide),
-                nn.ReLU(),
-            )
-        ]
-        count = sum(map(len, ANSWERS.values()))
-        self.layers = nn.Sequential(
-            *blocks, nn.Flatten(), nn.Linear(128 * 16, 128), nn.ReLU(), nn.Linear(128, count)
-        )
+        layers = []
+        for narrow, wide in itertools.pairwise((3, 32, 64, 96, 128)):
+            for channels, stride in ((narrow, 2), (wide, 1)):
+                convolution = nn.Conv2d(channels, wide, 3, stride, 1)
+                layers += [convolution, nn.GroupNorm(8, wide), nn.ReLU()]
+        layers += [nn.Flatten(), nn.Linear(128 * 16, 128), nn.ReLU(), nn.Linear(128, sum(COUNTS))]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.layers(pictures)
 
     @torch.no_grad()
     def predict(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the predicted class indices (N,) of animal, colour, place and style, from uint8 (N, 3, H, W)."""
+        """Return {attribute: predicted class indices (N,)} for images in uint8 (N, 3, H, W)."""
         scores = torch.cat([self(_small(part)) for part in pixels.split(100)])
-        parts = scores.split([len(answers) for answers in ANSWERS.values()], dim=1)
+        parts = scores.split(COUNTS, dim=1)
         return {name: part.argmax(1) for name, part in zip(ANSWERS, parts, strict=True)}
 
 
@@ -71,22 +63,14 @@ def _small(pixels: Tensor) -> Tensor:
 
 
 def make_labels(scenes: list[Scene], style: str) -> Tensor:
-    """Return the class indices of each scene's animal, colour, place and style, (N, 4)."""
-    return torch.tensor(
-        [
-            [
-                ANSWERS["animal"].index(scene.animal.name),
-                ANSWERS["colour"].index(scene.animal.colour),
-                ANSWERS["place"].index(scene.place),
-                ANSWERS["style"].index(style),
-            ]
-            for scene in scenes
-        ]
-    )
+    """Return the class indices (N, 4) of each scene's animal, colour, place and style."""
+    right = [(scene.animal.name, scene.animal.colour, scene.place, style) for scene in scenes]
+    lists = ANSWERS.values()
+    return torch.tensor([[*map(list.index, lists, answers)] for answers in right])
 
 
 def train_judge(steps: int = 1500, flat: int = 6000, watercolour: int = 1200) -> Judge:
-    """Train a Judge on drawn scenes, with noise and random blur so that it generalises to blurry samples."""
+    """Train a Judge on drawn scenes, with noise and blur, so that it generalises to blurry samples."""
     torch.manual_seed(0)
     pictures, right = [], []
     for style, count, begin in (("flat", flat, 0), ("watercolour", watercolour, 500_000)):
@@ -99,27 +83,22 @@ def train_judge(steps: int = 1500, flat: int = 6000, watercolour: int = 1200) ->
     return judge.eval()
 
 
-def _losses(
-    judge: Judge, pictures: Tensor, right: Tensor, flat: int, batch: int = 48
-) -> Iterator[Tensor]:
-    sizes = [len(answers) for answers in ANSWERS.values()]
+def _losses(judge: Judge, pictures: Tensor, right: Tensor, flat: int) -> Iterator[Tensor]:
     while True:
-        styled = torch.randint(flat, len(pictures), (batch // 3,))
-        picked = torch.cat([torch.randint(0, flat, (batch - len(styled),)), styled])
-        seen = pictures[picked] + 0.08 * torch.rand(batch, 1, 1, 1) * torch.randn(batch, 3, 64, 64)
+        styled = torch.randint(flat, len(pictures), (16,))
+        picked = torch.cat([torch.randint(0, flat, (32,)), styled])
+        seen = pictures[picked] + 0.08 * torch.rand(48, 1, 1, 1) * torch.randn(48, 3, 64, 64)
         if torch.rand(()) < 0.5:
             seen = F.interpolate(F.avg_pool2d(seen, 2), scale_factor=2, mode="bilinear")
-        parts = judge(seen).split(sizes, dim=1)
+        parts = judge(seen).split(COUNTS, dim=1)
         yield sum(F.cross_entropy(part, right[picked, i]) for i, part in enumerate(parts))
 
 
 def load_judge() -> Judge:
     """Load the Judge from the file WEIGHTS, or train and save a Judge if the file is missing."""
     if not WEIGHTS.is_file():
-        judge = train_judge()
         WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
-        save_file(judge.state_dict(), WEIGHTS)
-        return judge
+        save_file(train_judge().state_dict(), WEIGHTS)
     judge = Judge().eval()
     judge.load_state_dict(load_file(WEIGHTS))
     return judge
@@ -127,27 +106,21 @@ def load_judge() -> Judge:
 
 def held_out_scenes(count: int) -> list[Scene]:
     """Return `count` scenes of the held-out (colour, animal) pairs, each pair equally often."""
-    scenes, seed = [], JUDGE_SCENES_FROM + 900_000
-    for i in range(count):
-        while True:
-            seed += 1
-            scene = random_scene(seed, held_out=True)
-            if (scene.animal.colour, scene.animal.name) == HELD_OUT_PAIRS[i % len(HELD_OUT_PAIRS)]:
-                break
-        scenes.append(scene)
-    return scenes
+    seeds = itertools.count(JUDGE_SCENES_FROM + 900_001)
+    scenes = (random_scene(seed, held_out=True) for seed in seeds)
+    pairs = itertools.islice(itertools.cycle(HELD_OUT_PAIRS), count)
+    return [next(scene for scene in scenes if scene.animal == pair) for pair in pairs]
 
 
 def sample(model: str, prompts: list[str], guidance_scale: float, steps: int) -> list[Image.Image]:
-    """Generate an image for each prompt with the pipeline `model`, from a different seed each."""
+    """Generate an image for each prompt with the pipeline `model`, each from a different seed."""
     pipeline = sample_fast(load_pipeline(model, torch.float32))
+    settings = {"guidance_scale": guidance_scale, "num_inference_steps": steps}
     images = []
     for start in range(0, len(prompts), 12):
         some = prompts[start : start + 12]
         seeds = [torch.Generator().manual_seed(7000 + start + i) for i in range(len(some))]
-        images += pipeline(
-            some, num_inference_steps=steps, guidance_scale=guidance_scale, generator=seeds
-        ).images
+        images += pipeline(some, generator=seeds, **settings).images
     return images
 
 
@@ -157,20 +130,17 @@ def pixels_of(images: list[Image.Image]) -> Tensor:
 
 
 def accuracies(judge: Judge, pixels: Tensor, scenes: list[Scene], style: str) -> dict[str, float]:
-    """Return the judge's accuracy on animal, colour, place and style of images drawn from `scenes`."""
+    """Return the judge's accuracy on each attribute of images drawn from `scenes`."""
     right, named = make_labels(scenes, style), judge.predict(pixels)
-    return {
-        name: float((named[name] == right[:, i]).float().mean()) for i, name in enumerate(ANSWERS)
-    }
+    hits = [named[name] == right[:, i] for i, name in enumerate(ANSWERS)]
+    return {name: float(hit.float().mean()) for name, hit in zip(ANSWERS, hits, strict=True)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a folder in diffusers layout")
     parser.add_argument("--samples", type=int, default=96)
-    parser.add_argument(
-        "--suffix", action="store_true", help="add the watercolour suffix to the prompts"
-    )
+    parser.add_argument("--suffix", action="store_true", help="ask for watercolours")
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--grid", type=Path, help="where to save a grid of the samples")

@@ -1,11 +1,12 @@
-"""Generate captioned scenes from seeds: an animal, usually next to a thing, in a landscape.
+"""Captioned scenes, generated from seeds: an animal, usually next to a thing, in a landscape.
 
-A scene can be painted in two styles (paint.py): flat, which the tiny base model knows, and watercolour, which the demo
-teaches it. No training image has a pair of HELD_OUT_PAIRS, so a sample of such a pair shows generalisation, not memory.
+paint.py paints a scene flat, as the tiny base model knows it, or in watercolour, as the demo teaches it. No training
+image has a pair of HELD_OUT_PAIRS, so a sample of such a pair shows generalisation, not memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
+from typing import NamedTuple
 
 from helpers.demo.shapes import ANIMALS, COLOURS, PLACES, THINGS, Layer
 
@@ -26,12 +27,11 @@ HELD_OUT_PAIRS = (
 )
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A named, coloured animal or thing: `Figure("cat", "blue")`."""
+class Figure(NamedTuple):
+    """A coloured animal or thing: `Figure("blue", "cat")`."""
 
-    name: str
     colour: str
+    name: str
 
     def __str__(self) -> str:
         article = "an" if self.colour[0] in "aeiou" else "a"
@@ -55,20 +55,17 @@ class Scene:
 
     @property
     def is_held_out(self) -> bool:
-        return (self.animal.colour, self.animal.name) in HELD_OUT_PAIRS
+        return self.animal in HELD_OUT_PAIRS
 
 
 def random_scene(seed: int, *, held_out: bool | None = False) -> Scene:
-    """Return the random scene that a seed determines.
-
-    held_out  False: never a pair of HELD_OUT_PAIRS; True: always one; None: any pair
-    """
+    """Return the random scene of a seed. `held_out` tells whether to use a pair of HELD_OUT_PAIRS; None allows both."""
     rng = Random(seed)
     place = rng.choice(list(PLACES))
-    thing = Figure(rng.choice(list(THINGS)), rng.choice(list(COLOURS)))
+    thing = Figure(name=rng.choice(list(THINGS)), colour=rng.choice(list(COLOURS)))
     alone = rng.random() < 0.2
     while True:
-        animal = Figure(rng.choice(list(ANIMALS)), rng.choice(list(COLOURS)))
+        animal = Figure(name=rng.choice(list(ANIMALS)), colour=rng.choice(list(COLOURS)))
         scene = Scene(seed, animal, None if alone else thing, place)
         if held_out is None or scene.is_held_out == held_out:
             return scene
@@ -80,25 +77,18 @@ def layers(scene: Scene) -> list[Layer]:
     ground_y = rng.uniform(0.86, 0.92)
     painted = PLACES[scene.place](rng)
     if scene.thing is None:
-        return painted + _put(
-            rng, scene.animal, rng.uniform(0.42, 0.58), ground_y, rng.uniform(0.34, 0.37)
-        )
+        x, scale = rng.uniform(0.42, 0.58), rng.uniform(0.34, 0.37)
+        return painted + _put(rng, scene.animal, x, ground_y, scale)
     side = rng.choice((-1, 1))
     thing_x, animal_x = 0.5 + side * rng.uniform(0.22, 0.25), 0.5 - side * rng.uniform(0.22, 0.25)
-    painted += _put(
-        rng, scene.thing, thing_x, ground_y - rng.uniform(0.02, 0.06), rng.uniform(0.22, 0.245)
-    )
+    thing_y, scale = ground_y - rng.uniform(0.02, 0.06), rng.uniform(0.22, 0.245)
+    painted += _put(rng, scene.thing, thing_x, thing_y, scale)
     return painted + _put(rng, scene.animal, animal_x, ground_y, rng.uniform(0.25, 0.275))
 
 
 def _put(rng: Random, figure: Figure, x: float, ground_y: float, scale: float) -> list[Layer]:
-    """Return a figure's layers, scaled and moved to stand on the ground at `x`."""
-    draw = (ANIMALS | THINGS)[figure.name]
-    flip = rng.random() < 0.5
-    y = ground_y - 0.95 * scale
+    flip, y = rng.random() < 0.5, ground_y - 0.95 * scale
     return [
-        Layer(
-            layer.colour, tuple(s.moved(x, y, scale, flip=flip) for s in layer.shapes), layer.inked
-        )
-        for layer in draw(COLOURS[figure.colour])
+        replace(layer, shapes=tuple(s.moved(x, y, scale, flip=flip) for s in layer.shapes))
+        for layer in (ANIMALS | THINGS)[figure.name](COLOURS[figure.colour])
     ]

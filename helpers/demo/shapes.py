@@ -1,7 +1,6 @@
-"""Functions that draw animals, things and landscapes as layers of coloured shapes.
+"""Animals, things and landscapes, drawn as coloured shapes in layers, which are painted in order.
 
-Each figure is drawn in a box from -1 to 1 (y points down) and placed by scenes.py. A figure is a list of layers,
-painted in order; a layer has a colour, shapes, and whether it is outlined in ink.
+An animal or thing is drawn in a box from -1 to 1 (y points down), and placed by scenes.py.
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ COLOURS: dict[str, RGB] = {
     "purple": (138, 66, 190),
     "pink": (248, 138, 190),
 }
-DARK, WHITE, BLACK = (40, 34, 40), (250, 250, 248), (0, 0, 0)
+DARK, WHITE = (40, 34, 40), (250, 250, 248)
 GLASS, WOOD, CREAM, GREY = (205, 235, 250), (120, 82, 50), (245, 232, 208), (190, 190, 190)
 
 
@@ -34,12 +33,8 @@ class Shape:
     def moved(self, dx: float, dy: float, scale: float, *, flip: bool = False) -> "Shape":
         """Return the shape scaled about the origin, mirrored if `flip`, then shifted by (dx, dy)."""
         sign = -scale if flip else scale
-        points = [(dx + sign * x, dy + scale * y) for x, y in self.points]
-        if self.kind in ("oval", "dome"):
-            points = list(
-                zip(*map(sorted, zip(*points, strict=True)), strict=True)
-            )  # corners in order, also after a flip
-        return Shape(self.kind, tuple(points), self.width * scale)
+        points = tuple((dx + sign * x, dy + scale * y) for x, y in self.points)
+        return Shape(self.kind, points, self.width * scale)
 
 
 @dataclass(frozen=True)
@@ -51,9 +46,13 @@ class Layer:
     inked: bool = False
 
 
-def mix(first: RGB, second: RGB, share: float) -> RGB:
-    """Return the colour at `share` (0 to 1) of the way from `first` to `second`."""
-    return tuple(round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
+def _dark(colour: RGB) -> RGB:
+    return tuple(round(value - value * 0.28) for value in colour)
+
+
+def _light(colour: RGB, share: float = 0.5) -> RGB:
+    """Return `colour` mixed with white, of which `share` (0 to 1) is the proportion."""
+    return tuple(round(value + (255 - value) * share) for value in colour)
 
 
 def oval(x: float, y: float, rx: float, ry: float) -> Shape:
@@ -86,40 +85,28 @@ def eyes(x: float, y: float, r: float = 0.085) -> Layer:
     return Layer(DARK, pair(oval(x, y, r, r * 1.15)))
 
 
-def _tones(colour: RGB) -> tuple[RGB, RGB]:
-    return mix(colour, BLACK, 0.28), mix(colour, (255, 255, 255), 0.5)
-
-
 def cat(colour: RGB) -> list[Layer]:
-    dark, light = _tones(colour)
     ears = pair(polygon((-0.54, -0.3), (-0.56, -1.0), (-0.06, -0.66)))
-    whiskers = [
-        *pair(stroke(0.03, (0.2, -0.1), (0.62, -0.18))),
-        *pair(stroke(0.03, (0.2, -0.04), (0.62, 0.02))),
-    ]
+    inner_ears = pair(polygon((-0.45, -0.6), (-0.47, -0.84), (-0.24, -0.68)))
+    tail = stroke(0.17, (0.4, 0.8), (0.84, 0.66), (0.92, 0.2), (0.74, -0.04))
+    nose = polygon((-0.08, -0.16), (0.08, -0.16), (0, -0.06))
+    whiskers = stroke(0.03, (0.2, -0.1), (0.62, -0.18)), stroke(0.03, (0.2, -0.04), (0.62, 0.02))
     return [
-        Layer(dark, (stroke(0.17, (0.4, 0.8), (0.84, 0.66), (0.92, 0.2), (0.74, -0.04)),), True),
+        Layer(_dark(colour), (tail,), True),
         Layer(colour, (oval(0, 0.55, 0.5, 0.44),), True),
         Layer(colour, (*ears, oval(0, -0.28, 0.58, 0.48)), True),
-        Layer(
-            light,
-            (
-                oval(0, 0.64, 0.26, 0.28),
-                *pair(polygon((-0.45, -0.6), (-0.47, -0.84), (-0.24, -0.68))),
-            ),
-        ),
+        Layer(_light(colour), (oval(0, 0.64, 0.26, 0.28), *inner_ears)),
         eyes(0.24, -0.34),
-        Layer(DARK, (polygon((-0.08, -0.16), (0.08, -0.16), (0, -0.06)), *whiskers)),
+        Layer(DARK, (nose, *pair(whiskers[0]), *pair(whiskers[1]))),
     ]
 
 
 def rabbit(colour: RGB) -> list[Layer]:
-    _, light = _tones(colour)
     return [
         Layer(WHITE, (oval(0.48, 0.74, 0.19, 0.19),), True),
         Layer(colour, (oval(0, 0.6, 0.46, 0.4),), True),
         Layer(colour, (*pair(oval(0.23, -0.62, 0.16, 0.46)), oval(0, -0.06, 0.45, 0.4)), True),
-        Layer(light, (*pair(oval(0.23, -0.64, 0.075, 0.33)), oval(0, 0.66, 0.24, 0.26))),
+        Layer(_light(colour), (*pair(oval(0.23, -0.64, 0.075, 0.33)), oval(0, 0.66, 0.24, 0.26))),
         eyes(0.19, -0.12),
         Layer(DARK, (oval(0, 0.02, 0.07, 0.05),)),
         Layer(WHITE, (box(-0.08, 0.1, 0.08, 0.24),)),
@@ -127,30 +114,22 @@ def rabbit(colour: RGB) -> list[Layer]:
 
 
 def bear(colour: RGB) -> list[Layer]:
-    _, light = _tones(colour)
+    belly, muzzle = oval(0, 0.58, 0.36, 0.33), oval(0, -0.14, 0.28, 0.22)
     return [
         Layer(colour, (*pair(oval(0.64, 0.45, 0.18, 0.3)), oval(0, 0.52, 0.62, 0.47)), True),
         Layer(colour, (*pair(oval(0.46, -0.74, 0.23, 0.23)), oval(0, -0.33, 0.6, 0.52)), True),
-        Layer(
-            light,
-            (
-                oval(0, 0.58, 0.36, 0.33),
-                oval(0, -0.14, 0.28, 0.22),
-                *pair(oval(0.46, -0.74, 0.11, 0.11)),
-            ),
-        ),
+        Layer(_light(colour), (belly, muzzle, *pair(oval(0.46, -0.74, 0.11, 0.11)))),
         eyes(0.25, -0.44),
         Layer(DARK, (oval(0, -0.22, 0.13, 0.09),)),
     ]
 
 
 def elephant(colour: RGB) -> list[Layer]:
-    dark, light = _tones(colour)
     trunk = stroke(0.24, (0, -0.2), (0.02, 0.3), (0.1, 0.56), (0.3, 0.62))
     return [
         Layer(colour, (oval(0, 0.5, 0.56, 0.46), *pair(box(0.14, 0.5, 0.5, 0.98))), True),
-        Layer(dark, pair(oval(0.66, -0.36, 0.36, 0.5)), True),
-        Layer(light, pair(oval(0.7, -0.34, 0.2, 0.34))),
+        Layer(_dark(colour), pair(oval(0.66, -0.36, 0.36, 0.5)), True),
+        Layer(_light(colour), pair(oval(0.7, -0.34, 0.2, 0.34))),
         Layer(colour, (oval(0, -0.38, 0.5, 0.52),), True),
         Layer(WHITE, pair(polygon((0.18, 0.02), (0.3, 0.02), (0.26, 0.3)))),
         Layer(colour, (trunk,), True),
@@ -159,12 +138,11 @@ def elephant(colour: RGB) -> list[Layer]:
 
 
 def frog(colour: RGB) -> list[Layer]:
-    dark, light = _tones(colour)
     return [
-        Layer(dark, pair(oval(0.7, 0.76, 0.3, 0.2)), True),
+        Layer(_dark(colour), pair(oval(0.7, 0.76, 0.3, 0.2)), True),
         Layer(colour, (oval(0, 0.46, 0.72, 0.5),), True),
         Layer(colour, (*pair(oval(0.42, -0.36, 0.28, 0.28)), oval(0, -0.02, 0.74, 0.4)), True),
-        Layer(light, (oval(0, 0.64, 0.42, 0.27),)),
+        Layer(_light(colour), (oval(0, 0.64, 0.42, 0.27),)),
         Layer(WHITE, pair(oval(0.42, -0.38, 0.19, 0.19))),
         eyes(0.42, -0.36, 0.1),
         Layer(DARK, (stroke(0.07, (-0.42, 0.06), (-0.2, 0.18), (0.2, 0.18), (0.42, 0.06)),)),
@@ -172,40 +150,24 @@ def frog(colour: RGB) -> list[Layer]:
 
 
 def turtle(colour: RGB) -> list[Layer]:
-    dark, _ = _tones(colour)
-    skin = mix(colour, (255, 255, 255), 0.55)
     legs = (box(-0.6, 0.5, -0.28, 0.96), box(0.18, 0.5, 0.5, 0.96))
     tail = polygon((-0.7, 0.46), (-1.04, 0.62), (-0.7, 0.64))
+    left, right = oval(-0.42, 0.3, 0.17, 0.15), oval(0.3, 0.3, 0.17, 0.15)
     return [
-        Layer(skin, (oval(0.76, 0.22, 0.29, 0.28), *legs, tail), True),
+        Layer(_light(colour, 0.55), (oval(0.76, 0.22, 0.29, 0.28), *legs, tail), True),
         Layer(colour, (dome(-0.06, 0.62, 0.8, 1.2),), True),
-        Layer(
-            dark,
-            (
-                oval(-0.42, 0.3, 0.17, 0.15),
-                oval(-0.06, -0.14, 0.2, 0.18),
-                oval(0.3, 0.3, 0.17, 0.15),
-            ),
-        ),
+        Layer(_dark(colour), (left, oval(-0.06, -0.14, 0.2, 0.18), right)),
         Layer(DARK, (oval(0.84, 0.16, 0.075, 0.09), stroke(0.05, (0.8, 0.36), (0.96, 0.33)))),
     ]
 
 
 def car(colour: RGB) -> list[Layer]:
-    windows = (
-        polygon((-0.44, 0.12), (-0.3, -0.2), (-0.04, -0.2), (-0.04, 0.12)),
-        polygon((0.08, 0.12), (0.08, -0.2), (0.28, -0.2), (0.44, 0.12)),
-    )
+    cabin = polygon((-0.64, 0.2), (-0.42, -0.34), (0.37, -0.34), (0.64, 0.2))
+    left_window = polygon((-0.44, 0.12), (-0.3, -0.2), (-0.04, -0.2), (-0.04, 0.12))
+    right_window = polygon((0.08, 0.12), (0.08, -0.2), (0.28, -0.2), (0.44, 0.12))
     return [
-        Layer(
-            colour,
-            (
-                polygon((-0.64, 0.2), (-0.42, -0.34), (0.37, -0.34), (0.64, 0.2)),
-                box(-1, 0.1, 1, 0.64),
-            ),
-            True,
-        ),
-        Layer(GLASS, windows),
+        Layer(colour, (cabin, box(-1, 0.1, 1, 0.64)), True),
+        Layer(GLASS, (left_window, right_window)),
         Layer(DARK, pair(oval(0.55, 0.68, 0.27, 0.27))),
         Layer(GREY, pair(oval(0.55, 0.68, 0.11, 0.11))),
     ]
@@ -221,48 +183,36 @@ def house(colour: RGB) -> list[Layer]:
 
 
 def tree(colour: RGB) -> list[Layer]:
-    dark, _ = _tones(colour)
     return [
         Layer(WOOD, (polygon((-0.14, 0.1), (0.14, 0.1), (0.19, 0.97), (-0.19, 0.97)),), True),
         Layer(colour, (*pair(oval(0.4, -0.06, 0.46, 0.42)), oval(0, -0.48, 0.54, 0.48)), True),
-        Layer(dark, (oval(0.34, 0.1, 0.22, 0.15), oval(-0.18, -0.5, 0.15, 0.11))),
+        Layer(_dark(colour), (oval(0.34, 0.1, 0.22, 0.15), oval(-0.18, -0.5, 0.15, 0.11))),
     ]
 
 
 def balloon(colour: RGB) -> list[Layer]:
-    _, light = _tones(colour)
+    knot = polygon((0, 0.1), (-0.12, 0.28), (0.12, 0.28))
     return [
         Layer(DARK, (stroke(0.05, (0, 0.1), (0.07, 0.45), (-0.05, 0.95)),)),
-        Layer(
-            colour,
-            (oval(0, -0.42, 0.54, 0.6), polygon((0, 0.1), (-0.12, 0.28), (0.12, 0.28))),
-            True,
-        ),
-        Layer(light, (oval(-0.2, -0.64, 0.12, 0.17),)),
+        Layer(colour, (oval(0, -0.42, 0.54, 0.6), knot), True),
+        Layer(_light(colour), (oval(-0.2, -0.64, 0.12, 0.17),)),
     ]
 
 
 def umbrella(colour: RGB) -> list[Layer]:
-    _, light = _tones(colour)
     return [
         Layer(WOOD, (stroke(0.1, (0, -0.3), (0, 0.86), (0.14, 0.94), (0.26, 0.84)),)),
         Layer(colour, (dome(0, 0.14, 0.96, 1.04),), True),
-        Layer(light, (polygon((-0.3, 0.14), (0, -0.86), (0.3, 0.14)),)),
+        Layer(_light(colour), (polygon((-0.3, 0.14), (0, -0.86), (0.3, 0.14)),)),
     ]
 
 
 def mushroom(colour: RGB) -> list[Layer]:
+    left, right = oval(-0.42, 0.02, 0.15, 0.13), oval(0.48, 0.04, 0.13, 0.12)
     return [
         Layer(CREAM, (polygon((-0.25, 0.1), (0.25, 0.1), (0.34, 0.95), (-0.34, 0.95)),), True),
         Layer(colour, (dome(0, 0.24, 0.9, 0.98),), True),
-        Layer(
-            WHITE,
-            (
-                oval(-0.42, 0.02, 0.15, 0.13),
-                oval(0.06, -0.4, 0.18, 0.15),
-                oval(0.48, 0.04, 0.13, 0.12),
-            ),
-        ),
+        Layer(WHITE, (left, oval(0.06, -0.4, 0.18, 0.15), right)),
     ]
 
 
@@ -287,17 +237,12 @@ def sandy_beach(rng: Random) -> list[Layer]:
 
 def snow(rng: Random) -> list[Layer]:
     top = rng.uniform(0.56, 0.62)
-    flakes = tuple(
-        oval(rng.random(), rng.uniform(0.03, top - 0.05), 0.014, 0.014) for _ in range(12)
-    )
+    at = [(rng.random(), rng.uniform(0.03, top - 0.05)) for _ in range(12)]
+    drifts = (oval(0.2, 1.3, 0.8, 1.3 - top), oval(0.85, 1.3, 0.7, 1.28 - top))
     return [
         Layer((148, 174, 202), (box(0, 0, 1, 1),)),
-        Layer(
-            (242, 246, 250),
-            (oval(0.2, 1.3, 0.8, 1.3 - top), oval(0.85, 1.3, 0.7, 1.28 - top)),
-            True,
-        ),
-        Layer(WHITE, flakes),
+        Layer((242, 246, 250), drifts, True),
+        Layer(WHITE, tuple(oval(x, y, 0.014, 0.014) for x, y in at)),
     ]
 
 
@@ -321,22 +266,8 @@ def sunset(rng: Random) -> list[Layer]:
     ]
 
 
-ANIMALS = {
-    "cat": cat,
-    "rabbit": rabbit,
-    "bear": bear,
-    "elephant": elephant,
-    "frog": frog,
-    "turtle": turtle,
-}
-THINGS = {
-    "car": car,
-    "house": house,
-    "tree": tree,
-    "balloon": balloon,
-    "umbrella": umbrella,
-    "mushroom": mushroom,
-}
+ANIMALS = {draw.__name__: draw for draw in (cat, rabbit, bear, elephant, frog, turtle)}
+THINGS = {draw.__name__: draw for draw in (car, house, tree, balloon, umbrella, mushroom)}
 PLACES = {
     "on a green hill": green_hill,
     "on a sandy beach": sandy_beach,

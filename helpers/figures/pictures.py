@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ GAP_PX = 6
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Open an image file as RGB: upright, sRGB, transparency on white. Raises OSError if the file cannot be decoded."""
+    """Open an image file as upright sRGB, with transparency on white. Raises OSError if decoding fails."""
     return decode(path).image
 
 
@@ -41,7 +42,7 @@ def grid(
     """Draw images in a grid of square cells, with optional labels below cells and titles above rows.
 
     labels       one for each image, or one for each column, then only below the last row
-    label_lines  the maximum number of lines of a label; longer ones are cut
+    label_lines  the maximum number of lines of a label; longer labels are cut
     """
     rows = -(-len(images) // columns)
     below_last = len(labels) == columns < len(images)
@@ -67,7 +68,6 @@ def grid(
 
 
 def _fit(image: Image.Image, side_px: int) -> Image.Image:
-    """Scale an image so that its longer side has `side_px` pixels."""
     factor = side_px / max(image.size)
     method = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC
     size = tuple(max(1, round(side * factor)) for side in image.size)
@@ -92,9 +92,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, max_lines: int
                 lines.append("")
             lines[-1] += character
     shown = [line for line in lines if line]
-    if len(shown) > max_lines:
-        shown = [*shown[: max_lines - 1], shown[max_lines - 1] + " …"]
-    return "\n".join(shown)
+    return "\n".join(shown[:max_lines]) + (" …" if len(shown) > max_lines else "")
 
 
 def stack(sheets: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
@@ -141,10 +139,9 @@ def loss_curves(log: Sequence[dict[str, float]]) -> Image.Image:
     axes = figure.subplots()
     if losses := _points(log, "loss"):
         steps, values = zip(*losses, strict=True)
+        means = list(accumulate(values, lambda mean, value: 0.9 * mean + 0.1 * value))
         axes.plot(steps, values, color="#d9cfe0", linewidth=0.8)
-        axes.plot(
-            steps, _moving_mean(values), color="#8b6fa8", label="training loss, at random noise"
-        )
+        axes.plot(steps, means, color="#8b6fa8", label="training loss, at random noise")
     for name, colour, label in (
         ("probe_loss", "#4a90c2", "training images, at fixed noise"),
         ("held_out_loss", "#d1495b", "validation loss: held-out images, at fixed noise"),
@@ -166,12 +163,12 @@ def bars(counts: "Mapping[str, int] | pd.Series", ylabel: str) -> Image.Image:
 
     figure = Figure(figsize=(9, 2.6), dpi=110, layout="constrained")
     axes = figure.subplots()
-    pairs = list(counts.items())
-    axes.bar([name for name, _ in pairs], [count for _, count in pairs], color="#8b6fa8")
-    axes.set_xticks(evenly(range(len(pairs)), 12))
+    counts = dict(counts)
+    axes.bar(list(counts), list(counts.values()), color="#8b6fa8")
+    axes.set_xticks(evenly(range(len(counts)), 12))
     axes.tick_params(axis="x", rotation=30)
     axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.set(ylabel=ylabel, xlim=(-0.7, max(len(pairs), 12) - 0.3))
+    axes.set(ylabel=ylabel, xlim=(-0.7, max(len(counts), 12) - 0.3))
     axes.spines[["top", "right"]].set_visible(False)
     return to_image(figure)
 
@@ -185,10 +182,3 @@ def to_image(figure: "Figure") -> Image.Image:
 
 def _points(log: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
     return [(row["step"], row[name]) for row in log if name in row]
-
-
-def _moving_mean(values: Sequence[float], share: float = 0.9) -> list[float]:
-    means: list[float] = []
-    for value in values:
-        means.append(share * means[-1] + (1 - share) * value if means else value)
-    return means

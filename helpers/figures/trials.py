@@ -1,8 +1,9 @@
-"""Show a sweep's trials, read from the run's folder, as a table and plots."""
+"""Show a sweep's trials as a table and plots."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -22,7 +23,7 @@ COLOURS = ("#d1495b", "#8b6fa8", "#c9c0d0")  # the best, other complete ones, pr
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A sweep trial's settings and results; `value` is the validation loss, or None without a result."""
+    """A sweep trial's settings and results. `value` is the validation loss, or None without a result."""
 
     number: int
     state: str  # complete, pruned, running, waiting
@@ -37,29 +38,23 @@ class TrialRow:
 
     @property
     def name(self) -> str:
-        params = (
-            f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.params.items()
-        )
+        params = (f"{k} {_label(v, 'g')}" for k, v in self.params.items())
         return f"trial {self.number}: {', '.join(params)}"
 
 
 def read_trials(run: Run) -> list[TrialRow]:
-    """Return the sweep's trials, sorted by state (complete first), then by validation loss; empty without a sweep."""
+    """Return the sweep's trials in order of state and validation loss, or [] if the run has no sweep."""
     if not run.sweep_table.is_file():
         return []
     rows = [TrialRow(**row) for row in read_json(run.sweep_table)]
     order = ("complete", "pruned", "running", "waiting", "fail")
-    return sorted(rows, key=lambda r: (order.index(r.state), _loss(r), r.number))
-
-
-def _loss(row: TrialRow) -> float:
-    return math.inf if row.value is None else row.value
+    return sorted(rows, key=lambda r: (order.index(r.state), r.value is None, r.value, r.number))
 
 
 def best_trial(rows: Sequence[TrialRow]) -> TrialRow | None:
     """Return the complete trial with the lowest validation loss, or None if no trial is complete."""
     complete = [row for row in rows if row.state == "complete"]
-    return min(complete, key=lambda row: (_loss(row), row.number), default=None)
+    return min(complete, key=lambda r: (r.value is None, r.value, r.number), default=None)
 
 
 def table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
@@ -107,15 +102,14 @@ def _number_curves(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | None
 
 
 def spread_labels(heights: Sequence[float], gap: float = 0.06) -> list[float]:
-    """Return ascending label heights (0 to 1), moved at least `gap` apart, or evenly spaced if `gap` does not fit."""
+    """Move ascending label heights (0 to 1) at least `gap` apart. If that does not fit, space the labels evenly."""
     gap = min(gap, 1 / max(len(heights) - 1, 1))
-    placed: list[float] = []
-    for height in heights:
-        placed.append(max(height, placed[-1] + gap) if placed else height)
-    for i in reversed(range(len(placed))):  # those pushed above 1 come down again
-        above = placed[i + 1] - gap if i + 1 < len(placed) else 1
-        placed[i] = min(placed[i], above)
-    return placed
+    raised = list(accumulate(heights, lambda below, height: max(height, below + gap)))
+    # heights raised above 1 come down again
+    placed = accumulate(
+        raised[::-1], lambda above, height: min(height, above - gap), initial=1 + gap
+    )
+    return list(placed)[:0:-1]
 
 
 def _style(row: TrialRow, best: TrialRow | None) -> dict[str, Any]:
@@ -143,12 +137,12 @@ def _draw_coordinates(axes: "Axes", rows: Sequence[TrialRow], best: TrialRow | N
     axes.spines[:].set_visible(False)
 
 
-def _label(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _label(value: Any, digits: str = ".4g") -> str:
+    return format(value, digits) if isinstance(value, float) else str(value)
 
 
 def _places(column: Sequence[Any]) -> list[float]:
-    """Scale values to 0..1: words by rank, positive numbers that span 10x or more by logarithm, others linearly."""
+    """Scale values to 0..1. Words go by rank, and positive numbers over a range of 10x or more by logarithm."""
     if not all(type(v) in (int, float) for v in column):
         words = sorted({str(v) for v in column})
         column = [words.index(str(v)) for v in column]
@@ -159,7 +153,7 @@ def _places(column: Sequence[Any]) -> list[float]:
 
 
 def stack_previews(run: Run, rows: Sequence[TrialRow], max_trials: int = 12) -> Image.Image | None:
-    """Stack the last preview of up to `max_trials` trials, in the order of `rows`; None if there is no preview."""
+    """Return the last previews of up to `max_trials` trials as one image, or None if there is no preview."""
     previews = [(row, run.trial(row.number).preview_files()) for row in rows]
     shown = [(row, files[-1]) for row, files in previews if files][:max_trials]
     titles = [
@@ -169,7 +163,7 @@ def stack_previews(run: Run, rows: Sequence[TrialRow], max_trials: int = 12) -> 
 
 
 def views(run: Run) -> "list[Styler | Image.Image]":
-    """Return a sweep's table, plots and previews, in this order; empty if the run has no sweep."""
+    """Return a sweep's table, plots and previews, in this order, or [] if the run has no sweep."""
     rows = read_trials(run)
     if not rows:
         return []

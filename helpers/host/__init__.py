@@ -1,1 +1,1 @@
-"""Find out what machine this is (Colab, device, packages), and push to the Hugging Face Hub safely."""
+"""The machine (Colab, device, packages), and safe pushes to the Hugging Face Hub."""

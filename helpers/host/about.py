@@ -1,9 +1,8 @@
-"""Print what a bug report needs: versions, the machine and a run's settings (`python -m helpers.about [RUN]`).
+"""Print versions, the machine and a run's settings for a bug report: `python -m helpers.about [RUN]`.
 
-It names no person, place or key: settings that could are left out, and paths are cut to their last part.
+Settings that could name a person, place or key are left out, and paths are cut to their last part.
 """
 
-import importlib.metadata
 import platform
 import re
 import sys
@@ -16,6 +15,7 @@ from helpers.core.process import run_command
 from helpers.core.redact import redact
 from helpers.core.run import STAGES, Run
 from helpers.host.here import HOST
+from helpers.host.setup import package_version
 
 PACKAGES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "huggingface_hub"),
@@ -27,10 +27,12 @@ SHOWN = ("source", "captioner", "model", "mode", "preset", "method", "mixed_prec
 
 
 def about(run: Run | None = None) -> str:
-    """Return the text for a bug report: versions, the machine, and a run's settings that differ from the default."""
+    """Return the text for a bug report: versions, the machine, and a run's settings that are not the defaults."""
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    own_version = project.split('version = "', 1)[1].split('"', 1)[0]
     lines = [
-        f"annalaura-diffusion {_own_version()}, Python {platform.python_version()}, {sys.platform}, host {HOST.name}",
-        ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        f"annalaura-diffusion {own_version}, Python {platform.python_version()}, {sys.platform}, host {HOST.name}",
+        ", ".join(f"{name} {package_version(name) or 'missing'}" for name in PACKAGES),
         _machine(),
     ]
     if run and run.folder.is_dir():
@@ -38,18 +40,6 @@ def about(run: Run | None = None) -> str:
     elif run:
         lines.append("no run of that name is here")
     return redact("\n".join(lines))
-
-
-def _own_version() -> str:
-    text = (Path(__file__).parent.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-    return text.split('version = "', 1)[1].split('"', 1)[0]
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
 
 
 def _machine() -> str:

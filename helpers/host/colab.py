@@ -1,7 +1,4 @@
-"""Access to Google Colab: its Drive, its Secrets, and whether a user can be asked.
-
-This is the only module that knows Colab.
-"""
+"""Access to Google Colab: its Drive, its Secrets, and whether a user can be asked. No other module knows Colab."""
 
 import importlib.util
 import os
@@ -29,10 +26,9 @@ def on_colab() -> bool:
 
 
 def is_attended() -> bool:
-    """Whether a Jupyter server on Colab started this kernel, so that a user can answer a prompt in the browser.
+    """Return True if a Jupyter server on Colab started this kernel, so that a user can answer a prompt.
 
-    In a shell, or in a kernel that another program runs, `drive.mount` waits two minutes for an answer, even if Drive
-    is mounted already, and Secrets wait ten seconds.
+    Elsewhere `drive.mount` waits two minutes for an answer, even if Drive is mounted already, and Secrets ten seconds.
     """
     if not on_colab() or "google.colab" not in sys.modules:
         return False
@@ -41,7 +37,7 @@ def is_attended() -> bool:
 
 
 def why_not_there(path: Path) -> str:
-    """Return a hint to mount Google Drive if `path` is in the mount point and Drive is not mounted, else ""."""
+    """Return a hint to mount Google Drive if `path` is on a Drive that is not mounted, else ""."""
     is_on_drive = MOUNT in (path, *path.absolute().parents) and not GOOGLES.is_dir()
     return "; Google Drive is not mounted: run Setup again and allow it" if is_on_drive else ""
 
@@ -57,7 +53,7 @@ def open_drive(again: bool) -> str:
 
 @cache
 def _ask_for_drive() -> str:
-    """Ask the user, once, to mount Drive; return the error, or "" on success."""
+    """Ask the user once to mount Drive, and return the error, or "" if there is none."""
     from google.colab import drive
 
     try:

@@ -13,7 +13,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """The chosen device, precision, attention kernel and use of CUDA graphs; printing shows the reason for each."""
+    """The device, precision, attention kernel and use of CUDA graphs. Printing shows the reason for each."""
 
     device: torch.device
     precision: str  # no, fp16 or bf16, as accelerate names it
@@ -27,10 +27,7 @@ class Device:
         return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
 
     def autocast(self) -> AbstractContextManager:
-        """Return a torch.autocast context for the chosen precision, or a null context for float32.
-
-        Weights may have either dtype.
-        """
+        """Return a torch.autocast context for the precision, or a null context for float32."""
         if self.precision == "no":
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -42,7 +39,7 @@ class Device:
 def pick_device(
     mixed_precision: str = "auto", attention: str = "auto", capture: str = "auto"
 ) -> Device:
-    """Choose device, precision and attention kernel, and whether to capture CUDA graphs, for this machine."""
+    """Choose device, precision, attention kernel and use of CUDA graphs for this machine."""
     device, why_device = _device()
     precision, why_precision = _precision(device, mixed_precision)
     kernel, why_kernel = _attention(device, attention)
@@ -92,7 +89,7 @@ def _capture(device: torch.device, wanted: str) -> tuple[bool, str]:
 
 
 def _fault_of_xformers(device: torch.device) -> str:
-    """Return why xformers cannot be used here, or "" if a trial forward and backward pass succeeds."""
+    """Return why xformers cannot be used here, or "" after a successful forward and backward pass."""
     try:
         if importlib.util.find_spec("xformers") is None:
             return "is not installed"
@@ -108,7 +105,7 @@ def _fault_of_xformers(device: torch.device) -> str:
 
 
 def memory_gb() -> float:
-    """Return this process's memory in GB: the GPU memory reserved now or, without a GPU, the peak of main memory."""
+    """Return this process's memory in GB: reserved GPU memory, or the peak of main memory without a GPU."""
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved() / GB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB

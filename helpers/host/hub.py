@@ -13,18 +13,12 @@ from helpers.host.here import secret
 
 
 def open_hub() -> HfApi:
-    """Return a Hub client with the token of a Hub login, the environment or the host's secrets.
-
-    Raises RunError without a token.
-    """
+    """Return a Hub client with the token of a login, the environment or the host. Raises RunError without a token."""
     return HfApi(token=register_secret("HF_TOKEN", get_token() or secret("HF_TOKEN")))
 
 
 def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | ModelInfo:
-    """Create a private Hub repository, or check that an existing repository is private, before any upload.
-
-    Raises RunError if it is public, or the Hub does not make it private.
-    """
+    """Create a private Hub repository, or check an existing one. Raises RunError if the repository is not private."""
     try:
         if api.repo_info(hub_id, repo_type=repo_type).private is not True:
             raise RunError(
@@ -42,7 +36,7 @@ def make_private(api: HfApi, hub_id: str, repo_type: str) -> DatasetInfo | Model
 
 
 def release(api: HfApi, hub_id: str, repo_type: str, files: set[str], *, private: bool) -> str:
-    """Check that a push is complete, make the repository public if asked, and return a line that reports the result.
+    """Check that a push is complete, make the repository public if asked, and return a line on the result.
 
     Raises RunError if a file is missing, or the visibility is not as requested.
     """

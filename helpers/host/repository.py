@@ -1,8 +1,4 @@
-"""The GitHub address and release tag of this repository, as they appear in badges and clone commands.
-
-`python -m helpers.colab OWNER/NAME [REF]` writes a new address into every badge and clone line, and the tag or branch
-to clone.
-"""
+"""The GitHub address and release tag of this repository, which `python -m helpers.colab OWNER/NAME [REF]` changes."""
 
 import re
 import sys
@@ -15,7 +11,7 @@ from helpers.host import colab, kaggle
 
 REPOSITORY = "annalaura-diffusion/annalaura-diffusion"
 RELEASE = "v0.3.0"  # the tag that Setup clones
-HERE = Path(__file__).parent.parent.parent
+HERE = Path(__file__).parents[2]
 
 
 def badges(notebook: str) -> str:
@@ -25,7 +21,7 @@ def badges(notebook: str) -> str:
 
 
 def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[Path]:
-    """Write the address `new` and the tag or branch `ref` into badges and clone lines, and return the changed files.
+    """Write an address, and the tag or branch to clone, into badges and clone lines; return the changed files.
 
     Raises RunError for names that GitHub does not allow.
     """

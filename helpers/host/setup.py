@@ -1,6 +1,6 @@
 """Setup, the first cell of each notebook: install missing packages, and describe the machine.
 
-It needs only Python. `python -m helpers.setup` installs the same from a shell.
+This module needs only Python. `python -m helpers.setup` installs the same from a shell.
 """
 
 import importlib
@@ -26,9 +26,9 @@ NO_ANSWER = re.compile(r"connection broken by '(.*?)': /|(Could not fetch URL .*
 
 
 def set_up() -> str:
-    """Install missing packages and open the mirror's place (on a rented machine only); return lines on the machine.
+    """Install missing packages and open the mirror's place, on a rented machine only; return lines on the machine.
 
-    A rerun repeats nothing, but asks again for a place that was refused. Raises RunError if installing fails.
+    A rerun asks again for a place that was refused. Raises RunError if installing fails.
     """
     prepare_process()
     gpu = gpu_words()
@@ -42,10 +42,7 @@ def set_up() -> str:
 
 
 def installed_words(has_gpu: bool) -> str:
-    """Install missing packages, and return a line that lists the newly installed packages.
-
-    Those for a GPU may fail, the others raise RunError.
-    """
+    """Install missing packages, and return a line that lists them. Only packages for a GPU may fail."""
     came, without = install("-r", "requirements.txt"), []
     for name in Path("requirements-gpu.txt").read_text().splitlines() if has_gpu else []:
         try:
@@ -56,7 +53,7 @@ def installed_words(has_gpu: bool) -> str:
 
 
 def gpu_words() -> str:
-    """Return the GPUs' number, name and memory as reported by nvidia-smi, or "" without a GPU."""
+    """Return the GPUs' number, name and memory by nvidia-smi, or "" without a GPU."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         first, *others = subprocess.check_output(query, text=True).splitlines()
@@ -68,13 +65,10 @@ def gpu_words() -> str:
 
 
 def install(*what: str) -> list[str]:
-    """Run `pip install` with the arguments `what` and torch pinned, and return the newly installed packages.
-
-    Raises RunError with pip's reason.
-    """
+    """Run `pip install` with torch pinned, and return the newly installed packages. Raises RunError if pip fails."""
     with tempfile.TemporaryDirectory() as folder:
         report, pins = Path(folder) / "report.json", Path(folder) / "pins.txt"
-        pins.write_text(f"torch=={_version('torch')}\n" if _version("torch") else "")
+        pins.write_text(f"torch=={torch}\n" if (torch := package_version("torch")) else "")
         options = ["-q", "--no-color", "--root-user-action=ignore", "--report", report, "-c", pins]
         command = [sys.executable, "-m", "pip", "install", *options, *what]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -88,14 +82,12 @@ def install(*what: str) -> list[str]:
 
 
 def _reason(said: str) -> str:
-    """Return the reason in pip's error output: the network error if the index did not answer, else the last line."""
+    """Return the network error in pip's error output if the index did not answer, else the last line."""
     last = (said.strip().splitlines() or ["no reason given"])[-1]
     found = NO_ANSWER.search(said) if "No matching distribution" in last else None
-    return (
-        f"the package index does not answer ({found[1] or found[2]}{HOST.if_offline})"
-        if found
-        else last
-    )
+    if not found:
+        return last
+    return f"the package index does not answer ({found[1] or found[2]}){HOST.if_offline}"
 
 
 def runtime_words() -> str:
@@ -109,7 +101,7 @@ def runtime_words() -> str:
     title, image = images.get(python) or [*images.values()][-1]
     moved = []
     for name, checked in image.items():
-        found = python if name == "python" else _version(name).split("+")[0]
+        found = python if name == "python" else package_version(name).split("+")[0]
         if found != checked:
             moved.append(f"{name} {found or 'missing'} (checked with {checked})")
     if not moved:
@@ -118,7 +110,8 @@ def runtime_words() -> str:
     return words + (IF_IT_FAILS + HOST.if_it_fails if HOST.if_it_fails else "")
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """Return the version of an installed package, or "" if the package is missing."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Template
 from PIL import Image
 
 from helpers.core.files import read_json
@@ -32,7 +32,7 @@ from helpers.inference.trained import Trained, summarize_posts
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = Path(__file__).parent / "report.html.j2"
 MAX_IN_ROW = 6  # prompts that a preview shows side by side
 
 
@@ -47,24 +47,17 @@ class PromptRows:
 
     def grid(self) -> Image.Image:
         """Draw the three rows of pictures one above the other, with a title for each row."""
-        titles = (
-            "base model, with the suffix",
-            "tuned, with the suffix",
-            "tuned, without the suffix",
-        )
-        images = [*self.base, *self.tuned, *self.plain]
+        rows = ("base model, with", "tuned, with", "tuned, without")
+        titles, images = [f"{row} the suffix" for row in rows], self.base + self.tuned + self.plain
         return grid(images, len(self.prompts), self.prompts, titles, cell_px=192)
 
 
 def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows: PromptRows) -> str:
-    """Return the HTML of report.html, with captions and prompts escaped.
-
-    figures  what report.json holds
-    """
+    """Return the HTML of report.html, with captions and prompts escaped. `figures` is the content of report.json."""
     run = trained.run
     train, held_out = (trained.pictures(split) for split in ("train", "validation"))
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    return environment.get_template(TEMPLATE).render(
+    samples, titles = evenly(groups.base, 12) + evenly(groups.tuned, 12), ("base model", "tuned")
+    return Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True).render(
         figures=figures,
         metrics=list(_describe_metrics(figures)),
         suffix=trained.suffix,
@@ -81,7 +74,7 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
         held_out=held_out and data_url(contact_sheet((path for path, _ in held_out), most=20)),
         captions=[(path.name, caption + trained.suffix) for path, caption in evenly(train, 8)],
         left_out=left_out(run.posts, run.rejected),
-        samples=data_url(_sample_grid(groups)),
+        samples=data_url(grid(samples, len(samples) // 2, cell_px=128, row_titles=titles)),
         pairs=_similar_pairs(figures["copies"], groups.tuned, groups.train),
         probed=_similar_pairs(figures["copies"]["probe"], groups.probe, groups.train),
         sweep=_sweep(run),
@@ -90,7 +83,7 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
 
 
 def figures_table(figures: dict[str, Any]) -> "Styler":
-    """Return the main results of report.json as a table for a notebook: name, value, how to read the value."""
+    """Return the main results of report.json as a table of name, value and how to read the value."""
     import pandas as pd
 
     loss, gain, switch = (figures[k] for k in ("validation_loss", "style_gain", "suffix_switch"))
@@ -112,7 +105,7 @@ def figures_table(figures: dict[str, Any]) -> "Styler":
 
 
 def _describe_metrics(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield (name, value, how to read the value) for each metric, as rows of the report."""
+    """Yield (name, value, how to read the value) for each metric."""
     for key, metric in load_metrics().items():
         found = figures[key]
         if reason := found.get("left_out"):
@@ -137,37 +130,23 @@ def _sweep(run: Run) -> dict[str, Any] | None:
 
 
 def _read_settings(trained: Trained, stage: str) -> dict[str, Any]:
-    """Return a stage's settings, with absolute paths cut to their last part, since the page may be shared.
-
-    Those of 04 are the settings that the model was trained with.
-    """
+    """Return a stage's settings, with absolute paths cut to their last part, since the page may be shared."""
     path = trained.run.config(stage)
     settings = trained.settings if stage == "train" else read_json(path) if path.is_file() else {}
     return {k: Path(v).name if str(v).startswith(("/", "~")) else v for k, v in settings.items()}
 
 
 def _preview_steps(trained: Trained, max_count: int = 10) -> list[tuple[int, str]]:
-    """Return (step, data URL) of previews picked evenly over the training, the last preview included.
-
-    A preview of one row is cropped above its prompts.
-    """
+    """Return evenly picked previews of the training as (step, data URL). The last preview is included."""
     files = trained.previews()
     count = len(trained.settings["prompts"]) or 4
     steps = []
     for path in sorted({*evenly(files, max_count), *files[-1:]}):
         sheet = open_rgb(path)
-        if count <= MAX_IN_ROW:
-            cell_px = (sheet.width - GAP_PX) // count - GAP_PX
-            sheet = sheet.crop((0, 0, sheet.width, cell_px + GAP_PX))
+        if count <= MAX_IN_ROW:  # the row's prompts are cropped off
+            sheet = sheet.crop((0, 0, sheet.width, (sheet.width - GAP_PX) // count))
         steps.append((int(path.stem.removeprefix("step-")), data_url(sheet)))
     return steps
-
-
-def _sample_grid(groups: Groups, max_count: int = 12) -> Image.Image:
-    """Draw a grid of samples of held-out captions: base model above, tuned model below."""
-    shown = evenly(list(zip(groups.base, groups.tuned, strict=True)), max_count)
-    images = [before for before, _ in shown] + [after for _, after in shown]
-    return grid(images, len(shown), cell_px=128, row_titles=("base model", "tuned"))
 
 
 def _similar_pairs(

@@ -1,4 +1,4 @@
-"""Write report.html, a self-contained page, and report.json, the same results for programs."""
+"""Write the report as report.html, a self-contained page, and as report.json for programs."""
 
 from collections import Counter
 from dataclasses import asdict, replace
@@ -21,22 +21,17 @@ from helpers.figures.trials import read_trials
 from helpers.inference.draw.sampler import Sampler, make_requests
 from helpers.inference.judge.encoders import ImageModel
 from helpers.inference.judge.groups import Groups
-from helpers.inference.judge.judgement import (
-    draw_groups,
-    draw_probe,
-    judge,
-    measure_adherence,
-)
+from helpers.inference.judge.judgement import draw_groups, judge, measure_adherence
 from helpers.inference.page import PromptRows, render_page
 
 FORMAT = 3  # of report.json; a report of another format is made again
 
 
 def report(config: InferenceConfig, sampler: Sampler) -> dict[str, Any]:
-    """Judge the model, and write report.html and report.json; return the content of report.json.
+    """Judge the model, and write report.html and report.json. Return the content of report.json.
 
-    Reports that exist for the same model, dataset and config are not written again. Raises RunError if the dataset is
-    missing, or 04 replaced the model since it was loaded.
+    Reports of the same model, dataset and config are kept. Raises RunError if the dataset is missing, or 04 replaced
+    the model since it was loaded.
     """
     run = sampler.run
     run.require(run.dataset, "dataset")
@@ -53,13 +48,11 @@ def report(config: InferenceConfig, sampler: Sampler) -> dict[str, Any]:
     if run.sweep_table.is_file():
         inputs["sweep"] = sha256(run.sweep_table)
     if run.report_html.is_file() and run.report_json.is_file():
-        existing = read_json(run.report_json)
-        if existing["inputs"] == inputs:
+        if (existing := read_json(run.report_json))["inputs"] == inputs:
             return existing
     run.write_config("inference", config)
     with run.timed("inference"):
         groups = draw_groups(config, sampler)
-        groups = replace(groups, probe=draw_probe(config, sampler))
         rows = _draw_rows(config, sampler)
     figures = _figures(config, sampler, groups, inputs)
     with replacing_file(run.before_and_after) as tmp_path:
@@ -112,7 +105,7 @@ def _figures(
 
 
 def verdict_text(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:
-    """Return sentences on style, validation loss, suffix and copies, from verdict.json and the judgement."""
+    """Return sentences on style, validation loss, suffix and copies."""
     sentences = (
         _style_text(judgement["style_gain"]),
         _loss_text(verdict),
@@ -161,7 +154,7 @@ def _copies_text(copies: dict[str, Any]) -> str:
 
 
 def verify_report(run: Run) -> str:
-    """Return the verdict, remarks and the report's path, a line each. Raises RunError if the report is missing."""
+    """Return the verdict, remarks and the report's path as lines. Raises RunError if the report is missing."""
     figures = read_json(run.require(run.report_json, "inference"))
     run.require(run.report_html, "inference")
     return "\n".join([figures["verdict"], *figures.get("remarks", []), str(run.report_html)])

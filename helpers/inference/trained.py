@@ -1,4 +1,4 @@
-"""Read from 04's records what a run's model was trained with, since the run may have changed after training."""
+"""Read the settings, images and losses of the training that made a run's model, as 04 recorded them."""
 
 import re
 from contextlib import suppress
@@ -43,27 +43,28 @@ class Trained:
         every = sorted(self._read_split("train") + self._read_split("validation"))
         if split == "train":
             return [picture for picture in every if picture[0].stem in self.images]
-        posts = {_post_of(name) for name in self.images}
-        return [picture for picture in every if _post_of(picture[0].stem) not in posts]
+        posts = {name.rpartition("_")[0] for name in self.images}  # SHORTCODE_INDEX
+        return [picture for picture in every if picture[0].stem.rpartition("_")[0] not in posts]
+
+    def held_out_captions(self) -> list[str]:
+        """Return the captions of the held-out images, or of the training images if none are held out."""
+        pictures = self.pictures("validation") or self.pictures("train")
+        return [caption for _, caption in pictures]
 
     @property
     def dataset_has_changed(self) -> bool:
-        """Whether dataset/ exists and differs from the dataset that the model was trained on."""
-        there = (self.run.dataset / MANIFEST).is_file()
-        return there and folder_hash(self.run.dataset) != self.verdict["dataset"]
+        """True if dataset/ exists and differs from the dataset that the model was trained on."""
+        dataset = self.run.dataset
+        return (dataset / MANIFEST).is_file() and folder_hash(dataset) != self.verdict["dataset"]
 
     def _read_split(self, split: str) -> list[Picture]:
         rows = read_metadata(self.run.require(self.run.split_metadata(split), "dataset"))
-        suffix, folder = self._dataset_suffix, self.run.split(split)
+        suffix, folder = self.run.read_config("dataset")["suffix"], self.run.split(split)
         return sorted((folder / name, strip_suffix(text, suffix)) for name, text in rows)
 
     @property
-    def _dataset_suffix(self) -> str:
-        return self.run.read_config("dataset")["suffix"]
-
-    @property
     def log(self) -> list[dict[str, float]]:
-        """This training's rows in train_log.jsonl, or validation losses only if another training overwrote the file."""
+        """This training's rows in train_log.jsonl, or only validation losses if another training replaced the file."""
         if self._owns_log:
             rows = read_log(self.run.train_log)
             return [row for row in rows if row["step"] <= self.verdict["steps"]]
@@ -76,20 +77,18 @@ class Trained:
         return not self.curve or found[: len(self.curve)] == self.curve
 
     def previews(self) -> list[Path]:
-        """Return this training's preview files in order of step; empty if another training overwrote the files."""
+        """Return this training's preview files in order of step, or [] if another training replaced the files."""
         files = self.run.preview_files() if self._owns_log else []
-        return [
-            path for path in files if int(path.stem.removeprefix("step-")) <= self.verdict["steps"]
-        ]
+        return [path for path in files if int(path.stem[5:]) <= self.verdict["steps"]]
 
     def remarks(self) -> list[str]:
         """Return sentences on what has changed in the run since the model was trained."""
         remarks = []
         if self.dataset_has_changed:
-            unseen, suffix = len(self.pictures("validation")), self._dataset_suffix
+            suffix = self.run.read_config("dataset")["suffix"]
             words = (
-                "dataset/ has changed since this model was trained: "
-                f"{unseen} of its pictures are new to the model, and it is judged by those"
+                f"dataset/ has changed since this model was trained: {len(self.pictures('validation'))} of its "
+                "pictures are new to the model, and it is judged by those"
             )
             if suffix != self.suffix:
                 words += f"; captions end in {suffix!r} now, and the model knows {self.suffix!r}"
@@ -103,25 +102,25 @@ class Trained:
 
 
 def read_trained(run: Run) -> Trained:
-    """Read the training settings, images and losses of a run's model.
-
-    Raises RunError if 04 has not ended, or verdict.json is corrupt.
-    """
+    """Read the record of a model's training. Raises RunError if 04 has not ended, or verdict.json is corrupt."""
     verdict = run.read_verdict()
     trained_with = verdict.get("trained_with")  # not in older versions' verdict.json
     trained_with = trained_with if isinstance(trained_with, dict) else {}
+    images = frozenset()
+    with suppress(OSError, ValueError, LookupError, TypeError):  # missing or corrupt
+        images = frozenset(Path(row["file_name"]).stem for row in read_json(run.image_losses))
     return Trained(
         run,
         verdict,
         trained_with.get("settings") or run.read_config("train"),
         trained_with["suffix"] if "suffix" in trained_with else _read_card_suffix(run),
-        _read_image_names(run),
+        images,
         trained_with.get("curve", []),
     )
 
 
 def summarize_posts(run: Run) -> dict[str, Any]:
-    """Return the numbers of images and posts in a run, and the posts' accounts and permissions as text."""
+    """Return a run's numbers of images and posts, and its accounts and permissions as text."""
     posts = list(latest(read_rows(run.posts, Post)).values())
     return {
         "images": len(posts),
@@ -131,19 +130,8 @@ def summarize_posts(run: Run) -> dict[str, Any]:
     }
 
 
-def _read_image_names(run: Run) -> frozenset[str]:
-    with suppress(OSError, ValueError, LookupError, TypeError):  # missing or corrupt
-        return frozenset(Path(row["file_name"]).stem for row in read_json(run.image_losses))
-    return frozenset()
-
-
 def _read_card_suffix(run: Run) -> str:
-    """Return the suffix in the model card, where older versions wrote it, or else the dataset's suffix."""
+    """Return the suffix that older versions wrote in the model card, or else the dataset's suffix."""
     card = run.model / "README.md"
     found = SUFFIX_IN_CARD.search(card.read_text(encoding="utf-8")) if card.is_file() else None
     return found[1] if found else run.read_config("dataset")["suffix"]
-
-
-def _post_of(name: str) -> str:
-    """Return the shortcode in an image's name, which has the form SHORTCODE_INDEX."""
-    return name.rpartition("_")[0]

@@ -30,18 +30,15 @@ class NotMirrored(Exception):
 
 
 class Drive:
-    """File operations in a folder on Google Drive.
+    """File operations in a folder on Google Drive; names are relative to that folder.
 
-    Names are relative to that folder; each operation raises OSError if Drive does.
+    Each operation raises OSError if Drive does. The mount point is never created: that would be the local disk.
     """
 
     def __init__(self, root: Path, folder: str) -> None:
-        """Set the mount point `root` and the `folder` below it, without creating any folder.
-
-        If the mount point were made here, the local disk would be taken for Drive.
-        """
         self.root, self.folder = root, root / folder
         self.heard_at = time.monotonic()
+        self.verified: set[tuple[str, str]] = set()  # (name, SHA-256) of what was read back
 
     def path(self, name: str) -> Path:
         if not self.root.is_dir():
@@ -65,10 +62,7 @@ class Drive:
             os.fsync(file.fileno())
 
     def remove(self, name: str) -> None:
-        """Delete a file or folder on Drive, truncating each file first.
-
-        Symbolic links are deleted, not followed.
-        """
+        """Delete a file or folder on Drive, truncating each file first. Symbolic links are deleted, not followed."""
         path = self.path(name)
         inside = [] if path.is_symlink() else path.rglob("*")
         for file in [path, *inside]:
@@ -90,15 +84,11 @@ class Drive:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def finds(self, name: str) -> bool:
-        """Whether a file of this name exists anywhere below the folder on Drive."""
-        return any(self.path("").rglob(name))
-
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.path("").parent if self.folder.is_dir() else self.root).free
 
     def is_uploaded(self, name: str) -> bool:
-        """Whether DriveFS has finished uploading a file, as a file attribute says; True on other file systems."""
+        """Return True if DriveFS has finished uploading a file, by a file attribute. Other file systems give True."""
         path = self.path(name)
         self.heard_at = time.monotonic()
         with suppress(AttributeError):  # os.getxattr is Linux's
@@ -117,24 +107,22 @@ class Drive:
             return b"".join(self.read(name)).decode()
         return ""
 
-    def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether a file, read back from Drive, has this size and SHA-256."""
-        digest, count = hashlib.sha256(), 0
+    def holds(self, name: str, sha256: str) -> bool:
+        """Return True if a file, read back from Drive, has this SHA-256."""
+        digest = hashlib.sha256()
         try:
             for chunk in self.read(name):
                 digest.update(chunk)
-                count += len(chunk)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return False
-        return count == size and digest.hexdigest() == sha256
+        return digest.hexdigest() == sha256
 
-
-class Uploads:
-    """Writes files to Drive, reads each file back, and waits until its upload has ended."""
-
-    def __init__(self, drive: Drive) -> None:
-        self.drive = drive
-        self.verified: set[tuple[str, str]] = set()  # (name, SHA-256)
+    def verify(self, name: str, sha256: str) -> bool:
+        """Read a file back, and return True if it has this SHA-256 and its upload has ended; note it in `verified`."""
+        is_there = self.holds(name, sha256) and self.is_uploaded(name)
+        if is_there:
+            self.verified.add((name, sha256))
+        return is_there
 
     def put(self, name: str, size: int, sha256: str, chunks: Callable[[], Iterable[bytes]]) -> None:
         """Write a file to Drive and verify the upload, in up to ATTEMPTS tries.
@@ -142,7 +130,7 @@ class Uploads:
         Raises NotMirrored if the last try does not verify, and OSError if Drive fails.
         """
         for attempt in range(ATTEMPTS + 1):
-            if self.drive.holds(name, size, sha256):
+            if self.holds(name, sha256):
                 break
             if attempt == ATTEMPTS:
                 raise NotMirrored(
@@ -150,7 +138,7 @@ class Uploads:
                     f"{_place().name} may be full or out of sync; {_place().if_odd}, then run sync(here) again"
                 )
             self.require_room(name, size)
-            self.drive.write(name, chunks())
+            self.write(name, chunks())
         self._await_upload(name, size)
         self.verified.add((name, sha256))
 
@@ -159,7 +147,7 @@ class Uploads:
 
     def require_room(self, what: str, size: int) -> None:
         """Raise NotMirrored if `size` bytes are more than Drive has free."""
-        free = self.drive.free_bytes()
+        free = self.free_bytes()
         if size > free:
             raise NotMirrored(
                 f"{what} needs {format_bytes(size)}, {_place().name} has {format_bytes(free)} free: "
@@ -169,7 +157,7 @@ class Uploads:
     def _await_upload(self, name: str, size: int) -> None:
         patience_s = PATIENCE_S + size / SLOWEST_BYTES_PER_S
         until = time.monotonic() + patience_s
-        while not self.drive.is_uploaded(name):
+        while not self.is_uploaded(name):
             if time.monotonic() >= until:
                 raise NotMirrored(
                     f"{_place().name} took {name} but has not uploaded it in {patience_s / 60:.0f} minutes: it "
@@ -187,8 +175,10 @@ def format_bytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def explain(error: OSError) -> str:
-    """Return a line that explains a Drive error: what it means, and what to do."""
+def explain(error: Exception) -> str:
+    """Return a line that says what an error of Drive means and what to do. For other exceptions, return their text."""
+    if not isinstance(error, OSError):
+        return str(error)
     place = _place()
     if error.errno in FULL:
         return f"{place.name} is full: {place.if_full} and run sync(here)"

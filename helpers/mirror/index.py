@@ -8,7 +8,8 @@ users' Drives, and stay.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class File:
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar archive in the index; `payload` is the total size of the files that were put into it, in bytes."""
+    """A tar archive in the index. `payload` is the total size in bytes of the files packed into it."""
 
     size: int
     sha256: str
@@ -37,7 +38,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder with a manifest, in the index: the manifest's SHA-256 and modification time (ns), and the total size."""
+    """A checkpoint or model folder in the index: its manifest's SHA-256 and modification time (ns), and its size."""
 
     sha256: str
     mtime_ns: int
@@ -60,18 +61,32 @@ class Index:
         body = asdict(self)
         return json.dumps({"sha256": _digest(body), "index": body}).encode()
 
-    def files_of(self, archive: str) -> list[str]:
-        return [name for name, file in self.files.items() if file.part == archive]
+    @staticmethod
+    def read_all(text: Callable[[str], str]) -> list["Index"]:
+        """Read the index files on Drive, and return the valid indexes (at most two), the newest first.
 
-    def outdated(self, min_used: float = 0.5) -> list[str]:
-        """Return the archives to merge: those under SMALL bytes, or with a share of current bytes below `min_used`."""
-        counts = dict.fromkeys(self.parts, 0)
+        `text` returns a file's text by its name. Drive's names for second copies are read too: a listing may be stale.
+        """
+        found = [_parse(text(name)) for slot in SLOTS for name in copies(slot)]
+        valid = {index.generation: index for index in reversed(found) if index}
+        return [valid[number] for number in sorted(valid, reverse=True)[: len(SLOTS)]]
+
+    def newest_change(self) -> int:
+        """Return the newest modification time of its small files, in ns."""
+        return max((file.mtime_ns for file in self.files.values()), default=0)
+
+    def files_of(self, archives: Collection[str]) -> set[str]:
+        return {name for name, file in self.files.items() if file.part in archives}
+
+    def outdated(self, min_used: float) -> list[str]:
+        """Return the archives to merge: under SMALL bytes, or with less than the share `min_used` of current files."""
+        used = Counter()
         for file in self.files.values():
-            counts[file.part] += file.size
+            used[file.part] += file.size
         return [
             name
             for name, archive in self.parts.items()
-            if archive.payload < SMALL or counts[name] < min_used * archive.payload
+            if archive.payload < SMALL or used[name] < min_used * archive.payload
         ]
 
 
@@ -79,30 +94,10 @@ def _digest(body: dict) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def read_indexes(text: Callable[[str], str]) -> list[Index]:
-    """Read the index files on Drive, and return at most two indexes whose SHA-256 verifies, the newest first.
-
-    `text` returns a file's text by its name. Files are read by name, and by Drive's names for second copies, since a
-    listing may be stale.
-    """
-    found = [_parse(text(name)) for slot in SLOTS for name in copies(slot)]
-    of_generation: dict[int, Index] = {}
-    for index in (index for index in found if index):
-        of_generation.setdefault(index.generation, index)
-    return [of_generation[number] for number in sorted(of_generation, reverse=True)[: len(SLOTS)]]
-
-
-def newest_change(text: Callable[[str], str]) -> int:
-    """Return the newest modification time (ns) of a run's files in its mirror's indexes, or 0 without an index."""
-    files = [file for index in read_indexes(text) for file in index.files.values()]
-    return max((file.mtime_ns for file in files), default=0)
-
-
-def copies(name: str) -> Iterator[str]:
-    """Yield a file name, and the name that Drive gives a second file of that name: `a.json`, `a (1).json`."""
+def copies(name: str) -> tuple[str, str]:
+    """Return a file's name and Drive's name for a second file of the same name: `a.json`, `a (1).json`."""
     path = Path(name)
-    yield name
-    yield path.with_name(f"{path.stem} (1){path.suffix}").as_posix()
+    return name, path.with_name(f"{path.stem} (1){path.suffix}").as_posix()
 
 
 def _parse(text: str) -> Index | None:
@@ -119,18 +114,17 @@ def _parse(text: str) -> Index | None:
 
 
 def backup_name(name: str) -> str:
-    """Return the name to which a folder's old version on Drive is renamed until the new version is complete."""
-    above, _, last = name.rpartition("/")
-    return f"{above}/.{last}.old" if above else f".{last}.old"
+    """Return the name of a folder's backup on Drive, which is the old version until the new one is complete."""
+    return Path(name).with_name(f".{Path(name).name}.old").as_posix()
 
 
 def is_of_series(name: str) -> bool:
-    """Whether a folder's name ends in a step number, as a checkpoint's does and a model's does not."""
+    """Return True if a folder's name ends in a step number, as the name of a checkpoint does."""
     return re.search(r"-\d{6,}$", name) is not None
 
 
 def newest_first(folders: dict[str, Folder], here: Collection[str] = ()) -> list[str]:
-    """Sort folder names by age, the newest first; checkpoints by step number, since clocks differ between machines.
+    """Sort folder names, the newest first. Checkpoints are sorted by step number, since clocks differ between machines.
 
     Series and single folders are ordered by the newest time in each. Numbers above all that are `here` belong to an
     earlier training and come last.

@@ -11,7 +11,7 @@ from helpers.core.run import Run
 from helpers.host import here
 from helpers.host.interface import FOLDER
 from helpers.mirror.drive import Drive, NotMirrored, explain
-from helpers.mirror.index import newest_change
+from helpers.mirror.index import Index
 from helpers.mirror.restore import restore_from
 from helpers.mirror.upload import Mirror
 
@@ -26,9 +26,9 @@ def restore(run: Run, follow: bool = True) -> str:
     With `follow`, the mirror copies this machine's work from now on. Newer files here are never replaced by older ones.
     Raises RunError if Drive cannot be read, or the folder that RUNS_MIRROR names cannot be made.
     """
-    if not here.open_mirror():
+    mirror = _mirror(run) if here.open_mirror() else None
+    if mirror is None:
         return f"{run.folder}: saved on this machine only"
-    mirror = _mirrors.setdefault(_key(run), _new_mirror(run))
     mirror.is_outdated = True
     try:
         done = restore_from(mirror.drive, run.folder)
@@ -44,10 +44,13 @@ def restore(run: Run, follow: bool = True) -> str:
 
 
 def _restore_earlier(run: Run) -> str:
-    """Restore what is missing or outdated from read-only copies that the host has, the newest first; return words."""
+    """Restore what is missing or outdated from the host's read-only copies, the newest first; return words on it."""
     copies = [Drive(folder, "") for folder in here.HOST.earlier(run.name)]
+    changed = {
+        c: max(i.newest_change() for i in Index.read_all(c.text) or [Index()]) for c in copies
+    }
     words = ""
-    for copy in sorted(copies, key=lambda copy: newest_change(copy.text), reverse=True):
+    for copy in sorted(copies, key=changed.get, reverse=True):
         done = restore_from(copy, run.folder, unwanted=frozenset(run.read_taken_down()))
         words += f", {done.count} from {copy.folder}" if done.count else ""
     return words
@@ -63,22 +66,20 @@ def sync(run: Run) -> str:
             restore(run)
         problem = mirror.flush()
         if not problem:
-            _copy_report(run, mirror)
-    except OSError as error:
+            _copy_report(run, mirror.drive)
+    except (OSError, NotMirrored, RunError) as error:
         problem = explain(error)
-    except (NotMirrored, RunError) as error:
-        problem = str(error)
     if problem:
         return f"{run.folder} is NOT all on {here.MIRROR.name}: {problem}. Verified there: {mirror.words()}"
     return f"{run.folder} is kept on {here.MIRROR.name}, {mirror.words()}, all of it read back{here.MIRROR.note}"
 
 
-def _copy_report(run: Run, mirror: Mirror) -> None:
+def _copy_report(run: Run, drive: Drive) -> None:
     """Copy report.html to the mirror as a file of its own, which a browser opens there; remove it if it is gone."""
     if run.report_html.is_file():
-        mirror.uploads.put_bytes(run.report_html.name, run.report_html.read_bytes())
+        drive.put_bytes(run.report_html.name, run.report_html.read_bytes())
     else:
-        mirror.drive.remove(run.report_html.name)
+        drive.remove(run.report_html.name)
 
 
 def sync_before_end(run: Run, max_s: float | None = None) -> str:
@@ -96,7 +97,7 @@ def sync_before_end(run: Run, max_s: float | None = None) -> str:
 
 
 def sync_soon(run: Run) -> None:
-    """Schedule a background sync if the run has a mirror; calls made before that sync starts share it."""
+    """Schedule a background sync if the run has a mirror. Calls made before that sync starts are merged."""
     if mirror := _mirror(run):
         mirror.schedule()
 
@@ -115,49 +116,32 @@ def delete_remote(run: Run) -> None:
 
 
 def purge_remote(run: Run) -> None:
-    """Delete from the mirror every file outside checkpoints and models that is not in the local run folder.
-
-    Raises RunError if that fails.
-    """
+    """Delete from the mirror every small file that is not in the local run folder. Raises RunError if that fails."""
     if mirror := _mirror(run):
         try:
             mirror.purge()
         except (OSError, NotMirrored) as error:
-            what = explain(error) if isinstance(error, OSError) else error
-            raise RunError(
-                f"{run.folder} is still on {here.MIRROR.name} as it was: {what}"
-            ) from None
-
-
-def _key(run: Run) -> tuple[Path, Path | None]:
-    return run.folder.absolute(), here.MIRROR and here.MIRROR.path
+            what = f"{run.folder} is still on {here.MIRROR.name} as it was"
+            raise RunError(f"{what}: {explain(error)}") from None
 
 
 def _mirror(run: Run) -> Mirror | None:
     """Return a run's mirror, or None if Drive was never mounted.
 
-    A lost connection is thereby reported, not ignored.
+    After a lost connection it is returned, so that the loss is reported. The cache is left out, and so are a sweep's
+    trials: each has a mirror of its own, since another machine may continue it.
     """
-    if _key(run) not in _mirrors and here.is_there():
-        _mirrors[_key(run)] = _new_mirror(run)
-    return _mirrors.get(_key(run))
-
-
-def _new_mirror(run: Run) -> Mirror:
-    """Create a run's mirror, which leaves out the run's cache and the trials of its sweep.
-
-    Each trial has a mirror of its own, since another machine may continue it.
-    """
-    folder_roots = frozenset(
-        path.name for path in (run.checkpoints, run.model, run.export, run.sweep)
-    )
-    trials = run.trial_folders.relative_to(run.folder).as_posix()
-    drive = Drive(here.MIRROR.path, f"{FOLDER}/{run.name}")
-    return Mirror(run.folder, drive, folder_roots, frozenset({run.cache.name, trials}))
+    key = (run.folder.absolute(), here.MIRROR and here.MIRROR.path)
+    if key not in _mirrors and here.is_there():
+        folders = (run.checkpoints, run.model, run.export, run.sweep)
+        skip = {run.cache.name, run.trial_folders.relative_to(run.folder).as_posix()}
+        drive = Drive(here.MIRROR.path, f"{FOLDER}/{run.name}")
+        _mirrors[key] = Mirror(run.folder, drive, {path.name for path in folders}, skip)
+    return _mirrors.get(key)
 
 
 def remote_room_bytes(run: Run) -> float:
-    """Return the bytes that a run's checkpoints may fill on the mirror: free space plus the checkpoints' size now."""
+    """Return the bytes that a run's checkpoints may fill on the mirror: the free space plus their present size."""
     mirror = _mirror(run)
     held = folder_bytes(mirror.drive.folder / run.checkpoints.name) if mirror else 0
     return here.free_bytes() + held

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from helpers.core.files import MANIFEST, find_corruption, read_json, sha256, write_text
 from helpers.mirror.archives import ArchiveSet, find_unmirrorable, list_small, parents_of
-from helpers.mirror.drive import CHUNK, Drive, NotMirrored, Uploads, explain, format_bytes
+from helpers.mirror.drive import CHUNK, Drive, NotMirrored, explain, format_bytes
 from helpers.mirror.index import Folder, backup_name, is_hidden, is_of_series, newest_first
 
 log = logging.getLogger(__name__)
@@ -31,25 +31,18 @@ OWNER = "machine.txt"  # on Drive and, hidden, in the run: the machine whose wor
 
 
 class Mirror:
-    """The mirror of a run's folder on Drive, written by a background thread.
+    """The mirror of the run folder `source` on Drive, written by a background thread.
 
-    `schedule` returns at once; `flush` waits and returns the problem, if any.
+    In the top folders `folder_roots`, a folder with a manifest is copied as a whole. Files that match a glob pattern in
+    `skip` are not mirrored.
     """
 
-    def __init__(
-        self, source: Path, drive: Drive, folder_roots: frozenset[str], skip: frozenset[str]
-    ) -> None:
-        """Create the mirror of the folder `source` in memory; nothing is read or written yet.
-
-        `folder_roots`: top folders whose folders with a manifest are copied as such; `skip`: not mirrored.
-        """
+    def __init__(self, source: Path, drive: Drive, folder_roots: set[str], skip: set[str]) -> None:
         self.source, self.drive, self.folder_roots, self.skip = source, drive, folder_roots, skip
-        self.uploads = Uploads(drive)
         self.archives: ArchiveSet | None = None  # read from Drive by the first round
         self.is_outdated = False  # another machine may have changed what is on Drive
         self.faults: list[NotMirrored] = []  # of files here, found by the last look
-        # files and folders whose copies on Drive stay as they are
-        self.broken: Set[str] = frozenset()
+        self.broken: Set[str] = frozenset()  # files and folders whose copies on Drive stay
         self.problem = ""
         self._asked = self._done = 0
         self._turn = threading.Condition()
@@ -57,10 +50,7 @@ class Mirror:
         self._thread: threading.Thread | None = None
 
     def schedule(self) -> int:
-        """Schedule a background sync, and return the sync's ticket number.
-
-        Calls made before it starts are merged.
-        """
+        """Schedule a background sync, and return its ticket number. Calls made before the sync starts are merged."""
         with self._turn:
             self._asked += 1
             if self._thread is None or not self._thread.is_alive():
@@ -71,7 +61,7 @@ class Mirror:
 
     def flush(self) -> str:
         """Sync now, wait until everything is read back, and return the problem as a line, or "" if none."""
-        self.uploads.verified = set()
+        self.drive.verified = set()
         self.drive.heard_at = time.monotonic()
         ticket = self.schedule()
         with self._turn:
@@ -104,10 +94,8 @@ class Mirror:
         try:
             with self._round:
                 act()
-        except OSError as error:
+        except (OSError, NotMirrored) as error:
             return explain(error)
-        except NotMirrored as error:
-            return str(error)
         except Exception as error:  # or the thread would die silently
             log.exception("the mirror of %s", self.source)
             return f"the mirror failed ({error!r}): copy {self.source} by hand"
@@ -116,7 +104,7 @@ class Mirror:
     def _copy(self, ticket: int) -> None:
         """Copy the run's changed files to Drive: small files first, then folders, the newest folder first.
 
-        If another sync is scheduled, stop after that folder.
+        A later sync, if one is scheduled meanwhile, copies the older folders.
         """
         self._require_owner()
         here, found = self._scan()
@@ -139,8 +127,8 @@ class Mirror:
         Folders first: no checkpoint may be ahead of its log.
         """
         if self.archives is None or self.is_outdated:
-            self.is_outdated, self.uploads.verified = False, set()
-            self.archives = ArchiveSet(self.source, self.uploads)
+            self.is_outdated, self.drive.verified = False, set()
+            self.archives = ArchiveSet(self.source, self.drive)
         self.faults = []
         here: dict[str, Folder] = {}
         skipped = {p.relative_to(self.source) for word in self.skip for p in self.source.glob(word)}
@@ -167,10 +155,7 @@ class Mirror:
         return here, {n: s for n, s in small.items() if not {n, *parents_of(n)} & self.broken}
 
     def _is_late(self, name: str, small: dict) -> bool:
-        """Whether a file is in a folder of `folder_roots` whose manifest appeared while small files were listed.
-
-        The next sync copies it as a folder.
-        """
+        """Return True if a file's folder got its manifest during the listing. The next sync copies that folder."""
         is_top = name.split("/")[0] in self.folder_roots
         return is_top and any(f"{folder}/{MANIFEST}" in small for folder in parents_of(name))
 
@@ -184,7 +169,7 @@ class Mirror:
 
         Its files are held open, since training may delete it meanwhile.
         """
-        if (name, folder.sha256) in self.uploads.verified:
+        if (name, folder.sha256) in self.drive.verified:
             return
         with ExitStack() as stack:
             files = _open_all(self.source / name, folder, stack)
@@ -194,18 +179,15 @@ class Mirror:
             listed = json.loads(manifest)
             self._back_up(name, folder, manifest)
             for file, entry in listed.items():
-                self.uploads.put(
+                self.drive.put(
                     f"{name}/{file}", entry["size"], entry["sha256"], partial(_chunks, files[file])
                 )
-            self.uploads.put_bytes(f"{name}/{MANIFEST}", manifest)
+            self.drive.put_bytes(f"{name}/{MANIFEST}", manifest)
         self.drive.remove(backup_name(name))
-        self.uploads.verified.add((name, folder.sha256))
+        self.drive.verified.add((name, folder.sha256))
 
     def _back_up(self, name: str, folder: Folder, manifest: bytes) -> None:
-        """Rename a folder's old version on Drive to a backup name until the new version is complete.
-
-        Raises NotMirrored if there is no room.
-        """
+        """Rename a folder's old version on Drive to a backup name. Raises NotMirrored if the new one has no room."""
         there = self.drive.text(f"{name}/{MANIFEST}").encode()
         if there == manifest:
             return  # complete, or repaired file by file
@@ -216,12 +198,12 @@ class Mirror:
             self.drive.remove(name)  # incomplete
         if folder.size > self.drive.free_bytes():
             self._make_room(folder.size)
-        self.uploads.require_room(name, folder.size)
+        self.drive.require_room(name, folder.size)
 
     def _make_room(self, size: int) -> None:
-        """Delete from Drive checkpoints that no longer exist locally, until `size` bytes fit.
+        """Delete checkpoints from Drive until `size` bytes fit: the oldest first, and none that exists locally.
 
-        The oldest first, but never the newest complete one.
+        The newest complete checkpoint stays.
         """
         series = {n: f for n, f in self._on_drive().items() if is_of_series(n)}
         complete = [n for n in newest_first(series, self._here(series)) if self._is_complete(n)]
@@ -233,46 +215,37 @@ class Mirror:
         return {name for name in names if (self.source / name).is_dir()}
 
     def _prune(self, here: dict[str, Folder]) -> None:
-        """Delete from Drive the checkpoints that were deleted locally, except the two newest complete checkpoints."""
+        """Delete checkpoints from Drive that were deleted locally, except the two newest complete ones."""
         series = {n: folder for n, folder in self._on_drive().items() if is_of_series(n)}
         if not series.keys() - here.keys():
             return
-        for name in series:
-            self._check_sizes(name)
+        for name, folder in series.items():
+            files = self._files(name).items()
+            is_there = all(self.drive.size(f"{name}/{file}") == e["size"] for file, e in files)
+            if not files or not is_there:  # changed on Drive
+                self.drive.verified.discard((name, folder.sha256))
         ordered = newest_first(series, here)
         newest = list(islice(filter(self._is_complete, ordered), MIN_CHECKPOINTS))
         if len(newest) == MIN_CHECKPOINTS:
             self._delete([name for name in series if name not in {*here, *newest}])
 
-    def _check_sizes(self, name: str) -> None:
-        """Mark a folder as not verified if its manifest or a file's size has changed on Drive."""
-        key = (name, self._on_drive()[name].sha256)
+    def _files(self, name: str) -> dict[str, dict]:
+        """Return the content of a folder's manifest on Drive, or {} if the index lists another manifest."""
         text = self.drive.text(f"{name}/{MANIFEST}")
-        is_there = hashlib.sha256(text.encode()).hexdigest() == key[1] and all(
-            self.drive.size(f"{name}/{file}") == entry["size"]
-            for file, entry in json.loads(text).items()
-        )
-        if not is_there:
-            self.uploads.verified.discard(key)
+        is_listed = hashlib.sha256(text.encode()).hexdigest() == self._on_drive()[name].sha256
+        return json.loads(text) if is_listed else {}
 
     def _is_complete(self, name: str) -> bool:
-        """Whether a folder on Drive matches its manifest.
-
-        It is read back unless it was before.
-        """
+        """Return True if a folder on Drive matches its manifest. Folders in `drive.verified` are not read again."""
         key = (name, self._on_drive()[name].sha256)
-        if key not in self.uploads.verified:
-            text = self.drive.text(f"{name}/{MANIFEST}")
-            if hashlib.sha256(text.encode()).hexdigest() != key[1]:
+        if key not in self.drive.verified:
+            files = self._files(name)
+            if not files or not self.drive.is_uploaded(f"{name}/{MANIFEST}"):
                 return False
-            if not self.drive.is_uploaded(f"{name}/{MANIFEST}"):
-                return False
-            for file, entry in json.loads(text).items():
-                place = f"{name}/{file}"
-                held = self.drive.holds(place, entry["size"], entry["sha256"])
-                if not (held and self.drive.is_uploaded(place)):
+            for file, entry in files.items():
+                if not self.drive.verify(f"{name}/{file}", entry["sha256"]):
                     return False
-            self.uploads.verified.add(key)
+            self.drive.verified.add(key)
         return True
 
     def delete_missing(self) -> str:
@@ -301,10 +274,10 @@ class Mirror:
         return self._try(self._own)
 
     def _own(self) -> None:
-        self.uploads.put_bytes(OWNER, self._machine().encode())
+        self.drive.put_bytes(OWNER, self._machine().encode())
 
     def _require_owner(self) -> None:
-        """Raise NotMirrored if another machine owns the mirror; without an owner, make this machine the owner."""
+        """Raise NotMirrored if another machine owns the mirror. A mirror without an owner becomes this machine's."""
         theirs = self.drive.text(OWNER)
         if not theirs:
             self._own()
@@ -321,7 +294,7 @@ class Mirror:
         return path.read_text()
 
     def is_of_this_machine(self) -> bool:
-        """Whether this machine has ever owned the mirror, or no machine owns the mirror."""
+        """Return True if this machine has ever owned the mirror, or no machine owns the mirror."""
         return (self.source / f".{OWNER}").is_file() or not self.drive.text(OWNER)
 
     # reports and take-down
@@ -330,28 +303,24 @@ class Mirror:
         """Describe what is verified on Drive, such as `up to step 500, 3.4 GB`."""
         if self.archives is None:
             return format_bytes(0)
-        index, verified = self.archives.index, self.uploads.verified
-        known = index.parts | index.folders
-        known = {n: entry for n, entry in known.items() if (n, entry.sha256) in verified}
+        known = self.archives.index.parts | self._on_drive()
+        known = {n: e for n, e in known.items() if (n, e.sha256) in self.drive.verified}
         series = {n: entry for n, entry in known.items() if is_of_series(n)}
         newest = newest_first(series, self._here(series))[:1]
         step = "".join(f"up to step {int(name.rsplit('-', 1)[-1])}, " for name in newest)
         return f"{step}{format_bytes(sum(entry.size for entry in known.values()))}"
 
     def purge(self) -> None:
-        """Delete from Drive every small file that is not in the local run folder.
-
-        Raises NotMirrored or OSError if that fails.
-        """
+        """Delete from Drive every small file that is not in the local run folder. Raises NotMirrored or OSError."""
         with self._round:
             here, found = self._scan()
             self.archives.purge(found, self._on_drive() | here)
 
 
 def _open_all(path: Path, folder: Folder, stack: ExitStack) -> dict[str, BinaryIO] | None:
-    """Open a folder's files for reading, as {name: file}; None if the folder was deleted or replaced meanwhile.
+    """Open a folder's files and return {name: file}, or None if the folder was deleted or replaced meanwhile.
 
-    Raises NotMirrored if it differs from its manifest.
+    Raises NotMirrored if the folder differs from its manifest.
     """
     what = find_corruption(path)
     try:

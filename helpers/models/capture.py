@@ -18,16 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class CudaGraphs:
-    """Records functions as CUDA graphs that share one memory pool: never run two of the graphs at the same time."""
+    """A recorder of CUDA graphs that share one memory pool. Two of the graphs must never run at the same time."""
 
     def __init__(self) -> None:
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def warm_up(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run a function once on the recording stream before recording, and return the result.
-
-        Autograd's own state is then that stream's.
-        """
+        """Run a function once on the recording stream, and return the result. Autograd then knows that stream."""
         torch.cuda.empty_cache()  # freed blocks belong to a stream, and this one cannot reuse the others'
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -38,9 +35,9 @@ class CudaGraphs:
     def record(
         self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
     ) -> Callable[[], Tensor]:
-        """Record a function as a CUDA graph, and return a callable that replays the graph and returns the result.
+        """Record a function as a CUDA graph without running it, and return a callable that replays the graph.
 
-        The function is not run. Other threads may use the GPU meanwhile.
+        Other threads may use the GPU meanwhile.
         """
         graph = torch.cuda.CUDAGraph()
         mode = {"stream": self.stream, "capture_error_mode": "thread_local"}
@@ -56,15 +53,12 @@ class CudaGraphs:
 
 @lru_cache(maxsize=1)
 def _shared_graphs() -> CudaGraphs:
-    """Return the CudaGraphs that a whole process shares, so that all its graphs use one memory pool.
-
-    Each graph reuses the memory of the others.
-    """
+    """Return the one CudaGraphs of this process, so that all its graphs share one memory pool."""
     return CudaGraphs()
 
 
 class Captured:
-    """A function of tensors: run at the first call per input shape, replayed as a CUDA graph at later calls.
+    """A function of tensors that is replayed as a CUDA graph from its second call per input shape on.
 
     The function must return a tensor, read no tensor's value in Python, and write anything else to the same address
     at each call. If it cannot be captured, it runs uncaptured and a warning says why.
@@ -73,11 +67,10 @@ class Captured:
     def __init__(
         self, function: Callable[..., Tensor], name: str, recorder: CudaGraphs | None = None
     ) -> None:
-        """Wrap `function` for capture; `name` describes it in a warning, such as "the training step"."""
-        self.function, self.name = function, name
+        self.function, self.name = function, name  # the name is for the warning
         self.recorder = recorder or _shared_graphs()
-        self.recorded: dict[tuple, tuple[tuple[Tensor, ...], Callable[[], Tensor]]] = {}
-        self.warm: set[tuple] = set()
+        # by input shapes: buffers for the inputs, and the replay; None after the first call
+        self.recorded: dict[tuple, tuple[tuple[Tensor, ...], Callable[[], Tensor]] | None] = {}
         self.failed = False
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -85,10 +78,10 @@ class Captured:
         shape = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if self.failed:
             return self.function(*inputs)
-        if shape not in self.warm:
-            self.warm.add(shape)
+        if shape not in self.recorded:
+            self.recorded[shape] = None
             return self.recorder.warm_up(self.function, inputs)
-        if shape not in self.recorded and not self._record(shape, inputs):
+        if self.recorded[shape] is None and not self._record(shape, inputs):
             return self.function(*inputs)
         static, replay = self.recorded[shape]
         for buffer, tensor in zip(static, inputs, strict=True):
@@ -98,7 +91,6 @@ class Captured:
     def release(self) -> None:
         """Free the graphs and their memory; a later call captures again."""
         self.recorded.clear()
-        self.warm.clear()
 
     def _record(self, shape: tuple, inputs: tuple[Tensor, ...]) -> bool:
         static = tuple(tensor.clone() for tensor in inputs)
@@ -113,7 +105,7 @@ class Captured:
 
 
 class CapturedForward:
-    """Captures a UNet's forward pass as a CUDA graph, for a pipeline that calls it at every sampling step."""
+    """The forward pass of a UNet as a CUDA graph, for a pipeline that calls the UNet at every sampling step."""
 
     def __init__(self, unet: nn.Module, recorder: CudaGraphs | None = None) -> None:
         self.unet, self.recorder = unet, recorder
@@ -121,9 +113,9 @@ class CapturedForward:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Replace the UNet's forward by the captured forward pass inside this context.
+        """Make the UNet use its captured forward pass inside this context.
 
-        Weights may change in between; if one has moved, it is captured again.
+        Weights may change in between; if a weight has moved to another address, the forward pass is captured again.
         """
         addresses = [tensor.data_ptr() for tensor in self.unet.state_dict().values()]
         if addresses != self.addresses:
@@ -141,10 +133,7 @@ class CapturedForward:
     def _call(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
     ) -> tuple[Tensor]:
-        """Call the UNet through the CUDA graph, or uncaptured if a pipeline passes further arguments.
-
-        For Stable Diffusion v1 they are all None.
-        """
+        """Call the UNet as a CUDA graph, or uncaptured if the pipeline passes further arguments."""
         given = {name: value for name, value in others.items() if value is not None}
         if set(given) - {"return_dict"}:
             return self.eager(sample, timestep, encoder_hidden_states, **others)

@@ -33,14 +33,12 @@ SUCCESSORS = {  # repositories with the weights of those that were deleted from 
 
 @lru_cache  # warns once
 def successor(hub_id: str) -> str:
-    """Return the hub id that replaces a deleted repository, with a warning; other ids are returned unchanged."""
-    if hub_id not in SUCCESSORS:
-        return hub_id
-    log.warning(
-        "%s was deleted from the hub: %s, which has the same weights, is taken",
-        *(hub_id, SUCCESSORS[hub_id]),
-    )
-    return SUCCESSORS[hub_id]
+    """Return the hub id that replaces a deleted repository, with a warning. Other ids are returned unchanged."""
+    new = SUCCESSORS.get(hub_id, hub_id)
+    if new != hub_id:
+        words = "%s was deleted from the hub: %s, which has the same weights, is taken"
+        log.warning(words, hub_id, new)
+    return new
 
 
 @lru_cache  # the same version of a model throughout a process
@@ -70,10 +68,7 @@ def fetch_model(hub_id: str, weights: bool) -> Path:
 
 
 def _fetch_single_file(hub_id: str) -> Path:
-    """Download the only one-file model of a Hub repository, and return its folder.
-
-    Raises ValueError unless there is exactly one.
-    """
+    """Download a Hub repository's one-file model; return its folder. Raises ValueError unless there is exactly one."""
     names = [n for n in list_repo_files(hub_id) if n.endswith(".safetensors") and "/" not in n]
     if len(names) != 1:
         raise ValueError(
@@ -83,9 +78,9 @@ def _fetch_single_file(hub_id: str) -> Path:
 
 
 def rename_variants(folder: Path) -> Path:
-    """Return a folder in which weight files of a variant, such as `model.fp16.safetensors`, have their usual names.
+    """Return a folder in which variant weights, such as `model.fp16.safetensors`, have their usual names.
 
-    It is `folder` itself, or one with links to the files of `folder`, made once.
+    It is `folder` itself, or a folder with links to the files of `folder`, made once.
     """
     files = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
     plain: dict[Path, Path] = {}
@@ -98,8 +93,7 @@ def rename_variants(folder: Path) -> Path:
     if not plain:
         return folder
     links = {name.as_posix(): path.resolve() for name, path in (files | plain).items()}
-    stats = {name: (path, path.stat()) for name, path in links.items()}
-    key = {name: (str(p), stat.st_size, stat.st_mtime_ns) for name, (p, stat) in stats.items()}
+    key = {n: (str(p), p.stat().st_size, p.stat().st_mtime_ns) for n, p in links.items()}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     linked = Path(constants.HF_HOME) / "variants" / digest
     with locked(linked.with_name(f".{digest}.lock")):

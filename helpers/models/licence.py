@@ -43,7 +43,7 @@ class Licence:
 
 
 def licence_of(base_model: str, is_v2: bool) -> Licence:
-    """Return a base model's licence as its model card names it, or else the licence of its Stable Diffusion version.
+    """Return a base model's licence by its model card, or else by its Stable Diffusion version.
 
     Stable Diffusion 1 is under CreativeML OpenRAIL-M and 2 under Open RAIL++-M; both require that their use-based
     restrictions are passed on. Never raises, since a missing card must not end a training.
@@ -68,9 +68,6 @@ def _text(card: dict[str, Any], name: str) -> str | None:
 
 
 def public_name(base_model: str) -> str:
-    """Return a base model's hub id, or only the last part of a local model's path.
-
-    A person's folders are private.
-    """
+    """Return a base model's hub id, or only the last part of a local path, since a person's folders are private."""
     is_local = Path(base_model).exists() or not HUB_ID.fullmatch(base_model)
     return Path(base_model).name if is_local else base_model

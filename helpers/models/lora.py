@@ -62,9 +62,8 @@ def extract_lora(modules: dict[str, nn.Module]) -> Lora:
     tensors, alpha, settings = {}, {}, {}
     for part, module in modules.items():
         for own in module.peft_config.values():
-            values = {"r": own.r, "lora_alpha": own.lora_alpha}
-            values["target_modules"] = sorted(own.target_modules)
-            settings |= {f"{part}.{name}": value for name, value in values.items()}
+            settings |= {f"{part}.r": own.r, f"{part}.lora_alpha": own.lora_alpha}
+            settings[f"{part}.target_modules"] = sorted(own.target_modules)
         for name, layer in module.named_modules():
             if isinstance(layer, LoraLayer):
                 (adapter,) = layer.active_adapters
@@ -101,27 +100,23 @@ def _name_in_file(name: str) -> str:
 
 
 def load_lora(pipeline: StableDiffusionPipeline, path: Path) -> None:
-    """Load a LoRA file into a pipeline by diffusers' own loader.
+    """Load a LoRA file into a pipeline by diffusers' own loader. Raises RunError for a file that the loader refuses.
 
     diffusers before 0.41 does not find the text encoder's layers under transformers 5.6, whose modules have no
-    `text_model.` in their names: it is given the modules' names. Raises RunError for a file that it refuses.
+    `text_model.` in their names: the loader is given the modules' names.
     """
-    try:
-        _load_lora(pipeline, path)
-    except Exception as error:  # the loader raises many kinds
-        raise unreadable(path, error) from error
-
-
-def _load_lora(pipeline: StableDiffusionPipeline, path: Path) -> None:
     place = {"weight_name": path.name, "use_safetensors": True}
     is_older = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 41)
-    if not is_older or hasattr(pipeline.text_encoder, "text_model"):
-        pipeline.load_lora_weights(path.parent, **place)
-        return
-    tensors, alphas, settings = pipeline.lora_state_dict(
-        path.parent, **place, return_lora_metadata=True
-    )
-    given = {"network_alphas": alphas, "metadata": settings, "_pipeline": pipeline}
-    pipeline.load_lora_into_unet(tensors, unet=pipeline.unet, **given)
-    tensors = {name.replace(".text_model.", ".", 1): tensor for name, tensor in tensors.items()}
-    pipeline.load_lora_into_text_encoder(tensors, text_encoder=pipeline.text_encoder, **given)
+    try:
+        if not is_older or hasattr(pipeline.text_encoder, "text_model"):
+            pipeline.load_lora_weights(path.parent, **place)
+            return
+        tensors, alphas, settings = pipeline.lora_state_dict(
+            path.parent, **place, return_lora_metadata=True
+        )
+        given = {"network_alphas": alphas, "metadata": settings, "_pipeline": pipeline}
+        pipeline.load_lora_into_unet(tensors, unet=pipeline.unet, **given)
+        tensors = {name.replace(".text_model.", ".", 1): t for name, t in tensors.items()}
+        pipeline.load_lora_into_text_encoder(tensors, text_encoder=pipeline.text_encoder, **given)
+    except Exception as error:  # the loader raises many kinds
+        raise unreadable(path, error) from error

@@ -12,7 +12,7 @@ from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusionPipeline:
     """Load a Stable Diffusion pipeline from a path or hub id, with `parts` in place of its own components.
 
-    Raises RunError if it is missing, or has other files than safetensors and JSON.
+    Raises RunError for a model that is missing, pickled, or holds code.
     """
     advice = "give one in diffusers layout with safetensors weights"
     with open_model("the pipeline", model, advice) as folder, warnings.catch_warnings():
@@ -26,10 +26,7 @@ def load_pipeline(model: str, dtype: torch.dtype, **parts: Any) -> StableDiffusi
 
 
 def clamp_steps(asked: int, scheduler: Any) -> int:
-    """Limit sampling steps to the maximum that DPM-Solver++ supports with this noise schedule.
-
-    One more gives IndexError or NaN.
-    """
+    """Limit sampling steps to the maximum that DPM-Solver++ supports. One step more gives IndexError or NaN."""
     return min(asked, scheduler.config.num_train_timesteps - 2)
 
 

@@ -26,12 +26,11 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """Return a tensor's values as bytes."""
     return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
 
 
 def effective_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield a module's (name, tensor) pairs with the LoRA merged in, under the names of a model without LoRA."""
+    """Yield a module's (name, tensor) pairs with the LoRA merged in. The names are those of a model without LoRA."""
     layers = {n: m for n, m in module.named_modules() if isinstance(m, LoraLayer)}
     for name, tensor in module.state_dict().items():
         if ".lora_" in name:
@@ -53,11 +52,8 @@ def require_names(path: Path, expected: Iterable[tuple[str, Tensor]]) -> None:
                 for name in file.keys()
             }
     except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"{final_path(path)} cannot be read back ({error}): run the notebook again"
-        ) from error
-    different = shapes.items() ^ found.items()
-    _require_none(path, (name for name, _ in different))
+        raise unreadable(path, error) from error
+    _require_none(path, (name for name, _ in shapes.items() ^ found.items()))
 
 
 def require_equal(
@@ -66,7 +62,7 @@ def require_equal(
     found: Iterable[tuple[str, Tensor]],
     rounded: bool = False,
 ) -> None:
-    """Raise RunError, naming the tensors, unless `found` has the same names and values as `expected`.
+    """Raise RunError unless `found` has the same tensors as `expected`, by name and value.
 
     `expected` is rounded to the dtype of `found` first. With `rounded`, values may differ by rounding errors of sums in
     that dtype (ROUNDINGS eps of the tensor's largest value); without it, not at all.
@@ -99,7 +95,7 @@ def _require_none(path: Path, names: Iterable[str]) -> None:
 
 
 def unreadable(path: Path, error: Exception) -> RunError:
-    """Build the RunError for a written file that its loader refuses."""
+    """Return the RunError for a written file that cannot be loaded."""
     what = str(error).strip().split("\n")[0] or type(error).__name__
     return RunError(
         f"{final_path(path)} cannot be read back ({what}), so nothing was replaced: run the notebook again, "

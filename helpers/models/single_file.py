@@ -10,7 +10,6 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditi
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTokenizer
 
 from helpers.core.files import MANIFEST, locked, read_json, replacing_folder, sha256, write_json
-from helpers.models.stable_diffusion import (
-    INDEX,
-    OPEN_CLIP,
-    SCHEDULE,
-    TEXT,
-    UNET,
-    V1_TEXT,
-    V1_UNET,
-    V2_TEXT,
-    V2_UNET,
-    VAE,
-    VAE_SHAPE,
-    empty_models,
-    rename,
-)
+from helpers.models import stable_diffusion as sd
 
 log = logging.getLogger(__name__)
 CONVERSION = 1  # the version of this conversion: raised when its result changes
@@ -60,7 +44,7 @@ REFUSED = {  # by how a weight's name begins: what the file is
 
 
 def find_single_file(folder: Path) -> Path | None:
-    """Return the one-file checkpoint in a folder, or None if the folder has none or is in diffusers layout.
+    """Return the one-file checkpoint in a folder, or None if there is none or the folder is in diffusers layout.
 
     Raises ValueError for several.
     """
@@ -74,7 +58,7 @@ def find_single_file(folder: Path) -> Path | None:
 
 
 def convert(path: Path) -> Path:
-    """Convert a one-file checkpoint to a diffusers folder in the Hugging Face cache, if not done; return the folder.
+    """Convert a one-file checkpoint to diffusers layout, once, and return the folder in the Hugging Face cache.
 
     Its name is a hash of the file and of the settings beside it, so that a changed file is another model and a moved
     one is the same. Raises ValueError for a file that is not a complete Stable Diffusion 1 or 2, and OSError if its
@@ -83,7 +67,7 @@ def convert(path: Path) -> Path:
     header = _read_header(path)
     _check_header(header)
     settings = _find_settings(path)
-    hashes = {name.as_posix(): _hash(file) for name, file in settings.items()}
+    hashes = {name: _hash(file) for name, file in settings.items()}
     key = json.dumps([CONVERSION, _hash(path), hashes], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     folder = Path(constants.HF_HOME) / "single-files" / name
@@ -113,7 +97,7 @@ class _Header(dict[str, tuple[str, list[int]]]):
 
     @property
     def is_v2(self) -> bool:
-        return any(name.startswith(OPEN_CLIP) for name in self)
+        return any(name.startswith(sd.OPEN_CLIP) for name in self)
 
 
 def _read_header(path: Path) -> _Header:
@@ -134,22 +118,22 @@ def _check_header(header: _Header) -> None:
     for prefix, what in REFUSED.items():
         if any(name.startswith(prefix) for name in header):
             raise ValueError(f"it holds {what}")
-    parts = {UNET: "UNet", VAE: "VAE", TEXT: "text encoder"}
+    parts = {sd.UNET: "UNet", sd.VAE: "VAE", sd.TEXT: "text encoder"}
     if missing := [
         what for prefix, what in parts.items() if not any(n.startswith(prefix) for n in header)
     ]:
         raise ValueError(f"it lacks the {missing[0]} of a one-file Stable Diffusion")
-    _, shape = header.get(f"{UNET}input_blocks.0.0.weight", ("", [0, 4]))
+    _, shape = header.get(f"{sd.UNET}input_blocks.0.0.weight", ("", [0, 4]))
     if shape[1] != 4:
         raise ValueError(
             f"its UNet takes {shape[1]} channels, as for inpainting, and not the 4 of text to image"
         )
     for name, (dtype, _) in header.items():
-        if dtype not in FLOATS and name.startswith((UNET, VAE)):
+        if dtype not in FLOATS and name.startswith((sd.UNET, sd.VAE)):
             raise ValueError(f"its weights are quantised, {dtype}: take the fp16 or fp32 file")
 
 
-def _find_settings(path: Path) -> dict[Path, Path]:
+def _find_settings(path: Path) -> dict[str, Path]:
     """Find the config files, tokenizer and .yaml beside a one-file model, as {relative path: path}.
 
     For a link, the files beside the link come first, then those beside its target.
@@ -159,43 +143,35 @@ def _find_settings(path: Path) -> dict[Path, Path]:
     names = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
     found = [folder / name for name in (*names, "scheduler/scheduler_config.json")]
     found += [p for p in sorted(folder.glob("tokenizer/*")) if p.suffix in (".json", ".txt")]
-    settings = {p.relative_to(folder): p for p in found if p.is_file()}
+    settings = {p.relative_to(folder).as_posix(): p for p in found if p.is_file()}
     if path.with_suffix(".yaml").is_file():
-        settings[Path("model.yaml")] = path.with_suffix(".yaml")
+        settings["model.yaml"] = path.with_suffix(".yaml")
     return of_target | settings
 
 
-def _write_settings(path: Path, header: _Header, settings: dict[Path, Path], made: Path) -> None:
-    """Write the config files and the tokenizer of a folder in diffusers layout: all files except the weights."""
-    unet, text = (V2_UNET, V2_TEXT) if header.is_v2 else (V1_UNET, V1_TEXT)
+def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made: Path) -> None:
+    """Write the config files and the tokenizer of a one-file model to the folder `made` in diffusers layout."""
+    unet, text = (sd.V2_UNET, sd.V2_TEXT) if header.is_v2 else (sd.V1_UNET, sd.V1_TEXT)
     built_in = {
         "unet/config.json": lambda: UNet2DConditionModel.from_config(unet),
-        "vae/config.json": lambda: AutoencoderKL.from_config(VAE_SHAPE),
+        "vae/config.json": lambda: AutoencoderKL.from_config(sd.VAE_SHAPE),
         "text_encoder/config.json": lambda: CLIPTextConfig(**text),
         "scheduler/scheduler_config.json": lambda: _scheduler(path, header, settings),
     }
-    for name, source in settings.items():
+    for name in {*settings, *built_in}:
         (made / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, made / name)
-    for name, make in built_in.items():
-        if Path(name) not in settings:
-            _save_config(make, (made / name).parent)
+        if name in settings:
+            shutil.copyfile(settings[name], made / name)
+        else:
+            with torch.device("meta"):
+                built_in[name]().to_json_file(made / name)
     if not (made / "tokenizer").is_dir():
         tokenizer = CLIPTokenizer.from_pretrained(_fetch_tokenizer(path))
         if header.is_v2:
             tokenizer.pad_token = "!"  # token 0, with which OpenCLIP pads
         tokenizer.save_pretrained(made / "tokenizer")
     scheduler = read_json(made / "scheduler/scheduler_config.json")["_class_name"]
-    write_json(made / "model_index.json", INDEX | {"scheduler": ["diffusers", scheduler]})
-
-
-def _save_config(make: Callable[[], Any], folder: Path) -> None:
-    with torch.device("meta"):
-        config = make()
-    if isinstance(config, nn.Module):
-        config.save_config(folder)
-    else:
-        config.save_pretrained(folder)
+    write_json(made / "model_index.json", sd.INDEX | {"scheduler": ["diffusers", scheduler]})
 
 
 def _fetch_tokenizer(path: Path) -> str:
@@ -211,14 +187,16 @@ def _fetch_tokenizer(path: Path) -> str:
         ) from error
 
 
-def _scheduler(path: Path, header: _Header, settings: dict[Path, Path]) -> Any:
+def _scheduler(path: Path, header: _Header, settings: dict[str, Path]) -> Any:
     """Return the noise scheduler that a one-file model was trained with, by its tensor names, metadata and .yaml.
 
     Raises ValueError for a Stable Diffusion 2 without any of them: both prediction types have the same weights.
     """
     kind = header.metadata.get("modelspec.prediction_type", "")
-    if Path("model.yaml") in settings:
-        kind = _parameterization(settings[Path("model.yaml")]) or kind
+    if "model.yaml" in settings:
+        text = settings["model.yaml"].read_text(errors="replace")
+        found = re.search(r"^\s*parameterization:\s*[\"']?(\w+)", text, re.M)
+        kind = found[1] if found else "eps"
     if "v_pred" in header:
         kind = "v"
     if not kind and header.is_v2:
@@ -227,23 +205,16 @@ def _scheduler(path: Path, header: _Header, settings: dict[Path, Path]) -> Any:
             f"{path.with_suffix('.yaml').name} beside it, or its scheduler/scheduler_config.json"
         )
     if kind.startswith("v"):
-        zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        more = zero_snr if "ztsnr" in header else {}
-        return DDIMScheduler(**SCHEDULE, **more, clip_sample=False, prediction_type="v_prediction")
-    return PNDMScheduler(**SCHEDULE, skip_prk_steps=True)
-
-
-def _parameterization(path: Path) -> str:
-    """Read the prediction type from a model's .yaml, or return `eps` (noise) if the file has none."""
-    found = re.search(
-        r"^\s*parameterization:\s*[\"']?(\w+)", path.read_text(errors="replace"), re.M
-    )
-    return found[1] if found else "eps"
+        more = {"clip_sample": False, "prediction_type": "v_prediction"}
+        if "ztsnr" in header:
+            more |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return DDIMScheduler(**sd.SCHEDULE, **more)
+    return PNDMScheduler(**sd.SCHEDULE, skip_prk_steps=True)
 
 
 def _write_weights(path: Path, made: Path) -> None:
     tensors = load_file(path)  # memory-mapped
-    for part, weights in rename(tensors, empty_models(made)).items():
+    for part, weights in sd.rename(tensors, sd.empty_models(made)).items():
         name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         contiguous = {n: t.contiguous() for n, t in weights.items()}
         save_file(contiguous, made / part / f"{name}.safetensors", {"format": "pt"})

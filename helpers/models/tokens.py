@@ -27,7 +27,7 @@ LENGTHS = {  # the files and keys of a model that give the limit
 
 
 def base_model_of(run: Run) -> str:
-    """Return a run's base model: that of 04_train, else of the preset for 01_scrape's source, else of preset t4."""
+    """Return a run's base model: from 04_train's settings, else from the preset of 01_scrape's source, else from t4."""
     with suppress(RunError):
         return run.read_config("train")["base_model"]
     with suppress(RunError, KeyError):
@@ -46,10 +46,7 @@ def token_limit(base_model: str) -> int:
 
 
 def _file(base_model: str, name: str) -> Path:
-    """Return the path of a file in a model's folder, or in the Hub's cache.
-
-    Raises OSError or ValueError if it is missing.
-    """
+    """Return a file's path in a model's folder or in the Hub's cache. Raises OSError or ValueError if it is missing."""
     path = Path(base_model).expanduser()
     if path.exists():  # a one-file model's tokenizer is beside it
         return (path if path.is_dir() else path.parent) / name
@@ -61,10 +58,10 @@ def _file(base_model: str, name: str) -> Path:
 
 @cache
 def token_counter(base_model: str) -> tuple[Callable[[str], int], str]:
-    """Return a function that counts a text's CLIP tokens with begin and end, and a note if counts are estimates.
+    """Return a function that counts a text's CLIP tokens, and a note if the counts are estimates.
 
-    An exact count needs a tokenizer.json: that of `base_model` (a folder, a one-file model's folder or a hub id), or
-    else CLIP's own, from the Hub's cache, or on a rented machine from the Hub (2 MB).
+    The begin and end tokens are counted. An exact count needs a tokenizer.json: that of `base_model` (a folder, a
+    one-file model's folder or a hub id), or else CLIP's own, from the Hub's cache, or, on a rented machine, the Hub.
     """
     from huggingface_hub import hf_hub_download
 
@@ -104,10 +101,7 @@ def count_tokens(tokenizer: Any, text: str) -> int:
 
 
 def shorten(tokenizer: Any, text: str, suffix: str, max_tokens: int) -> str:
-    """Remove the last words before a text's suffix until the text has at most `max_tokens` tokens.
-
-    If the suffix alone takes all of them, the suffix is returned in full.
-    """
+    """Remove the last words before a text's suffix until `max_tokens` tokens are left. The suffix is never cut."""
     if count_tokens(tokenizer, text) <= max_tokens:
         return text
     ending = suffix if text.endswith(suffix) else ""

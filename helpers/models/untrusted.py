@@ -23,24 +23,20 @@ from helpers.models.single_file import convert, find_single_file
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}
 PIPELINES = {"StableDiffusionPipeline"}
-PARTS = {  # the classes of Stable Diffusion's pipelines, and their libraries
-    "AutoencoderKL": "diffusers",
-    "UNet2DConditionModel": "diffusers",
-    "CLIPTextModel": "transformers",
-    "CLIPTokenizer": "transformers",
-    "CLIPTokenizerFast": "transformers",
-    "CLIPImageProcessor": "transformers",
-    "CLIPImageProcessorFast": "transformers",
-    "CLIPImageProcessorPil": "transformers",
-    "CLIPFeatureExtractor": "transformers",
-    "CLIPVisionModelWithProjection": "transformers",
-    "StableDiffusionSafetyChecker": "stable_diffusion",
+PARTS = {  # the classes of Stable Diffusion's pipelines, by library
+    "diffusers": ("AutoencoderKL", "UNet2DConditionModel"),
+    "transformers": (
+        *("CLIPTextModel", "CLIPTokenizer", "CLIPTokenizerFast", "CLIPFeatureExtractor"),
+        *("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
+        "CLIPVisionModelWithProjection",
+    ),
+    "stable_diffusion": ("StableDiffusionSafetyChecker",),
 }
 
 
 @contextmanager
 def open_model(setting: str, model: str, advice: str, *, weights: bool = True) -> Iterator[Path]:
-    """Yield a model's folder, found by `model_folder`; errors inside this context become a RunError of one line.
+    """Yield a model's folder, and turn any error inside this context into a RunError of one line.
 
     setting  the setting that names the model, for the error
     advice   what to do next, for the error
@@ -53,7 +49,12 @@ def open_model(setting: str, model: str, advice: str, *, weights: bool = True) -
     except RunError:
         raise
     except Exception as error:
-        raise _unloadable(setting, model, folder, error, advice) from error
+        what = str(error).strip().split("\n")[0] or type(error).__name__
+        pickled = sorted(path for path in folder.rglob("*") if path.suffix in PICKLED)
+        if pickled and isinstance(error, OSError):
+            name = pickled[0].relative_to(folder)
+            what = f"it has only pickled weights, such as {name}, which could run any code and are not read: {what}"
+        raise RunError(f"{setting} {model!r} could not be loaded ({what}): {advice}") from error
 
 
 def model_folder(model: str, *, weights: bool = True) -> Path:
@@ -86,10 +87,7 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
 
 
 def _refuse_missing_path(model: str) -> None:
-    """Raise OSError if a model's name looks like the path of a missing file or folder, and not like a hub id.
-
-    The Hub's own error would be about ids.
-    """
+    """Raise OSError for a missing model whose name looks like a path. The Hub's own error would be about ids."""
     is_id = HUB_ID.fullmatch(model)
     is_near = "/" in model and Path(model).parent.is_dir()
     if not is_id or is_near or Path(model).suffix in (*PICKLED, ".safetensors"):
@@ -114,16 +112,6 @@ def _refuse_unsafe(folder: Path) -> None:
         raise ValueError(f"it holds an adapter, {found[0].relative_to(folder)}, which is not read")
 
 
-def _unloadable(setting: str, model: str, folder: Path, error: Exception, advice: str) -> RunError:
-    """Build the RunError for a model that cannot be loaded: what is wrong with it, and what to do next."""
-    what = str(error).strip().split("\n")[0] or type(error).__name__
-    pickled = sorted(path for path in folder.rglob("*") if path.suffix in PICKLED)
-    if pickled and isinstance(error, OSError):
-        name = pickled[0].relative_to(folder)
-        what = f"it has only pickled weights, such as {name}, which could run any code and are not read: {what}"
-    return RunError(f"{setting} {model!r} could not be loaded ({what}): {advice}")
-
-
 def refuse_code(folder: Path) -> None:
     """Raise ValueError if a pipeline's folder has Python modules, nested pipelines, or unknown component classes."""
     if modules := sorted(path for path in folder.rglob("*.py")):
@@ -139,7 +127,7 @@ def refuse_code(folder: Path) -> None:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """Read a model's JSON config file. Raises ValueError, naming the file, if the content is not a JSON object."""
+    """Return the content of a model's JSON config file. Raises ValueError, naming the file, if it is no JSON object."""
     name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
     try:
         content = read_json(path)
@@ -161,7 +149,7 @@ def fit_tokenizer(tokenizer: Any, text_encoder: Any) -> None:
 def _is_known(library: str | None, kind: str | None) -> bool:
     if library == "diffusers" and str(kind).endswith("Scheduler") and str(kind).isidentifier():
         return True
-    return (library, kind) == (None, None) or PARTS.get(kind) == library is not None
+    return (library, kind) == (None, None) or kind in PARTS.get(library, ())
 
 
 def load_file(path: Path) -> dict[str, Tensor]:

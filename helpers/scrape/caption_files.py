@@ -8,26 +8,21 @@ cannot be read is listed there and raises no error.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from helpers.core.errors import RunError
 from helpers.core.files import is_inside, printable_path
 from helpers.core.text import alternatives, decode, decode_western, fold, one_line
-from helpers.scrape.caption_lists import (
-    Finder,
-    Record,
-    captions_in,
-    parse_object,
-    rank,
-    read_parquet,
-    read_records,
-)
+from helpers.scrape import caption_lists
+from helpers.scrape.caption_lists import Finder, Record, Table, captions_in, rank
 from helpers.scrape.non_art import KOHYA, find_non_art
 
 # of a text file named like its image, in order of precedence
 CAPTION_SUFFIXES = (".txt", ".caption", ".captions")
+PER_IMAGE = (*CAPTION_SUFFIXES, ".json")
 LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 DOCUMENT_SUFFIXES = (
     ".doc", ".docx", ".htm", ".html", ".log", ".md", ".odt", ".ods", ".pdf", ".rst", ".rtf", ".toml", ".xls",
@@ -44,7 +39,7 @@ SHORTCODE_INDEX = re.compile(r"([A-Za-z0-9_-]{3,64})_(\d{1,2})", re.ASCII)
 
 @dataclass
 class CaptionFiles:
-    """The result of read_captions: a caption per image, and the files to leave out, such as text files and masks."""
+    """The result of read_captions: a caption per image, and the files to leave out."""
 
     captions: dict[Path, str]  # by image, on one line
     non_images: set[Path]  # texts, and images that are not art
@@ -54,24 +49,23 @@ class CaptionFiles:
 
 
 def is_text_file(path: Path) -> bool:
-    """Return whether a file is a caption file (.txt), list (.csv, .json) or document (.pdf), by its suffix."""
+    """Return True if a file is a caption file (.txt), list (.csv, .json) or document (.pdf), by its suffix."""
     return path.suffix.lower() in (*CAPTION_SUFFIXES, *LIST_SUFFIXES, *DOCUMENT_SUFFIXES)
 
 
 def read_captions(root: Path, files: Sequence[Path], choice: str = "first") -> CaptionFiles:
-    """Read the captions of the images in `files` from the text files and lists in `files`, all below the folder `root`.
+    """Return the captions of the images in the folder `root`, read from its text files and lists.
 
-    If an image has several captions, `choice` selects one: by position ("first", "longest"), or by the name of a suffix
-    or a column. Raises RunError for any other choice.
+    `files` are the folder's images, text files and lists. If an image has several captions, `choice` selects one: by
+    position ("first", "longest"), or by the name of a suffix or a column. Raises RunError for any other choice.
     """
     return _Reader(root, files).read(choice)
 
 
 def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
-    """Return the caption that `choice` selects, or None; `sources` holds an image's captions by suffix or column."""
+    """Return the caption that `choice` selects, or None. `sources` holds an image's captions by suffix or column."""
     if choice not in POSITIONS:
-        found = sources.get(choice) or []
-        return found[0] if found else None
+        return next(iter(sources.get(choice, ())), None)
     found = next((texts for name, texts in sources.items() if _is_default(name) and texts), [])
     match choice:
         case "longest" | "shortest":
@@ -82,7 +76,7 @@ def choose_caption(sources: dict[str, list[str]], choice: str) -> str | None:
 
 
 def check_caption_choice(choice: str, names: Iterable[str]) -> None:
-    """Raise RunError unless `choice` is in POSITIONS (such as "first") or in `names` (suffixes and columns found)."""
+    """Raise RunError unless `choice` is a position such as "first", or a suffix or column in `names`."""
     known = list(dict.fromkeys(names))
     if choice not in (*POSITIONS, *known):
         raise RunError(
@@ -96,144 +90,132 @@ def _is_default(name: str) -> bool:
 
 
 def some(names: Iterable[str], count: int = 3) -> str:
-    """Return the first `count` names joined by commas, then "and N more" if N further names exist."""
+    """Return the first `count` names joined by commas, then "and N more" if there are more."""
     names = list(names)
     first = ", ".join(one_line(name)[:80] for name in names[:count])
     return first + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def describe_captions(
+    used: Counter[str], missing: int, several: int, others: Iterable[str], choice: str
+) -> list[str]:
+    """Return summary lines: the suffixes or columns that captions come from, and the `others` that were found."""
+    sources = " and ".join(f"{count} {source}" for source, count in used.most_common())
+    lines = [f"captions from {sources}" if sources else f"no captions for {missing} images"]
+    if sources and missing:
+        lines.append(f"{missing} images have none")
+    if several and choice in POSITIONS:
+        lines.append(f"{several} have several: {choice} is used (caption_choice)")
+    if others and choice in POSITIONS:
+        lines.append(f"also found: {some(others)} (caption_choice)")
+    return lines
 
 
 class _ImageIndex:
     """Look-up of a folder's images by file name or stem, ignoring case and Unicode normalization (NFC or NFD)."""
 
     def __init__(self, root: Path, images: Iterable[Path]) -> None:
-        self.root = root
-        self.paths: dict[str, Path] = {}
+        self.root, self.images = root, set(images)
         self.by_name: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-        self.by_folded_name: dict[tuple[Path, str], list[Path]] = defaultdict(list)
         self.posts: dict[tuple[Path, str], list[Path]] = defaultdict(list)
         self.anywhere: dict[str, list[Path]] = defaultdict(list)
         for path in images:
-            self.paths[path.relative_to(root).as_posix()] = path
             for name in {path.name, path.stem}:
-                self.by_name[path.parent, name].append(path)
-                self.by_folded_name[path.parent, fold(name)].append(path)
+                self.by_name[path.parent, fold(name)].append(path)
                 self.anywhere[fold(name)].append(path)
             if match := re.fullmatch(r"(.+)_\d{1,2}", path.stem):
                 self.posts[path.parent, fold(match[1])].append(path)
 
     def find_in_folder(self, folder: Path, name: str) -> list[Path]:
-        """Return the images in `folder` whose name or stem is `name` in any letter case, or [] if `name` is ambiguous.
-
-        An exact match comes first.
-        """
-        if exact := self.by_name.get((folder, name)):
-            return exact
-        found = self.by_folded_name.get((folder, fold(name)), [])
-        return found if len({path.stem for path in found}) == 1 else []
+        """Return the images in `folder` called `name`, with or without suffix. Case is ignored unless it matters."""
+        found = self.by_name.get((folder, fold(name)), [])
+        exact = [path for path in found if name in (path.name, path.stem)]
+        return exact or (found if len({path.stem for path in found}) == 1 else [])
 
     def find_listed(self, folder: Path, name: str) -> list[Path]:
-        """Return the images that a list file in `folder` calls `name`, or [] if the name is unknown or ambiguous.
+        """Return the images that a list file in `folder` calls `name`, or [] for an unknown or ambiguous name.
 
         The name is compared with the paths of known images and never opened.
         """
         name = re.sub(r"#\d+$", "", name.strip().replace("\\", "/").removeprefix("./"))
         if not name or len(name) > 1000:
             return []
-        for base in (folder.relative_to(self.root).as_posix(), "."):
-            path = name if base == "." else f"{base}/{name}"
-            if path in self.paths:
-                return [self.paths[path]]
+        for path in (folder / name, self.root / name):
+            if path in self.images:
+                return [path]
         if "/" not in name and (found := self.find_in_folder(folder, name)):
             return found
-        last = name.rpartition("/")[2]
-        found = self.anywhere.get(fold(last), [])
+        found = self.anywhere.get(fold(name.rpartition("/")[2]), [])
         return found if len(found) == 1 else []
 
 
-@dataclass
-class _Report:
-    """Counts and file names that the summary of read_captions reports."""
-
-    with_several: int = 0  # images with several captions in the source used
-    empty: int = 0
-    windows_1252: int = 0
-    unreadable: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)  # text files of no image here
-    no_column: list[str] = field(default_factory=list)  # lists, each with its columns
-    unmatched: list[str] = field(default_factory=list)  # names in lists of no image here
-
-
 class _Reader:
-    """Reads the captions of the images below one folder."""
+    """The captions of one folder's images, gathered from text files and lists."""
 
     def __init__(self, root: Path, files: Sequence[Path]) -> None:
         self.root = root
         self.texts = [path for path in files if is_text_file(path)]
         images = [path for path in files if not is_text_file(path)]
         self.non_art = find_non_art(root, images)
-        excluded = set(self.non_art)
+        excluded = set().union(*self.non_art.values())
         self.images = [path for path in images if path not in excluded]
         self.index = _ImageIndex(root, images)
         # captions by image and source, in order of precedence; and each source's label
         self.sources: dict[Path, dict[str, list[str]]] = defaultdict(dict)
         self.labels: dict[tuple[Path, str], str] = {}
         self.posts: dict[Path, tuple[str, int]] = {}
-        self.report = _Report()
+        self.empty = self.windows_1252 = 0  # numbers of text files
+        self.unreadable: list[str] = []
+        self.unused: list[str] = []  # text files of no image here
+        self.no_column: list[str] = []  # lists, each with its columns
+        self.unmatched: list[str] = []  # names in lists of no image here
 
     def read(self, choice: str) -> CaptionFiles:
-        lists = self._read_text_files()
-        for path in sorted(lists):
+        for path in sorted(self._read_text_files()):
             self._read_list(path)
         names = (name for image in self.images for name in self.sources[image])
         check_caption_choice(choice, names)
-        captions, used = {}, Counter()
+        captions, used, several = {}, Counter(), 0
         for image in self.images:
-            caption = choose_caption(self.sources[image], choice)
-            if caption is None and ".txt" in self.sources[image] and choice in POSITIONS:
+            sources = self.sources[image]
+            caption = choose_caption(sources, choice)
+            if caption is None and ".txt" in sources and choice in POSITIONS:
                 caption = ""  # its text file is empty
             if caption is not None:
                 captions[image] = caption
             if caption:
                 source = self._default_sources(image)[0] if choice in POSITIONS else choice
                 used[self.labels[image, source]] += 1
-                self.report.with_several += len(self.sources[image][source]) > 1
-        non_images = {*self.texts, *self.non_art}
-        return CaptionFiles(captions, non_images, self.posts, self._summary(used, choice))
+                several += len(sources[source]) > 1
+        non_images = set(self.texts).union(*self.non_art.values())
+        return CaptionFiles(captions, non_images, self.posts, self._summary(used, several, choice))
 
     def _default_sources(self, image: Path) -> list[str]:
-        """Return the suffixes and columns with captions of `image` that are used by default, in order of precedence."""
+        """Return the suffixes and columns that supply an image's captions by default, in order of precedence."""
         return [name for name, found in self.sources[image].items() if found and _is_default(name)]
 
     def _read_text_files(self) -> list[Path]:
-        """Read the text files whose names match images; return the other files that may be lists, such as CSV."""
+        """Read the text files that are named like images. Returns the other files that may be lists, such as CSV."""
         matched: dict[Path, list[Path]] = {}
-        others = []
         for path in self.texts:
-            is_caption = path.suffix.lower() in (*CAPTION_SUFFIXES, ".json")
-            if is_caption and (images := self._match_images(path)):
+            if path.suffix.lower() in PER_IMAGE and (images := self._match_images(path)):
                 matched[path] = images
-            else:
-                others.append(path)
-        matched |= self._match_text_folders(others)
-        others = [path for path in others if path not in matched]
+        matched |= self._match_text_folders(path for path in self.texts if path not in matched)
+        others = [path for path in self.texts if path not in matched]
         lists = [path for path in others if path.suffix.lower() in LIST_SUFFIXES]
-        self.report.unused += [self._name(path) for path in others if path not in lists]
-        order = {suffix: i for i, suffix in enumerate((*CAPTION_SUFFIXES, ".json"))}
+        self.unused += [self._name(path) for path in others if path not in lists]
         # x.jpg.txt before x.txt, and .txt before .caption
-        paths = sorted(matched, key=lambda p: (order[p.suffix.lower()], -len(p.name), p))
+        paths = sorted(matched, key=lambda p: (PER_IMAGE.index(p.suffix.lower()), -len(p.name), p))
         for path, text in self._read_texts(paths):
             if path.suffix.lower() != ".json":
                 self._add_text(path, text, matched[path])
-                continue
-            for image in matched[path]:
-                self._add_record(image, parse_object(text), ".json")
+            elif isinstance(record := caption_lists.parse_json(text), dict):
+                for image in matched[path]:
+                    self._add_record(image, record, ".json")
         return lists
 
     def _match_text_folders(self, texts: Iterable[Path]) -> dict[Path, list[Path]]:
-        """Match text files in folders without images, such as captions/a.txt, to images by stem.
-
-        A folder in which fewer than half of the text files match is ignored.
-        """
+        """Match captions/a.txt to a.png by stem. A folder counts if it has no images and half of its texts match."""
         with_images = {path.parent for path in self.images}
         folders: dict[Path, list[Path]] = defaultdict(list)
         for path in texts:
@@ -247,7 +229,7 @@ class _Reader:
         return matched
 
     def _match_images(self, path: Path) -> list[Path]:
-        """Return the images that a text file is about, found by its name: the name of an image or of a whole post."""
+        """Return the images that a text file is named after: one image, or all images of a post."""
         folder, name = path.parent, path.name[: -len(path.suffix)]
         if found := self.index.find_in_folder(folder, name):
             return found
@@ -264,20 +246,17 @@ class _Reader:
         is_post = images == of_post or INSTALOADER.fullmatch(path.stem)
         if is_post and found:  # a published caption is one text, whatever its line breaks
             found = [" ".join(found)]
-        self.report.empty += not found
+        self.empty += not found
         for image in images:
             if suffix not in self.sources[image]:
                 self.sources[image][suffix] = found
                 self.labels[image, suffix] = f"{suffix} of posts" if is_post else suffix
 
     def _add_record(self, image: Path, record: Record, label: str) -> int:
-        """Add the captions in `record` to `image`; return how many of the columns with captions are used by default."""
-        columns = sorted(
-            (c for c in record if isinstance(c, str)),
-            key=lambda c: 99 if rank(c) is None else rank(c),
-        )
+        """Add the captions in `record` to `image`, and return the number of columns that are used by default."""
+        columns = [column for column in record if isinstance(column, str)]
         count = 0
-        for column in columns:
+        for column in sorted(columns, key=lambda c: 99 if rank(c) is None else rank(c)):
             if found := captions_in(record[column]):
                 known = self.sources[image].setdefault(column, [])
                 known += [text for text in found if text not in known]
@@ -291,14 +270,14 @@ class _Reader:
         Stems alone count only if they match at least half of the rows and of the images.
         """
         name, find_images = self._name(path), partial(self.index.find_listed, path.parent)
-        records, column = self._parse_list(path, find_images) or ([], "")
+        records, column = self._parse_list(path, find_images)
         values = [record.get(column) for record in records]
         found = [find_images(value) if isinstance(value, str) else [] for value in values]
         named = [value for value, images in zip(values, found, strict=True) if images]
         # a number in an unrelated table may happen to be an image's stem
         is_most = 2 * len(named) >= max(len(records), len(self.images))
         if not records or not (is_most or any("." in value for value in named)):
-            self.report.unused += [] if name in self.report.unreadable else [name]
+            self.unused += [] if name in self.unreadable else [name]
             return
         count = 0
         for record, value, images in zip(records, values, found, strict=True):
@@ -310,49 +289,46 @@ class _Reader:
                 if "prompt" in cells and "text" not in cells and match and "/" not in value:
                     self.posts[image] = (match[1], int(match[2]))
             if value and not images:
-                self.report.unmatched.append(str(value))
+                self.unmatched.append(str(value))
         if not count:
             columns = some((str(key) for key in records[0] if key), 8)
-            self.report.no_column.append(
+            self.no_column.append(
                 f"{name} has the columns {columns}: set caption_choice to the one with the captions"
             )
 
-    def _parse_list(self, path: Path, find: Finder) -> tuple[list[Record], str] | None:
-        """Return a list file's rows and image-name column, or None if the file is unreadable or names no image."""
+    def _parse_list(self, path: Path, find: Finder) -> Table:
+        """Return the rows and image-name column of a list file, or ([], "") without such a column."""
         try:
             if path.suffix.lower() != ".parquet":
-                texts = self._read_texts([path], MAX_LIST_BYTES)
-                return read_records(path, texts[0][1], find) if texts else None
-            if self._may_read(path, MAX_LIST_BYTES):
-                return read_parquet(path, find)
+                for _, text in self._read_texts([path], MAX_LIST_BYTES):
+                    return caption_lists.read_records(path, text, find)
+            elif self._may_read(path, MAX_LIST_BYTES):
+                return caption_lists.read_parquet(path, find)
         except Exception:  # pyarrow raises its decoders' exceptions
-            self.report.unreadable.append(self._name(path))
-        return None
+            self.unreadable.append(self._name(path))
+        return [], ""
 
     def _may_read(self, path: Path, max_bytes: int) -> bool:
-        """Return whether a file has at most `max_bytes` bytes and is no link to outside the folder."""
+        """Return True if a file has at most `max_bytes` bytes and is no link to outside the folder."""
         return is_inside(path, self.root) and path.stat().st_size <= max_bytes
 
     def _read_texts(
         self, paths: Sequence[Path], max_bytes: int = MAX_TEXT_BYTES
     ) -> list[tuple[Path, str]]:
-        """Return (path, text) of each readable file; files not in Unicode are read as Windows-1252, all or none."""
+        """Return (path, text) of each readable file. Files not in Unicode are read as Windows-1252, all or none."""
         contents = {}
         for path in paths:
-            try:
+            with suppress(OSError):
                 if self._may_read(path, max_bytes):
                     contents[path] = path.read_bytes()
-                    continue
-            except OSError:
-                pass
-            self.report.unreadable.append(self._name(path))
+        self.unreadable += [self._name(path) for path in paths if path not in contents]
         texts = {path: decode(content) for path, content in contents.items()}
         others = [path for path, text in texts.items() if text is None]
         western = decode_western(contents[path] for path in others)
         if western is None:
-            self.report.unreadable += map(self._name, others)
+            self.unreadable += map(self._name, others)
         else:
-            self.report.windows_1252 += len(others)
+            self.windows_1252 += len(others)
             texts |= zip(others, western, strict=True)
         return [(path, text) for path, text in texts.items() if text is not None]
 
@@ -360,38 +336,23 @@ class _Reader:
         """Return a path relative to the folder as printable text, even if the name is not UTF-8."""
         return printable_path(path.relative_to(self.root))
 
-    def _summary(self, used: Counter[str], choice: str) -> str:
-        report, non_art, missing = self.report, self.non_art, len(self.images) - sum(used.values())
-        sources = " and ".join(f"{count} {label}" for label, count in used.most_common())
-        by_position = choice in POSITIONS
+    def _summary(self, used: Counter[str], several: int, choice: str) -> str:
         others = Counter(name for image in self.images for name in self._default_sources(image)[1:])
+        missing = len(self.images) - used.total()
+        lines = describe_captions(used, missing, several, others, choice)
+        unmatched = f"{len(self.unmatched)} names in lists have no image here"
         folders = {p.parent.name for p in self.images if KOHYA.fullmatch(p.parent.name)}
-        pdfs = [name for name in report.unused if name.lower().endswith(".pdf")]
-        other_unused = [name for name in report.unused if name not in pdfs]
+        pdfs = [name for name in self.unused if name.lower().endswith(".pdf")]
+        unused = [name for name in self.unused if name not in pdfs]
         notes = [
-            (sources and missing, f"{missing} images have none"),
-            (
-                report.with_several and by_position,
-                f"{report.with_several} have several: {choice} is used (caption_choice)",
-            ),
-            (others and by_position, f"also found: {some(others)} (caption_choice)"),
-            (report.windows_1252, f"{report.windows_1252} read as Windows-1252"),
-            (report.empty, f"{report.empty} are empty"),
-            (report.unreadable, f"not read: {some(report.unreadable)} (save them as UTF-8)"),
-            (report.no_column, "; ".join(report.no_column)),
-            (
-                report.unmatched,
-                f"{len(report.unmatched)} names in lists have no image here: {some(report.unmatched)}",
-            ),
-            (non_art.masks, f"{len(non_art.masks)} masks left out"),
-            (
-                non_art.regularisation,
-                f"{len(non_art.regularisation)} regularisation images (reg/) left out",
-            ),
-            (non_art.samples, f"{len(non_art.samples)} samples that a training drew left out"),
+            (self.windows_1252, f"{self.windows_1252} read as Windows-1252"),
+            (self.empty, f"{self.empty} are empty"),
+            (self.unreadable, f"not read: {some(self.unreadable)} (save them as UTF-8)"),
+            (self.no_column, "; ".join(self.no_column)),
+            (self.unmatched, f"{unmatched}: {some(self.unmatched)}"),
+            *((paths, f"{len(paths)} {kind} left out") for kind, paths in self.non_art.items()),
             (folders, f"kohya's folders ({some(sorted(folders))}): repeats and class are not used"),
             (pdfs, f"PDFs are not read, save their pages as images: {some(pdfs)}"),
-            (other_unused, f"not used: {some(other_unused)}"),
+            (unused, f"not used: {some(unused)}"),
         ]
-        head = f"captions from {sources}" if sources else f"no captions for {missing} images"
-        return "\n  ".join([head, *(note for is_shown, note in notes if is_shown)])
+        return "\n  ".join([*lines, *(note for is_shown, note in notes if is_shown)])

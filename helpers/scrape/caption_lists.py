@@ -8,11 +8,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helpers.core.text import one_line
+
+if TYPE_CHECKING:
+    from pyarrow import Schema
 
 DELIMITERS = ",\t;|"
 # columns that hold captions, in order of precedence; then any other with "caption" or "prompt" in its name
@@ -33,11 +37,12 @@ COLUMNS = (
 NOT_CAPTIONS = re.compile(r"negative|_id\b|_ids\b|number|count|length|score|lang", re.IGNORECASE)
 
 Record = dict[str, Any]
+Table = tuple[list[Record], str]  # rows, and the column with image names
 Finder = Callable[[str], list[Path]]  # the images that a name refers to; none if ambiguous
 
 
 def rank(column: str) -> int | None:
-    """Return a column's precedence as a source of captions, 0 the highest, or None if its name suggests no captions."""
+    """Return a column's precedence as a source of captions, 0 first, or None if its name suggests no captions."""
     name = column.strip().lower()
     if name in COLUMNS:
         return COLUMNS.index(name)
@@ -51,57 +56,43 @@ def captions_in(value: Any) -> list[str]:
     return [text for v in values if isinstance(v, str) and (text := one_line(v))]
 
 
-def read_records(path: Path, text: str, find_images: Finder) -> tuple[list[Record], str] | None:
-    """Return the rows of a CSV, JSON or JSON lines text and its column of image names, or None if no column has any."""
+def read_records(path: Path, text: str, find_images: Finder) -> Table:
+    """Return the rows and image-name column of a CSV, JSON or JSON lines text, or ([], "") without such a column."""
     match path.suffix.lower():
         case ".json":
-            records = _records_from_json(_parse_json(text), find_images)
+            records = _records_from_json(parse_json(text), find_images)
         case ".jsonl" | ".ndjson":
-            records = [_parse_json(line) for line in text.splitlines() if line.strip()]
-        case _:
-            return _records_from_text(
-                text, find_images, must_match_half=path.suffix.lower() == ".txt"
-            )
-    records = [record for record in records if isinstance(record, dict)]
-    column = _find_name_column(records, find_images)
-    return (records, column) if column is not None else None
+            records = [parse_json(line) for line in text.splitlines() if line.strip()]
+        case suffix:
+            return _records_from_text(text, find_images, must_match_half=suffix == ".txt")
+    return _with_name_column([r for r in records if isinstance(r, dict)], find_images)
 
 
-def read_parquet(path: Path, find_images: Finder) -> tuple[list[Record], str] | None:
-    """Return the rows of a Parquet file and its column of image names, or None if no column has any.
-
-    Only columns of strings and of lists of strings are read.
-    """
-    import pyarrow as arrow
+def read_parquet(path: Path, find_images: Finder) -> Table:
+    """Return the rows and image-name column of a Parquet file's text columns, or ([], "") without such a column."""
     from pyarrow import parquet
 
-    def is_text(kind: arrow.DataType) -> bool:
-        if arrow.types.is_list(kind) or arrow.types.is_large_list(kind):
-            kind = kind.value_type
-        return arrow.types.is_string(kind) or arrow.types.is_large_string(kind)
-
-    schema = parquet.read_schema(path)
-    names = [field.name for field in schema if is_text(field.type)]
-    records = parquet.read_table(path, columns=names).to_pylist()
-    column = _find_name_column(records, find_images)
-    return (records, column) if column is not None else None
+    columns = text_columns(parquet.read_schema(path))
+    return _with_name_column(parquet.read_table(path, columns=columns).to_pylist(), find_images)
 
 
-def _parse_json(text: str) -> Any:
+def text_columns(schema: "Schema") -> list[str]:
+    """Return the names of an Arrow table's columns that hold strings or lists of strings."""
+    kinds = {column.name: getattr(column.type, "value_type", column.type) for column in schema}
+    texts = ("string", "large_string", "string_view")
+    return [name for name, kind in kinds.items() if str(kind) in texts]
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text, or None if the text is not valid JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-def parse_object(text: str) -> Record:
-    """Return the JSON object in `text`, or {} if `text` is anything else."""
-    value = _parse_json(text)
-    return value if isinstance(value, dict) else {}
-
-
 def _records_from_json(value: Any, find_images: Finder) -> list[Any]:
-    """Return the rows in parsed JSON: a list, a dict by image name, COCO, or a list in a dict; [] for other JSON."""
+    """Return the rows of parsed JSON: a list, a dict by image name, COCO, or a list in a dict. Other JSON has none."""
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
@@ -122,46 +113,35 @@ def _are_records(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 
-def _find_name_column(records: Iterable[Record], find_images: Finder) -> str | None:
-    """Return the column with the most image names, or None if no column has any; names with a suffix count double."""
-    scores: dict[str, int] = {}
+def _with_name_column(records: list[Record], find_images: Finder) -> Table:
+    """Return the rows and the column with the most image names, or ([], "") if no column has any."""
+    scores: Counter[str] = Counter()
     for record in records:
         for name, value in record.items():
             if isinstance(name, str) and isinstance(value, str) and find_images(value):
-                scores[name] = scores.get(name, 0) + (2 if "." in value else 1)
-    return max(scores, key=scores.__getitem__, default=None)
+                scores[name] += 2 if "." in value else 1  # a suffix makes it surer
+    return (records, max(scores, key=scores.__getitem__)) if scores else ([], "")
 
 
-def _records_from_text(
-    text: str, find_images: Finder, *, must_match_half: bool
-) -> tuple[list[Record], str] | None:
-    """Return the rows of a CSV with header or of "name, caption" lines, and the column of image names; else None.
+def _records_from_text(text: str, find_images: Finder, *, must_match_half: bool) -> Table:
+    """Return the rows and image-name column of a CSV or of "name, caption" lines, or ([], "") for other text.
 
     With `must_match_half`, a CSV with header must name an image in at least half of its rows.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if pairs := _name_caption_pairs(lines, find_images):
         return [{"file_name": name, "caption": words} for name, words in pairs], "file_name"
-    tables = [_rows_with_header(text, delimiter) for delimiter in DELIMITERS]
-    named = [(_find_name_column(records, find_images), records) for records in tables]
-    named = [(column, records) for column, records in named if column is not None]
-    if not named:
-        return None
-    column, records = max(
-        named, key=lambda table: sum(bool(find_images(r[table[0]])) for r in table[1])
-    )
-    if must_match_half and 2 * sum(bool(find_images(record[column])) for record in records) < len(
-        records
-    ):
-        return None
-    return records, column
+
+    def count_named(table: Table) -> int:
+        return sum(bool(find_images(record[table[1]])) for record in table[0])
+
+    tables = [_with_name_column(_rows_with_header(text, d), find_images) for d in DELIMITERS]
+    best = max(tables, key=count_named)
+    return ([], "") if must_match_half and 2 * count_named(best) < len(best[0]) else best
 
 
 def _rows_with_header(text: str, delimiter: str) -> list[Record]:
-    """Parse a CSV with a header into a dict per row; delimiters in the last column need no quotes.
-
-    Returns [] for any other text.
-    """
+    """Return a dict per row of a CSV with a header, or [] for other text. The last column may hold delimiters."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         header, *rows = [row for row in reader if any(cell.strip() for cell in row)] or [[]]
@@ -179,17 +159,16 @@ def _rows_with_header(text: str, delimiter: str) -> list[Record]:
 
 
 def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str, str]]:
-    """Return (image name, caption) pairs from lines such as `a.jpg, a cat` or `a.jpg#0<TAB>A cat.`; [] for other text.
+    """Return the (image name, caption) pairs of lines such as `a.jpg, a cat`. Returns [] for a table.
 
-    Other text is one whose first line begins with no image name, or whose lines all have the same number of three or
-    more cells, as a table has.
+    A table's lines all have the same number of three or more cells. The first line must begin with an image name.
     """
     for delimiter in (*DELIMITERS, ":", " "):
         parts = [line.partition(delimiter) for line in lines]
         found = [
             (name, _unquote(words.strip()))
-            for name, _, words in ((n.strip().strip('"'), d, w) for n, d, w in parts)
-            if "." in name and words.strip() and find_images(name)
+            for start, _, words in parts
+            if "." in (name := start.strip().strip('"')) and words.strip() and find_images(name)
         ]
         is_sure = (
             len(found) == len(lines) > 2 if delimiter in ": " else 2 * len(found) >= len(lines)
@@ -202,10 +181,9 @@ def _name_caption_pairs(lines: list[str], find_images: Finder) -> list[tuple[str
 
 
 def _row_width(lines: list[str], delimiter: str) -> set[int] | None:
-    """Return {n} if every line has n cells, None if the number varies, or an empty set if the CSV is malformed."""
+    """Return the number of cells per line as {n}. Returns None if lines differ, or an empty set for malformed CSV."""
     try:
-        rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-        widths = {len(row) for row in rows}
+        widths = set(map(len, csv.reader(lines, delimiter=delimiter, skipinitialspace=True)))
     except csv.Error:
         return set()
     return widths if len(widths) == 1 else None

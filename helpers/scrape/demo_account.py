@@ -6,7 +6,7 @@ The last posts are one image for each flaw that 03 detects, and a video, which 0
 import hashlib
 import io
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
@@ -24,37 +24,25 @@ FIRST_DAY = datetime(2025, 1, 1, 9, tzinfo=UTC)
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """Return the demo's items: posts of one to three images, an image for each flaw that 03 detects, and a video."""
+    """Return the demo's posts of one to three images, an image for each flaw that 03 detects, and a video."""
     rng = Random(0)
     found: list[SourceItem] = []
     for number in range(config.demo_posts):
         pictures = rng.choice((1, 1, 2, 3))
         day = FIRST_DAY + timedelta(days=3 * number, minutes=rng.randrange(600))
-        found += [
-            _scene_item(number, index, len(found) + index, day) for index in range(1, pictures + 1)
-        ]
+        shortcode = _shortcode("D", f"mira {number}")
+        for index in range(1, pictures + 1):
+            scene = random_scene(DEMO_SCENES_FROM + len(found))
+            paint = partial(paint_watercolour, scene)
+            source_id = f"scene {scene.seed}"
+            found.append(_make_item(shortcode, index, day, source_id, paint, scene.caption))
+    # the rest sorts last, so that of two equal files the one posted first stays in the dataset
     last = FIRST_DAY + timedelta(days=3 * config.demo_posts)
-    return Listing([*found, *_flawed_items(last)])
-
-
-def _scene_item(post: int, index: int, picture: int, day: datetime) -> SourceItem:
-    scene = random_scene(DEMO_SCENES_FROM + picture)
-    load = partial(_jpeg, partial(paint_watercolour, scene))
-    shortcode = _shortcode("D", f"mira {post}")
-    return _make_item(shortcode, index, day, f"scene {scene.seed}", load, scene.caption)
-
-
-def _flawed_items(day: datetime) -> Iterator[SourceItem]:
-    """Yield one image, in a post of its own, for each flaw that 03 detects, then a video.
-
-    Their shortcodes sort last, so that of two equal files the one posted first stays in the dataset.
-    """
     for kind, flaw in FLAWS.items():
-        load = partial(_jpeg, flaw.paint)
-        yield _make_item(
-            _shortcode("E", kind), 1, day, f"{kind} of scene {flaw.seed}", load, flaw.caption
-        )
-    yield _make_item(_shortcode("E", "video"), 1, day, "video", _video)
+        source_id = f"{kind} of scene {flaw.seed}"
+        shortcode = _shortcode("E", kind)
+        found.append(_make_item(shortcode, 1, last, source_id, flaw.paint, flaw.caption))
+    return Listing([*found, _make_item(_shortcode("E", "video"), 1, last, "video", _video)])
 
 
 def _make_item(
@@ -62,14 +50,14 @@ def _make_item(
     index: int,
     day: datetime,
     source_id: str,
-    load: Callable[[], bytes],
+    paint: Callable[[], Image.Image],
     caption: str | None = None,
 ) -> SourceItem:
     return SourceItem(
         name=f"{shortcode}_{index}",
         shortcode=shortcode,
         index=index,
-        load=load,
+        load=partial(_jpeg, paint),
         caption=caption,
         account="mira_paints (drawn by this project)",
         taken_at=day.isoformat(),
@@ -87,5 +75,5 @@ def _jpeg(paint: Callable[[], Image.Image]) -> bytes:
     return buffer.getvalue()
 
 
-def _video() -> bytes:
+def _video() -> Image.Image:
     raise PermanentRefusal("is a video")

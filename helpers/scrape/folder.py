@@ -5,7 +5,6 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,19 +30,20 @@ OF_TAKEOUT = re.compile(r".+\.[a-z0-9]{3,4}(\.[a-z-]+)?(\(\d+\))?\.json", re.IGN
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
-    """Return the images below `config.folder` that are not hidden, sorted by path, each with its caption if found.
+    """Return the images below `config.folder`, sorted by path, each with its caption if found.
 
-    Raises RunError if the folder does not exist or has no image.
+    Hidden files are left out. Raises RunError if the folder does not exist or has no image.
     """
     root = Path(config.folder).expanduser()
     if not root.is_dir():
         raise RunError(_explain_missing(root))
     files, unreadable = walk(root)
-    companions = {path for path in files if path.suffix.lower() in COMPANIONS}
+    companions = [path for path in files if path.suffix.lower() in COMPANIONS]
+    others = set(companions)
     texts = read_captions(
-        root, [path for path in files if path not in companions], config.caption_choice
+        root, [path for path in files if path not in others], config.caption_choice
     )
-    others = companions | texts.non_images
+    others |= texts.non_images
     images = [path for path in files if path not in others]
     if not images:
         raise RunError(
@@ -64,13 +64,15 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
                 size_bytes=files[path].st_size,
             )
         )
-    companions |= {path for path in files if OF_TAKEOUT.fullmatch(path.name)}
-    notes = [texts.line] + [f"beside them {count_suffixes(companions)}"] * bool(companions)
+    companions += [path for path in files if OF_TAKEOUT.fullmatch(path.name)]
+    notes = [texts.line]
+    if counts := Counter(sorted(path.suffix.lower() for path in companions)).most_common():
+        notes.append(f"beside them {', '.join(f'{n} {suffix}' for suffix, n in counts)}")
     if unreadable:
         notes.append(
             f"{len(unreadable)} paths cannot be read, such as {printable_path(unreadable[0])}"
         )
-    items = assign_posts(items, [texts.posts.get(path) for path in images])
+    items = _assign_posts(items, [texts.posts.get(path) for path in images])
     return Listing(items, notes, not unreadable)
 
 
@@ -85,23 +87,20 @@ def _explain_missing(path: Path) -> str:
 
 
 def walk(root: Path) -> tuple[dict[Path, os.stat_result], list[Path]]:
-    """Return {path: stat result} of the files below `root` that are not hidden, and a list of unreadable paths."""
+    """Return {path: stat result} of the visible files below `root`, and a list of unreadable paths."""
     paths: list[Path] = []
     unreadable: list[Path] = []
-    for folder, folders, names in os.walk(
-        root, onerror=lambda e: unreadable.append(Path(e.filename))
-    ):
+    walked = os.walk(root, onerror=lambda error: unreadable.append(Path(error.filename)))
+    for folder, folders, names in walked:
         folders[:] = [name for name in folders if not _is_hidden(name)]
         paths += [Path(folder, name) for name in names if not _is_hidden(name)]
     files: dict[Path, os.stat_result] = {}
     for path in sorted(paths):
         try:
-            stat = path.stat()
+            if S_ISREG((stat := path.stat()).st_mode):
+                files[path] = stat
         except OSError:  # a broken link, or a disk error
             unreadable += [] if path.is_symlink() else [path]
-            continue
-        if S_ISREG(stat.st_mode):
-            files[path] = stat
     return files, unreadable
 
 
@@ -109,23 +108,14 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def count_suffixes(paths: Iterable[Path]) -> str:
-    """Return the number of files with each suffix as text, such as `12 .mov, 3 .aae`."""
-    counts = Counter(sorted(path.suffix.lower() for path in paths))
-    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
-
-
-def assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -> list[SourceItem]:
-    """Return the items, each with its (shortcode, index) from `posts` if any, unless two would get the same name."""
-    renamed = [
-        replace(item, shortcode=post[0], index=post[1]) if post else item
+def _assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -> list[SourceItem]:
+    """Return the items with the (shortcode, index) that `posts` gives them, unless two would get the same name."""
+    pairs = [
+        (item, replace(item, shortcode=post[0], index=post[1]) if post else item)
         for item, post in zip(items, posts, strict=True)
     ]
-    count = Counter(item.stem.lower() for item in renamed)
-    return [
-        new if count[new.stem.lower()] == 1 else old
-        for old, new in zip(items, renamed, strict=True)
-    ]
+    count = Counter(new.stem.lower() for _, new in pairs)
+    return [new if count[new.stem.lower()] == 1 else old for old, new in pairs]
 
 
 def file_id(name: str, stat: os.stat_result) -> str:
@@ -140,7 +130,7 @@ def _read(path: Path, root: Path, max_mpx: int) -> bytes:
 
 
 class UniqueNames:
-    """Assigns each path a unique (shortcode, index); a shortcode has only letters, digits, - and _."""
+    """Unique (shortcode, index) names for paths; a shortcode has only letters, digits, - and _."""
 
     def __init__(self) -> None:
         self.given: set[tuple[str, int]] = set()

@@ -1,4 +1,4 @@
-"""Match the images of a source to those already in the run, by source_id or by the SHA-256 of the content.
+"""Match a source's images to those already in the run, by source_id or by SHA-256.
 
 An image is recognised without reading it while its source gives it the same `source_id`, otherwise by the SHA-256
 of its content. New content is a new image with a new file name, whatever its position in the source.
@@ -21,7 +21,7 @@ OWN_NAMES = ("instagram", "demo")  # sources whose shortcodes and indices are st
 
 
 class KnownImages:
-    """The images already in the run, with a record of those that the present pass over the source has seen.
+    """The images already in the run, each marked once the present pass over the source has seen it.
 
     listed  the items still to come, if known: their images are not matched to other items of equal content
     """
@@ -40,10 +40,7 @@ class KnownImages:
         self._expected = {self._by_id.get(item.source_id) for item in listed}
 
     def match_unread(self, item: SourceItem) -> Post | None:
-        """Return the post with the item's source_id or stable name that this pass has not seen yet, or None.
-
-        The image is not read.
-        """
+        """Return the run's unseen post with the item's source_id or stable name, or None."""
         name = self._by_id.get(item.source_id)
         if name is None and self.source in OWN_NAMES:
             name = self._stems.get(item.stem.lower())
@@ -52,12 +49,10 @@ class KnownImages:
         return self.posts[name] if name and name not in self.seen else None
 
     def match_content(self, item: SourceItem, sha256: str) -> Post | None:
-        """Return a post with this SHA-256 that this pass has not seen yet, preferably with the item's name, or None."""
-        posts = [
-            self.posts[name]
-            for name in self._by_hash[sha256]
-            if name not in self.seen and name not in self._expected
-        ]
+        """Return an unseen post of the run with this SHA-256, or None. A post with the item's name comes first."""
+        known = self._by_hash[sha256]
+        names = [name for name in known if name not in self.seen and name not in self._expected]
+        posts = [self.posts[name] for name in names]
         if self.source == "instagram":  # an image posted again belongs to the other post
             posts = [post for post in posts if post.shortcode == item.shortcode]
         return min(posts, key=lambda post: post.source_name != item.name, default=None)
@@ -83,7 +78,7 @@ class KnownImages:
         self.seen.add(post.file_name)
 
     def mark_seen_at(self, source_name: str) -> None:
-        """Mark the posts of the file `source_name` as seen, so that an unreadable file does not count as deleted."""
+        """Mark the posts of an unreadable source file as seen, so that the file does not count as deleted."""
         self.seen.update(self._by_place[source_name])
 
     def unseen(self) -> list[Post]:

@@ -1,4 +1,4 @@
-"""Write each valid image of a source into the run, with a row in posts.jsonl on where the image came from."""
+"""Write the valid images of a source into the run, and where each came from into posts.jsonl."""
 
 import hashlib
 import time
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 from helpers.config import ScrapeConfig
 from helpers.config.choices import SOURCES
@@ -15,16 +16,7 @@ from helpers.core.decode import TO_SRGB
 from helpers.core.errors import RunError
 from helpers.core.files import sha256, write_bytes, write_text
 from helpers.core.permission import permission_for
-from helpers.core.records import (
-    Post,
-    Rejection,
-    append_row,
-    append_rows,
-    latest,
-    present,
-    read_rows,
-    rewrite,
-)
+from helpers.core.records import Post, Rejection, append_rows, present, read_rows, rewrite
 from helpers.core.run import Run
 from helpers.mirror.sync import sync_soon
 from helpers.scrape.caption_files import some
@@ -32,7 +24,7 @@ from helpers.scrape.identity import KnownImages
 from helpers.scrape.instagram.cursor import Cursor
 from helpers.scrape.instagram.source import account_names
 from helpers.scrape.items import Listing, PermanentRefusal, Source, SourceItem, SourceStopped
-from helpers.scrape.validate import ImageInfo, load_image
+from helpers.scrape.validate import load_image
 
 SYNC_EVERY_S = 300.0  # to Drive, where it is mounted: a Colab machine may be lost at any time
 
@@ -66,11 +58,9 @@ def list_items(config: ScrapeConfig, run: Run) -> Source:
     names = ("dataset_id",) if config.source == "export" else ("folder", "dataset_id")
     _refuse_another_source(config, run, names, listing)
     items = [item for item in listing.items if config.covers(item.taken_at)]
-    codes = list(dict.fromkeys(item.shortcode for item in items))
-    if config.max_posts:
-        codes = codes[: config.max_posts]
-        wanted = set(codes)
-        items = [item for item in items if item.shortcode in wanted]
+    codes = dict.fromkeys(item.shortcode for item in items)
+    codes = set(list(codes)[: config.max_posts or None])
+    items = [item for item in items if item.shortcode in codes]
     words = "\n".join([f"{len(items)} files in {len(codes)} posts", *listing.notes])
     return Source(words, items, len(items), config=config, listing=listing)
 
@@ -78,17 +68,11 @@ def list_items(config: ScrapeConfig, run: Run) -> Source:
 def _refuse_another_source(
     config: ScrapeConfig, run: Run, names: tuple[str, ...], listing: Listing | None = None
 ) -> None:
-    """Raise RunError if a setting in `names` differs from the run's saved setting, except for a folder that was moved.
-
-    A moved folder is recognised by the sizes of its files.
-    """
-    if not run.posts.exists():
-        return
-    before = run.read_config("scrape")
+    """Raise RunError if a setting in `names` differs from the run's saved setting. A moved folder is accepted."""
+    before = run.read_config("scrape") if run.posts.exists() else vars(config)
     for name in names:
-        if before.get(name, "") != getattr(config, name) and not (
-            name == "folder" and listing and _has_moved_to(listing, run)
-        ):
+        differs = before.get(name, "") != getattr(config, name)
+        if differs and not (name == "folder" and listing and _has_moved_to(listing, run)):
             raise RunError(
                 f"{run.folder} holds images of {name}={before.get(name)!r}, not {getattr(config, name)!r}: "
                 "give this source a run name of its own"
@@ -96,13 +80,14 @@ def _refuse_another_source(
 
 
 def _has_moved_to(listing: Listing, run: Run) -> bool:
+    """Return True if more than half of the run's images have the size in bytes of a listed file."""
     sizes = {item.size_bytes for item in listing.items}
     posts = present(run.posts)
     return 2 * sum(post.size_bytes in sizes for post in posts) > len(posts) > 0
 
 
 def ingest(config: ScrapeConfig, run: Run, source: Source) -> Iterator[IngestResult]:
-    """Ingest the images of `source` one by one, and yield the result of each; unchanged images are not read again.
+    """Ingest the images of `source`, and yield the result of each. Unchanged images are not read again.
 
     A rejected image gets a row in rejected.jsonl. If the source ends early, `source.stopped` says why; at the
     end `source.news` says what is new, changed and gone. Raises RunError if the source was listed with other settings.
@@ -130,7 +115,7 @@ def ingest(config: ScrapeConfig, run: Run, source: Source) -> Iterator[IngestRes
 
 
 class Ingestion:
-    """One pass over a source, which ingests each image and then marks images that are gone from the source."""
+    """One pass over a source: ingests each image, then marks images that are gone from the source."""
 
     def __init__(self, config: ScrapeConfig, run: Run, source: Source) -> None:
         self.config, self.run, self.source = config, run, source
@@ -139,28 +124,26 @@ class Ingestion:
         self.taken_down = set(run.read_taken_down())
         self.rejected = set(read_rows(run.rejected, Rejection))
         self.refused: set[Rejection] = set()  # in this pass
-        owners = account_names(config, run) if config.source == "instagram" else ()
+        is_walk = config.source == "instagram"
+        owners = account_names(config, Cursor.read(run.cursor)) if is_walk else ()
         self.permission = partial(permission_for, config.permission, owners)
 
     def update_permission(self) -> str:
-        """Set the permission of every image to the present setting, dated today; return a summary of changes, or ""."""
+        """Set the permission of every image to the present setting, and return a summary of the changes, or ""."""
         today = date.today().isoformat()
-        corrected = [
-            replace(post, permission=now, permission_changed=today)
-            for post in self.known.posts.values()
+        corrected = {
+            name: replace(post, permission=now, permission_changed=today)
+            for name, post in self.known.posts.items()
             if post.permission != (now := self.permission(post.account))
-        ]
-        append_rows(self.run.posts, corrected)
-        self.known.posts |= {post.file_name: post for post in corrected}
+        }
+        append_rows(self.run.posts, list(corrected.values()))
+        self.known.posts |= corrected
         if not corrected:
             return ""
         return f"the permission of {len(corrected)} images is {self.config.permission!r} from {today} on"
 
     def ingest_item(self, item: SourceItem) -> IngestResult:
-        """Ingest one image, and return its post or the reason for its rejection.
-
-        The image is read only if it is not recognised by its source_id or name.
-        """
+        """Ingest an image, and return its post or the reason for its rejection. Known images are not read."""
         post = self.known.match_unread(item)
         if not post or not self.run.image(post.file_name).is_file():
             try:
@@ -171,10 +154,7 @@ class Ingestion:
         return IngestResult(item.name, self.known.posts[post.file_name], progress=item.progress)
 
     def _read(self, item: SourceItem, known: Post | None) -> Post:
-        """Read an image, write the file into the run if missing or changed, and return the post.
-
-        Raises ValueError or OSError with the reason for a rejection.
-        """
+        """Read an image and write it into the run if missing or changed. Raises ValueError or OSError to reject it."""
         if item.shortcode in self.taken_down:
             raise PermanentRefusal("was taken down")
         content, shape = load_image(item, self.config.max_image_mpx)
@@ -184,44 +164,40 @@ class Ingestion:
         post = known or self.known.match_content(item, digest)
         if post and post.sha256 == digest and self.run.image(post.file_name).is_file():
             return post
-        if post is None or not post.file_name.endswith(f".{shape.suffix}"):
-            post = self._new_post(item, digest, shape)
+        measured = {"sha256": digest, "size_bytes": len(content)}
+        measured |= {"width_px": shape.width_px, "height_px": shape.height_px}
+        if post and post.file_name.endswith(f".{shape.suffix}"):
+            post = replace(post, **measured)
+        else:
+            post = self._new_post(item, shape.suffix, measured)
             self.source.new[post.file_name] = item
             for note in shape.notes:
                 self.source.notes.setdefault(note, []).append(item.name)
         write_bytes(self.run.image(post.file_name), content)
-        return replace(
-            post,
-            width_px=shape.width_px,
-            height_px=shape.height_px,
-            sha256=digest,
-            size_bytes=len(content),
-        )
+        return post
 
-    def _new_post(self, item: SourceItem, digest: str, shape: ImageInfo) -> Post:
-        shortcode, index = self.known.unused_name(item, digest)
+    def _new_post(self, item: SourceItem, suffix: str, measured: dict[str, Any]) -> Post:
+        shortcode, index = self.known.unused_name(item, measured["sha256"])
         account = item.account or self.config.account
         return Post(
-            file_name=f"{shortcode}_{index}.{shape.suffix}",
+            file_name=f"{shortcode}_{index}.{suffix}",
             shortcode=shortcode,
             index=index,
             account=account,
             taken_at=item.taken_at,
             url=item.url,
-            width_px=shape.width_px,
-            height_px=shape.height_px,
-            sha256=digest,
             permission=self.permission(account),
             post_caption=item.post_caption,
             alt_text=item.alt_text,
             likes=item.likes,
+            **measured,
         )
 
     def _save(self, post: Post, item: SourceItem) -> None:
         """Append the image's row to posts.jsonl and write its caption file, each only if changed."""
         post = replace(post, source_name=item.name, source_id=item.source_id, gone="")
         if self.known.posts.get(post.file_name) != post:
-            append_row(self.run.posts, post)
+            append_rows(self.run.posts, [post])
         self.known.add(post)
         if item.caption is not None:
             path = self.run.sidecar(post.file_name)
@@ -231,20 +207,21 @@ class Ingestion:
     def _reject(self, item: SourceItem, reason: str) -> IngestResult:
         row = Rejection(item.name, "scrape", reason)
         if row not in self.rejected:
-            append_row(self.run.rejected, row)
+            append_rows(self.run.rejected, [row])
         self.rejected.add(row)
         self.refused.add(row)
         self.known.mark_seen_at(item.name)
         return IngestResult(item.name, None, reason, item.progress)
 
     def finish(self) -> str:
-        """End a full pass: mark images that are gone from the source, and return a summary of all changes."""
+        """Mark images that are gone from the source, and return a summary of the full pass."""
         source = self.source
         if source.listing:
             included = {id(item) for item in source.items}
             excluded = [item for item in source.listing.items if id(item) not in included]
             self._drop_old_rejections({item.name for item in excluded})
-            source.gone |= self._mark_gone(source.listing, excluded)
+            if source.listing.is_complete:
+                self._mark_gone(excluded)
         unseen = self.known.unseen()
         places = {post.source_name for post in unseen} | {post.stem for post in unseen}
         changed = [i.name for i in source.new.values() if i.name in places or i.stem in places]
@@ -253,7 +230,7 @@ class Ingestion:
         if changed:
             parts.append(f"{len(changed)} changed ({some(changed)})")
         if source.gone:
-            names = some([post.source_name or post.file_name for post in source.gone.values()])
+            names = some(post.source_name or name for name, post in source.gone.items())
             parts.append(
                 f"{len(source.gone)} no longer in the source ({names}): 03 leaves them out until they return"
             )
@@ -263,38 +240,35 @@ class Ingestion:
         return "; ".join(filter(None, [", ".join(parts), *notes, source.corrected]))
 
     def _drop_old_rejections(self, excluded: set[str]) -> None:
-        """Delete 01's rejections that did not recur in this pass from rejected.jsonl, except of files in `excluded`."""
-        rows = {(row.file_name, row.reason) for row in self.refused}
-        rewrite(
-            self.run.rejected,
-            lambda row: (
-                row.get("stage") != "scrape"
-                or row["file_name"] in excluded
-                or (row["file_name"], row["reason"]) in rows
-            ),
-        )
+        """Delete 01's rejections that did not recur in this pass, except those of files in `excluded`."""
+        kept = {(row.file_name, row.reason) for row in self.refused}
 
-    def _mark_gone(self, listing: Listing, excluded: list[SourceItem]) -> dict[str, Post]:
-        """Mark images as gone that the source no longer has; return {file name: post}, or {} if that is uncertain."""
+        def keep(row: dict[str, str]) -> bool:
+            name = row["file_name"]
+            return row.get("stage") != "scrape" or name in excluded or (name, row["reason"]) in kept
+
+        rewrite(self.run.rejected, keep)
+
+    def _mark_gone(self, excluded: list[SourceItem]) -> None:
+        """Mark images that are gone from the source. Does nothing if an image in `excluded` cannot be recognised."""
         posts = [self.known.match_unread(item) for item in excluded]
-        if not listing.is_complete or None in posts:
-            return {}
+        if None in posts:
+            return
         self.known.seen.update(post.file_name for post in posts)
-        today = date.today().isoformat()
-        gone = [replace(post, gone=today) for post in self.known.unseen() if not post.gone]
-        append_rows(self.run.posts, gone)
-        marked = {post.file_name: post for post in gone}
-        self.known.posts |= marked
-        return marked
+        unseen = [post for post in self.known.unseen() if not post.gone]
+        gone = {p.file_name: replace(p, gone=date.today().isoformat()) for p in unseen}
+        append_rows(self.run.posts, list(gone.values()))
+        self.known.posts |= gone
+        self.source.gone |= gone
 
 
 def verify_images(run: Run) -> str:
-    """Check each image file against its SHA-256 in posts.jsonl; return a line that counts images and rejections.
+    """Check each image file against its SHA-256 in posts.jsonl, and return a line that counts images and rejections.
 
-    Raises RunError if there is no image, or naming the first image that is missing or changed.
+    Raises RunError if there is no image, or for the first image that is missing or changed.
     """
     posts = present(run.posts)
-    gone = len(latest(read_rows(run.posts, Post))) - len(posts)
+    gone = len({post.file_name for post in read_rows(run.posts, Post)}) - len(posts)
     refused, stopped = left_out(run), Cursor.read(run.cursor).stopped
     if not posts:
         raise RunError(_explain_no_images(run, refused, stopped))

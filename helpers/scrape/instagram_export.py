@@ -1,4 +1,4 @@
-"""The image source "export": the ZIP of an account's posts that Instagram gives the account's owner for download.
+"""The image source "export": the ZIP of an account's posts that Instagram gives to the account's owner.
 
 The ZIP is ordered in Instagram's Accounts Centre (Download your information, format JSON). `posts_1.json`,
 `posts_2.json`, ... list the posts, each with the paths of its media in the ZIP. A large account comes in several ZIPs,
@@ -7,16 +7,15 @@ and a post's media may be in another ZIP than its entry. ZIPs may be repacked or
 
 import hashlib
 import json
-import os
 import re
 import zipfile
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from helpers.config import ScrapeConfig
 from helpers.core.errors import RunError
@@ -34,25 +33,17 @@ HOW = "ask Instagram for your information in JSON, and give the ZIP as it comes"
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the export, unpacked or inside a ZIP that stays open.
-
-    An export has tens of thousands of files, too many to open the ZIP for each.
-    """
+    """A file of the export, unpacked or in a ZIP."""
 
     name: str  # its path within the ZIP or the folder
-    within: zipfile.ZipFile | Path
-    info: zipfile.ZipInfo | os.stat_result
+    within: Path  # the ZIP or the folder
+    id: str  # changes when the file changes: CRC-32 and size in a ZIP, else size and times
+    size_bytes: int
+    packed_bytes: int
+    open: Callable[[], IO[bytes]]  # a ZIP stays open, as an export has tens of thousands of files
 
     def __str__(self) -> str:
-        place = self.within.filename if isinstance(self.within, zipfile.ZipFile) else self.within
-        return f"{self.name} in {place}"
-
-    @property
-    def id(self) -> str:
-        """An id that changes when the file changes: CRC-32 and size in a ZIP, else size and times."""
-        if isinstance(self.info, zipfile.ZipInfo):
-            return f"{self.info.CRC:08x} {self.info.file_size}"
-        return file_id("", self.info)
+        return f"{self.name} in {self.within}"
 
 
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
@@ -64,8 +55,7 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
     media = Media(listed)
     found, seen = [], set()
     for entry in listed:
-        match = POSTS.fullmatch(entry.name)
-        for post in _read_posts(entry) if match else ():
+        for post in _read_posts(entry) if POSTS.fullmatch(entry.name) else ():
             code = _shortcode(post)
             if code not in seen:
                 found += _post_items(post, code, entry, media, config.max_image_mb * 10**6)
@@ -76,16 +66,16 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
 
 
 def _entries(path: Path) -> list[Entry]:
-    """Return the files of the export at `path`, which is a ZIP or a folder with ZIPs, unpacked files or both."""
+    """Return the files of the export at `path`: a ZIP, or a folder with ZIPs, unpacked files or both."""
     if path.is_file():
         return _zip_entries(path)
-    files, _ = walk(path)
-    archives = [file for file in files if file.suffix.lower() == ".zip"]
-    unpacked = [
-        Entry(file.relative_to(path).as_posix(), path, stat)
-        for file, stat in files.items()
-        if file not in archives and is_inside(file, path)
-    ]
+    archives, unpacked = [], []
+    for file, stat in walk(path)[0].items():
+        name, size, read = file.relative_to(path).as_posix(), stat.st_size, partial(file.open, "rb")
+        if file.suffix.lower() == ".zip":
+            archives.append(file)
+        elif is_inside(file, path):
+            unpacked.append(Entry(name, path, file_id("", stat), size, size, read))
     if not archives and not any(POSTS.fullmatch(entry.name) for entry in unpacked):
         raise RunError(
             f"folder {path} has no ZIP of an export in it: {HOW}{HOST.why_missing(path)}"
@@ -99,7 +89,17 @@ def _zip_entries(path: Path) -> list[Entry]:
         infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise RunError(f"{path} is not a complete ZIP: download it again") from None
-    entries = [Entry(info.filename.replace("\\", "/"), archive, info) for info in infos]
+    entries = [
+        Entry(
+            name=info.filename.replace("\\", "/"),
+            within=path,
+            id=f"{info.CRC:08x} {info.file_size}",
+            size_bytes=info.file_size,
+            packed_bytes=info.compress_size,
+            open=partial(archive.open, info),
+        )
+        for info in infos
+    ]
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -117,35 +117,35 @@ class Media:
                 self.by_ending.setdefault("/".join(parts[i:]), []).append(entry)
 
     def get(self, uri: str, line: Entry) -> Entry | None:
-        """Return the file that `line`, a posts_1.json, lists as `uri`, or None if the export lacks that file.
+        """Return the file that the posts_1.json `line` lists as `uri`, or None if the export lacks it.
 
         A file below the same top folder comes first, then one in the same ZIP, then any other.
         """
         root = POSTS.fullmatch(line.name)[1]
         return min(
             self.by_ending.get(uri, ()),
-            key=lambda entry: (entry.name != root + uri, entry.within is not line.within),
+            key=lambda entry: (entry.name != root + uri, entry.within != line.within),
             default=None,
         )
 
 
 def _read_posts(entry: Entry) -> Iterator[dict[str, Any]]:
     try:
-        posts = json.loads(_read(entry, MAX_JSON_BYTES, ratio=None))
+        posts = json.loads(_read(entry, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise RunError(f"{entry} cannot be read ({type(error).__name__}): {HOW}") from None
     if isinstance(posts, dict):  # an account with one post
         posts = [posts] if "media" in posts else next(iter(posts.values()), [])
     for post in posts if isinstance(posts, list) else []:
         media = post.get("media") if isinstance(post, dict) else None
-        media = media if isinstance(media, list) else []
-        media = [part for part in media if isinstance(part, dict) and part.get("uri")]
-        if media:
+        if not isinstance(media, list):
+            continue
+        if media := [part for part in media if isinstance(part, dict) and part.get("uri")]:
             yield {**post, "media": media}
 
 
 def _shortcode(post: dict[str, Any]) -> str:
-    """Return a shortcode derived from the post's date and first file name, as the export has no shortcodes."""
+    """Return a shortcode made from the post's date and first file name, as the export has none."""
     first = post["media"][0]
     made_of = f"{_published_s(post)} {str(first['uri']).rpartition('/')[2]}"
     digest = hashlib.sha256(made_of.encode("utf-8", "replace")).digest()
@@ -183,7 +183,7 @@ def _post_items(
 
 
 def fix_encoding(text: str) -> str:
-    """Repair the encoding of a text of the export, where each UTF-8 byte was written as one Latin-1 character."""
+    """Repair a text of the export, in which each UTF-8 byte was written as a Latin-1 character."""
     try:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:
@@ -191,10 +191,7 @@ def fix_encoding(text: str) -> str:
 
 
 def _load(uri: str, entry: Entry | None, max_bytes: int) -> bytes:
-    """Return the bytes of the image that the export lists as `uri`.
-
-    Raises PermanentRefusal for an unsafe path, a video, or a missing file.
-    """
+    """Return the bytes of the image that the export lists as `uri`, or raise PermanentRefusal with the reason."""
     parts = uri.split("/")
     if ".." in parts or "" in parts or re.search(r"[\\:\x00-\x1f]", uri):
         raise PermanentRefusal("has a name that leads out of the ZIP")
@@ -202,30 +199,20 @@ def _load(uri: str, entry: Entry | None, max_bytes: int) -> bytes:
         raise PermanentRefusal("is a video")
     if not entry:
         raise PermanentRefusal("is not in the ZIP: put all parts of the export into one folder")
-    return _read(entry, max_bytes, MAX_RATIO)
-
-
-def _read(entry: Entry, max_bytes: int, ratio: int | None) -> bytes:
-    """Return the bytes of a file of the export.
-
-    Raises PermanentRefusal for a file that is larger than `max_bytes`, compressed more than `ratio` times, or damaged.
-    """
-    within, info = entry.within, entry.info
-    if isinstance(within, Path):
-        size, packed = info.st_size, info.st_size
-    else:
-        size, packed = info.file_size, info.compress_size
-    if size > max_bytes:
-        raise PermanentRefusal(f"is larger than {max_bytes / 1e6:.0f} MB")
-    if ratio and size > ratio * max(1, packed):
+    if max_bytes >= entry.size_bytes > MAX_RATIO * max(1, entry.packed_bytes):
         raise PermanentRefusal("unpacks to far more than an image would")
-    try:
-        with (
-            (within / entry.name).open("rb") if isinstance(within, Path) else within.open(info)
-        ) as file:
-            content = file.read(max_bytes + 1)
-    except Exception as error:  # zipfile raises what its decompressors do
-        raise PermanentRefusal(f"is damaged in the ZIP ({type(error).__name__})") from None
-    if len(content) > max_bytes:
+    return _read(entry, max_bytes)
+
+
+def _read(entry: Entry, max_bytes: int) -> bytes:
+    """Return the bytes of a file of the export. Raises PermanentRefusal if it is damaged or exceeds `max_bytes`."""
+    content = b""
+    if entry.size_bytes <= max_bytes:
+        try:
+            with entry.open() as file:
+                content = file.read(max_bytes + 1)
+        except Exception as error:  # zipfile raises what its decompressors do
+            raise PermanentRefusal(f"is damaged in the ZIP ({type(error).__name__})") from None
+    if max(entry.size_bytes, len(content)) > max_bytes:
         raise PermanentRefusal(f"is larger than {max_bytes / 1e6:.0f} MB")
     return content

@@ -1,4 +1,4 @@
-"""The types that every image source returns, and the exceptions with which a source rejects an image or stops."""
+"""The types that image sources return, and the exceptions that reject an image or stop a source."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class PermanentRefusal(ValueError):
 
 
 class SourceStopped(Exception):
-    """Raised if a source ends early, with a line that gives the reason and says what to do next."""
+    """Raised if a source ends early. The message says why, and what to do next."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SourceItem:
 
     @property
     def stem(self) -> str:
-        """The image's file name in the run without suffix, unless another image of the run has that name."""
+        """The image's file name in the run without suffix, if no other image has that name."""
         return f"{self.shortcode}_{self.index}"
 
 

@@ -1,8 +1,7 @@
 """Find masks, regularisation images and training samples in a folder laid out for kohya's sd-scripts or OneTrainer."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.core.text import fold
@@ -16,22 +15,15 @@ KOHYA = re.compile(r"[1-9]\d{0,2}_\S.*")  # a folder's repeats and class
 REGULARISATION = ("reg", "regs", "regularisation", "regularization")
 
 
-@dataclass(frozen=True)
-class NonArt:
-    """The images of a folder that are not art: masks, regularisation images and training samples."""
-
-    masks: list[Path]
-    regularisation: list[Path]
-    samples: list[Path]
-
-    def __iter__(self) -> Iterator[Path]:
-        yield from (*self.masks, *self.regularisation, *self.samples)
-
-
-def find_non_art(root: Path, images: Sequence[Path]) -> NonArt:
-    """Return the masks, regularisation images and training samples among `images`."""
-    samples = [p for p in images if p.parent.name == "sample" and SAMPLE.fullmatch(p.stem)]
-    return NonArt(_find_masks(root, images), _find_regularisation(root, images), samples)
+def find_non_art(root: Path, images: Sequence[Path]) -> dict[str, list[Path]]:
+    """Return the images that are not art, by kind: masks, regularisation images and training samples."""
+    return {
+        "masks": _find_masks(root, images),
+        "regularisation images (reg/)": _find_regularisation(root, images),
+        "samples that a training drew": [
+            p for p in images if p.parent.name == "sample" and SAMPLE.fullmatch(p.stem)
+        ],
+    }
 
 
 def _find_masks(root: Path, images: Sequence[Path]) -> list[Path]:

@@ -16,7 +16,7 @@ class ImageInfo(NamedTuple):
 
 
 def load_image(item: SourceItem, max_mpx: int) -> tuple[bytes, ImageInfo]:
-    """Return the bytes and the format of an item's image, loaded and decoded in at most `item.tries` attempts.
+    """Load and decode an item's image in at most `item.tries` attempts, and return its bytes and format.
 
     Raises ValueError with the reason for a rejection, and whether the next run tries the image again.
     """
@@ -40,9 +40,8 @@ def validate_image(content: bytes, max_mpx: int) -> ImageInfo:
     try:
         picture = decode(content, max_mpx)
     except TooLarge as error:
-        raise PermanentRefusal(
-            f"{error}: set max_image_mpx higher in more, or save it smaller"
-        ) from None
+        advice = "set max_image_mpx higher in more, or save it smaller"
+        raise PermanentRefusal(f"{error}: {advice}") from None
     except ImageError as error:
         raise ValueError(str(error)) from None
     return ImageInfo(SUFFIXES[picture.format], *picture.image.size, picture.notes)

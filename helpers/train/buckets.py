@@ -1,7 +1,6 @@
 """Load training images as pixels: choose an aspect-ratio bucket, resize, crop and mirror.
 
-Aspect-ratio buckets (NovelAI 2022, https://github.com/NovelAI/novelai-aspect-ratio-bucketing) keep the whole image
-where a square crop would lose a third of it.
+Aspect-ratio buckets (NovelAI 2022, https://github.com/NovelAI/novelai-aspect-ratio-bucketing) keep the whole image.
 """
 
 import math
@@ -18,18 +17,12 @@ from helpers.core.errors import RunError
 from helpers.figures.pictures import open_rgb
 
 MAX_ASPECT_RATIO = 4.0
-AREAS = (
-    0.8,
-    1.13,
-)  # of a bucket, smallest and largest, relative to the square; 2:1 is 768 x 384 at 512
+AREAS = (0.8, 1.13)  # of a bucket, relative to the square; 2:1 is 768 x 384 at 512
 
 
 @dataclass(frozen=True)
 class Crop:
-    """The settings by which images are resized, cropped and augmented.
-
-    The cache of latents is keyed by these fields, in this order.
-    """
+    """The settings by which images are resized, cropped and augmented. They key the cache, in this order."""
 
     side_px: int  # of the square, or of the square that has a bucket's area
     step_px: int = 0  # sides of buckets are multiples of this; 0 crops squares
@@ -38,18 +31,18 @@ class Crop:
 
     @classmethod
     def from_config(cls, config: TrainConfig, step_px: int, augmented: bool) -> "Crop":
-        """Return the Crop of the training settings; unless `augmented`, with one unmirrored crop per image."""
+        """Return the Crop of a training's settings, with a single unmirrored crop per image unless `augmented`."""
         crops, flip = (config.crops_per_image, config.random_flip) if augmented else (1, False)
         return cls(config.resolution_px, step_px if config.aspect_ratio_buckets else 0, crops, flip)
 
     def shape(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """Return the (width, height) to which training resizes and crops an image of `width_px` x `height_px`."""
+        """Return the (width, height) to which an image of `width_px` x `height_px` is resized and cropped."""
         if not self.step_px:
             return self.side_px, self.side_px
         return nearest_bucket(width_px / height_px, self.side_px, self.step_px)
 
     def augmentations(self, path: Path) -> Tensor:
-        """Return an image's crops, each followed by its mirror image if `flip`, as (V, 3, height, width) in -1..1.
+        """Return an image's V crops, with mirror images if `flip`, as a tensor (V, 3, height, width) in -1..1.
 
         The most central crop comes first. Raises RunError if the file does not decode.
         """
@@ -70,19 +63,17 @@ class Crop:
 
 
 def nearest_bucket(ratio: float, side_px: int, step_px: int) -> tuple[int, int]:
-    """Return the bucket (width, height) nearest to an aspect ratio, of those with about side_px**2 pixels.
-
-    Both are multiples of `step_px`.
-    """
+    """Return the bucket (width, height) nearest to an aspect ratio, with about side_px**2 pixels."""
     ratio = min(max(ratio, 1 / MAX_ASPECT_RATIO), MAX_ASPECT_RATIO)
     low, high = (share * side_px**2 for share in AREAS)
     sides = range(step_px, math.isqrt(int(MAX_ASPECT_RATIO * high)) + step_px, step_px)
     shapes = [(w, h) for w in sides for h in sides if low <= w * h <= high]
-    square = (side_px, side_px)
-    return min(
-        [square, *shapes],
-        key=lambda s: (abs(math.log(s[0] / s[1] / ratio)), abs(s[0] * s[1] - side_px**2)),
-    )
+
+    def distance(shape: tuple[int, int]) -> tuple[float, int]:
+        width, height = shape
+        return abs(math.log(width / height / ratio)), abs(width * height - side_px**2)
+
+    return min([(side_px, side_px), *shapes], key=distance)
 
 
 def _pixels(image: Image.Image) -> Tensor:

@@ -1,4 +1,4 @@
-"""Check the base model before the first step, and refuse whatever would make the export fail."""
+"""Check the files, settings and weights of a base model before the first training step."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,13 +14,10 @@ from helpers.models.untrusted import settings_in
 Model = TypeVar("Model", bound=nn.Module)
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TRAINABLE = ("epsilon", "v_prediction")
-SETTINGS = {  # a component's settings file, by the end of its class name; a model has weights as well
-    "Scheduler": "scheduler_config.json",
-    "ImageProcessor": "preprocessor_config.json",
-    "ImageProcessorFast": "preprocessor_config.json",
-    "ImageProcessorPil": "preprocessor_config.json",
-    "FeatureExtractor": "preprocessor_config.json",
-}
+PROCESSORS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+# a component's settings file, by the end of its class name; a model has weights as well
+SETTINGS = {"Scheduler": "scheduler_config.json"}
+SETTINGS |= dict.fromkeys(PROCESSORS, "preprocessor_config.json")
 NO_CHECKER = (
     'convert it to safetensors, or write "safety_checker": [null, null] in model_index.json of a copy of that folder, '
     "which turns the check of pictures off"
@@ -29,15 +26,6 @@ NO_CHECKER = (
 
 def check_files(folder: Path) -> None:
     """Raise ValueError if model_index.json or a file that it requires is missing, pickled or truncated."""
-    for name, kind in _check_index(folder).items():
-        _check_weights(folder / name, kind)
-
-
-def _check_index(folder: Path) -> dict[str, str]:
-    """Return the class of each component that model_index.json lists.
-
-    Raises ValueError if settings or a tokenizer are missing or not JSON.
-    """
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError("it has no model_index.json, which lists its components")
@@ -49,7 +37,8 @@ def _check_index(folder: Path) -> dict[str, str]:
         raise ValueError(f"model_index.json names {parts['scheduler']}, which cannot be trained")
     for name, kind in parts.items():
         check_part_settings(folder / name, kind)
-    return parts
+    for name, kind in parts.items():
+        _check_weights(folder / name, kind)
 
 
 def check_part_settings(part: Path, kind: str) -> None:
@@ -93,9 +82,9 @@ def _require(path: Path) -> None:
 def load_model(
     kind: type[Model], folder: Path, part: str, dtype: torch.dtype, device: torch.device
 ) -> Model:
-    """Load a component of a base model onto the CPU, and check its weights for NaN and inf on `device`.
+    """Load a component of a base model onto the CPU, and check its weights on `device`.
 
-    Raises ValueError if a weight is missing, which loaders would initialize at random, or is NaN or inf.
+    Raises ValueError if a weight is NaN, inf or missing; loaders would initialize a missing one at random.
     """
     options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "subfolder": part}
     try:
@@ -121,7 +110,7 @@ def check_parts(
     tokenizer: CLIPTokenizer,
     noise_scheduler: DDPMScheduler,
 ) -> None:
-    """Raise ValueError if the components do not fit one another, or the prediction type cannot be trained."""
+    """Raise ValueError if a base model's components do not fit one another, or its prediction type is unsupported."""
     kind, latents = noise_scheduler.config.prediction_type, vae.config.latent_channels
     if kind not in TRAINABLE:
         raise ValueError(

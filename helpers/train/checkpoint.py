@@ -17,20 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from helpers.config import TrainConfig
+from helpers.core import files
 from helpers.core.errors import RunError
-from helpers.core.files import (
-    MANIFEST,
-    on_disk,
-    read_json,
-    recover_folders,
-    remove_folder,
-    replacing_folder,
-    write_json,
-    write_text,
-)
-from helpers.core.files import (
-    find_corruption as find_folder_corruption,
-)
+from helpers.core.files import MANIFEST, read_json
 from helpers.core.records import log_lines, read_log
 from helpers.core.run import Run
 from helpers.train.optim import TrainState
@@ -47,7 +36,7 @@ FORMAT = 1  # a checkpoint of this format resumes for ever (tests/golden)
 
 @dataclass(frozen=True)
 class TrainingSignature:
-    """The settings and hashes that a training and a checkpoint must have in common for resuming."""
+    """The settings and hashes that must be the same in a checkpoint and in the training that resumes it."""
 
     config: dict[str, Any]  # the settings that change what a step learns
     base_model: str  # fingerprint of its UNet
@@ -60,25 +49,24 @@ def save(
 ) -> Path:
     """Write and verify the checkpoint of `state.step`, with the training log's rows up to that step.
 
-    Returns its folder. Raises RunError if the disk did not keep it.
+    Returns the checkpoint's folder. Raises RunError if the disk did not keep the files.
     """
     folder = run.checkpoint(state.step)
     tensors, numbers, groups = _flatten(state.optimizer.state_dict())
     saved = {"format": FORMAT, "step": state.step, "groups": groups, "numbers": numbers}
-    saved |= vars(signature)
-    saved["moments"] = sorted(tensors)
+    saved |= vars(signature) | {"moments": sorted(tensors)}
     saved["schedule"] = state.lr_scheduler.state_dict()
     saved["scaler"] = state.scaler.state_dict() if state.scaler else None
     if state.in_backward:
         saved["grad_norm"] = float(state.in_backward.last_norm)  # the next step clips by it
-    with replacing_folder(folder) as tmp_path:
+    with files.replacing_folder(folder) as tmp_path:
         _write_tensors(tmp_path / WEIGHTS, _on_cpu(state.weights))
         _write_tensors(tmp_path / OPTIMIZER, tensors)
         if state.ema:
             _write_tensors(tmp_path / AVERAGE, _on_cpu(state.ema.average))
-        write_text(tmp_path / run.train_log.name, log_lines(rows))
-        write_json(tmp_path / STATE, saved)
-    if what := find_folder_corruption(folder):
+        files.write_text(tmp_path / run.train_log.name, log_lines(rows))
+        files.write_json(tmp_path / STATE, saved)
+    if what := files.find_corruption(folder):
         raise RunError(
             f"{what}: the disk did not keep the checkpoint; free some space and run 04_train again"
         )
@@ -86,20 +74,17 @@ def save(
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with on_disk("write", path):
+    with files.on_disk("write", path):
         save_file(tensors, path)
 
 
 def prune(run: Run, verified: Path, keep: int, best_step: int) -> None:
-    """Delete checkpoints older than the newest `keep` valid ones, except the checkpoint of `best_step`.
-
-    `verified` was just saved and verified.
-    """
+    """Delete checkpoints except the newest `keep` valid ones and that of `best_step`. `verified` is known as valid."""
     for folder in _newest_first(run):
         if keep > 0:
             keep -= folder == verified or find_corruption(run, folder) is None
         elif step_of(folder) != best_step:
-            remove_folder(folder)
+            files.remove_folder(folder)
 
 
 def resume(run: Run, state: TrainState, signature: TrainingSignature) -> None:
@@ -108,7 +93,7 @@ def resume(run: Run, state: TrainState, signature: TrainingSignature) -> None:
     Raises RunError if the checkpoint is of another config, base model or dataset, if a newer version of this
     project wrote it, or if every checkpoint is damaged: hours of work are not begun again unasked.
     """
-    recover_folders(run.checkpoints)
+    files.recover_folders(run.checkpoints)
     problems = []
     for folder in _newest_first(run):
         what = find_corruption(run, folder) or _load(folder, state, signature)
@@ -117,7 +102,9 @@ def resume(run: Run, state: TrainState, signature: TrainingSignature) -> None:
             return
         log.warning("%s: the checkpoint before it is taken", what)
         problems.append(what)
-    problems += [f"{folder} is not named as one" for folder in _strangely_named(run)]
+    found = {path.parent for path in run.checkpoints.glob(f"[!.]*/{MANIFEST}")}
+    misnamed = sorted(found - set(_newest_first(run)))
+    problems += [f"{folder} is not named as one" for folder in misnamed]
     if problems:
         raise RunError(
             f"no checkpoint can be read ({'; '.join(problems)}): put a good copy of one there, "
@@ -129,9 +116,9 @@ def find_corruption(run: Run, folder: Path) -> str | None:
     """Return why a checkpoint cannot be resumed, or None if it is valid.
 
     Its files must verify and be listed in the manifest, and its log must hold every step once. A checkpoint of a
-    newer version counts as good here; loading it is refused.
+    newer version counts as valid here; `resume` refuses to load it.
     """
-    if what := find_folder_corruption(folder):
+    if what := files.find_corruption(folder):
         return what
     listed, log_name = read_json(folder / MANIFEST), run.train_log.name
     if STATE not in listed:
@@ -154,10 +141,9 @@ def find_corruption(run: Run, folder: Path) -> str | None:
 
 
 def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str | None:
-    """Load a checkpoint into `state` and return None, or change nothing and return the damage that was found."""
+    """Load a checkpoint into `state`; for a damaged checkpoint, change nothing and return the reason."""
     try:
         saved = read_json(folder / STATE)
-        _refuse_newer(folder, saved)
         _check_compatible(folder, saved, signature)
         weights, average, tensors = _read_tensors(folder, state, saved)
         optimizer = _optimizer_state(state, saved, tensors)
@@ -179,10 +165,7 @@ def _load(folder: Path, state: TrainState, signature: TrainingSignature) -> str 
 
 
 def _restore_dtypes(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    """Restore the dtypes in which optimizer tensors were saved: load_state_dict cast them to the weights' dtype.
-
-    For bf16 weights that is bf16.
-    """
+    """Restore the saved dtypes of optimizer tensors, which load_state_dict has cast to bf16 for bf16 weights."""
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     for index, weight in enumerate(trained):
         values = state.optimizer.state[weight]
@@ -195,10 +178,7 @@ def _restore_dtypes(state: TrainState, tensors: dict[str, Tensor]) -> None:
 def _read_tensors(
     folder: Path, state: TrainState, saved: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Read the weights, moving average and optimizer tensors of a checkpoint.
-
-    Raises ValueError if any does not fit.
-    """
+    """Read a checkpoint's weights, moving average and optimizer tensors. Raises ValueError if one does not fit."""
     if state.ema and AVERAGE not in read_json(folder / MANIFEST):
         raise ValueError(f"{MANIFEST} does not list {AVERAGE}")
     weights = load_file(folder / WEIGHTS)
@@ -227,20 +207,21 @@ def _compare_shapes(theirs: dict[str, Tensor], ours: dict[str, Any]) -> None:
 def _optimizer_state(
     state: TrainState, saved: dict[str, Any], tensors: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Return a state_dict for the optimizer: a checkpoint's state and learning rates, and this training's settings."""
+    """Return an optimizer state_dict with a checkpoint's state and learning rates, and this training's settings."""
     groups, rates = state.optimizer.state_dict()["param_groups"], saved["schedule"]["_last_lr"]
     if [group["params"] for group in saved["groups"]] != [group["params"] for group in groups]:
         raise ValueError("its optimizer's groups are not this one's")
     _require_finite("its optimizer", saved["numbers"].values())
     groups = [group | {"lr": rate} for group, rate in zip(groups, rates, strict=True)]
-    return _unflatten(tensors, saved["numbers"], groups)
+    values: dict[int, dict[str, Any]] = {}
+    for key, value in (tensors | saved["numbers"]).items():
+        index, name = key.split(".", 1)
+        values.setdefault(int(index), {})[name] = value
+    return {"state": values, "param_groups": groups}
 
 
 def _lr_scheduler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return a state_dict for the learning-rate scheduler, with the step and learning rates of a checkpoint.
-
-    The rest follows from the settings.
-    """
+    """Return a learning-rate scheduler state_dict with a checkpoint's step and rates, and this training's settings."""
     rates, step = saved["schedule"]["_last_lr"], saved["step"]
     _require_finite("its schedule", rates)
     if saved["schedule"]["last_epoch"] != step:
@@ -250,10 +231,7 @@ def _lr_scheduler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, A
 
 
 def _scaler_state(state: TrainState, saved: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the fp16 gradient scaler's state from a checkpoint, or None if training or checkpoint has no scaler.
-
-    A GPU that trained in bf16 had none.
-    """
+    """Return a state_dict for the fp16 gradient scaler, or None if the training or the checkpoint has no scaler."""
     if not (state.scaler and saved["scaler"]):
         return None
     scale = {name: saved["scaler"][name] for name in ("scale", "_growth_tracker")}
@@ -269,16 +247,8 @@ def _require_finite(what: str, values: Iterable[Any]) -> None:
             raise ValueError(f"{what} has {value}")
 
 
-def _refuse_newer(folder: Path, saved: dict[str, Any]) -> None:
-    if saved["format"] > FORMAT:
-        raise RunError(
-            f"{folder} was written by a newer version of this project (format {saved['format']}, "
-            f"this one reads {FORMAT}): update it, as a new session of a rented machine does"
-        )
-
-
 def load_weights(folder: Path, weights: dict[str, nn.Parameter], use_ema: bool = False) -> None:
-    """Copy a checkpoint's weights into `weights`; with `use_ema`, their moving average if the checkpoint has one."""
+    """Copy a checkpoint's weights into `weights`, or with `use_ema` the moving average if the checkpoint has one."""
     name = AVERAGE if use_ema and AVERAGE in read_json(folder / MANIFEST) else WEIGHTS
     _copy_into({name: p.data for name, p in weights.items()}, load_file(folder / name))
 
@@ -294,24 +264,14 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def latest_step(run: Run) -> int:
     """Return the step of the newest valid checkpoint, or 0 if there is none."""
-    folders = (f for f in _newest_first(run) if find_corruption(run, f) is None)
-    return next((step_of(folder) for folder in folders), 0)
+    return next((step_of(f) for f in _newest_first(run) if find_corruption(run, f) is None), 0)
 
 
 def _newest_first(run: Run) -> list[Path]:
-    """Return a run's checkpoint folders, the highest step first.
-
-    A sync client's copy `step-000250 (1)` is not one.
-    """
-    named = [p for p in run.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
-    folders = [p for p in named if p.is_dir() and p == run.checkpoint(step_of(p))]
+    """Return a run's checkpoint folders, the highest step first, without a sync client's copy `step-000250 (1)`."""
+    name = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,})")
+    folders = [p for p in run.checkpoints.glob("step-*") if name.fullmatch(p.name) and p.is_dir()]
     return sorted(folders, key=step_of, reverse=True)
-
-
-def _strangely_named(run: Run) -> list[Path]:
-    """Return folders that hold a checkpoint under a wrong name, such as a sync client's `step-000250 (1)`."""
-    found = [path.parent for path in sorted(run.checkpoints.glob(f"[!.]*/{MANIFEST}"))]
-    return [folder for folder in found if folder not in _newest_first(run)]
 
 
 def step_of(folder: Path) -> int:
@@ -320,7 +280,12 @@ def step_of(folder: Path) -> int:
 
 
 def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSignature) -> None:
-    """Raise RunError, listing the differences, if a checkpoint's settings, base model or dataset are different."""
+    """Raise RunError if a checkpoint has a newer format, or other settings, base model or dataset."""
+    if saved["format"] > FORMAT:
+        raise RunError(
+            f"{folder} was written by a newer version of this project (format {saved['format']}, "
+            f"this one reads {FORMAT}): update it, as a new session of a rented machine does"
+        )
     defaults = {f.name: f.default for f in fields(TrainConfig)}  # of what was no setting yet
     theirs, ours = defaults | saved["config"], signature.config
     changed = [
@@ -351,30 +316,10 @@ def _flatten(
     state: dict[str, Any],
 ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
     """Split an optimizer's state_dict into named tensors, other named values, and parameter groups."""
-    flat = {
-        f"{index}.{name}": value
-        for index, values in state["state"].items()
-        for name, value in _unwrap(values).items()
-    }
+    flat = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():  # bitsandbytes nests a dict, and loads either form
+            inner = value if isinstance(value, dict) else {name: value}
+            flat |= {f"{index}.{key}": entry for key, entry in inner.items()}
     tensors = _on_cpu({key: value for key, value in flat.items() if isinstance(value, Tensor)})
     return tensors, {k: v for k, v in flat.items() if k not in tensors}, state["param_groups"]
-
-
-def _unwrap(values: dict[str, Any]) -> dict[str, Any]:
-    """Flatten the dict that bitsandbytes nests in a weight's optimizer state.
-
-    bitsandbytes loads either form.
-    """
-    inner = [value for value in values.values() if isinstance(value, dict)]
-    outer = {name: value for name, value in values.items() if not isinstance(value, dict)}
-    return outer | {name: value for part in inner for name, value in part.items()}
-
-
-def _unflatten(
-    tensors: dict[str, Tensor], numbers: dict[str, Any], groups: list[dict[str, Any]]
-) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in (tensors | numbers).items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": groups}

@@ -1,9 +1,9 @@
 """The data of training: cached latents and captions, their order, and the noise of each image.
 
-Everything is a function of the seed and a position, with no memory: position p is the p-th image that training sees,
-over all epochs and processes. So a resumed run needs one integer, and any number of processes with the same effective
-batch (with buckets, the same micro-batch over all processes) sees the same images, noise and timesteps. torch's own
-samplers keep a state that would have to be saved and shared instead.
+Everything is a function of the seed and a position: position p is the p-th image that training sees, over all epochs
+and processes. So a resumed run needs one integer, and any number of processes with the same effective batch (with
+buckets, the same micro-batch over all processes) sees the same images, noise and timesteps. torch's own samplers keep
+a state instead, which would have to be saved and shared.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ Batch = list[tuple[Tensor, ...]]  # the micro-batches of a step: latents, texts,
 
 @dataclass(frozen=True)
 class LatentDataset:
-    """A dataset's images as latents and its captions as embeddings, which latents.py computes once.
+    """A dataset's images as latents and its captions as embeddings, computed by latents.py.
 
     latents  of each image (4, h, w), or (V, 4, h, w) where V augmentations of it are cached; scaled by the
              autoencoder's scaling_factor; images of one bucket share h and w
@@ -38,22 +38,19 @@ class LatentDataset:
         return len(self.latents)
 
     def __add__(self, other: "LatentDataset") -> "LatentDataset":
-        return LatentDataset(
-            [*self.latents, *other.latents],
-            torch.cat([self.texts, other.texts]),
-            self.names + other.names,
-        )
+        texts = torch.cat([self.texts, other.texts])
+        return LatentDataset([*self.latents, *other.latents], texts, self.names + other.names)
 
     def shape(self, index: int) -> torch.Size:
         """Return the shape (4, h, w) of an image's latents."""
         return self.latents[index].shape[-3:]
 
     def augmentations(self, index: int) -> Tensor:
-        """Return the latents of an image's V cached augmentations (crops and mirror images) as (V, 4, h, w)."""
+        """Return the latents (V, 4, h, w) of an image's V cached augmentations: its crops and mirror images."""
         return self.latents[index].reshape(-1, *self.shape(index))
 
     def buckets(self) -> list[list[int]]:
-        """Return lists of image indices, one list for each shape of latents."""
+        """Return the image indices as lists, one list for each shape of latents."""
         by_shape: dict[torch.Size, list[int]] = {}
         for index in range(len(self)):
             by_shape.setdefault(self.shape(index), []).append(index)
@@ -61,20 +58,16 @@ class LatentDataset:
 
 
 class TrainData:
-    """Makes the batches of every optimizer step; each process makes only its own share of the images."""
+    """The source of training batches. Each process makes only its own share of the images."""
 
     def __init__(
         self,
-        dataset: LatentDataset,
-        null_embedding: Tensor,
+        dataset: LatentDataset,  # with samples for prior preservation, if any
+        null_embedding: Tensor,  # (1, ...), of the empty caption
         num_timesteps: int,
         config: TrainConfig,
         accelerator: Accelerator,
     ) -> None:
-        """`dataset` holds the artist's images and any images sampled for prior preservation, with equal loss weights.
-
-        `null_embedding` is the empty caption (1, ...), shaped as one of `dataset.texts`.
-        """
         self.dataset, self.null_embedding = dataset, null_embedding
         self.num_timesteps, self.config, self.accelerator = num_timesteps, config, accelerator
         self.images_per_micro_batch = config.train_batch_size * accelerator.num_processes
@@ -86,12 +79,12 @@ class TrainData:
         return self.images_per_micro_batch * self.config.gradient_accumulation_steps
 
     def get_batch(self, step: int) -> Batch:
-        """Return this process's micro-batches of optimizer step `step`, counted from 0."""
+        """Return this process's micro-batches of an optimizer step, counted from 0."""
         count = self.config.gradient_accumulation_steps
         return [self._micro_batch(step * count + i) for i in range(count)]
 
     def names(self, step: int) -> list[list[str]]:
-        """Return the names of the images in each micro-batch of a step, all processes together."""
+        """Return the names of the images in each micro-batch of a step, over all processes."""
         count = self.config.gradient_accumulation_steps
         batches = [self.order.batch(step * count + i) for i in range(count)]
         return [[self.dataset.names[i] for i in batch] for batch in batches]
@@ -109,9 +102,8 @@ class TrainData:
         noise, timesteps, chances = zip(*draws, strict=True)
         texts = self.dataset.texts[images]
         # Drop some captions, for classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598)
-        cfg_drop_mask = (
-            torch.tensor(chances).view(-1, *[1] * (texts.ndim - 1)) < config.caption_dropout
-        )
+        chances = torch.tensor(chances).view(-1, *[1] * (texts.ndim - 1))
+        cfg_drop_mask = chances < config.caption_dropout
         texts = torch.where(cfg_drop_mask, self.null_embedding, texts)
         noise = self._offset(torch.stack(noise), positions)
         tensors = (latents, texts, noise, torch.tensor(timesteps))
@@ -136,7 +128,7 @@ class TrainData:
 
 
 def generator(*key: object, device: str | torch.device = "cpu") -> torch.Generator:
-    """Return a random generator that is seeded by a hash of `key`."""
+    """Return a random generator, seeded by a hash of `key`."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
 
@@ -147,7 +139,7 @@ def _permutation(seed: int, epoch: int, count: int) -> list[int]:
 
 
 def image_at(turn: int, count: int, seed: int) -> int:
-    """Return the image (0..count-1) at `turn` of a bucket; each pass over the bucket is a new permutation."""
+    """Return the index (0..count-1) of a bucket's image at `turn`; each pass over the bucket is a new permutation."""
     epoch, place = divmod(turn, count)
     return _permutation(seed, epoch, count)[place]
 
@@ -155,7 +147,7 @@ def image_at(turn: int, count: int, seed: int) -> int:
 def sample_noise_and_timestep(
     position: int, shape: torch.Size, num_timesteps: int, seed: int
 ) -> tuple[Tensor, int, float]:
-    """Return noise, timestep and a number in 0..1 for caption dropout of the image at `position` in training order."""
+    """Return the noise, timestep and caption-dropout number (0..1) of the image at `position` in training order."""
     source = generator(seed, "draws", position)
     noise = torch.randn(shape, generator=source)
     timestep = int(torch.randint(0, num_timesteps, (), generator=source))
@@ -163,20 +155,19 @@ def sample_noise_and_timestep(
 
 
 def augmentation_at(position: int, count: int, seed: int) -> int:
-    """Return the index, below `count`, of the cached augmentation for the image at `position` in training order."""
+    """Return the index (0..count-1) of the cached augmentation for the image at `position` in training order."""
     return int(torch.randint(0, count, (), generator=generator(seed, "variant", position)))
 
 
 class BatchOrder:
-    """The order of training images in batches; all images of a batch come from one aspect-ratio bucket.
+    """The order of training images in batches, each batch from one aspect-ratio bucket.
 
-    The images of a bucket come in the order of image_at; what a bucket has left over at the end of an
-    epoch, always less than a batch, comes with the next. With one bucket, batch b is its turns
-    b * size to (b + 1) * size.
+    A bucket's images come in the order of image_at. Its rest at the end of an epoch, less than a batch, comes with the
+    next epoch. With one bucket, batch b is its turns b * size to (b + 1) * size.
     """
 
     def __init__(self, buckets: Sequence[Sequence[int]], size: int, seed: int) -> None:
-        """`buckets` lists each bucket's image indices; `size` is the images per micro-batch, all processes together."""
+        """Store each bucket's image indices, and `size`, the images per micro-batch over all processes."""
         self.buckets, self.size, self.seed = buckets, size, seed
         self.count = sum(len(bucket) for bucket in buckets)
         self._bucket_of_batch = lru_cache(maxsize=4)(self._shuffle_buckets)
@@ -193,7 +184,7 @@ class BatchOrder:
         return [bucket[image_at(turn, len(bucket), self.seed)] for turn in turns]
 
     def _whole_batches(self, bucket: Sequence[int], epoch: int) -> int:
-        """Return how many full batches a bucket's images make in the first `epoch` epochs together."""
+        """Return the number of full batches that a bucket's images make in the first `epoch` epochs."""
         return epoch * len(bucket) // self.size
 
     def _batches_before(self, epoch: int) -> int:

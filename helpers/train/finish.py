@@ -1,6 +1,6 @@
 """Finish a training: export and reload the model, judge the training, and rank the training images by loss.
 
-The verdict is that of model/ as it lies on the disk: it is read back, compared with what was trained, and evaluated.
+The verdict is on model/ as it lies on the disk: read back, compared with the trained weights, and evaluated.
 """
 
 import logging
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DDPMScheduler, StableDiffusionPipeline
-from torch import nn
 
 from helpers.config import TrainConfig, read_settings
 from helpers.config.stages import RESUMABLE
@@ -20,19 +19,11 @@ from helpers.core.files import MANIFEST, find_corruption, folder_hash, replacing
 from helpers.core.records import read_log
 from helpers.core.run import Run
 from helpers.models.capture import Captured
-from helpers.train import checkpoint
+from helpers.train import checkpoint, save_model
 from helpers.train.latents import token_ids
 from helpers.train.model import TextAndUNet
 from helpers.train.optim import TrainState
 from helpers.train.prepare import Training
-from helpers.train.save_model import (
-    export_lora,
-    finetuned_pipeline,
-    merge_lora,
-    read_back,
-    save_pipeline,
-    write_card,
-)
 from helpers.train.validation_loss import ValidationLoss
 from helpers.train.verdict import Verdict, best_point, judge, rank_by_loss
 
@@ -41,7 +32,7 @@ ROUNDING = {"no": 1e-4, "bf16": 3e-2, "fp16": 3e-2}  # relative, of a loss, by p
 
 
 def is_finished(config: TrainConfig, run: Run) -> bool:
-    """Whether a training with these settings and data has ended and exported its model."""
+    """Return True if a training with these settings and data has ended and exported its model."""
     try:
         verdict, done = run.read_verdict(), read_settings(TrainConfig, run.read_config("train"))
     except RunError:  # missing or damaged; both are written anew
@@ -58,9 +49,9 @@ def is_finished(config: TrainConfig, run: Run) -> bool:
 
 
 def finish(training: Training, state: TrainState) -> None:
-    """Export the model and write verdict.json, using the best checkpoint if the validation loss rose, else the last.
+    """Export the last checkpoint's model, or the best one's if the validation loss rose; write verdict.json.
 
-    Raises RunError if what lies on the disk is not what was trained; then nothing is replaced.
+    Raises RunError if the exported files differ from the trained weights; then nothing is replaced.
     """
     run, log = training.run, training.log
     if training.accelerator.is_main_process:
@@ -102,12 +93,10 @@ def _load_weights_to_export(training: Training, state: TrainState, verdict: Verd
 
 
 def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusionPipeline]:
-    """Write and reload the model/ folder; return (validation loss, pipeline) of the reloaded model.
-
-    A LoRA's file comes first.
-    """
+    """Write the model/ folder and reload it; return the reloaded model's validation loss and pipeline."""
     config, components, run = training.config, training.components, training.run
-    in_memory = training.val_loss(training.evaluated_model(), training.device)
+    trained = training.accelerator.unwrap_model(training.model)
+    in_memory = training.val_loss(trained, training.device)
     if not math.isfinite(in_memory):
         raise RunError(
             f"the validation loss of step {state.step} is NaN or inf, so no model is written: lower learning_rate, "
@@ -116,20 +105,21 @@ def _export(training: Training, state: TrainState) -> tuple[float, StableDiffusi
     _free_step_memory(training, state)
     with replacing_folder(run.model) as folder:
         if config.method == "lora":
-            pipeline = export_lora(config, components, folder / "lora")
+            pipeline = save_model.export_lora(config, components, folder / "lora")
             _evaluate(training, pipeline, in_memory, run.model / "lora")
-            merge_lora(pipeline)
+            pipeline.fuse_lora()  # merged into the base model's weights
+            pipeline.unload_lora_weights()
         else:
-            pipeline = finetuned_pipeline(config, components)
-        save_pipeline(config, components, pipeline, folder)
-        loaded = read_back(config, components, folder)
+            pipeline = save_model.finetuned_pipeline(config, components)
+        save_model.save_pipeline(config, components, pipeline, folder)
+        loaded = save_model.read_back(config, components, folder)
         loss = _evaluate(training, loaded, in_memory, run.model)
-        write_card(run, config, components, folder)
+        save_model.write_card(run, config, components, folder)
     return loss, loaded
 
 
 def _free_step_memory(training: Training, state: TrainState) -> None:
-    """Free the GPU memory that only training steps need: gradients, CUDA graphs and the trained model."""
+    """Free the GPU memory of training steps: gradients, CUDA graphs and the trained model."""
     state.optimizer.optimizer.zero_grad(set_to_none=True)
     if isinstance(training.forward_backward, Captured):
         training.forward_backward.release()
@@ -140,14 +130,10 @@ def _free_step_memory(training: Training, state: TrainState) -> None:
 def _evaluate(
     training: Training, pipeline: StableDiffusionPipeline, in_memory: float, path: Path
 ) -> float:
-    """Return the validation loss of an exported and reloaded pipeline, with captions tokenized and encoded anew.
-
-    Raises RunError if it is not the loss of the modules that were trained.
-    """
+    """Return a reloaded pipeline's validation loss. Raises RunError unless it is `in_memory`, the trained modules'."""
     config, val_loss = training.config, training.val_loss
     texts = [training.datasets.captions[name] for name in val_loss.dataset.names]
-    ids = token_ids(pipeline.tokenizer, texts)
-    dataset = replace(val_loss.dataset, texts=ids)
+    dataset = replace(val_loss.dataset, texts=token_ids(pipeline.tokenizer, texts))
     noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     measure = ValidationLoss(dataset, noise_scheduler, config.seed, len(val_loss.images))
     loss = measure(TextAndUNet(pipeline.unet, pipeline.text_encoder), training.device)
@@ -160,11 +146,10 @@ def _evaluate(
 
 
 def _rank_training_images(training: Training, pipeline: StableDiffusionPipeline) -> None:
-    """Write the loss of each training image to image_losses.json, the highest first."""
     dataset, seed = training.datasets.train, training.config.seed
     noise_scheduler, samples = training.components.noise_scheduler, 4 * len(dataset)
     measure = ValidationLoss(dataset, noise_scheduler, seed, samples, same_timesteps=True)
-    trained: nn.Module = pipeline.unet
+    trained = pipeline.unet
     if training.config.train_text_encoder:
         trained = TextAndUNet(pipeline.unet, pipeline.text_encoder)
     losses = measure.per_image(trained, training.device)
@@ -172,10 +157,7 @@ def _rank_training_images(training: Training, pipeline: StableDiffusionPipeline)
 
 
 def verify_model(run: Run) -> str:
-    """Verify the model/ folder against its manifest, and return a line about the training's result.
-
-    Raises RunError if a file is missing or changed, or training has not ended.
-    """
+    """Verify model/ and return a line on the training's result. Raises RunError if a file is missing or changed."""
     verdict = run.read_verdict()
     if what := find_corruption(run.model):
         raise RunError(f"{what}: run 04_train again")
@@ -187,7 +169,7 @@ def verify_model(run: Run) -> str:
 
 
 def _unfinished(run: Run, verdict: dict[str, Any]) -> str:
-    """Return a note if a training newer than model/ is unfinished, or "" otherwise."""
+    """Return a note about an unfinished training that is newer than model/, or "" if there is none."""
     step = max((int(row["step"]) for row in read_log(run.train_log)), default=verdict["steps"])
     asked = run.read_config("train")["max_steps"]
     has_ended = asked <= verdict["steps"] or verdict.get("stopped_early", False)

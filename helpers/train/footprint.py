@@ -1,4 +1,4 @@
-"""Count the activation memory of forward and backward passes on PyTorch's fake tensors, which occupy no memory."""
+"""Count the activation memory of forward and backward passes on PyTorch's fake tensors, which take no memory."""
 
 import weakref
 from typing import Any
@@ -9,12 +9,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from helpers.config import TrainConfig
 from helpers.host.device import Device
 from helpers.train.model import TextAndUNet
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of live tensors that were created inside this context, now and at the peak."""
+    """A counter of the bytes of live tensors created inside this context, now and at the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,11 +34,9 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
     def _new_storages(self, tree: Any) -> list[torch.UntypedStorage]:
-        """Return the tensor storages in `tree` that were not seen in earlier calls."""
-        storages = [
-            leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)
-        ]
-        new = list(dict.fromkeys(s for s in storages if s not in self.seen))
+        tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+        storages = dict.fromkeys(tensor.untyped_storage() for tensor in tensors)
+        new = [storage for storage in storages if storage not in self.seen]
         self.seen.update(dict.fromkeys(new))
         return new
 
@@ -46,51 +45,32 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _fake_cpu(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace a meta-device module's tensors by fake tensors that appear to be on the CPU.
-
-    Autocast and attention kernels then run.
-    """
-    cpu = torch.device("cpu")
+    """Replace a meta-device module's tensors by fake CPU tensors, on which autocast and attention kernels run."""
     for part in module.modules():
-        for name, p in part._parameters.items():
-            if p is not None:
-                fake = FakeTensor(mode, p.data, cpu)
-                part._parameters[name] = nn.Parameter(fake, requires_grad=p.requires_grad)
-        for name, tensor in part._buffers.items():
-            if tensor is not None:
-                part._buffers[name] = FakeTensor(mode, tensor, cpu)
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    fake = FakeTensor(mode, tensor.data, torch.device("cpu"))
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    tensors[name] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
 
 
 def random_inputs(module: nn.Module, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return inputs for the module to be trained: latents, timesteps, and text embeddings or token ids.
-
-    The latents are (batch, C, side, side). Latents and embeddings are random, timesteps and ids zero.
-    """
+    """Return random latents (batch, C, side, side), zero timesteps, and random text embeddings or zero token ids."""
     if isinstance(module, TextAndUNet):
         unet, length = module.unet, module.text_encoder.config.max_position_embeddings
         texts = torch.zeros(batch, length, dtype=torch.long)
     else:
-        unet = module
-        texts = torch.randn(batch, 77, unet.config.cross_attention_dim)
+        unet, texts = module, torch.randn(batch, 77, module.config.cross_attention_dim)
     return torch.randn(batch, unet.config.in_channels, side, side), torch.zeros(batch), texts
 
 
-def peak_activation_bytes(
-    module: nn.Module,
-    batch: int,
-    side: int,
-    device: Device,
-    passes: int = 1,
-    frees_gradients: bool = False,
-) -> int:
-    """Count the peak bytes of activations and gradients in forward and backward passes, without weights.
+def peak_activation_bytes(module: nn.Module, side: int, config: TrainConfig, device: Device) -> int:
+    """Count the peak bytes of activations and gradients in a training step, without weights.
 
-    module  the trained module on the meta device; it cannot be used for anything else after
-    side    of the square latents
-    passes  gradient accumulation steps
-    frees_gradients  each as soon as it is there, as with optimizer_in_backward
+    `module` is the trained module on the meta device, useless afterwards; the latents are `side` x `side`.
     """
-    mode = FakeTensorMode()
+    mode, frees_gradients = FakeTensorMode(), config.optimizer_in_backward
     _fake_cpu(module, mode)
     module.train()
     if frees_gradients:
@@ -98,15 +78,13 @@ def peak_activation_bytes(
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     with mode, _LiveBytes() as live:
-        inputs = random_inputs(module, batch, side)
-        # a third pass holds what the second does; if captured, gradient buffers exist in the first
-        for _ in range(2 if device.captures and not frees_gradients else min(passes, 2)):
-            with torch.autocast(
-                "cpu",
-                device.dtype,
-                enabled=device.precision != "no",
-                cache_enabled=not frees_gradients,
-            ):
+        inputs = random_inputs(module, config.train_batch_size, side)
+        cast = {"enabled": device.precision != "no", "cache_enabled": not frees_gradients}
+        passes = min(config.gradient_accumulation_steps, 2)  # a third holds what the second does
+        if device.captures and not frees_gradients:
+            passes = 2  # gradient buffers exist in the first
+        for _ in range(passes):
+            with torch.autocast("cpu", device.dtype, **cast):
                 noise = module(*inputs).sample
             noise.float().square().mean().backward()
             del noise

@@ -48,7 +48,7 @@ def weights_dtype(config: TrainConfig) -> torch.dtype:
 
 
 class StepInBackward:
-    """Steps a torch or bitsandbytes optimizer weight by weight, inside the backward pass."""
+    """A torch or bitsandbytes optimizer that is stepped weight by weight inside the backward pass."""
 
     def __init__(
         self,
@@ -58,14 +58,11 @@ class StepInBackward:
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
     ) -> None:
-        """Register a hook on each weight that steps the optimizer for that weight in the backward pass.
-
-        `max_grad_norm` 0 does not clip; `seed` is of stochastic rounding.
-        """
+        """Register a hook on each weight that steps the optimizer for it alone. `max_grad_norm` 0 does not clip."""
         self.optimizer, self.scaler, self.seed = optimizer, scaler, seed
         self.max_grad_norm = max_grad_norm or math.inf
         self.weights = list(weights)
-        self.step = 0  # steps taken, by which rounding is seeded
+        self.step = 0  # steps taken; with `seed` it seeds stochastic rounding
         device = self.weights[0].device
         self.last_norm = torch.zeros((), device=device)  # of the last step's gradient
         self.square = torch.zeros((), device=device)  # of the norm of this pass's finite gradients
@@ -94,28 +91,23 @@ class StepInBackward:
         weight.grad = None
         weight.data = weight.data.float()
         weight.grad = gradient
-        kept = [group["params"] for group in self.optimizer.param_groups]
-        for place, group in enumerate(self.optimizer.param_groups):
-            group["params"] = [weight] if place == self.group_of[weight] else []
+        groups = self.optimizer.param_groups
+        self.optimizer.param_groups = [groups[self.group_of[weight]] | {"params": [weight]}]
         try:
             self.optimizer.step()
         finally:
-            for group, params in zip(self.optimizer.param_groups, kept, strict=True):
-                group["params"] = params
+            self.optimizer.param_groups = groups
         weight.grad = None
         if dtype == torch.bfloat16:
             weight.data = round_stochastically(weight.data, self.seed, self.step, number)
 
     def resume(self, step: int, last_norm: float) -> None:
-        """Continue after `step`, clipping the next gradients by the larger of its norm `last_norm` and their own."""
+        """Continue after `step`, whose gradient norm was `last_norm`."""
         self.step = step
         self.last_norm.fill_(last_norm)
 
     def end_step(self) -> Tensor:
-        """End a step: return the gradient's norm, and update fp16's gradient scale.
-
-        The scale is lowered if the gradient was not finite.
-        """
+        """End a step: update fp16's gradient scale, and return the gradient norm, or NaN if it was not finite."""
         found_inf, norm = self.found_inf, self.square.sqrt()
         if self.scaler is not None:
             # GradScaler.step would look at all gradients at once; update() wants what it would have found
@@ -129,10 +121,7 @@ class StepInBackward:
 
 
 def round_stochastically(values: Tensor, *key: object) -> Tensor:
-    """Round each float32 value to a neighboring bfloat16 at random, the nearer one more likely; `key` is the seed.
-
-    The expectation of the rounded value is the value.
-    """
+    """Round float32 values up or down to bfloat16 at random, without bias; `key` is the seed."""
     source = generator("rounding", *key, device=values.device)
     bits = values.view(torch.int32)
     noise = torch.empty_like(bits).random_(0, 1 << 16, generator=source)  # in the same layout

@@ -18,7 +18,7 @@ def truncate_captions(texts: Iterable[str], suffix: str, tokenizer: CLIPTokenize
 
 
 def check_suffix_length(suffix: str, tokenizer: CLIPTokenizer) -> None:
-    """Raise RunError if the suffix alone reaches the text encoder's token limit, so that no caption would be read."""
+    """Raise RunError if the suffix alone reaches the text encoder's token limit."""
     takes, longest = count_tokens(tokenizer, suffix), tokenizer.model_max_length
     if takes >= longest:
         raise RunError(
@@ -28,11 +28,7 @@ def check_suffix_length(suffix: str, tokenizer: CLIPTokenizer) -> None:
 
 
 def dataset_warnings(paths: Sequence[Path], crop: Crop, cut: int, longest: int) -> list[str]:
-    """Return warnings about a dataset: how many images are enlarged, and how many captions are truncated.
-
-    cut      how many captions were too long
-    longest  the text encoder's length in tokens
-    """
+    """Return warnings about enlarged images, and about `cut` captions with more than `longest` tokens."""
     enlarged, warnings = sum(_is_enlarged(path, crop) for path in paths), []
     if enlarged:
         warnings.append(
@@ -48,13 +44,12 @@ def dataset_warnings(paths: Sequence[Path], crop: Crop, cut: int, longest: int) 
 
 
 def _is_enlarged(path: Path, crop: Crop) -> bool:
-    """Whether an image is smaller in width or height than its training size."""
     try:
         with Image.open(path) as image:
             width, height = image.size
             if image.getexif().get(ORIENTATION, 1) >= 5:  # EXIF: rotated by 90 degrees
                 width, height = height, width
-    except OSError:  # an error names it when it is encoded
+    except OSError:  # encoding raises an error that names the file
         return False
     target_width, target_height = crop.shape(width, height)
     return target_width > width or target_height > height

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Handles SIGINT and SIGTERM during a training.
+    """The handler of SIGINT and SIGTERM during a training.
 
     A signal during a step waits for the end of that step, since half a step cannot be saved; further signals are
     ignored. At any other time it calls `stop` at once, unless there are other processes to agree with. Python handles
@@ -19,10 +19,7 @@ class Interrupts:
     """
 
     def __init__(self, stop: Callable[[int], None]) -> None:
-        """Create the handler: `stop` is called with the signal's number and must raise.
-
-        `stop` may be replaced during training.
-        """
+        """Set `stop`, which is called with a signal's number and must raise an exception."""
         self.stop, self.asked = stop, 0
         self.is_busy = self.is_distributed = False
         self.before: dict[int, Any] = {}
@@ -38,10 +35,7 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def set_handlers(self) -> None:
-        """Install this object's handlers for SIGINT and SIGTERM, unless they are installed already.
-
-        A notebook's kernel sets its own for each cell.
-        """
+        """Install the handlers for SIGINT and SIGTERM again: a notebook's kernel sets its own for each cell."""
         for number in SIGNALS:
             if signal.getsignal(number) != self._on_signal and current_thread() is main_thread():
                 self.before[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
@@ -58,7 +52,7 @@ class Interrupts:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Inside this context, store an arriving signal's number in `asked` instead of calling `stop`."""
+        """Store an arriving signal's number in `asked` inside this context, instead of calling `stop`."""
         self.set_handlers()
         self.is_busy = True
         try:

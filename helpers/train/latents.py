@@ -44,10 +44,7 @@ def cached(
 
 
 def _read_cache(path: Path) -> list[Tensor]:
-    """Read the tensors of a cache file, or [] if the file is missing, damaged or holds NaN or inf.
-
-    They can be computed again.
-    """
+    """Read the tensors of a cache file, or [] if the file is missing, damaged or holds NaN or inf."""
     try:
         with safe_open(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in sorted(file.keys())]
@@ -73,7 +70,7 @@ def image_dataset(
     split: str,
     rows: Sequence[tuple[str, str]],
 ) -> LatentDataset:
-    """Return a split's images as latents and its captions as embeddings; `rows` are (file_name, caption)."""
+    """Return a split's images as latents and its captions as embeddings; `rows` are (file_name, caption) pairs."""
     names, texts = zip(*rows, strict=True)
     paths = [run.split(split) / name for name in names]
     crop = Crop.from_config(config, components.step_px, augmented=split == "train")
@@ -98,18 +95,16 @@ def text_embeddings(
 def prior_dataset(
     run: Run, components: ModelComponents, config: TrainConfig, captions: Sequence[str]
 ) -> LatentDataset:
-    """Return images that the base model samples for captions without the suffix, as latents, for prior preservation.
+    """Sample images from the base model for captions without the suffix; return their latents and embeddings.
 
     Prior preservation (Ruiz et al. 2023, arXiv:2208.12242) mixes them into the training images: without the suffix the
     model keeps drawing as the base does, so the suffix becomes a switch.
     """
+    parts = (components.unet, components.text_encoder, components.noise_scheduler)
     key = [
         config.resolution_px,
         *(components.hashes[name] for name in ("unet", "text_encoder")),
-        *(
-            settings_of(part)
-            for part in (components.unet, components.text_encoder, components.noise_scheduler)
-        ),
+        *map(settings_of, parts),
         components.device.precision,
         token_ids(components.tokenizer, [*captions, ""]).tolist(),
         config.num_inference_steps,
@@ -127,7 +122,7 @@ def prior_dataset(
 
 @torch.no_grad()
 def encode_images(components: ModelComponents, paths: Sequence[Path], crop: Crop) -> list[Tensor]:
-    """Encode image files to scaled latents: per file (V, 4, h, w), for the V crops and mirror images that `crop` makes.
+    """Encode the V crops and mirror images of each image file to scaled latents (V, 4, h, w).
 
     The latents are float32 on the CPU; h and w are a crop's height and width divided by 8 for SD v1. Raises RunError
     for a file that does not decode, or whose latents hold NaN or inf.
@@ -155,7 +150,7 @@ def _require_finite(tensors: Iterable[Tensor], names: Iterable[str], advice: str
 
 
 def _encode(components: ModelComponents, pixels: Sequence[Tensor]) -> list[Tensor]:
-    """Encode each image's V crops and mirror images (V, 3, height, width) to scaled latents, batched by shape."""
+    """Encode each image's (V, 3, height, width) crops and mirror images to scaled latents, batched by shape."""
     latents: dict[int, Tensor] = {}
     for shape in {images.shape for images in pixels}:
         same = [i for i, images in enumerate(pixels) if images.shape == shape]

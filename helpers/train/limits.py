@@ -22,17 +22,15 @@ NEW_RUN = ", which changes what is learned: if there are checkpoints, use anothe
 
 
 def memory_advice(config: TrainConfig) -> str:
-    """Return which setting to change next to save memory: the least costly one that is left."""
+    """Return advice on which setting to change next to save memory, the least costly first."""
     size = config.train_batch_size
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing to True"
     if size > 1:
         parts = next(n for n in range(2, size + 1) if size % n == 0)
         more = config.gradient_accumulation_steps * parts
-        advice = (
-            f"set train_batch_size to {size // parts} and gradient_accumulation_steps to {more}"
-        )
-        return advice + (NEW_RUN if config.aspect_ratio_buckets else "")
+        new = NEW_RUN if config.aspect_ratio_buckets else ""
+        return f"set train_batch_size to {size // parts} and gradient_accumulation_steps to {more}{new}"
     if config.use_ema and not config.offload_ema:
         return "set offload_ema to True"
     if config.method == "full" and config.optimizer == "adamw":
@@ -44,7 +42,7 @@ def memory_advice(config: TrainConfig) -> str:
 
 @contextmanager
 def machine_errors(config: TrainConfig) -> Iterator[None]:
-    """Turn an out-of-memory (OOM) or torch.compile failure into an error of one line that names the setting to change.
+    """Turn an out-of-memory (OOM) or torch.compile failure into an error of one line that names a setting to change.
 
     Raises OutOfMemoryError for memory, of the GPU or of the machine, and RunError for torch.compile.
     """
@@ -56,21 +54,16 @@ def machine_errors(config: TrainConfig) -> Iterator[None]:
         is_oom = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if is_oom or any(words in message.lower() for words in OOM_MESSAGES):
             what = message.split("\n")[0][:120] or type(error).__name__
-            advice = f"{memory_advice(config)}; {again}"
-            raise OutOfMemoryError(f"out of memory ({what}): {advice}") from error
+            advice = memory_advice(config)
+            raise OutOfMemoryError(f"out of memory ({what}): {advice}; {again}") from error
         if isinstance(error, TorchDynamoException):
-            what = " ".join(message.split())[:120]
-            advice = f"set torch_compile to False; {again}"
-            raise RunError(f"the model did not compile ({what}): {advice}") from error
+            what = f"the model did not compile ({' '.join(message.split())[:120]})"
+            raise RunError(f"{what}: set torch_compile to False; {again}") from error
         raise
 
 
 def refuse_slow(config: TrainConfig, device: Device) -> None:
-    """Raise RunError, with the hours needed, if a full-size model would be trained without a GPU.
-
-    Counts a step's floating-point operations on the meta device, and times a matrix product on this CPU. With
-    config.allow_slow nothing is refused.
-    """
+    """Raise RunError with the hours needed if a full-size model would train without a GPU, unless `allow_slow`."""
     if device.device.type != "cpu" or config.allow_slow:
         return
     with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
@@ -100,7 +93,6 @@ def forward_flops(unet: UNet2DConditionModel, latent_side: int) -> float:
 
 def _flops_per_s(side: int = 1024) -> float:
     """Estimate the FLOP/s that a UNet reaches on this CPU: half of a timed matrix product's."""
-    timer = Timer(
-        "a @ a", globals={"a": torch.randn(side, side)}, num_threads=torch.get_num_threads()
-    )
+    matrix = {"a": torch.randn(side, side)}
+    timer = Timer("a @ a", globals=matrix, num_threads=torch.get_num_threads())
     return 0.5 * 2 * side**3 / timer.timeit(3).mean

@@ -33,10 +33,7 @@ class TrainLog:
     def __init__(
         self, run: Run, step: int, accelerator: Accelerator, config: TrainConfig, began: float
     ) -> None:
-        """Start the log with the rows of the checkpoint at `step`, and start the tracker.
-
-        `began` is the time.perf_counter() when training began.
-        """
+        """Start the log with the rows of the checkpoint at `step`; `began` is time.perf_counter() at the start."""
         self.run, self.accelerator, self.counted_until = run, accelerator, began
         self.rows = logged = read_log(run.checkpoint(step) / run.train_log.name) if step else []
         accelerator.wait_for_everyone()
@@ -48,10 +45,7 @@ class TrainLog:
         self._start_trackers(config)
 
     def _start_trackers(self, config: TrainConfig) -> None:
-        """Start the configured tracker: TensorBoard, W&B or another.
-
-        TensorBoard's events are written anew, since a kill may have lost the last minutes.
-        """
+        """Start the configured tracker. TensorBoard's events are written anew: a kill may have lost the last ones."""
         run, accelerator = self.run, self.accelerator
         with on_disk("write", run.tensorboard):
             if config.tracker == "tensorboard":
@@ -69,7 +63,7 @@ class TrainLog:
                 accelerator.init_trackers("annalaura-diffusion", settings, options)
 
     def _replay(self) -> None:
-        """Send the rows and previews of steps before this resume to the trackers again."""
+        """Send the rows and previews of earlier steps to the trackers again."""
         steps = {row["step"] for row in self.rows}
         for tracker in self.accelerator.trackers:
             for row in self.rows:
@@ -82,22 +76,24 @@ class TrainLog:
                     log.warning("%s cannot be read, and is not shown (%s)", path, error)
 
     def _wandb_id(self) -> str:
-        """Return this training's W&B id, which is the same on every machine and after every resume."""
-        path = self.run.tracker
-        if self.accelerator.is_main_process and not (self.rows and _read_id(path)):
-            write_json(path, {"id": uuid.uuid4().hex})
-        self.accelerator.wait_for_everyone()
-        return _read_id(path)
+        """Return this training's W&B id, the same on every machine and after every resume."""
+        known = ""
+        if self.rows:
+            with suppress(OSError, ValueError, TypeError, LookupError):
+                known = str(read_json(self.run.tracker)["id"])
+        if not known and self.accelerator.is_main_process:  # W&B logs in this process alone
+            known = uuid.uuid4().hex
+            write_json(self.run.tracker, {"id": known})
+        return known
 
     def show(self, path: Path) -> None:
-        """Log a preview image to TensorBoard or W&B."""
+        """Send a preview image to TensorBoard or W&B."""
         step = int(path.stem.removeprefix("step-"))
-        pixels = np.asarray(open_rgb(path))[None]
+        pixels = {"previews": np.asarray(open_rgb(path))[None]}
+        options = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
         for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({"previews": pixels}, step=step, dataformats="NHWC")
-            elif tracker.name == "wandb":
-                tracker.log_images({"previews": pixels}, step=step)
+            if tracker.name in options:
+                tracker.log_images(pixels, step=step, **options[tracker.name])
 
     def add(self, row: dict[str, Any]) -> None:
         """Log a step's row, leaving out values that are None or NaN. Raises RunError if the disk refuses the row."""
@@ -127,17 +123,10 @@ class TrainLog:
         self.counted_until = now
 
     def close(self) -> None:
-        """Close the trackers."""
         with on_disk("write", self.run.tensorboard):
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         self.accelerator.trackers = []
-
-
-def _read_id(path: Path) -> str:
-    with suppress(OSError, ValueError, TypeError, LookupError):
-        return str(read_json(path)["id"])
-    return ""
 
 
 def _track(tracker: GeneralTracker, row: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ def diffusion_loss(
     noise: Tensor,
     timesteps: Tensor,
 ) -> Tensor:
-    """Return each image's mean squared error of the predicted noise or v (Ho et al. 2020 eq. 14, arXiv:2006.11239).
+    """Return the mean squared error of each image's predicted noise or v (Ho et al. 2020 eq. 14, arXiv:2006.11239).
 
     latents, noise  (B, 4, h, w), latents scaled
     texts           (B, T, D), or (B, T) token ids where `unet` is model.TextAndUNet
@@ -57,11 +57,11 @@ def forward_backward(
     snr_gamma: float,
     *batch: Tensor,
 ) -> Tensor:
-    """Run a micro-batch's forward and backward pass, which adds its gradients to those of earlier micro-batches.
+    """Run a micro-batch's forward and backward pass, adding to the gradients of earlier micro-batches.
 
     batch    latents, texts, noise and timesteps, as `diffusion_loss` takes them
     returns  the unweighted loss of each image, (B,) float32
-    It reads no value of a tensor in Python, so a CUDA graph can capture it.
+    A CUDA graph can capture this function, since it reads no tensor's value in Python.
     """
     with accelerator.autocast():
         losses = diffusion_loss(unet, noise_scheduler, *batch)

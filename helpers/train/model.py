@@ -47,19 +47,19 @@ ADVICE = (
     "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, a one-file .safetensors of Stable Diffusion "
     "1 or 2, or a folder in diffusers layout with safetensors weights"
 )
-GRADIENT_CHECKPOINTING = {
-    "use_reentrant": False,
-    "preserve_rng_state": False,
-}  # there is no dropout
+# random state need not be preserved: there is no dropout
+GRADIENT_CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # as in diffusers' LoRA training scripts
+NO_SAFETY_CHECKER = {  # loading one would take another gigabyte
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
+}
 
 
 @dataclass(frozen=True)
 class ModelComponents:
-    """The components of a base model: tokenizer, text encoder, VAE, UNet and noise scheduler.
-
-    The UNet or its LoRA is trained, the text encoder if asked, the VAE never.
-    """
+    """The components of a base model. The UNet or its LoRA is trained, the text encoder if asked, the VAE never."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -70,10 +70,7 @@ class ModelComponents:
     hashes: dict[str, str]  # fingerprints of unet, vae and text_encoder, as they were loaded
 
     def fingerprints(self) -> dict[str, str]:
-        """Return fingerprints of VAE, text encoder, tokenizer, noise schedule and scaling factor, by name.
-
-        A checkpoint resumes only with the same ones.
-        """
+        """Return the fingerprints that a checkpoint needs to resume: of all components but the UNet, by name."""
         schedule = self.noise_scheduler
         kind = f"{schedule.config.prediction_type} {schedule.alphas_cumprod.tolist()}"
         words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
@@ -87,16 +84,13 @@ class ModelComponents:
 
     @property
     def step_px(self) -> int:
-        """The number of pixels that must divide an image's width and height: 64 for SD v1.
-
-        The UNet can then halve them at every level.
-        """
-        levels = len(self.unet.config.block_out_channels) - 1
-        return 2 ** (len(self.vae.config.block_out_channels) - 1 + levels)
+        """The number of pixels that must divide an image's width and height: 64 for SD v1."""
+        levels = (len(part.config.block_out_channels) - 1 for part in (self.vae, self.unet))
+        return 2 ** sum(levels)
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Move the VAE, and the text encoder if frozen, to the GPU inside this context, then back to the CPU."""
+        """Move the VAE, and the text encoder if frozen, to the GPU inside this context and back to the CPU after."""
         frozen = [self.vae]
         if not any(p.requires_grad for p in self.text_encoder.parameters()):
             frozen.append(self.text_encoder)
@@ -119,9 +113,9 @@ class ModelComponents:
         generators: list[torch.Generator],
         output_type: str = "pil",
     ) -> Any:
-        """Sample an image per prompt with the current weights: PIL images, or (N, 4, h, w) for `output_type` "latent".
+        """Sample an image per prompt with the current weights, each from its own generator.
 
-        Each image has its own generator, so that training's random state does not change.
+        Returns PIL images, or latents (N, 4, h, w) for `output_type` "latent".
         """
         was_training = self.unet.training
         self.unet.eval()
@@ -140,16 +134,9 @@ class ModelComponents:
         return images
 
     def _pipeline(self) -> StableDiffusionPipeline:
-        pipeline = StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=DPMSolverMultistepScheduler.from_config(self.noise_scheduler.config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        parts = {n: getattr(self, n) for n in ("vae", "text_encoder", "tokenizer", "unet")}
+        scheduler = DPMSolverMultistepScheduler.from_config(self.noise_scheduler.config)
+        pipeline = StableDiffusionPipeline(**parts, scheduler=scheduler, **NO_SAFETY_CHECKER)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # one image at a time: four at 512 px would take 2.7 GB
         return pipeline
@@ -162,11 +149,11 @@ def load_components(
     unet_dtype: torch.dtype = torch.float32,
     known_hashes: Path | None = None,
 ) -> ModelComponents:
-    """Load a base model and check everything that training and its export need.
+    """Load a base model, and check everything that training and its export need.
 
     The UNet comes in `unet_dtype`, a trained text encoder in float32, the others in the device's dtype.
-    `known_hashes` is a file that caches fingerprints, so that weights are hashed once. Raises RunError if the model
-    is missing, incomplete, holds anything but safetensors and JSON, or its components do not fit one another.
+    `known_hashes` is a file that caches fingerprints. Raises RunError if the model is missing, incomplete, holds
+    anything but safetensors and JSON, or its components do not fit one another.
     """
     text_dtype = torch.float32 if train_text_encoder else device.dtype
     with open_model("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
@@ -180,26 +167,22 @@ def load_components(
         fit_tokenizer(tokenizer, text_encoder)
         noise_scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         check_parts(unet, vae, text_encoder, tokenizer, noise_scheduler)
-        hashes = _hashes(
-            folder, {"unet": unet, "vae": vae, "text_encoder": text_encoder}, known_hashes
-        )
-        own = {"vae": vae, "unet": unet, "text_encoder": text_encoder, "tokenizer": tokenizer}
-        load_pipeline(
-            str(folder), device.dtype, **own
-        )  # as the export will, so that it fails now and not after hours
+        models = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
+        hashes = _hashes(folder, models, known_hashes)
+        # as the export will, so that it fails now and not after hours
+        load_pipeline(str(folder), device.dtype, tokenizer=tokenizer, **models)
     vae.requires_grad_(False).eval()
     text_encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
-    nn.Module.to(
-        unet, unet_dtype
-    )  # before the GPU has it; the model's own to() warns without cause
+    # before the GPU has it; the model's own to() warns without cause
+    nn.Module.to(unet, unet_dtype)
     unet.to(device.device)
     return ModelComponents(tokenizer, text_encoder, vae, unet, noise_scheduler, device, hashes)
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
-    """Return each model's fingerprint by name, read from the cache file `known` if its weight files are unchanged."""
+    """Return each model's fingerprint by name, from the cache file `known` if its weight files are unchanged."""
     cached: dict[str, str] = {}
     if known:
         with suppress(OSError, ValueError):
@@ -216,7 +199,7 @@ def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> d
 
 
 class TextAndUNet(nn.Module):
-    """A text encoder and a UNet that are trained together: called like a UNet, but with token ids."""
+    """A text encoder and a UNet that are trained together, called like a UNet but with token ids."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The optimizer step: AdamW, clipping, skipped NaN gradients, EMA; and `TrainState`, all that a step changes."""
+"""The optimizer step: AdamW, clipping, skipped NaN gradients, EMA, and the `TrainState` that a step changes."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from helpers.train.in_backward import StepInBackward
 
 @dataclass
 class TrainState:
-    """All that an optimizer step changes: weights, optimizer, learning-rate schedule, gradient scaler, EMA, counts."""
+    """The state that an optimizer step changes."""
 
     weights: dict[str, nn.Parameter]  # the trained ones, by name
     optimizer: Any  # accelerate's
@@ -47,26 +47,22 @@ def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> tor
         # bitsandbytes does this in its first step; done before it, a resumed run rounds the same way
         for p in weights.values():
             p.data = p.data.contiguous()
-        return _bitsandbytes().optim.AdamW8bit(groups, weight_decay=config.weight_decay)
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            raise RunError(
+                "optimizer is 'adamw8bit' but bitsandbytes is not installed: "
+                "run `pip install -r requirements-gpu.txt`, or set optimizer to 'adamw'"
+            ) from None
+        return AdamW8bit(groups, weight_decay=config.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
-def _bitsandbytes() -> Any:
-    try:
-        import bitsandbytes
-    except ImportError:
-        raise RunError(
-            "optimizer is 'adamw8bit' but bitsandbytes is not installed: "
-            "run `pip install -r requirements-gpu.txt`, or set optimizer to 'adamw'"
-        ) from None
-    return bitsandbytes
-
-
 def clip_and_step(accelerator: Accelerator, state: TrainState, max_grad_norm: float) -> Tensor:
-    """Clip the gradient norm to `max_grad_norm` (0: no clipping), step unless the norm is NaN or inf, return the norm.
+    """Clip the gradients to `max_grad_norm` (0: no clipping) and step the optimizer; return the gradient norm.
 
-    Fused AdamW clips and skips inside its kernel, without a GPU sync, by the attributes that GradScaler sets on it.
-    With fp16's scaler accelerate's optimizer checks for NaN and inf itself.
+    A NaN or inf norm skips the step. Fused AdamW clips and skips inside its kernel, without a GPU sync, by the
+    attributes that GradScaler sets on it. With fp16's scaler accelerate's optimizer checks for NaN and inf itself.
     """
     if state.in_backward:  # every weight was clipped and stepped during backward, by in_backward.py
         return state.in_backward.end_step()
@@ -96,8 +92,7 @@ def restore_layout(optimizer: torch.optim.Optimizer) -> None:
 class MovingAverage:
     """Exponential moving average (EMA) of the weights with a warm-up, equal to diffusers' EMAModel step for step.
 
-    Ours because EMAModel either launches kernels weight by weight or needs another copy of all weights for each
-    step, and averages on the weights' device alone; with `offload` this one is kept on the CPU.
+    EMAModel itself launches kernels weight by weight or copies all weights at each step, and cannot offload to the CPU.
     """
 
     def __init__(self, weights: dict[str, nn.Parameter], decay: float, offload: bool) -> None:
@@ -117,7 +112,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Replace the weights by their average inside this context, and restore the weights bit for bit afterwards."""
+        """Replace the weights by their average inside this context, and restore them bit for bit afterwards."""
         own = {n: p.detach().to(self.average[n].device, copy=True) for n, p in self.weights.items()}
         self._copy(self.average)
         yield

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -39,16 +40,15 @@ from helpers.train.validation_loss import ValidationLoss
 from helpers.train.verdict import has_stopped_improving
 
 log = logging.getLogger(__name__)
-Rows = list[tuple[str, str]]  # file name and caption
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """The encoded training images, prior-preservation samples and validation images, and the prompts of previews."""
+    """The encoded images for training and validation, and the prompts of previews."""
 
     suffix: str
     train: LatentDataset  # the artist's images
-    prior: LatentDataset | None  # the base model's own samples, mixed in
+    mixed: LatentDataset  # with the base model's own samples, for prior preservation
     validation: LatentDataset
     captions: dict[str, str]  # of the validation images, by file name
     prompts: list[str]  # of the previews
@@ -57,7 +57,7 @@ class Datasets:
 
 @dataclass(frozen=True)
 class Training:
-    """The objects of a training that all steps share; TrainState holds what the steps change."""
+    """The objects that all steps of a training share. TrainState holds those that a step changes."""
 
     config: TrainConfig
     run: Run
@@ -72,10 +72,6 @@ class Training:
     forward_backward: Callable[..., Tensor]  # of a micro-batch
     signature: checkpoint.TrainingSignature
     log: TrainLog
-
-    def evaluated_model(self) -> nn.Module:
-        """Return the trained module without accelerate's wrapper."""
-        return self.accelerator.unwrap_model(self.model)
 
 
 def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, TrainState]:
@@ -99,7 +95,7 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
     )
     with accelerator.main_process_first():
         datasets = _make_datasets(config, run, components, accelerator)
-    model, state = _make_state(config, components, device, accelerator)
+    model, state = _make_state(config, components, accelerator)
     with accelerator.main_process_first():  # it clears up what kills left
         checkpoint.resume(run, state, signature)
     state.saved_at = time.monotonic()
@@ -110,6 +106,7 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
             archive_previews(run)
         run.write_config("train", config)
     noise_scheduler = components.noise_scheduler
+    num_timesteps = noise_scheduler.config.num_train_timesteps
     measure = partial(ValidationLoss, noise_scheduler=noise_scheduler, seed=config.seed)
     training = Training(
         config=config,
@@ -119,16 +116,10 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
         components=components,
         model=model,
         datasets=datasets,
-        data=TrainData(
-            datasets.train + datasets.prior if datasets.prior else datasets.train,
-            datasets.null_embedding,
-            noise_scheduler.config.num_train_timesteps,
-            config,
-            accelerator,
-        ),
+        data=TrainData(datasets.mixed, datasets.null_embedding, num_timesteps, config, accelerator),
         val_loss=measure(datasets.validation, num_eval_samples=config.validation_pairs),
         train_eval_loss=measure(datasets.train, num_eval_samples=config.validation_pairs // 2),
-        forward_backward=_forward_backward(config, model, components, accelerator, state),
+        forward_backward=_forward_backward(config, model, components, accelerator),
         signature=signature,
         log=TrainLog(run, state.step, accelerator, config, began),
     )
@@ -137,10 +128,9 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
 
 
 def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
-    """Return the settings that change what a step learns, and the number of images per step.
+    """Return the settings that change what a step learns, and the number of images per step over all processes.
 
-    The images are those of all processes. With aspect-ratio buckets the micro-batch size decides which images come
-    together, so it counts too.
+    With aspect-ratio buckets the micro-batch size decides which images come together, so it counts too.
     """
     learned = {k: v for k, v in asdict(config).items() if k not in RESUMABLE}
     learned["images_per_step"] = config.effective_batch_size * processes
@@ -150,10 +140,7 @@ def training_signature(config: TrainConfig, processes: int) -> dict[str, Any]:
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc reuse the memory that a step frees instead of returning it to the system (mallopt(3)).
-
-    That is a few per cent faster.
-    """
+    """Make glibc keep freed memory for the next step, which is a few per cent faster (mallopt(3))."""
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with suppress(AttributeError, OSError):  # other systems have other allocators
         mallopt = ctypes.CDLL(None).mallopt
@@ -188,16 +175,20 @@ def _make_datasets(
     rows = _read_rows(config, run, components, accelerator, suffix)
     images = {split: image_dataset(run, components, config, split, rows[split]) for split in rows}
     captions = [strip_suffix(text, suffix) for _, text in rows["train"]]
-    prior = None
-    if wanted := _prior_captions(config, captions, suffix):
-        prior = prior_dataset(run, components, config, wanted)
+    mixed, count = images["train"], round(config.prior_share * len(captions))
+    if count and suffix:
+        mixed += prior_dataset(run, components, config, list(islice(cycle(captions), count)))
+    elif count:
+        log.warning(
+            "prior_share is ignored: without a suffix the base's samples would have the captions of the images"
+        )
     prompts = [append_suffix(prompt, suffix) for prompt in config.prompts]
     validation = rows["validation"]
     held_out_prompts = [validation[i * len(validation) // 4][1] for i in range(4)]
     return Datasets(
         suffix=suffix,
         train=images["train"],
-        prior=prior,
+        mixed=mixed,
         validation=images["validation"],
         captions=dict(validation),
         prompts=truncate_captions(prompts, suffix, components.tokenizer) or held_out_prompts,
@@ -211,11 +202,8 @@ def _read_rows(
     components: ModelComponents,
     accelerator: Accelerator,
     suffix: str,
-) -> dict[str, Rows]:
-    """Read each split's (file name, caption) rows, with captions truncated to the text encoder's length.
-
-    A warning says what was cut.
-    """
+) -> dict[str, list[tuple[str, str]]]:
+    """Read each split's (file name, caption) rows, with captions truncated to the text encoder's length."""
     tokenizer = components.tokenizer
     rows, paths, cut = {}, [], 0
     check_suffix_length(suffix, tokenizer)
@@ -232,22 +220,12 @@ def _read_rows(
     return rows
 
 
-def _prior_captions(config: TrainConfig, captions: list[str], suffix: str) -> list[str]:
-    """Return the captions for prior-preservation samples, or [] without prior_share or without a suffix."""
-    count = round(config.prior_share * len(captions))
-    if count and not suffix:
-        log.warning(
-            "prior_share is ignored: without a suffix the base's samples would have the captions of the images"
-        )
-        return []
-    return [captions[i % len(captions)] for i in range(count)]
-
-
 def _make_state(
-    config: TrainConfig, components: ModelComponents, device: Device, accelerator: Accelerator
+    config: TrainConfig, components: ModelComponents, accelerator: Accelerator
 ) -> tuple[nn.Module, TrainState]:
     """Return the module to be trained, and the TrainState at step 0."""
-    trained = make_trainable(components.unet, components.text_encoder, config, device.dtype)
+    dtype = components.device.dtype
+    trained = make_trainable(components.unet, components.text_encoder, config, dtype)
     weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(weights, config)
     # before accelerate wraps the optimizer, whose step() it puts back as it found it
@@ -274,28 +252,22 @@ def _make_state(
 
 
 def _forward_backward(
-    config: TrainConfig,
-    model: nn.Module,
-    components: ModelComponents,
-    accelerator: Accelerator,
-    state: TrainState,
+    config: TrainConfig, model: nn.Module, components: ModelComponents, accelerator: Accelerator
 ) -> Callable[..., Tensor]:
     """Return the function that runs a micro-batch forward and backward, as a CUDA graph if capture is on."""
     run = partial(
         forward_backward, model, accelerator, components.noise_scheduler, config.snr_gamma
     )
-    if not components.device.captures or state.in_backward:
+    if not components.device.captures or config.optimizer_in_backward:
         return run
-    for weight in state.weights.values():  # replays add to the same buffers, step after step
-        weight.grad = torch.zeros_like(weight)
+    for weight in model.parameters():  # replays add to the same buffers, step after step
+        if weight.requires_grad:
+            weight.grad = torch.zeros_like(weight)
     return Captured(run, "the training step")
 
 
 def _follow_lr_schedule(config: TrainConfig, state: TrainState) -> None:
-    """Set the learning rate that the schedule gives for the current step.
-
-    It differs from the checkpoint's if max_steps has changed.
-    """
+    """Set the learning rate by the schedule. It differs from the checkpoint's if max_steps has changed."""
     lr_scheduler = state.lr_scheduler
     factors = [factor_at(state.step) for factor_at in lr_scheduler.lr_lambdas]
     rates = [base * f for base, f in zip(lr_scheduler.base_lrs, factors, strict=True)]

@@ -1,6 +1,7 @@
 """Draw preview images during training, always of the same prompts at the same seeds."""
 
 import logging
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ def draw_previews(
 def write_preview(
     run: Run, step: int, components: ModelComponents, config: TrainConfig, prompts: list[str]
 ) -> Path:
-    """Draw an image per prompt, save the images as one grid, previews/step-NNNNNN.png, and return the file's path."""
+    """Draw an image per prompt, and save all as a grid in previews/step-NNNNNN.png; return the path."""
     images = draw_previews(components, config, prompts)
     cell_px = max(160, min(config.resolution_px, 256))
     columns = len(images) if len(images) <= 6 else 4
@@ -36,14 +37,11 @@ def write_preview(
 
 
 def archive_previews(run: Run) -> None:
-    """Move an earlier training's previews to previews/before-N, so that a new training can begin at step 0.
-
-    A preview of step 0 alone stays: its training was stopped before the first checkpoint, and draws it again.
-    """
+    """Move an earlier training's previews to previews/before-N, unless step 0's is the only one."""
     if not any(path != run.preview(0) for path in run.preview_files()):
         return
-    numbers = (n for n in range(1, 10_000) if not (run.previews / f"before-{n}").exists())
-    backup_path = run.previews / f"before-{next(numbers)}"
+    paths = (run.previews / f"before-{number}" for number in count(1))
+    backup_path = next(path for path in paths if not path.exists())
     with on_disk("make", backup_path):
         backup_path.mkdir()
     for path in sorted(run.previews.glob("*.png")):

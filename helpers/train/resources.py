@@ -1,4 +1,4 @@
-"""Estimate the memory, disk and hours of a training before it starts, and refuse what cannot fit."""
+"""Estimate the memory, disk and hours of a training before it starts, and refuse one that will not fit."""
 
 import os
 import shutil
@@ -81,7 +81,6 @@ def _format_hours(hours: float) -> str:
 
 
 def _format_size(gb: float) -> str:
-    """Format a size in GB, MB or kB, in the largest unit that gives at least 1."""
     large = f"{gb:.1f} GB" if gb >= 1 else f"{1e3 * gb:.1f} MB"
     return large if gb >= 1e-3 else f"{1e6 * gb:.0f} kB"
 
@@ -89,9 +88,8 @@ def _format_size(gb: float) -> str:
 def estimate_resources(config: TrainConfig, run: Run, device: Device) -> ResourceEstimate:
     """Estimate a training's memory, disk and hours, by timing a few steps on random weights.
 
-    Ten steps, or three on a CPU, of the same shapes. Raises RunError, naming the setting to change, if it will not fit
-    or would take days without a GPU, and where the dataset is missing; OutOfMemoryError if a timed step runs out of
-    memory (OOM).
+    Raises RunError if the dataset is missing, if the training will not fit, or would take days without a GPU;
+    OutOfMemoryError if a timed step runs out of memory (OOM).
     """
     run.require(run.split_metadata("train"), "dataset")
     refuse_slow(config, device)
@@ -111,10 +109,7 @@ def estimate_resources(config: TrainConfig, run: Run, device: Device) -> Resourc
 
 
 def _count_forwards_beside_steps(config: TrainConfig, run: Run) -> int:
-    """Count the UNet's forward passes outside training steps: for prior-preservation samples, evaluations and previews.
-
-    Each is of one image.
-    """
+    """Count the forward passes, one image each, of prior-preservation samples, evaluations and previews."""
     images, suffix = len(run.split_images("train")), run.read_config("dataset")["suffix"]
     per_sample = config.num_inference_steps * (2 if config.guidance_scale > 1 else 1)
     prior = round(config.prior_share * images) if suffix else 0
@@ -168,17 +163,14 @@ def _estimate_memory_and_disk(config: TrainConfig, run: Run, device: Device) -> 
 @lru_cache(maxsize=8)  # the notebook counts, and the training does again
 def activation_memory(config: TrainConfig, device: Device) -> int:
     """Return the peak bytes of a step's activations and gradients, in the forward and backward passes."""
-    batch, passes = config.train_batch_size, config.gradient_accumulation_steps
-    model, side = _meta_model(config, device), latent_side(config)
-    if not config.optimizer_in_backward:
-        return peak_activation_bytes(model, batch, side, device, passes)
+    model = _meta_model(config, device)
     largest = max(p.numel() for p in model.parameters() if p.requires_grad)
-    # and the largest weight with its gradient in float32, for its own step
-    return peak_activation_bytes(model, batch, side, device, 1, frees_gradients=True) + 8 * largest
+    peak = peak_activation_bytes(model, latent_side(config), config, device)
+    # with the largest weight and its gradient in float32, for its own step
+    return peak + 8 * largest if config.optimizer_in_backward else peak
 
 
 def _meta_model(config: TrainConfig, device: Device) -> torch.nn.Module:
-    """Build the trainable module on the meta device, which takes no memory."""
     with torch.device("meta"):
         return build_model(config, device)
 
@@ -188,9 +180,8 @@ def build_model(config: TrainConfig, device: Device) -> torch.nn.Module:
     with open_model("base_model", config.base_model, ADVICE, weights=False) as folder:
         check_part_settings(folder / "unet", "UNet2DConditionModel")
         check_part_settings(folder / "text_encoder", "CLIPTextModel")
-        unet = UNet2DConditionModel.from_config(
-            UNet2DConditionModel.load_config(folder, subfolder="unet")
-        )
+        shapes = UNet2DConditionModel.load_config(folder, subfolder="unet")
+        unet = UNet2DConditionModel.from_config(shapes)
         text = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
     if config.method == "full":
         unet.to(weights_dtype(config))
@@ -210,14 +201,13 @@ def _is_gpu(device: Device) -> bool:
 
 
 def _memory_bytes(device: Device) -> float:
-    """Return the bytes of GPU memory, or of the machine's memory if there is no GPU."""
     if _is_gpu(device):
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _free_disk_bytes(run: Run, checkpoint_bytes: float) -> float:
-    """Return the bytes available for checkpoints on the run's disk or on its mirror, whichever has less.
+    """Return the bytes free for checkpoints on the run's disk or its Drive mirror, whichever has less.
 
     The mirror needs room for one checkpoint fewer. Space that this run's checkpoints already take counts as free.
     """
@@ -229,7 +219,7 @@ def _free_disk_bytes(run: Run, checkpoint_bytes: float) -> float:
 def benchmark_step(
     config: TrainConfig, device: Device, steps: int
 ) -> tuple[float, float, float | None]:
-    """Time training steps on random weights; return (seconds a step, forward seconds an image, peak GPU GB or None)."""
+    """Time training steps on random weights; return seconds per step, forward seconds per image, and peak GPU GB."""
     with torch.random.fork_rng(), torch.device(device.device):
         module = build_model(config, device)
         weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -269,7 +259,7 @@ def benchmark_step(
 
 
 def _reset_peak_gb(device: Device) -> float | None:
-    """Return the peak GPU memory in GB and reset the peak, or return None without a GPU."""
+    """Return the peak GPU memory in GB since the last call, or None without a GPU."""
     if not _is_gpu(device):
         return None
     peak = torch.cuda.max_memory_reserved() / GB + CUDA_CONTEXT_GB
@@ -278,7 +268,7 @@ def _reset_peak_gb(device: Device) -> float | None:
 
 
 def _median_s(function: Callable[[], object], times: int) -> float:
-    """Return the median seconds of `times` calls of a function, leaving out the first two calls (warm-up)."""
+    """Return the median seconds of a function's `times` calls, without the first two (warm-up)."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()

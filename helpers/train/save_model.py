@@ -22,7 +22,7 @@ from helpers.models.lora import LORA_FILE, extract_lora, load_lora, write_lora
 from helpers.models.pipeline import load_pipeline
 from helpers.models.readback import effective_weights, final_path, require_equal, require_names
 from helpers.models.untrusted import open_model
-from helpers.train.model import ModelComponents
+from helpers.train.model import NO_SAFETY_CHECKER, ModelComponents
 from helpers.train.portable import write_text_encoder_names, write_tokenizer
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,6 @@ WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
-}
-NO_SAFETY_CHECKER = {  # loading one would take another gigabyte
-    "safety_checker": None,
-    "feature_extractor": None,
-    "requires_safety_checker": False,
 }
 SAFETY_CHECKER = {  # copied as files, under classes that every version has
     "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
@@ -65,18 +60,9 @@ def trained_modules(config: TrainConfig, components: ModelComponents) -> dict[st
 
 
 def finetuned_pipeline(config: TrainConfig, components: ModelComponents) -> StableDiffusionPipeline:
-    """Return the base model's pipeline, but with tokenizer, text encoder, VAE and UNet from `components`."""
-    return load_pipeline(
-        config.base_model,
-        components.device.dtype,
-        tokenizer=components.tokenizer,
-        **_modules(components),
-        **NO_SAFETY_CHECKER,
-    )
-
-
-def _modules(components: ModelComponents) -> dict[str, nn.Module]:
-    return {name: getattr(components, name) for name in WEIGHTS}
+    """Return the base model's pipeline with the tokenizer, text encoder, VAE and UNet from `components`."""
+    own = {name: getattr(components, name) for name in ("tokenizer", *WEIGHTS)} | NO_SAFETY_CHECKER
+    return load_pipeline(config.base_model, components.device.dtype, **own)
 
 
 def export_lora(
@@ -84,7 +70,7 @@ def export_lora(
 ) -> StableDiffusionPipeline:
     """Write the LoRA file into `folder`, and return the base model's float32 pipeline with that file loaded.
 
-    It is loaded as a user would. Raises RunError, naming the layers, if it differs from the trained LoRA.
+    Raises RunError, naming the layers, if the loaded LoRA differs from the trained one.
     """
     path, modules = folder / LORA_FILE, trained_modules(config, components)
     trained = extract_lora(modules)
@@ -97,12 +83,6 @@ def export_lora(
     loaded = extract_lora({name: getattr(pipeline, name) for name in modules})
     require_equal(path, trained.scaled.items(), loaded.scaled.items(), rounded=True)
     return pipeline.to(components.device.device)
-
-
-def merge_lora(pipeline: StableDiffusionPipeline) -> None:
-    """Merge a pipeline's loaded LoRA into the base model's weights."""
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
 
 
 def save_pipeline(
@@ -128,9 +108,7 @@ def _copy_safety_checker(base_model: str, folder: Path) -> None:
         index = read_json(base / "model_index.json")
         if not (index.get("safety_checker") or [None])[0]:
             return
-        weights = sorted(
-            (base / "safety_checker").glob("model*.safetensors"), key=lambda p: len(p.name)
-        )
+        weights = list((base / "safety_checker").glob("model*.safetensors"))
         processor = base / "feature_extractor/preprocessor_config.json"
         if not weights or not processor.is_file():
             log.warning(
@@ -139,21 +117,16 @@ def _copy_safety_checker(base_model: str, folder: Path) -> None:
             return
         for part in SAFETY_CHECKER:
             (folder / part).mkdir()
-        shutil.copyfile(weights[0], folder / "safety_checker/model.safetensors")
+        shortest = min(weights, key=lambda path: len(path.name))
+        shutil.copyfile(shortest, folder / "safety_checker/model.safetensors")
         shutil.copyfile(base / "safety_checker/config.json", folder / "safety_checker/config.json")
         shutil.copyfile(processor, folder / "feature_extractor" / processor.name)
-    index = read_json(folder / "model_index.json")
-    write_json(
-        folder / "model_index.json", index | SAFETY_CHECKER | {"requires_safety_checker": True}
-    )
+    index = folder / "model_index.json"
+    write_json(index, read_json(index) | SAFETY_CHECKER | {"requires_safety_checker": True})
 
 
 def _clean_config(path: Path) -> None:
-    """Remove a local path from a component's config, and set its default dtype for loading to float32.
-
-    diffusers' models load in float32, transformers' as they were saved; an fp16 text encoder and a float32 UNet cannot
-    draw together.
-    """
+    """Remove a local path from a component's config, and set its dtype to float32, as for diffusers' models."""
     config = read_json(path)
     cleaned = {name: value for name, value in config.items() if name != "_name_or_path"}
     for name in cleaned.keys() & {"dtype", "torch_dtype"}:
@@ -165,11 +138,8 @@ def _clean_config(path: Path) -> None:
 def read_back(
     config: TrainConfig, components: ModelComponents, folder: Path
 ) -> StableDiffusionPipeline:
-    """Load the written model/ folder as a user would, and compare every weight with the trained weight.
-
-    Returns the loaded pipeline. Raises RunError that names the layers which differ.
-    """
-    modules = _modules(components)
+    """Load the written model/ folder as a pipeline. Raises RunError if a weight differs from the trained one."""
+    modules = {name: getattr(components, name) for name in WEIGHTS}
     for name, file in WEIGHTS.items():
         require_names(folder / name / file, effective_weights(modules[name]))
     pipeline = load_pipeline(str(folder), components.device.dtype, **NO_SAFETY_CHECKER)
@@ -186,21 +156,17 @@ def read_back(
 
 def write_card(run: Run, config: TrainConfig, components: ModelComponents, folder: Path) -> None:
     """Write a short model card, which 05_inference replaces by the full card."""
-    is_v2 = bool(components.unet.config.use_linear_projection)
-    licence = licence_of(config.base_model, is_v2)
-    header = ModelCardData(
-        **licence.fields(), pipeline_tag="text-to-image", library_name="diffusers"
-    )
+    licence = licence_of(config.base_model, bool(components.unet.config.use_linear_projection))
+    tags = {"pipeline_tag": "text-to-image", "library_name": "diffusers"}
     suffix = run.read_config("dataset")["suffix"]
+    style = f"End a prompt with `{suffix}` for the style." if suffix else "It needs no suffix."
     values = {
-        "header": header.to_yaml(),
+        "header": ModelCardData(**licence.fields(), **tags).to_yaml(),
         "licence": licence.name,
         "run": run.name,
         "base": public_name(config.base_model),
         "batch": config.effective_batch_size,
         "suffix": suffix,
-        "style": f"End a prompt with `{suffix}` for the style."
-        if suffix
-        else "It needs no suffix.",
+        "style": style,
     }
     write_text(folder / "README.md", CARD.format(**vars(config) | values))

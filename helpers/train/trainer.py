@@ -40,7 +40,7 @@ Sync = Callable[[Run], None]  # schedules a copy of what is new in a run
 
 @dataclass(frozen=True)
 class Step:
-    """What train_log.jsonl records of an optimizer step; a step without evaluation has no evaluation losses."""
+    """The record of an optimizer step in train_log.jsonl. A step without evaluation has no evaluation losses."""
 
     step: int
     loss: float
@@ -65,7 +65,7 @@ class Step:
 
 
 class Steps(Iterator[Step]):
-    """An iterator that trains and yields each step; iterated again after a stop or an error, it resumes training."""
+    """An iterator over the steps of a training. Iterating again after a stop or an error resumes the training."""
 
     def __init__(self, begin: Callable[[], Generator[Step]]) -> None:
         self._begin = begin
@@ -85,10 +85,10 @@ class Steps(Iterator[Step]):
 
 
 def train(config: TrainConfig, run: Run, sync: Sync = sync_soon) -> Steps:
-    """Fine-tune, yielding each optimizer step; a rerun resumes from the newest checkpoint, or does nothing if finished.
+    """Fine-tune the base model, and yield each optimizer step.
 
-    Step 0 is the base model, evaluated. At the end model/ holds a pipeline and verdict.json the outcome. `sync` is
-    called after every checkpoint.
+    A rerun resumes from the newest checkpoint, or does nothing if finished. Step 0 is the base model, evaluated. At the
+    end model/ holds a pipeline and verdict.json the outcome. `sync` is called after every checkpoint.
     Raises RunError if the dataset or the base model is missing or damaged, a checkpoint belongs to another training,
     another process trains this run, memory or disk will not suffice, a full-size model would train without a GPU,
     the disk refuses a checkpoint, or the loss stays NaN; Stopped after SIGINT or SIGTERM, once the last step is saved.
@@ -121,7 +121,7 @@ def _only_process(run: Run) -> Iterator[None]:
 
 
 def _check(config: TrainConfig, run: Run) -> Device:
-    """Return the device to train on, or raise RunError if dataset, speed, memory or disk rule the training out."""
+    """Return the device to train on. Raises RunError if dataset, speed, memory or disk do not allow the training."""
     if what := find_corruption(run.dataset):
         raise RunError(f"{what}: run 03_dataset again")
     device = pick_device(config.mixed_precision, config.attention, config.capture)
@@ -133,7 +133,7 @@ def _check(config: TrainConfig, run: Run) -> Device:
 def _steps(
     training: Training, state: TrainState, sync: Sync, interrupts: Interrupts
 ) -> Iterator[Step]:
-    """Evaluate step 0, then run every optimizer step; yield each step once it is logged and, where due, saved."""
+    """Evaluate step 0 and run every optimizer step; yield each step once it is logged and, where due, saved."""
     training.model.train()
     if state.step == 0:
         with interrupts.busy():
@@ -151,10 +151,7 @@ def _steps(
 
 
 def train_step(training: Training, state: TrainState, batch: Batch) -> tuple[Step, Batch]:
-    """Run and log one optimizer step, evaluating where due; return the Step and the next step's batch.
-
-    Raises DivergedError if the loss was NaN or inf for MAX_NONFINITE_STEPS steps in a row.
-    """
+    """Run and log one optimizer step; return the Step and the next batch. Raises DivergedError if losses stay NaN."""
     began = time.perf_counter()
     losses, grad_norm = optimizer_step(training, state, batch)
     batch = training.data.get_batch(state.step)  # made while the GPU works
@@ -177,7 +174,7 @@ def optimizer_step(training: Training, state: TrainState, batch: Batch) -> tuple
     """Run the forward and backward pass of every micro-batch, then step the optimizer once.
 
     Returns the unweighted loss of each image (micro-batch, image), over all processes, and the gradient norm. Both
-    are on the device: reading one waits for it.
+    are on the device: reading one waits for the device.
     """
     accelerator, losses = training.accelerator, []
     for micro_batch in batch:
@@ -196,7 +193,7 @@ def optimizer_step(training: Training, state: TrainState, batch: Batch) -> tuple
 
 
 def _nonfinite_images(training: Training, state: TrainState, losses: Tensor) -> set[str]:
-    """Return the names of images with a NaN or inf loss in the last step; empty if only the gradient was non-finite."""
+    """Return the names of images whose loss was NaN or inf in the last step."""
     is_bad = (~losses.isfinite()).tolist()
     micro_batches = zip(training.data.names(state.step - 1), is_bad, strict=True)
     return {n for names, flags in micro_batches for n, bad in zip(names, flags, strict=True) if bad}
@@ -212,24 +209,23 @@ def _divergence(training: Training, state: TrainState) -> str:
 
 
 def evaluate_and_log(training: Training, state: TrainState, step: Step) -> Step:
-    """Evaluate and draw previews where due, log the step, and return the Step with any evaluation losses."""
+    """Evaluate and draw previews where due, log the step, and return the Step with its evaluation losses."""
     config, is_last = training.config, state.step == training.config.max_steps
     evaluates = state.step % config.validate_every_steps == 0 or is_last
     draws = state.step % config.preview_every_steps == 0 or is_last
     if evaluates or draws:
         with state.ema.applied() if state.ema else nullcontext():
             if evaluates:
-                model, device = training.evaluated_model(), training.device
+                model = training.accelerator.unwrap_model(training.model)
                 step = replace(
                     step,
-                    held_out_loss=training.val_loss(model, device),
-                    probe_loss=training.train_eval_loss(model, device),
+                    held_out_loss=training.val_loss(model, training.device),
+                    probe_loss=training.train_eval_loss(model, training.device),
                 )
             if draws and training.accelerator.is_main_process:
-                prompts = training.datasets.prompts
-                training.log.show(
-                    write_preview(training.run, state.step, training.components, config, prompts)
-                )
+                components, prompts = training.components, training.datasets.prompts
+                path = write_preview(training.run, state.step, components, config, prompts)
+                training.log.show(path)
     training.log.add(asdict(step))
     if evaluates:
         state.stopped_early = has_stopped_improving(training.log.val_curve, config)
@@ -249,9 +245,8 @@ def _is_time_to_save(training: Training, state: TrainState) -> bool:
 
 
 def _save(training: Training, state: TrainState, sync: Sync) -> None:
-    """Save a checkpoint in the main process; other processes wait for it in their next step."""
     run, config, log = training.run, training.config, training.log
-    if training.accelerator.is_main_process:
+    if training.accelerator.is_main_process:  # the others wait in their next step
         log.repair()
         folder = checkpoint.save(run, state, training.signature, log.rows)
         checkpoint.prune(run, folder, config.keep_checkpoints, best_point(log.val_curve)[0])
@@ -267,7 +262,7 @@ def _stop_before(number: int) -> NoReturn:
 def _stop_if_asked(
     training: Training, state: TrainState, sync: Sync, interrupts: Interrupts
 ) -> None:
-    """Stop training in all processes if SIGINT or SIGTERM reached one of them during the step."""
+    """Stop training in all processes if one of them received SIGINT or SIGTERM during the step."""
     asked = bool(interrupts.asked)
     if interrupts.is_distributed:
         if asked:
@@ -278,7 +273,7 @@ def _stop_if_asked(
 
 
 def _stop(training: Training, state: TrainState, sync: Sync, number: int) -> NoReturn:
-    """Save a checkpoint unless this step has one, and raise Stopped with a message on how to resume."""
+    """Save a checkpoint unless this step has one, and raise Stopped, which says how to resume."""
     if state.step == 0:
         _stop_before(number)
     if state.step > state.saved_step:

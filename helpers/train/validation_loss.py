@@ -1,5 +1,7 @@
 """The validation loss: the training loss on held-out images at fixed noise and timesteps."""
 
+import math
+
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
@@ -10,11 +12,7 @@ from helpers.train.loss import diffusion_loss
 
 
 class ValidationLoss:
-    """Computes the unweighted loss on a dataset, always with the same images, noise and timesteps.
-
-    The timesteps are spread evenly over the schedule, so two checkpoints differ by what they learned
-    and by nothing else. It leaves the random state of training alone.
-    """
+    """The unweighted loss on a dataset, always with the same images, noise and evenly spread timesteps."""
 
     def __init__(
         self,
@@ -26,21 +24,17 @@ class ValidationLoss:
     ) -> None:
         """Choose `num_eval_samples` fixed (image, timestep) pairs, and their noise, by `seed`.
 
-        Each image comes about equally often. With more images than pairs, the images that are measured are spread
-        evenly over all. With `same_timesteps` every image has the same timesteps, so that images can be compared.
+        The images are spread evenly. With `same_timesteps` all have the same timesteps, so that they can be compared.
         """
         source = generator(seed, "fixed loss", len(dataset))
         self.noise_scheduler, self.dataset = noise_scheduler, dataset
-        count, numbers = len(dataset), torch.arange(num_eval_samples)
-        self.images = (
-            numbers * count // num_eval_samples if count > num_eval_samples else numbers % count
-        )
-        num_timesteps = noise_scheduler.config.num_train_timesteps
-        order = torch.randperm(num_eval_samples, generator=source)
-        self.timesteps = ((numbers + 0.5) / num_eval_samples * num_timesteps).long()[order]
+        count, total = len(dataset), num_eval_samples
+        numbers, order = torch.arange(total), torch.randperm(total, generator=source)
+        self.images = numbers * count // total if count > total else numbers % count
+        places = ((numbers + 0.5) / total)[order]
         if same_timesteps:
-            rounds = -(-num_eval_samples // count)
-            self.timesteps = ((numbers // count + 0.5) / rounds * num_timesteps).long()
+            places = (numbers // count + 0.5) / math.ceil(total / count)
+        self.timesteps = (places * noise_scheduler.config.num_train_timesteps).long()
         self.groups = self._group_by_shape()
         self.noise = [
             torch.randn(len(group), *dataset.shape(int(self.images[group[0]])), generator=source)
@@ -58,15 +52,14 @@ class ValidationLoss:
         return float(self.per_pair(unet, device).mean())
 
     def per_image(self, unet: nn.Module, device: Device) -> list[float]:
-        """Return the mean loss of each image in the dataset, NaN for images that are not measured."""
+        """Return the mean loss of each image in the dataset, or NaN for an image that is not measured."""
         sums, counts = torch.zeros(2, len(self.dataset))
         sums.index_add_(0, self.images, self.per_pair(unet, device))
         counts.index_add_(0, self.images, torch.ones(len(self.images)))
         return (sums / counts).tolist()
 
-    @torch.compiler.set_stance(
-        "force_eager"
-    )  # only a training step's own shapes are worth compiling
+    # only a training step's own shapes are worth compiling
+    @torch.compiler.set_stance("force_eager")
     @torch.no_grad()
     def per_pair(self, unet: nn.Module, device: Device, batch: int = 16) -> Tensor:
         """Return the loss of each (image, timestep) pair, as a CPU tensor (num_eval_samples,)."""

@@ -30,7 +30,7 @@ def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
     """Judge a training by its curve of (step, validation loss) points, from step 0 (the base model) on.
 
     overfitting     the smoothed loss has risen for two points, and so has its gap to `train_eval_curve`
-    still learning  it fell during the last third
+    still learning  the loss fell during the last third
     converged       neither
     `train_eval_curve` is the same loss on training images: a rise that both share is no overfitting. Without it, a
     rise is enough. Raises RunError if every point was NaN or inf.
@@ -61,30 +61,30 @@ def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
 
 
 def _smooth(losses: Sequence[float]) -> list[float]:
-    """Smooth losses by a moving average of three points, weighted 1/4, 1/2, 1/4."""
+    """Return the moving average of losses over three points, weighted 1/4, 1/2, 1/4."""
     padded = [losses[0], *losses, losses[-1]]
     return [(a + 2 * b + c) / 4 for a, b, c in zip(padded, padded[1:], padded[2:], strict=False)]
 
 
 def _rose(values: Sequence[float], losses: Sequence[float], min_rise: float) -> bool:
-    """Whether the last two smoothed `values` are over `min_rise` above the one where smoothed `losses` are lowest."""
+    """Return True if the last two smoothed values are `min_rise` above the value at the lowest smoothed loss."""
     smooth, level = _smooth(values), _smooth(losses)
     lowest = level.index(min(level))
     return len(level) - 1 - lowest >= 2 and min(smooth[-2:]) > smooth[lowest] + min_rise
 
 
 def best_point(curve: Curve) -> tuple[int, float]:
-    """Return the (step, loss) of the lowest validation loss after step 0, or of step 0 if there is no other point."""
+    """Return the (step, loss) of the lowest validation loss after step 0, or step 0's if there is no other."""
     return min(curve[1:] or curve or [(0, math.inf)], key=lambda point: point[1])
 
 
 def has_stopped_improving(curve: Curve, config: TrainConfig) -> bool:
-    """Whether the validation loss has not improved for `early_stopping_patience` measurements."""
+    """Return True if the validation loss has not improved for `early_stopping_patience` measurements."""
     patience = config.early_stopping_patience
     return 0 < patience < len(curve) and len(curve) - 1 - curve.index(best_point(curve)) >= patience
 
 
 def rank_by_loss(names: Sequence[str], losses: Sequence[float]) -> list[dict[str, Any]]:
-    """Return {file_name, loss} of each image: NaN and inf first, then from the highest loss to the lowest."""
+    """Return a {file_name, loss} row per image: NaN and inf first, then from the highest loss to the lowest."""
     rows = [{"file_name": n, "loss": loss} for n, loss in zip(names, losses, strict=True)]
     return sorted(rows, key=lambda row: (math.isfinite(row["loss"]), -row["loss"]))

@@ -7,10 +7,10 @@ from PIL import Image
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import Figure, Scene
 
-CAT = Scene(14, Figure("cat", "blue"), Figure("car", "red"), "on a green hill")
-BEAR = Scene(21, Figure("bear", "red"), Figure("umbrella", "yellow"), "on a sandy beach")
-RABBIT = Scene(33, Figure("rabbit", "purple"), Figure("tree", "green"), "in the snow")
-FROG = Scene(45, Figure("frog", "yellow"), Figure("mushroom", "purple"), "at night")
+CAT = Scene(14, Figure("blue", "cat"), Figure("red", "car"), "on a green hill")
+BEAR = Scene(21, Figure("red", "bear"), Figure("yellow", "umbrella"), "on a sandy beach")
+RABBIT = Scene(33, Figure("purple", "rabbit"), Figure("green", "tree"), "in the snow")
+FROG = Scene(45, Figure("yellow", "frog"), Figure("purple", "mushroom"), "at night")
 
 
 def watercolour(scene: Scene, size_px: int = 256) -> Image.Image:

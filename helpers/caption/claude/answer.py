@@ -1,4 +1,4 @@
-"""Validate Claude's answers: JSON with one caption in plain text is accepted, and nothing else."""
+"""Validate Claude's answers: only JSON with one caption in plain text is accepted."""
 
 import json
 import re
@@ -22,9 +22,10 @@ def read_answer(body: Any, max_words: int) -> tuple[str, str]:
         return "", "refused"
     if reason not in ("end_turn", "stop_sequence"):
         return "", f"failed: answer stopped at {str(reason)[:40]}"
-    texts = [_text(block) for block in body["content"]]
+    blocks = [block for block in body["content"] if isinstance(block, Mapping)]
+    texts = [block.get("text") for block in blocks if block.get("type") == "text"]
     try:
-        answer = json.loads("".join(texts))
+        answer = json.loads("".join(text for text in texts if isinstance(text, str)))
     except (ValueError, RecursionError):
         return "", "failed: answer is no JSON"
     if not isinstance(answer, dict) or answer.keys() != {"caption"}:
@@ -37,14 +38,8 @@ def read_answer(body: Any, max_words: int) -> tuple[str, str]:
     return ("", f"failed: answer {fault}") if fault else (caption, "ok")
 
 
-def _text(block: Any) -> str:
-    """Return the text of a content block, or "" for a block of another type, such as thinking."""
-    is_text = isinstance(block, Mapping) and block.get("type") == "text"
-    return block["text"] if is_text and isinstance(block.get("text"), str) else ""
-
-
 def find_fault(caption: str, max_words: int) -> str:
-    """Return why a text cannot be a caption, or "" if it can."""
+    """Return the reason why a text cannot be a caption, or "" if it can."""
     words = len(caption.split())
     if not caption:
         return "is empty"

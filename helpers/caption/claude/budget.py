@@ -7,14 +7,14 @@ ANSWERS_PER_REQUEST = 40  # answers before one more request in flight: a kill lo
 
 
 class Budget:
-    """Tracks spent and reserved USD, and refuses a reservation that the budget does not cover."""
+    """A budget in USD, with the amounts spent and reserved."""
 
     def __init__(self, budget_usd: float, spent_usd: float) -> None:
         self.budget_usd, self.spent_usd, self.reserved_usd = budget_usd, spent_usd, 0.0
         self._lock = threading.Lock()
 
     def reserve(self, usd: float) -> bool:
-        """Reserve `usd` and return True, or return False if the budget does not cover the amount."""
+        """Reserve `usd` and return True, or return False if less is left."""
         with self._lock:
             if usd > self.budget_usd - self.spent_usd - self.reserved_usd + 1e-12:
                 return False
@@ -29,9 +29,9 @@ class Budget:
 
 
 class ConcurrencyLimiter:
-    """Limits the number of concurrent requests: one at first, so that the prompt is cached once, then gradually more.
+    """A limit on concurrent requests: one until the prompt is cached, then gradually more.
 
-    Never more than the rate-limit headers allow, and half as many after a 429 or 529.
+    There are never more than the rate-limit headers allow, and half as many after a 429 or 529.
     """
 
     def __init__(self, max_requests: int) -> None:
@@ -44,22 +44,14 @@ class ConcurrencyLimiter:
         return max(1, min(self.max_requests, ramp_up, self.remaining))
 
     def on_answer(self, headers: Mapping[str, str], tokens: int) -> None:
-        """Count an answer, and note how many more requests of `tokens` tokens the response `headers` allow."""
-        requests = _parse_int(
-            headers.get("anthropic-ratelimit-requests-remaining"), self.max_requests
-        )
-        for kind in ("tokens", "input-tokens"):
-            enough = self.max_requests * max(1, tokens)
-            remaining = _parse_int(headers.get(f"anthropic-ratelimit-{kind}-remaining"), enough)
-            requests = min(requests, remaining // max(1, tokens))
+        """Count an answer, and read from its headers how many more requests of `tokens` tokens are allowed."""
+        costs = {"requests": 1, "tokens": max(1, tokens), "input-tokens": max(1, tokens)}
+        left = {kind: headers.get(f"anthropic-ratelimit-{kind}-remaining", "") for kind in costs}
+        allowed = [int(text) // costs[kind] for kind, text in left.items() if text.isdigit()]
         with self._lock:
             self.answers += 1
-            self.remaining = requests
+            self.remaining = min([self.max_requests, *allowed])
 
     def on_rate_limit(self) -> None:
         with self._lock:
             self.answers = max(0, self.allowed // 2 - 1) * ANSWERS_PER_REQUEST
-
-
-def _parse_int(text: str | None, default: int) -> int:
-    return int(text) if text and text.isdigit() else default

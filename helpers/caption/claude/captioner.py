@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 import anthropic
 
 from helpers.caption.claude import message_batches
-from helpers.caption.claude.client import UNREADABLE, Session, error_line, may_be_billed
+from helpers.caption.claude.client import Session, error_line, may_be_billed
 from helpers.caption.claude.estimate import estimate
 from helpers.config import CaptionConfig
 from helpers.core.errors import RunError
@@ -23,7 +23,7 @@ RETRIED_LATER = ("failed: expired", "failed: canceled")  # not in full-price req
 
 
 def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterator[Caption]:
-    """Finish open batches, then caption images with Claude, saving each row before it is yielded.
+    """Caption images with Claude, those of open batches first, and yield each row after saving it.
 
     Raises RunError if the next request could exceed the budget, or the API is unusable; answers so far are saved.
     """
@@ -37,9 +37,8 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
             done[row.file_name] = row
             yield row
     if config.mode == "batch":
-        for row in message_batches.caption(
-            session, [post for post in posts if post.file_name not in done]
-        ):
+        unasked = [post for post in posts if post.file_name not in done]
+        for row in message_batches.caption(session, unasked):
             done[row.file_name] = row
             yield row
     final = ("ok", "refused", *RETRIED_LATER)
@@ -48,18 +47,17 @@ def caption_images(config: CaptionConfig, run: Run, posts: list[Post]) -> Iterat
 
 
 def price(config: CaptionConfig, run: Run, posts: list[Post]) -> str:
-    """Return a cost estimate for captioning `posts`, in a few lines; only free token counting requests are sent."""
+    """Return an estimate, in a few lines, of what captioning `posts` costs. Only free requests are sent."""
     return str(estimate(config, run, posts))
 
 
 def _is_api_failure(row: Caption) -> bool:
-    """Return whether a row failed because of the API, rather than the image or the model's answer."""
     of_the_image = ("failed: answer", "failed: cannot be read")
     return row.status.startswith("failed") and not row.status.startswith(of_the_image)
 
 
 def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
-    """Caption images by the Messages API, in as many concurrent requests as the limiter allows."""
+    """Yield each image's caption from the Messages API, with as many concurrent requests as the limiter allows."""
     waiting, in_flight, failures = deque(posts), set[Future[Caption]](), 0
     with ThreadPoolExecutor(session.config.concurrency) as pool:
         while waiting or in_flight:
@@ -83,11 +81,11 @@ def caption_now(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
 
 
 def _caption(session: Session, post: Post, reserved_usd: float) -> Caption:
-    """Request a caption up to `most_asks` times until an answer is valid; save every answer, and return the last."""
+    """Ask up to `most_asks` times for a valid caption, save each answer's row, and return the last one."""
     for ask in range(session.config.most_asks):
         if ask and not session.budget.reserve(reserved_usd):
             break
-        row = session.failed(post, "stopped")
+        row = session.row(post, "failed: stopped")
         try:
             row = _ask(session, post, reserved_usd)
         finally:
@@ -99,21 +97,21 @@ def _caption(session: Session, post: Post, reserved_usd: float) -> Caption:
 
 
 def _ask(session: Session, post: Post, reserved_usd: float) -> Caption:
-    """Send one request for the caption of an image, and return the row of the answer, refusal or failure."""
     try:
         request = session.prompt.request(post)
-    except UNREADABLE as error:
-        return session.failed(post, f"cannot be read ({error})")
+    except OSError as error:
+        return session.row(post, f"failed: cannot be read ({error})")
     send = session.client.messages.with_raw_response.create
     try:
         response = session.retry(lambda: send(**request), paid=True)
         body = response.http_response.json()
     except (anthropic.APIError, ValueError) as error:
         if may_be_billed(error):
-            return session.failed(post, f"no answer came back ({error_line(error)})", reserved_usd)
+            why = f"failed: no answer came back ({error_line(error)})"
+            return session.row(post, why, cost_usd=reserved_usd)
         if "content filter" in str(error).lower():
-            return session.refused(post)
-        return session.failed(post, error_line(error))
+            return session.row(post, "refused")
+        return session.row(post, f"failed: {error_line(error)}")
     tokens = session.tokens_of(post) + session.shared_tokens
     session.limiter.on_answer(response.headers, tokens)
     return session.read_body(post, body)

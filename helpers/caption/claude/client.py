@@ -1,7 +1,6 @@
 """A session with the Claude API: key, prices, retries and budget, shared by the request threads.
 
 The SDK's own retries are off: they obey a `retry-after` of any length, know no budget, and would send a batch twice.
-Ours wait as long as the server asks, within bounds, and count what may have been billed.
 """
 
 import math
@@ -12,11 +11,11 @@ from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any, TypeVar
 
 import anthropic
 import httpx2
-from PIL import Image
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -38,7 +37,6 @@ from helpers.host.here import secret
 
 Result = TypeVar("Result")
 KEY = "ANTHROPIC_API_KEY"
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # as Pillow raises
 FATAL = {
     401: f"the key in {KEY} is not accepted: make a new one at platform.claude.com",
     402: "the account has no credit: add some at platform.claude.com",
@@ -48,26 +46,21 @@ FATAL = {
 
 
 class Session:
-    """The Claude API client of a run, with settings, prompt, prices and budget.
-
-    Raises RunError for a model without a price, or a missing key.
-    """
+    """The Claude API client of a run, with prompt, prices and budget. Raises RunError for a missing key or price."""
 
     def __init__(self, config: CaptionConfig, run: Run) -> None:
         self.config, self.run = config, run
         self.model, self.warning = find_model(config)
         self.prompt = Prompt(config, run, self.model)
         self.made_with = made_with(config, run)
-        self.client = anthropic.Anthropic(
-            api_key=secret(KEY), max_retries=0, timeout=config.timeout_s
-        )
+        options = {"max_retries": 0, "timeout": config.timeout_s}
+        self.client = anthropic.Anthropic(api_key=secret(KEY), **options)
         self.budget = Budget(config.budget_usd, caption_costs(run.captions)[0])
         self.limiter = ConcurrencyLimiter(config.concurrency)
-        self._shared_tokens: int | None = None
         self._lock = threading.Lock()
 
     def with_settings_of(self, model: str, made_with: dict[str, str]) -> "Session":
-        """Return a session with the model and settings of earlier requests, to record the answers to those requests."""
+        """Return a session with the model and settings of earlier requests, to record their answers."""
         if not model or (model, made_with) == (self.config.model, self.made_with):
             return self
         then = copy(self)
@@ -78,21 +71,19 @@ class Session:
             then.model, _ = find_model(then.config)
         return then
 
-    @property
+    @cached_property
     def shared_tokens(self) -> int:
         """The number of prompt tokens that all requests share, as counted by the API."""
-        if self._shared_tokens is None:
-            params = self.prompt.image_request(blank_patch())
-            counted = self.retry(lambda: self.client.messages.count_tokens(**params))
-            self._shared_tokens = max(0, counted.input_tokens - 1)
-        return self._shared_tokens
+        params = self.prompt.image_request(blank_patch())
+        counted = self.retry(lambda: self.client.messages.count_tokens(**params))
+        return max(0, counted.input_tokens - 1)
 
     def tokens_of(self, post: Post) -> int:
         """Return the number of tokens of an image at the size sent to Claude."""
         return image_tokens(post.width_px, post.height_px, self.config.image_side_px)
 
     def max_cost_usd(self, post: Post, *, batch: bool = False) -> float:
-        """Return the maximum cost of one request for an image, in USD: no cache hits, all of max_tokens used."""
+        """Return the highest possible cost of one request for an image, in USD."""
         worst = Usage(
             input=self.tokens_of(post),
             cache_write=self.shared_tokens,
@@ -107,41 +98,29 @@ class Session:
             append_row(self.run.captions, row)
         return row
 
-    def read_body(
-        self, post: Post, body: Any, *, batch: bool = False, request: str = ""
-    ) -> Caption:
-        """Return the captions.jsonl row for a response body of the Messages API or of a batch."""
+    def read_body(self, post: Post, body: Any, request: str = "") -> Caption:
+        """Return the captions.jsonl row for a response body. `request` is the id of its batch request, if any."""
         caption, status = read_answer(body, self.config.max_caption_words)
-        usage = read_usage(body if isinstance(body, dict) else {})
-        return replace(
-            self._row(post, status, request),
-            caption=caption,
+        usage = read_usage(body)
+        return self.row(
+            post,
+            status,
+            caption,
+            request=request,
             input_tokens=usage.input,
             output_tokens=usage.output,
             cache_read_tokens=usage.cache_read,
             cache_write_tokens=usage.cache_write,
-            cost_usd=cost_usd(self.model, usage, batch=batch),
+            cost_usd=cost_usd(self.model, usage, batch=bool(request)),
         )
 
-    def failed(self, post: Post, why: str, cost: float = 0.0, request: str = "") -> Caption:
-        return replace(self._row(post, f"failed: {why}", request), cost_usd=cost)
-
-    def refused(self, post: Post, request: str = "") -> Caption:
-        return self._row(post, "refused", request)
-
-    def _row(self, post: Post, status: str, request: str) -> Caption:
-        return Caption(
-            post.file_name,
-            "",
-            status,
-            "claude",
-            self.config.model,
-            request=request,
-            made_with=self.made_with,
-        )
+    def row(self, post: Post, status: str, caption: str = "", **more: Any) -> Caption:
+        """Return a row of captions.jsonl for an image. `more` are other fields of the row."""
+        by = {"captioner": "claude", "model": self.config.model, "made_with": self.made_with}
+        return Caption(post.file_name, caption, status, **by, **more)
 
     def over_budget(self, count: int) -> RunError:
-        """Return the error that says the next request could exceed the budget, with `count` images left."""
+        """Return the error to raise when the budget does not cover the next of `count` images."""
         return RunError(
             f"Stopping: the next request could exceed budget_usd=${self.budget.budget_usd:.2f} "
             f"(${self.budget.spent_usd:.2f} spent, {count} images left). Raise budget_usd and run this again; "
@@ -149,10 +128,10 @@ class Session:
         )
 
     def retry(self, call: Callable[[], Result], *, paid: bool = False) -> Result:
-        """Return the result of `call`, retried up to `most_retries` times on overload, server and network errors.
+        """Call `call` and return its result, with up to `most_retries` retries on overload, server and network errors.
 
-        A paid call that was sent and not answered is not retried; the caller counts its cost. Raises RunError if a
-        retry would not help; for a paid call the API's error itself, if it concerns this image only.
+        A paid call that was sent and not answered is not retried; the caller counts its cost. Raises RunError, or for a
+        paid call the API's own error if it concerns this image only.
         """
         retrying = Retrying(
             stop=stop_after_attempt(1 + self.config.most_retries),
@@ -171,20 +150,18 @@ class Session:
                 raise RunError(f"Claude: {FATAL[status]} ({error_line(error)})") from error
             if paid:
                 raise
-            raise RunError(
-                f"Claude failed to answer ({error_line(error)}): run this again later, nothing is lost"
-            ) from error
+            why = f"Claude failed to answer ({error_line(error)})"
+            raise RunError(f"{why}: run this again later, nothing is lost") from error
 
     def _wait(self, state: RetryCallState) -> float:
-        """Return the seconds before the next attempt: as the server asks, else random exponential backoff."""
+        """Return the seconds to wait: as many as the server asks for, else a random exponential backoff."""
         asked = retry_after_s(state.outcome.exception())
         longest = self.config.longest_wait_s
         if asked is None:
             return wait_random_exponential(self.config.retry_wait_s, longest)(state)
         if asked > max(longest, 1.0):
-            raise RunError(
-                f"Claude asks to wait {asked / 60:.0f} minutes: run this again then, nothing is lost"
-            )
+            minutes = f"Claude asks to wait {asked / 60:.0f} minutes"
+            raise RunError(f"{minutes}: run this again then, nothing is lost")
         return asked
 
     def _before_sleep(self, state: RetryCallState) -> None:
@@ -193,21 +170,21 @@ class Session:
 
 
 def may_be_billed(error: BaseException) -> bool:
-    """Return whether a request that failed with `error` may have been processed, and so billed."""
+    """Return True if the server may have billed a request that failed with `error`."""
     if isinstance(error, anthropic.APIConnectionError):
         return type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout")
     return isinstance(error, ValueError)
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Return whether a retry may succeed after `error`; a ValueError is a response that is not JSON."""
+    """Return True if a retry after `error` may succeed."""
     if isinstance(error, anthropic.APIStatusError):
         return error.status_code in (408, 409, 429) or error.status_code >= 500
     return isinstance(error, anthropic.APIConnectionError | httpx2.TransportError | ValueError)
 
 
 def error_line(error: Exception) -> str:
-    """Return an API error as text on one line."""
+    """Return an API error as one line of text."""
     if isinstance(error, anthropic.APIStatusError):
         text = f"{error.status_code} {error.type or 'error'}: {error.api_message or ''}"
     else:
@@ -216,10 +193,8 @@ def error_line(error: Exception) -> str:
 
 
 def retry_after_s(error: BaseException | None) -> float | None:
-    """Return the `retry-after` header of an error's response in seconds, or None."""
-    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
-    if asked is None:
-        return None
+    """Return the `retry-after` header of an error's response in seconds, or None if missing or invalid."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "")
     try:
         seconds = float(asked)
     except ValueError:

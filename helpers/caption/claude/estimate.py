@@ -9,16 +9,14 @@ from helpers.config import CaptionConfig
 from helpers.core.records import Caption, Post, caption_costs, read_rows
 from helpers.core.run import Run
 
-OUTPUT_TOKENS = (
-    25  # of a caption of fifteen words in its JSON, until the run has answers of its own
-)
+OUTPUT_TOKENS = 25  # of fifteen words in their JSON, until the run has answers of its own
 CHARACTERS_PER_TOKEN = 4
 THINKING_TOKENS = 100
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated cost in USD of captioning now or in batches, and the token counts behind the estimate."""
+    """The estimated cost of captioning images, now or in batches, and the token counts behind it."""
 
     images: int
     image_tokens: int  # in total
@@ -33,7 +31,6 @@ class Estimate:
     warning: str
 
     def __str__(self) -> str:
-        """Format the estimate in a few lines."""
         lines = [
             f"{self.images} images by {self.model}, at the prices of {PRICES_DATE}",
             f"  mode=now    ${self.now_usd:.4f}   answers within minutes",
@@ -75,11 +72,11 @@ def estimate(config: CaptionConfig, run: Run, posts: list[Post]) -> Estimate:
 
 
 def output_tokens(session: Session) -> int:
-    """Estimate the output tokens of an answer: from this run's answers, else from the examples, else a default."""
+    """Estimate the output tokens of an answer: the mean of this run's answers, else of the examples, else a default."""
     rows = read_rows(session.run.captions, Caption)
     given = [row.output_tokens for row in rows if row.model == session.config.model]
-    if given := [tokens for tokens in given if tokens]:
-        return round(mean(given))
+    if any(given):
+        return round(mean(filter(None, given)))
     thinking = THINKING_TOKENS if session.model.thinks else 0
     if answers := session.prompt.example_answers:
         return round(mean(len(answer) for answer in answers) / CHARACTERS_PER_TOKEN) + thinking

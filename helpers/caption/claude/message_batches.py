@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -18,27 +19,28 @@ from typing import Any
 import anthropic
 from anthropic.types.messages import MessageBatch
 
-from helpers.caption.claude.client import UNREADABLE, Session
-from helpers.caption.stale import restored_caption
+from helpers.caption.claude.client import Session
+from helpers.caption.stale import restore_caption
 from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json
 from helpers.core.records import Caption, Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.mirror.sync import sync
 
+Request = dict[str, Any]
 MAX_BYTES = 48_000_000  # of a batch's requests; the API's limit is 256 MB
 MAX_CLOCK_DIFFERENCE = timedelta(days=1)  # between this machine and the server
 
 
 @dataclass
 class Batch:
-    """A batch of requests, as recorded in the run's batches file. `id` is empty until the server has answered."""
+    """A batch of requests, as recorded in the run's batches file."""
 
     key: str  # prefix of its requests' ids, which end in the image's index in file_names
     file_names: list[str]
     after: str  # id of the newest batch when this one was planned
     planned_at: str  # ISO 8601
-    id: str = ""
+    id: str = ""  # until the server has answered
     done: bool = False
     model: str = ""  # of the requests, as the settings below
     made_with: dict[str, str] = field(default_factory=dict)
@@ -55,44 +57,36 @@ def read_batches(run: Run) -> list[Batch]:
 
 
 def _write(run: Run, changed: Batch) -> None:
-    """Write the batch `changed` to the run's batches file, and copy the run to its mirror on Drive."""
-    others = {batch.key: batch for batch in read_batches(run)}
-    write_json(
-        run.caption_batches, [asdict(batch) for batch in (others | {changed.key: changed}).values()]
-    )
+    batches = {batch.key: batch for batch in read_batches(run)} | {changed.key: changed}
+    write_json(run.caption_batches, [asdict(batch) for batch in batches.values()])
     sync(run)
 
 
 def finish(session: Session) -> Iterator[Caption]:
-    """Wait for all open batches of the run; save and yield a row for each of their images."""
-    for batch in read_batches(session.run):
-        if not batch.done:
-            yield from _finish(session, batch)
-
-
-def _finish(session: Session, batch: Batch) -> Iterator[Caption]:
-    posts = latest(read_rows(session.run.posts, Post))
-    if not batch.id:
-        requests = [
-            request
-            for number, name in enumerate(batch.file_names)
-            if name in posts and (request := _request(session, batch, number, posts[name]))
-        ]
-        _send(session, batch, requests, may_exist=True)
-    if batch.done:
-        return
-    print(
-        f"batch {batch.id} of {len(batch.file_names)} images is in progress: most take less than an hour, none more "
-        "than a day. You may stop here; a rerun continues with it",
-        flush=True,
-    )
-    yield from _collect(session, batch, posts)
-    batch.done = True
-    _write(session.run, batch)
+    """Wait for the run's open batches to end, then save and yield the rows of their images."""
+    for batch in [batch for batch in read_batches(session.run) if not batch.done]:
+        posts = latest(read_rows(session.run.posts, Post))
+        if not batch.id:
+            requests = [
+                request
+                for number, name in enumerate(batch.file_names)
+                if name in posts and (request := _request(session, batch, number, posts[name]))
+            ]
+            _send(session, batch, requests, may_exist=True)
+        if batch.done:
+            continue
+        print(
+            f"batch {batch.id} of {len(batch.file_names)} images is in progress: most take less than an hour, none "
+            "more than a day. You may stop here; a rerun continues with it",
+            flush=True,
+        )
+        yield from _collect(session, batch, posts)
+        batch.done = True
+        _write(session.run, batch)
 
 
 def caption(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
-    """Send images in batches whose maximum cost the budget covers, and yield the row of each image."""
+    """Send images in batches as far as the budget covers them, and yield each image's row."""
     waiting = deque(posts)
     while waiting:
         reserved = 0.0
@@ -107,10 +101,8 @@ def caption(session: Session, posts: Iterable[Post]) -> Iterator[Caption]:
         session.budget.settle(reserved, 0.0)
 
 
-def _plan(
-    session: Session, waiting: deque[Post]
-) -> tuple[Batch, list[dict[str, Any]], float] | None:
-    """Return a new batch of images from `waiting`, its requests and maximum cost, or None if over the budget."""
+def _plan(session: Session, waiting: deque[Post]) -> tuple[Batch, list[Request], float] | None:
+    """Take images from `waiting` for a batch. Return (batch, requests, maximum cost), or None if over the budget."""
     newest = session.retry(lambda: session.client.messages.batches.list(limit=1)).data
     now = datetime.now(UTC).isoformat(timespec="seconds")
     batch = Batch(secrets.token_hex(8), [], newest[0].id if newest else "", now)
@@ -129,25 +121,19 @@ def _plan(
     return (batch, requests, reserved) if batch.file_names else None
 
 
-def _request(session: Session, batch: Batch, number: int, post: Post) -> dict[str, Any] | None:
-    """Return the batch request for an image, or save a failed row and return None if the image cannot be read."""
+def _request(session: Session, batch: Batch, number: int, post: Post) -> Request | None:
+    """Return the batch request for an image, or save a failed row and return None if it cannot be read."""
+    request_id = batch.request_id(number)
     try:
         params = session.prompt.request(post)
-    except UNREADABLE as error:
-        session.save(
-            session.failed(post, f"cannot be read ({error})", request=batch.request_id(number))
-        )
+    except OSError as error:
+        session.save(session.row(post, f"failed: cannot be read ({error})", request=request_id))
         return None
-    return {"custom_id": batch.request_id(number), "params": params}
+    return {"custom_id": request_id, "params": params}
 
 
-def _send(
-    session: Session, batch: Batch, requests: list[dict[str, Any]], *, may_exist: bool = False
-) -> None:
-    """Create the batch on the server, unless an earlier attempt did, and save its id.
-
-    Raises RunError if the API refuses the batch.
-    """
+def _send(session: Session, batch: Batch, requests: list[Request], may_exist: bool = False) -> None:
+    """Create the batch on the server, unless an earlier attempt did, and save its id. Raises RunError if refused."""
     tries = 0
 
     def send() -> str:
@@ -169,13 +155,13 @@ def _send(
 
 
 def _is_refusal(error: BaseException | None) -> bool:
-    """Return whether an error means that the server certainly rejected the request."""
+    """Return True if an error means that the server certainly rejected the request."""
     status = getattr(error, "status_code", 0)
     return 400 <= status < 500 and status not in (408, 409)
 
 
 def _find(session: Session, batch: Batch, count: int) -> str:
-    """Search the server for `batch`, which may have been created already; return its id, or "" if not found."""
+    """Search the server for a batch by its key, and return its id, or "" if not found."""
     oldest = datetime.fromisoformat(batch.planned_at) - MAX_CLOCK_DIFFERENCE
     known = {other.id for other in read_batches(session.run)}
 
@@ -210,23 +196,17 @@ def _results(session: Session, batch_id: str) -> list[dict[str, Any]]:
 
 
 def _read_lines(batches: Any, batch_id: str) -> list[dict[str, Any]]:
-    """Download the results of a batch, a JSON object per line, and return the objects; other lines are ignored."""
+    """Download and return the results of a batch, a JSON object per line. Other lines are ignored."""
     found = []
     with batches.with_streaming_response.results(batch_id) as response:
         for line in response.iter_lines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            found += [value] if isinstance(value, dict) else []
-    return found
+            with suppress(ValueError):
+                found.append(json.loads(line))
+    return [value for value in found if isinstance(value, dict)]
 
 
 def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator[Caption]:
-    """Wait for a batch to end, then save and yield a row for each of its images in `posts`, except saved ones.
-
-    Captions that a person wrote meanwhile are restored.
-    """
+    """Wait for a batch to end, then save and yield its rows. Captions that a person wrote are restored."""
     session = session.with_settings_of(batch.model, batch.made_with)
     results = _results(session, batch.id)
     rows = read_rows(session.run.captions, Caption)
@@ -243,35 +223,31 @@ def _collect(session: Session, batch: Batch, posts: dict[str, Post]) -> Iterator
         if request in wanted and request not in saved:
             saved.add(request)
             row = session.save(_row(session, wanted[request], request, result.get("result")))
-            _restore_caption(session, before, row)
+            restore_caption(session.run, before.get(row.file_name), row)
             session.budget.settle(0.0, row.cost_usd)
             yield row
     for request, post in wanted.items():
         if request not in saved:
-            row = session.save(session.failed(post, "no answer in the batch", request=request))
-            _restore_caption(session, before, row)
+            row = session.save(_row(session, post, request, None))
+            restore_caption(session.run, before.get(row.file_name), row)
             yield row
     if unrequested:
         print(f"batch {batch.id} had {unrequested} results that were not requested: ignored")
 
 
-def _restore_caption(session: Session, before: dict[str, Caption], row: Caption) -> None:
-    if words := restored_caption(before.get(row.file_name), row):
-        session.save(words)
-
-
 def _row(session: Session, post: Post, request: str, result: Any) -> Caption:
-    """Return the captions.jsonl row for one result of a batch: succeeded, errored, canceled or expired."""
+    """Return the captions.jsonl row for one result of a batch. None is a missing result."""
     result = result if isinstance(result, dict) else {}
+    status = "failed: no answer in the batch"
     match result.get("type"):
         case "succeeded":
-            return session.read_body(post, result.get("message"), batch=True, request=request)
+            return session.read_body(post, result.get("message"), request)
         case "expired":
-            return session.failed(post, "expired in the batch after a day", request=request)
+            status = "failed: expired in the batch after a day"
         case "canceled":
-            return session.failed(post, "canceled with the batch", request=request)
+            status = "failed: canceled with the batch"
         case "errored":
             said = " ".join(json.dumps(result.get("error")).split())[:200]
-            row = session.failed(post, f"error in the batch: {said}", request=request)
-            return session.refused(post, request) if "content filter" in said.lower() else row
-    return session.failed(post, "no answer in the batch", request=request)
+            is_refused = "content filter" in said.lower()
+            status = "refused" if is_refused else f"failed: error in the batch: {said}"
+    return session.row(post, status, request=request)

@@ -1,8 +1,4 @@
-"""Prices and request options of each Claude model, in one dated table.
-
-Source: the pricing and model pages of platform.claude.com, in USD per million tokens. Writing a prompt to the one-hour
-cache costs twice the input price; a batch costs half of everything.
-"""
+"""Prices and request options of each Claude model, from the pricing and model pages of platform.claude.com."""
 
 import re
 from collections.abc import Mapping
@@ -27,9 +23,7 @@ class Model:
     output: float
     cache_read: float
     cache_write: float  # for five minutes
-    min_cache_tokens: (
-        int  # tokens; a shorter prefix is silently not cached; 4096 where not documented
-    )
+    min_cache_tokens: int  # a shorter prefix is silently not cached; 4096 where not documented
     thinking: str = ""  # the `type` to request; empty omits it
     effort: str = ""
     thinks: bool = False  # output tokens include thinking
@@ -63,9 +57,9 @@ RETIRED = {
 
 
 def find_model(config: CaptionConfig, today: date | None = None) -> tuple[Model, str]:
-    """Return the prices and options of the model in the settings, and a warning or "".
+    """Return the prices and options of the chosen model, and a warning or "".
 
-    Raises RunError for a retired model, and for one without a price in the table or in price_usd.
+    Raises RunError for a model that is retired, or has a price neither in the table nor in price_usd.
     """
     name, today = config.model, today or date.today()
     for retired, day in RETIRED.items():
@@ -99,38 +93,38 @@ def _day(iso: str) -> str:
 
 @dataclass(frozen=True)
 class Usage:
-    """The token counts of one answer, as reported by the API; `input` excludes cache reads and writes."""
+    """The token counts of one answer, as reported by the API."""
 
-    input: int = 0
+    input: int = 0  # without cache reads and writes
     output: int = 0
     cache_read: int = 0
     cache_write: int = 0
     cache_write_hour: int = 0  # of cache_write
 
 
-def read_usage(body: Mapping[str, Any]) -> Usage:
-    """Return the token counts in a response body; missing or invalid counts are 0."""
-    usage = _mapping(body.get("usage"))
-    created = _mapping(usage.get("cache_creation"))
+def read_usage(body: Any) -> Usage:
+    """Return the token counts in a response body. Missing or invalid counts are 0."""
+    usage = _get(body, "usage")
     return Usage(
-        input=_count(usage.get("input_tokens")),
-        output=_count(usage.get("output_tokens")),
-        cache_read=_count(usage.get("cache_read_input_tokens")),
-        cache_write=_count(usage.get("cache_creation_input_tokens")),
-        cache_write_hour=_count(created.get("ephemeral_1h_input_tokens")),
+        input=_count(usage, "input_tokens"),
+        output=_count(usage, "output_tokens"),
+        cache_read=_count(usage, "cache_read_input_tokens"),
+        cache_write=_count(usage, "cache_creation_input_tokens"),
+        cache_write_hour=_count(_get(usage, "cache_creation"), "ephemeral_1h_input_tokens"),
     )
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _get(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else None
 
 
-def _count(value: Any) -> int:
+def _count(usage: Any, key: str) -> int:
+    value = _get(usage, key)
     return value if type(value) is int and value > 0 else 0
 
 
 def cost_usd(model: Model, usage: Usage, *, batch: bool = False) -> float:
-    """Return the cost in USD of one answer with these token counts."""
+    """Return the cost of one answer in USD."""
     short_write = max(0, usage.cache_write - usage.cache_write_hour)
     total = (
         usage.input * model.input

@@ -1,8 +1,7 @@
 """Build the prompt for Claude: a style guide, example pairs, and one image.
 
 Guide and examples are the same in every request and come first, so they are cached and cost a tenth; the guide alone
-exceeds the 512 tokens below which current models cache nothing. The one image comes last, without a name, as the model
-is never asked which image an answer belongs to.
+exceeds the 512 tokens below which current models cache nothing.
 """
 
 import base64
@@ -65,28 +64,25 @@ when it speaks to you."""
 
 
 def image_tokens(width_px: int, height_px: int, side_px: int) -> int:
-    """Return the number of tokens of an image downscaled to `side_px`: one per whole or partial 28 x 28 px patch."""
+    """Return the number of tokens of an image sent at `side_px`: one for each whole or partial patch of 28 x 28 px."""
     width, height = sent_size(width_px, height_px, side_px)
     return math.ceil(width / PATCH_PX) * math.ceil(height / PATCH_PX)
 
 
 def sent_size(width_px: int, height_px: int, side_px: int) -> tuple[int, int]:
-    """Return (width, height) scaled so that the longer edge is at most `side_px`; smaller sizes are unchanged."""
+    """Return (width, height) after downscaling, so that the longer edge is at most `side_px`."""
     factor = min(1.0, side_px / max(width_px, height_px))
     return max(1, round(width_px * factor)), max(1, round(height_px * factor))
 
 
 def image_block(path: Path, side_px: int) -> dict[str, Any]:
-    """Return an image file as a content block of the API: upright, downscaled, JPEG.
-
-    Raises OSError if the image cannot be decoded.
-    """
+    """Return an image file as a content block of the API, upright and downscaled. Raises OSError if it is damaged."""
     image = open_rgb(path)
     return _block(image.resize(sent_size(*image.size, side_px), reducing_gap=3.0))
 
 
 def blank_patch() -> dict[str, Any]:
-    """Return a blank image of one token as a content block, so that the prompt's other tokens can be counted."""
+    """Return a blank image of one token as a content block, to count the prompt's other tokens with."""
     return _block(Image.new("RGB", (PATCH_PX, PATCH_PX)))
 
 
@@ -98,7 +94,7 @@ def _block(image: Image.Image) -> dict[str, Any]:
 
 
 class Prompt:
-    """The prompt that all requests share: style guide and example pairs. Raises RunError for a missing example."""
+    """The part of the prompt that all requests share: the style guide and the examples."""
 
     def __init__(self, config: CaptionConfig, run: Run, model: Model) -> None:
         self.config, self.run, self.model = config, run, model
@@ -128,8 +124,15 @@ class Prompt:
         return {"max_tokens": self.max_tokens, **self.image_request(image)}
 
     def image_request(self, image: dict[str, Any]) -> dict[str, Any]:
-        """Return the request for an image block, without `max_tokens`, which the token counting endpoint rejects."""
-        output: dict[str, Any] = {"format": {"type": "json_schema", "schema": schema(self.config)}}
+        """Return the request for an image block. It has no `max_tokens`, which the token counting endpoint rejects."""
+        about = f"one phrase of at most {self.config.max_caption_words} words"
+        schema = {  # the API enforces keys and types; answer.py checks lengths
+            "type": "object",
+            "properties": {"caption": {"type": "string", "description": about}},
+            "required": ["caption"],
+            "additionalProperties": False,
+        }
+        output: dict[str, Any] = {"format": {"type": "json_schema", "schema": schema}}
         if self.model.effort:
             output["effort"] = self.model.effort
         thinking = {"thinking": {"type": self.model.thinking}} if self.model.thinking else {}
@@ -142,22 +145,8 @@ class Prompt:
         }
 
 
-def schema(config: CaptionConfig) -> dict[str, Any]:
-    """Return the JSON schema of an answer: an object with one caption.
-
-    The API enforces keys and types; answer.py checks lengths.
-    """
-    about = f"one phrase of at most {config.max_caption_words} words"
-    return {
-        "type": "object",
-        "properties": {"caption": {"type": "string", "description": about}},
-        "required": ["caption"],
-        "additionalProperties": False,
-    }
-
-
 def instructions(config: CaptionConfig) -> str:
-    """Return the system prompt: the style guide with the run's maximum length, banned words and vocabulary."""
+    """Return the system prompt: the style guide, the maximum length, the banned words and the vocabulary."""
     parts = [config.style_guide.strip() or STYLE_GUIDE]
     parts.append(f"Use at most {config.max_caption_words} words.")
     if words := split_words(config.banned_words):
@@ -188,7 +177,7 @@ def example_pairs(config: CaptionConfig, run: Run) -> list[tuple[Path, str]]:
         if row is not None and row.is_usable and IMAGE_NAME.fullmatch(entry):
             pairs.append((run.image(entry), row.caption))
             continue
-        found = [pair for path in _images_at(Path(entry)) if (pair := _with_text(path))]
+        found = _pairs_at(Path(entry))
         if not found:
             raise RunError(
                 f"example {entry!r} is not a captioned image of {run.name}, nor an image with a .txt of the same name: "
@@ -198,13 +187,11 @@ def example_pairs(config: CaptionConfig, run: Run) -> list[tuple[Path, str]]:
     return pairs
 
 
-def _images_at(path: Path) -> list[Path]:
+def _pairs_at(path: Path) -> list[tuple[Path, str]]:
+    images = [path] if path.is_file() else []
     if path.is_dir():
-        return [image for image in sorted(path.iterdir()) if image.suffix.lower() in SUFFIXES]
-    return [path] if path.is_file() else []
-
-
-def _with_text(image: Path) -> tuple[Path, str] | None:
-    text = image.with_suffix(".txt")
-    words = read_text(text) if text.is_file() else ""
-    return (image, words) if words else None
+        images = [image for image in sorted(path.iterdir()) if image.suffix.lower() in SUFFIXES]
+    texts = [(image, image.with_suffix(".txt")) for image in images]
+    return [
+        (image, words) for image, text in texts if text.is_file() and (words := read_text(text))
+    ]

@@ -1,4 +1,4 @@
-"""Save and read the pictures in samples/: each a PNG with embedded settings, and a .json of the settings.
+"""Save and read the pictures in samples/: each is a PNG with embedded settings, beside a .json of the settings.
 
 Each PNG has two text chunks: `settings` is JSON, which this project reads; `parameters` is the text that other image
 programs and most galleries read.
@@ -26,16 +26,13 @@ REQUIRED = frozenset(
 
 
 class Album:
-    """Saves and reads the pictures in a run's samples/.
-
-    No picture is ever overwritten: one with other settings and the same name gets a number.
-    """
+    """The pictures in a run's samples/. A picture with other settings is never overwritten."""
 
     def __init__(self, run: Run, suffix: str) -> None:
         self.run, self.suffix = run, suffix
 
     def path(self, settings: Settings) -> Path:
-        """Return the PNG path for a picture with these settings; the picture need not be saved yet."""
+        """Return the path of the PNG with these settings, also if the picture is not saved yet."""
         prompt = settings["prompt"]
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower().removesuffix(self.suffix)).strip("-")
         styled = "" if prompt.endswith(self.suffix) else "-plain"
@@ -47,15 +44,15 @@ class Album:
                 return path
 
     def has(self, settings: Settings) -> bool:
-        """Whether a picture with exactly these settings, including the weights' hash, is in samples/."""
+        """Return True if samples/ has a picture with exactly these settings, including the weights' hash."""
         path = self.path(settings)
         return path.is_file() and path.with_suffix(".json").is_file()
 
     def save(self, settings: Settings, image: Image.Image) -> Path:
-        """Write a picture as PNG and the settings as .json; return the PNG's path."""
+        """Save a picture as PNG and its settings as .json. Return the PNG's path."""
         path, chunks = self.path(settings), PngInfo()
         chunks.add_text("settings", json.dumps(settings))
-        chunks.add_text("parameters", format_parameters(settings))
+        chunks.add_text("parameters", _format_parameters(settings))
         with replacing_file(path) as tmp_path:
             image.save(tmp_path, pnginfo=chunks)
         write_json(path.with_suffix(".json"), settings)
@@ -76,10 +73,10 @@ class Album:
         return settings
 
     def newest(self, max_count: int) -> list[tuple[Path, Settings]]:
-        """Return up to `max_count` of the newest pictures saved by 05, as (path, settings) from oldest to newest."""
-        files = sorted(self.run.samples.glob("[!.]*.png"), key=lambda p: p.stat().st_mtime_ns)
+        """Return the `max_count` newest pictures as (path, settings), oldest first."""
+        files = self.run.samples.glob("[!.]*.png")
         found: list[tuple[Path, Settings]] = []
-        for path in reversed(files):
+        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
             with suppress(RunError):
                 found.append((path, self.read(path)))
             if len(found) == max_count:
@@ -87,16 +84,14 @@ class Album:
         return found[::-1]
 
 
-def format_parameters(settings: Settings) -> str:
+def _format_parameters(settings: Settings) -> str:
     """Return settings as the `parameters` text that other image programs read."""
     negative = settings["negative_prompt"]
-    return "\n".join(
-        [
-            settings["prompt"],
-            *([f"Negative prompt: {negative}"] if negative else []),
-            f"Steps: {settings['num_inference_steps']}, Sampler: {settings['scheduler']}, "
-            f"CFG scale: {settings['guidance_scale']:g}, Seed: {settings['seed']}, "
-            f"Size: {settings['width_px']}x{settings['height_px']}, "
-            f"Model hash: {settings['model_hash'][:10]}",
-        ]
+    return (
+        settings["prompt"]
+        + (f"\nNegative prompt: {negative}" if negative else "")
+        + f"\nSteps: {settings['num_inference_steps']}, Sampler: {settings['scheduler']}, "
+        f"CFG scale: {settings['guidance_scale']:g}, Seed: {settings['seed']}, "
+        f"Size: {settings['width_px']}x{settings['height_px']}, "
+        f"Model hash: {settings['model_hash'][:10]}"
     )

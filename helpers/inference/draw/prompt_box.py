@@ -5,7 +5,6 @@ import io
 import random
 import threading
 from collections.abc import Callable
-from functools import partial
 
 import ipywidgets as widgets
 from IPython import get_ipython
@@ -21,10 +20,19 @@ from helpers.inference.draw.schedulers import SCHEDULERS
 
 MAX_SEED = 2**31 - 1
 MAX_HISTORY = 16
-WIDE = widgets.Layout(width="640px")
-NARROW = widgets.Layout(width="312px")
-ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
 STYLE = {"description_width": "96px"}
+WIDE = {"layout": widgets.Layout(width="640px"), "style": STYLE}
+NARROW = {"layout": widgets.Layout(width="312px"), "style": STYLE}
+ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
+FIELDS = {  # the form's field of each setting, except prompt, seed and model
+    "negative_prompt": "negative_prompt",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "width_px": "width",
+    "height_px": "height",
+    "scheduler": "scheduler",
+    "strength": "strength",
+}
 NO_KERNEL = """<small>If <i>Draw</i> does nothing, or no fields stand above, this page has lost its kernel (it was
 restarted, or the page was opened anew): run all cells of the notebook again. The pictures are kept in
 <code>{samples}</code> and come back under <i>Last pictures</i>.</small>"""
@@ -32,22 +40,19 @@ TITLES = {"tuned": "Tuned", "base": "Base model, same seeds"}
 
 
 class PromptBox:
-    """A form that draws a typed prompt with the tuned model or a checkpoint and, if ticked, the base model.
+    """A form that draws a typed prompt with a chosen model and, if ticked, with the base model.
 
-    Every picture is saved in samples/ with its settings; the button below one of the last pictures restores them
-    in the form. A cell that shows the box also shows a line of plain HTML, which stays in the saved notebook and says
-    what to do when no kernel answers; `view` is the widget alone.
+    Every picture is saved in samples/ with its settings; a button below it restores them in the form. A cell that shows
+    the box also shows plain HTML, which stays in the saved notebook and says what to do when no kernel answers.
     """
 
     def __init__(self, sampler: Sampler, config: InferenceConfig, prompt: str) -> None:
         self.sampler, self.config = sampler, config
         self._stop = threading.Event()
-        self._worker: threading.Thread | None = None
-        self._make_text_fields(prompt)
-        self._make_number_fields()
+        self._make_fields(prompt)
         self.button = widgets.Button(description="Draw", button_style="primary", icon="paint-brush")
         self.cancel = widgets.Button(description="Cancel", disabled=True, icon="stop")
-        self.bar = widgets.IntProgress(min=0, max=1, layout=NARROW)
+        self.bar = widgets.IntProgress(min=0, max=1, layout=NARROW["layout"])
         self.message, self.gallery = widgets.HTML(), widgets.VBox()
         self.history = widgets.HBox(layout=ROW)
         self.button.on_click(self._on_draw)
@@ -60,32 +65,27 @@ class PromptBox:
         samples = html.escape(str(self.sampler.run.samples))
         display(self.view, HTML(NO_KERNEL.format(samples=samples)))
 
-    def _make_text_fields(self, prompt: str) -> None:
-        self.prompt = widgets.Textarea(
-            prompt, description="Prompt", layout=WIDE, style=STYLE, rows=2
-        )
-        self.negative_prompt = widgets.Text(
-            self.config.negative_prompt, description="Negative", layout=WIDE, style=STYLE
-        )
+    def _make_fields(self, prompt: str) -> None:
+        config, side = self.config, self.sampler.resolution_px
+        self.prompt = widgets.Textarea(prompt, description="Prompt", rows=2, **WIDE)
+        self.negative_prompt = widgets.Text(config.negative_prompt, description="Negative", **WIDE)
         self.styled = _checkbox("in the style (adds the suffix)", ticked=True)
         self.compare = _checkbox("base model beside it", ticked=True)
         self.random_seed = _checkbox("another seed each time", ticked=False)
-
-    def _make_number_fields(self) -> None:
-        config, side = self.config, self.sampler.resolution_px
         self.steps = _slider("Steps", config.num_inference_steps, 1, 60)
         self.guidance = _slider("Guidance", config.guidance_scale, 1.0, 15.0)
         self.count = _slider("Pictures", 4, 1, 8)
-        self.seed = widgets.BoundedIntText(
-            config.seed, min=0, max=MAX_SEED, description="Seed", layout=NARROW, style=STYLE
+        limits = {"min": 0, "max": MAX_SEED}
+        self.seed = widgets.BoundedIntText(config.seed, description="Seed", **limits, **NARROW)
+        self.width = _slider("Width", side, side // 2, 2 * side, 8)
+        self.height = _slider("Height", side, side // 2, 2 * side, 8)
+        self.scheduler = widgets.Dropdown(
+            options=list(SCHEDULERS), description="Scheduler", **NARROW
         )
-        self.width, self.height = (
-            _slider(name, side, side // 2, 2 * side, 8) for name in ("Width", "Height")
-        )
-        self.scheduler = _choice(widgets.Dropdown, "Scheduler", list(SCHEDULERS))
         steps = [(f"step {int(name[5:])}", name) for name in self.sampler.weights.steps()]
-        self.checkpoint = _choice(
-            widgets.SelectionSlider, "Checkpoint", [*steps, ("the model", "tuned")], "tuned"
+        models = [*steps, ("the model", "tuned")]
+        self.checkpoint = widgets.SelectionSlider(
+            options=models, value="tuned", description="Checkpoint", **NARROW
         )
         name = "LoRA strength" if self.sampler.method == "lora" else "Strength"
         self.strength = _slider(name, 1.0, 0.0, 1.5, 0.05)
@@ -106,14 +106,13 @@ class PromptBox:
         return widgets.VBox([*above, *rows, self.message, self.gallery, last])
 
     def _on_draw(self, _button: widgets.Button) -> None:
-        """Start drawing: in a new thread if a browser sent the click (so that Cancel works), else in this thread."""
+        """Start drawing. A click in a browser starts a new thread, so that Cancel works."""
         if self.button.disabled:
             return
         self.button.disabled, self.cancel.disabled = True, False
         self._stop.clear()
         if _is_called_by_browser():
-            self._worker = threading.Thread(target=self._draw_and_unlock, daemon=True)
-            self._worker.start()
+            threading.Thread(target=self._draw_and_unlock, daemon=True).start()
         else:
             self._draw_and_unlock()
 
@@ -124,18 +123,13 @@ class PromptBox:
             self.button.disabled, self.cancel.disabled = False, True
 
     def _show_errors(self, act: Callable[[], None]) -> None:
-        """Call `act`, and show any exception in the form, since a browser does not show a callback's exception."""
+        """Call `act`, and show any exception in the form. A browser does not show a callback's exceptions."""
         try:
             act()
         except Cancelled:
             self._show("Cancelled.")
         except Exception as error:
             self._show(_error_text(error))
-
-    def wait(self) -> None:
-        """Wait for the drawing thread to end."""
-        if self._worker:
-            self._worker.join()
 
     def draw(self) -> None:
         """Draw, save and show the pictures that the form describes. Raises Cancelled if Cancel was pressed."""
@@ -163,21 +157,11 @@ class PromptBox:
         self._show(" ".join(filter(None, (f"Kept in {self.sampler.run.samples}.", *warnings))))
 
     def _make_requests(self, prompt: str, model: str) -> list[Request]:
-        return [
-            Request(
-                prompt,
-                seed=min(self.seed.value + i, MAX_SEED),
-                negative_prompt=self.negative_prompt.value,
-                num_inference_steps=self.steps.value,
-                guidance_scale=self.guidance.value,
-                model=model,
-                scheduler=self.scheduler.value,
-                width_px=self.width.value,
-                height_px=self.height.value,
-                strength=1.0 if model == "base" else self.strength.value,
-            )
-            for i in range(self.count.value)
-        ]
+        values = {name: getattr(self, field).value for name, field in FIELDS.items()}
+        if model == "base":
+            values["strength"] = 1.0
+        seeds = [min(self.seed.value + i, MAX_SEED) for i in range(self.count.value)]
+        return [Request(prompt, seed, model=model, **values) for seed in seeds]
 
     def _progress_callback(self, part: int, parts: int) -> Progress:
         def show(done: int, steps: int) -> None:
@@ -200,11 +184,9 @@ class PromptBox:
         """Add a picture's thumbnail, with a button that restores its settings, to the front of the history."""
         small = image.copy()
         small.thumbnail((96, 96))
-        name = f"{settings['model']} {settings['seed']}"
-        button = widgets.Button(
-            description=name, tooltip=settings["prompt"], layout=widgets.Layout(width="96px")
-        )
-        button.on_click(lambda _button: self._show_errors(partial(self.restore, settings)))
+        name, layout = f"{settings['model']} {settings['seed']}", widgets.Layout(width="96px")
+        button = widgets.Button(description=name, tooltip=settings["prompt"], layout=layout)
+        button.on_click(lambda _button: self._show_errors(lambda: self.restore(settings)))
         entry = widgets.VBox([_picture(small, 96), button])
         self.history.children = (entry, *self.history.children)[:MAX_HISTORY]
 
@@ -213,35 +195,30 @@ class PromptBox:
         prompt, suffix, model = settings["prompt"], self.sampler.suffix, settings["model"]
         self.styled.value = prompt.endswith(suffix)
         self.prompt.value = prompt.removesuffix(suffix)
-        self.negative_prompt.value = settings["negative_prompt"]
-        self.steps.value = settings["num_inference_steps"]
-        self.guidance.value = settings["guidance_scale"]
         self.seed.value, self.count.value, self.random_seed.value = settings["seed"], 1, False
-        self.width.value, self.height.value = settings["width_px"], settings["height_px"]
-        self.scheduler.value, self.strength.value = settings["scheduler"], settings["strength"]
+        for name, field in FIELDS.items():
+            getattr(self, field).value = settings[name]
         self.compare.value = model == "base"
         names = [value for _, value in self.checkpoint.options]
         self.checkpoint.value = model if model in names else "tuned"
-        if model == "base" or model in names:
-            self._show("Settings brought back.")
-        else:
-            self._show(f"Settings brought back; {model} was deleted, so the model is chosen.")
+        is_gone = model not in (*names, "base")
+        deleted = f"; {model} was deleted, so the model is chosen" if is_gone else ""
+        self._show(f"Settings brought back{deleted}.")
 
     def _show(self, text: str) -> None:
         self.message.value = html.escape(text, quote=False)
 
 
 def _error_text(error: Exception) -> str:
-    """Return an exception as one line: a RunError's message, else the type and the message's first line."""
     if isinstance(error, RunError):
         return str(error)
-    first = (str(error).strip().splitlines() or [""])[0]
-    words = f"{type(error).__name__}: {first}".removesuffix(": ")
+    first_line = str(error).strip().partition("\n")[0]
+    words = f"{type(error).__name__}: {first_line}".removesuffix(": ")
     return f"{words} (nothing was lost: change a setting and draw again)"
 
 
 def _is_called_by_browser() -> bool:
-    """Whether the current call comes from a widget in a browser, not from a notebook cell."""
+    """Return True if the current call comes from a widget in a browser, not from a notebook cell."""
     kernel = getattr(get_ipython(), "kernel", None)
     parent = kernel.get_parent("shell") if kernel else {}
     return (parent or {}).get("header", {}).get("msg_type") == "comm_msg"
@@ -250,22 +227,14 @@ def _is_called_by_browser() -> bool:
 def _slider(
     name: str, value: float, low: float, high: float, step: float | None = None
 ) -> widgets.Widget:
-    is_int = isinstance(value, int)
-    kind = widgets.IntSlider if is_int else widgets.FloatSlider
-    step = step or (1 if is_int else 0.5)
-    low, high = min(low, value), max(high, value)
-    return kind(
-        value=value, min=low, max=high, step=step, description=name, layout=NARROW, style=STYLE
-    )
-
-
-def _choice(kind: type, name: str, options: list, value: str | None = None) -> widgets.Widget:
-    first = value or options[0]
-    return kind(options=options, value=first, description=name, layout=NARROW, style=STYLE)
+    kind, usual = (widgets.IntSlider, 1) if isinstance(value, int) else (widgets.FloatSlider, 0.5)
+    limits = {"min": min(low, value), "max": max(high, value), "step": step or usual}
+    return kind(value=value, description=name, **limits, **NARROW)
 
 
 def _checkbox(text: str, *, ticked: bool) -> widgets.Checkbox:
-    return widgets.Checkbox(value=ticked, description=text, indent=False, layout=NARROW)
+    layout = NARROW["layout"]
+    return widgets.Checkbox(value=ticked, description=text, indent=False, layout=layout)
 
 
 def _picture(image: Image.Image, width_px: int) -> widgets.Image:

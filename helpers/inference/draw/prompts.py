@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from helpers.core.suffix import append_suffix
@@ -11,7 +10,7 @@ from helpers.models.tokens import shorten
 
 @dataclass(frozen=True)
 class Prompts:
-    """Adds the suffix to prompts, and truncates long prompts at the end of a word.
+    """A tool that adds the suffix to prompts, and truncates long prompts at the end of a word.
 
     max_tokens  the text encoder's limit, begin and end tokens included: 77 for Stable Diffusion
     """
@@ -20,27 +19,22 @@ class Prompts:
     suffix: str
     max_tokens: int
 
-    @classmethod
-    def of(cls, pipeline: StableDiffusionPipeline, suffix: str) -> "Prompts":
-        """Create Prompts with the tokenizer and the token limit of a pipeline."""
-        return cls(pipeline.tokenizer, suffix, pipeline.tokenizer.model_max_length)
-
     def styled(self, prompt: str) -> str:
         """Return the prompt with the suffix exactly once, at the end."""
         return append_suffix(prompt, self.suffix)
 
     def truncate(self, prompt: str) -> str:
-        """Return the prompt truncated to `max_tokens`, without losing a suffix at the end."""
+        """Return the prompt cut to `max_tokens`. A suffix at the end is kept."""
         return shorten(self.tokenizer, prompt, self.suffix, self.max_tokens)
 
     def truncation_warning(self, prompt: str) -> str:
-        """Return a sentence on the words that `truncate` cuts off a prompt, or "" if none."""
+        """Return a warning for a prompt that `truncate` would shorten, or "" if the prompt fits."""
         truncated = self.truncate(prompt)
         if truncated == prompt:
             return ""
         ending = self.suffix if prompt.endswith(self.suffix) else ""
-        read, full = truncated.removesuffix(ending), prompt.removesuffix(ending)
-        left_out = full[len(read) :].split()
+        read = truncated.removesuffix(ending)
+        left_out = prompt.removesuffix(ending)[len(read) :].split()
         kept = "; the suffix is kept" if ending else ""
         return (
             f"The model reads {self.max_tokens} tokens: this prompt ends at “{' '.join(read.split()[-4:])}”, "

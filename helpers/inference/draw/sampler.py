@@ -17,7 +17,7 @@ from helpers.core.errors import RunError
 from helpers.core.files import find_corruption
 from helpers.core.run import Run
 from helpers.figures.pictures import INK
-from helpers.host.device import Device, pick_device
+from helpers.host.device import pick_device
 from helpers.inference.draw.album import Album
 from helpers.inference.draw.prompts import Prompts
 from helpers.inference.draw.schedulers import SCHEDULERS, make_scheduler
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
-    """Raised by a progress callback to stop a drawing."""
+    """An exception that a progress callback raises to stop a drawing."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ class Request:
 
 
 class Sampler:
-    """Draws pictures with a run's model, base model or checkpoints, whose weights share one loaded pipeline.
+    """A loaded pipeline that draws pictures with a run's model, base model or checkpoints.
 
-    A picture that the safety checker blocks is replaced by a grey label with `info["blocked"]` set.
     Raises RunError if 04 has not ended or model/ is corrupt.
     """
 
@@ -71,15 +70,14 @@ class Sampler:
         settings = self.trained.settings
         self.method, self.resolution_px = settings["method"], settings["resolution_px"]
         self.suffix = self.trained.suffix
-        self.device: Device = pick_device(
-            attention=settings["attention"], capture=settings.get("capture", "auto")
-        )
+        attention, capture = settings["attention"], settings.get("capture", "auto")
+        self.device = pick_device(attention=attention, capture=capture)
         self.pipeline = self._load_pipeline(str(run.model), safety_checker)
-        self.prompts = Prompts.of(self.pipeline, self.suffix)
+        tokenizer = self.pipeline.tokenizer
+        self.prompts = Prompts(tokenizer, self.suffix, tokenizer.model_max_length)
         self.forward = CapturedForward(self.pipeline.unet)
-        self.weights = Weights(
-            run, self.pipeline, settings["base_model"], self.trained.verdict["base_model"]
-        )
+        base_model, base_hash = settings["base_model"], self.trained.verdict["base_model"]
+        self.weights = Weights(run, self.pipeline, base_model, base_hash)
         self.model_hash = self.weights.hash_of("tuned")
         self.album = Album(run, self.suffix)
         self._lock = threading.Lock()
@@ -99,8 +97,8 @@ class Sampler:
 
     def __str__(self) -> str:
         checks = self.pipeline.safety_checker is not None
-        lines = [self.device, f"safety checker: {'on' if checks else 'off'}"]
-        return "\n".join(map(str, lines + self.trained.remarks()))
+        lines = [str(self.device), f"safety checker: {'on' if checks else 'off'}"]
+        return "\n".join(lines + self.trained.remarks())
 
     def styled(self, prompt: str) -> str:
         """Return the prompt with the suffix exactly once, at the end."""
@@ -109,11 +107,14 @@ class Sampler:
     def draw(
         self, requests: Sequence[Request], batch_size: int = 8, progress: Progress | None = None
     ) -> list[Image.Image]:
-        """Draw a picture per request; the requests may differ only in prompt, seed and negative prompt.
+        """Return a picture for each request. The requests may differ only in prompt, seed and negative prompt.
 
-        Each picture's noise comes from its own seed, so it does not depend on other pictures in the batch. On a CPU the
-        batch size is 1: batches gain little, and pictures are then bitwise equal for any `batch_size`.
+        A picture that the safety checker blocks is replaced by `blocked_label`. Each picture's noise comes from its own
+        seed, so it does not depend on the batch. On a CPU the batch size is 1: batches gain little, and pictures are
+        then bitwise equal for any `batch_size`.
         """
+        if not requests:
+            return []
         requests = [self._fill_size(request) for request in requests]
         first = requests[0]
         if first.scheduler not in SCHEDULERS:
@@ -134,11 +135,9 @@ class Sampler:
         return images
 
     def _fill_size(self, request: Request) -> Request:
-        return replace(
-            request,
-            width_px=request.width_px or self.resolution_px,
-            height_px=request.height_px or self.resolution_px,
-        )
+        side = self.resolution_px
+        sizes = {"width_px": request.width_px or side, "height_px": request.height_px or side}
+        return replace(request, **sizes)
 
     def _draw_batch(
         self, requests: list[Request], part: slice, progress: Progress | None
@@ -175,8 +174,8 @@ class Sampler:
 
     def settings(self, request: Request) -> dict[str, object]:
         """Return all settings that a picture depends on, as saved in the picture's PNG and .json."""
-        settings = vars(self._fill_size(request))
-        return settings | {"model_hash": self.weights.hash_of(request.model)}
+        model_hash = self.weights.hash_of(request.model)
+        return vars(self._fill_size(request)) | {"model_hash": model_hash}
 
     def save(self, request: Request, image: Image.Image) -> Path:
         """Save a picture and its settings in samples/."""
@@ -188,9 +187,7 @@ class Sampler:
         Raises RunError if the PNG has no settings, or was drawn with other weights.
         """
         settings = self.album.read(path)
-        request = Request(
-            **{f.name: settings[f.name] for f in fields(Request) if f.name in settings}
-        )
+        request = Request(**{f.name: settings[f.name] for f in fields(Request)})
         if settings["model_hash"] != self.weights.hash_of(request.model):
             raise RunError(
                 f"{path} was drawn with other weights than {self.run.model} has now: it cannot be drawn again"
@@ -199,7 +196,7 @@ class Sampler:
 
 
 def blocked_label(size: tuple[int, int]) -> Image.Image:
-    """Return the grey placeholder image for a picture that the safety checker blocked."""
+    """Return the grey placeholder for a picture that the safety checker blocked."""
     label = Image.new("RGB", size, "#d9d4dd")
     font = ImageFont.load_default(size=max(8, size[0] // 12))
     middle = (size[0] // 2, size[1] // 2)
@@ -210,14 +207,14 @@ def blocked_label(size: tuple[int, int]) -> Image.Image:
 
 
 def is_blocked(image: Image.Image) -> bool:
-    """Whether an image is the placeholder for a blocked picture."""
+    """Return True if an image is the placeholder of a blocked picture."""
     return bool(image.info.get("blocked"))
 
 
 def make_config(
     run: Run, more: dict[str, Any] | None = None, **values: str | float | bool | None
 ) -> InferenceConfig:
-    """Create the config of 05 from notebook parameters; steps and guidance default to those of 04's previews."""
+    """Create the config of 05 from notebook parameters. Steps and guidance default to those of 04's previews."""
     trained = read_trained(run).settings
     for name in ("num_inference_steps", "guidance_scale"):
         values[name] = trained[name] if values.get(name) is None else values[name]
@@ -225,12 +222,13 @@ def make_config(
 
 
 def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
-    """Return `num_images` requests for each prompt of the config or, if the config has none, of 04's previews.
+    """Return `num_images` requests for each prompt of the config, or of 04's previews if the config has none.
 
     Logs a warning for each prompt that is longer than the text encoder reads.
     """
     prompts = [line.strip() for line in config.prompts.splitlines() if line.strip()]
-    prompts = prompts or sampler.trained.settings["prompts"] or held_out_captions(sampler)[:4]
+    trained = sampler.trained
+    prompts = prompts or trained.settings["prompts"] or trained.held_out_captions()[:4]
     requests = [
         Request.of(
             config,
@@ -247,22 +245,12 @@ def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
     return requests
 
 
-def held_out_captions(sampler: Sampler) -> list[str]:
-    """Return the captions of validation images (training images if there are none), without the suffix."""
-    return read_captions(sampler, "validation") or read_captions(sampler, "train")
-
-
-def read_captions(sampler: Sampler, split: str) -> list[str]:
-    """Return the captions of a split's images, without the suffix, in order of file name."""
-    return [caption for _, caption in sampler.trained.pictures(split)]
-
-
 def draw_missing(sampler: Sampler, requests: Sequence[Request], batch_size: int) -> Iterator[Path]:
-    """Draw and save the requests that are not in samples/ yet; yield the path of every request's picture."""
+    """Draw and save the pictures that samples/ lacks. Yield the path of each request's picture."""
+    album = sampler.album
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
-        missing = [r for r in batch if not sampler.album.has(sampler.settings(r))]
-        if missing:
-            for request, image in zip(missing, sampler.draw(missing, batch_size), strict=True):
-                sampler.save(request, image)
-        yield from (sampler.album.path(sampler.settings(request)) for request in batch)
+        missing = [r for r in batch if not album.has(sampler.settings(r))]
+        for request, image in zip(missing, sampler.draw(missing, batch_size), strict=True):
+            sampler.save(request, image)
+        yield from (album.path(sampler.settings(request)) for request in batch)

@@ -18,7 +18,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMixin:
-    """Return the scheduler `SCHEDULERS[name]` with the noise schedule of a model's scheduler `config`.
+    """Return the scheduler called `name`, with the noise schedule of a model's scheduler config.
 
     With more steps than half of the training timesteps, "leading" spacing skips the noisiest timesteps, and with all
     of them it asks for one that does not exist; so "trailing" is used there (Lin et al. 2023, arXiv:2305.08891,
@@ -32,7 +32,7 @@ def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMi
 
 
 def _start_at_index_0(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Make a scheduler start at index 0 of its timesteps; return that scheduler.
+    """Make a scheduler start at index 0 of its timesteps, and return the scheduler.
 
     By default a scheduler finds its index by the timestep's value. Karras sigmas can round to the same timestep
     twice: then it takes the second index, and runs past the end of its sigmas.

@@ -4,7 +4,7 @@ import re
 from functools import cached_property
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from helpers.core.errors import RunError
@@ -12,7 +12,7 @@ from helpers.core.files import MANIFEST, find_corruption, folder_hash, read_json
 from helpers.core.run import Run
 from helpers.models.pipeline import load_pipeline
 from helpers.models.readback import fingerprint
-from helpers.models.untrusted import load_file, open_model, refuse_code
+from helpers.models.untrusted import load_file, open_model
 
 STEP = re.compile(r"step-\d{6,}")
 # of a checkpoint; previews and the model use the moving average (EMA), where there is one
@@ -23,19 +23,17 @@ ADVICE = "put back the base model that 04_train was given"
 
 
 class Weights:
-    """Loads weights into a pipeline by name: `base`, `tuned`, or a checkpoint such as `step-000250`.
+    """The weights that a pipeline can load by name: `base`, `tuned`, or a checkpoint such as `step-000250`.
 
     All three parts are loaded each time, since a text encoder may have been trained with the UNet.
-    Weights that were read stay in CPU memory, so that switching back reads no file.
     """
 
     def __init__(
         self, run: Run, pipeline: StableDiffusionPipeline, base_model: str, base_hash: str
     ) -> None:
-        """`pipeline` has the tuned weights; `base_hash` is the fingerprint of the base model's UNet."""
+        """Take a pipeline with the tuned weights, and the fingerprint of the base model's UNet."""
         self.run, self.base_model, self.base_hash = run, base_model, base_hash
-        self.model_hash = folder_hash(run.model)
-        self.unet = pipeline.unet
+        self.model_hash, self.unet = folder_hash(run.model), pipeline.unet
         self.modules = {name: getattr(pipeline, name) for name in PARTS}
         self.tuned = {k: v.detach().cpu().clone() for k, v in _state_dict(self.modules).items()}
         self.loaded: tuple[str, float] | None = ("tuned", 1.0)  # name and strength
@@ -43,24 +41,19 @@ class Weights:
     @cached_property
     def base(self) -> dict[str, Tensor]:
         """The base model's state dict. Raises RunError if the base model has changed since training."""
+        unchecked = {"safety_checker": None, "requires_safety_checker": False}
         with open_model("base_model", self.base_model, ADVICE) as folder:
-            refuse_code(folder)
-            unet = UNet2DConditionModel.from_pretrained(  # float32, as its fingerprint was taken
-                folder, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True
+            # float32, as its fingerprint was taken
+            pipeline = load_pipeline(str(folder), torch.float32, **unchecked)
+        if fingerprint(pipeline.unet) != self.base_hash:
+            raise RunError(
+                f"base_model {self.base_model!r} has other weights now than this model was trained from, so "
+                f"nothing can be compared with it: {ADVICE}"
             )
-            if fingerprint(unet) != self.base_hash:
-                raise RunError(
-                    f"base_model {self.base_model!r} has other weights now than this model was trained from, so "
-                    f"nothing can be compared with it: {ADVICE}"
-                )
-            pipeline = load_pipeline(
-                str(folder),
-                self.unet.dtype,
-                unet=nn.Module.to(unet, self.unet.dtype),  # diffusers' own to() logs a warning
-                safety_checker=None,
-                requires_safety_checker=False,
-            )
-        return _state_dict({name: getattr(pipeline, name) for name in PARTS})
+        modules = {name: getattr(pipeline, name) for name in PARTS}
+        for module in modules.values():
+            nn.Module.to(module, self.unet.dtype)  # diffusers' own to() logs a warning
+        return _state_dict(modules)
 
     def steps(self) -> list[str]:
         """Return the names of the checkpoints on disk, oldest first."""
@@ -68,9 +61,9 @@ class Weights:
         return sorted(name for name in names if STEP.fullmatch(name))
 
     def load(self, name: str, strength: float = 1.0) -> None:
-        """Load the weights `name` into the pipeline, interpolated with the base model's weights by `strength`.
+        """Load the weights called `name` into the pipeline.
 
-        strength  0 is the base, 1 the named weights; for a LoRA, whose product is added to the base, its scale
+        strength  interpolates: 0 is the base, 1 the named weights; of a LoRA this is the scale
         Raises RunError if the checkpoint is missing or of another model.
         """
         if self.loaded == (name, strength):
@@ -79,10 +72,9 @@ class Weights:
             wanted = self.base
         else:
             wanted = self.tuned if name == "tuned" else self._read_checkpoint(name)
-        if wanted is not self.base and strength != 1:
-            wanted = {
-                k: torch.lerp(v.float(), wanted[k].float(), strength) for k, v in self.base.items()
-            }
+            if strength != 1:
+                pairs = ((k, v.float(), wanted[k].float()) for k, v in self.base.items())
+                wanted = {k: torch.lerp(base, own, strength) for k, base, own in pairs}
         self.loaded = None  # should loading fail half-way
         for part, module in self.modules.items():
             prefix = f"{part}."
@@ -92,12 +84,11 @@ class Weights:
         self.loaded = (name, strength)
 
     def _read_checkpoint(self, name: str) -> dict[str, Tensor]:
-        """Return a checkpoint's full weights; a LoRA is added to the base model's weights at scale alpha / rank."""
-        self.hash_of(name)
+        """Return a checkpoint's full weights. A LoRA is added to the base model's weights at scale alpha / rank."""
+        self.hash_of(name)  # checks its files
         folder = self.run.checkpoints / name
-        trained = load_file(
-            folder / (AVERAGE if AVERAGE in read_json(folder / MANIFEST) else WEIGHTS)
-        )
+        has_average = AVERAGE in read_json(folder / MANIFEST)
+        trained = load_file(folder / (AVERAGE if has_average else WEIGHTS))
         alpha = read_json(folder / STATE)["config"].get("lora_alpha")
         merged = {k: v.float() for k, v in self.base.items()}
         for key, tensor in trained.items():
@@ -113,7 +104,7 @@ class Weights:
         return {k: v.to(dtype) for k, v in merged.items()}
 
     def hash_of(self, name: str) -> str:
-        """Return the SHA-256 of a checkpoint's manifest or, for `tuned` and `base`, of model/'s manifest.
+        """Return the SHA-256 of a checkpoint's manifest, or of model/'s manifest for `tuned` and `base`.
 
         Raises RunError if the checkpoint is missing or corrupt.
         """

@@ -6,6 +6,7 @@ images (a style's paper, its horizon) is subtracted before two pictures are corr
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,16 @@ MAX_SHOWN = 6  # pairs
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, from 0 to 1
 FULL: Box = (0.0, 0.0, 1.0, 1.0)
-BOXES: list[Box] = [
-    FULL,
-    *(
-        (left, top, left + side, top + side)
-        for side in CROPS
-        for left in np.linspace(0, 1 - side, 3)
-        for top in np.linspace(0, 1 - side, 3)
-    ),
+BOXES: list[Box] = [FULL] + [
+    (left, top, left + side, top + side)
+    for side in CROPS
+    for left, top in product(np.linspace(0, 1 - side, 3), repeat=2)
 ]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The index of a picture, the index of the most similar training image, and the correlation of the two."""
+    """A picture's index, the index of the most similar training image, and the correlation of the two."""
 
     sample: int
     train: int
@@ -43,10 +40,9 @@ class Pair:
 
 
 class CopyFinder:
-    """Finds the training image most similar to a picture.
+    """A search for the training image most similar to a picture.
 
-    threshold  the likeness above which a picture is a likely copy, set by the likeness of held-out images; None with
-               fewer than MIN_HELD_OUT of them
+    threshold  the likeness above which a picture is a likely copy; None with fewer than MIN_HELD_OUT held-out images
     """
 
     def __init__(self, train: Sequence[Image.Image], held_out: Sequence[Image.Image]) -> None:
@@ -61,19 +57,17 @@ class CopyFinder:
         return centred / (np.linalg.norm(centred, axis=-1, keepdims=True) + 1e-6)
 
     def nearest(self, images: Sequence[Image.Image]) -> list[Pair]:
-        """Return a Pair for each image: the training image most similar to the image or to its mirror image."""
+        """Return a Pair of each image and its most similar training image. Mirror images are compared as well."""
         pairs = []
         for i, image in enumerate(images):
-            both = self._normalize(
-                np.stack([_thumbnail(image), _thumbnail(ImageOps.mirror(image))])
-            )
-            likeness = (self.bank @ both.T).max(1)  # (training images x boxes,)
+            both = np.stack([_thumbnail(image), _thumbnail(ImageOps.mirror(image))])
+            likeness = (self.bank @ self._normalize(both).T).max(1)  # (training images x boxes,)
             best = int(likeness.argmax())
             pairs.append(Pair(i, best // len(BOXES), float(likeness[best])))
         return pairs
 
     def figures(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """Return the most similar pairs, and the share of likely copies or why no share is given (`left_out`)."""
+        """Return the most similar pairs and the share of likely copies. `left_out` explains a missing share."""
         pairs = sorted(self.nearest(images), key=lambda pair: -pair.likeness)
         found = {"pairs": [asdict(pair) for pair in pairs[:MAX_SHOWN]]}
         if not pairs:
@@ -90,16 +84,14 @@ class CopyFinder:
 
 def _thumbnail(image: Image.Image, box: Box = FULL) -> np.ndarray:
     """Return a thumbnail of the area `box` of a picture as a vector, with each channel's mean subtracted."""
-    sizes = (*image.size, *image.size)
-    part = tuple(share * size for share, size in zip(box, sizes, strict=True))
-    size = (THUMBNAIL_PX, THUMBNAIL_PX)
+    part, size = tuple(np.multiply(box, image.size * 2)), (THUMBNAIL_PX, THUMBNAIL_PX)
     small = image.convert("RGB").resize(size, Image.Resampling.BOX, box=part)
     pixels = np.asarray(small, np.float32)
     return (pixels - pixels.mean((0, 1))).reshape(-1)
 
 
 def copy_threshold(likeness: Sequence[float]) -> float:
-    """Return the likeness above which a picture counts as a copy; `likeness` has the values of held-out images.
+    """Return the likeness above which a picture counts as a copy, computed from held-out images' likeness.
 
     It is the maximum or, if higher, Z_THRESHOLD standard deviations above the mean.
     """

@@ -18,7 +18,7 @@ ADVICE = "give a hub id such as openai/clip-vit-large-patch14 or facebook/dinov2
 
 
 def make_builtin_encoder(train: Sequence[Image.Image]) -> Encoder:
-    """Return an encoder that computes style.py's features, standardized on `train` and clipped to -5..5."""
+    """Return an Encoder that computes style.py's features, standardized on `train` and clipped to -5..5."""
     found = np.stack([features(image) for image in train])
     mean, std = found.mean(0), found.std(0) + 1e-6
 
@@ -29,10 +29,7 @@ def make_builtin_encoder(train: Sequence[Image.Image]) -> Encoder:
 
 
 class ImageModel:
-    """An encoder that uses a CLIP, SigLIP or DINOv2 from the Hub or a folder.
-
-    Raises RunError if the model cannot be loaded.
-    """
+    """An encoder that uses a CLIP, SigLIP or DINOv2 from the Hub or a folder. Raises RunError if loading fails."""
 
     def __init__(self, name: str) -> None:
         with open_model("the encoder", name, ADVICE) as folder, warnings.catch_warnings():
@@ -41,10 +38,8 @@ class ImageModel:
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
             self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-        self.model = model.eval()
-        self.name = name
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model.to(self.device)
+        self.name, self.device = name, "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = model.eval().to(self.device)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], batch_size: int = 16) -> np.ndarray:
@@ -60,9 +55,9 @@ class ImageModel:
 
 
 class ClipScore(ImageModel):
-    """CLIPScore of each picture with its prompt: 100 times the cosine of their embeddings, 0 if negative.
+    """A CLIP model that scores how well pictures fit their prompts.
 
-    Hessel et al. 2021, arXiv:2104.08718.
+    CLIPScore is 100 times the cosine of the two embeddings, and at least 0. Hessel et al. 2021, arXiv:2104.08718.
     """
 
     def __init__(self, name: str) -> None:
@@ -76,7 +71,7 @@ class ClipScore(ImageModel):
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Return the CLIPScore of each image with the prompt at the same index, (N,)."""
+        """Return the CLIPScore (N,) of each image with the prompt at the same index."""
         tokens = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
         names = ("input_ids", "attention_mask")
         inputs = {name: tokens[name].to(self.device) for name in names if name in tokens}
@@ -85,6 +80,6 @@ class ClipScore(ImageModel):
 
 
 def _normalize(output: object) -> np.ndarray:
-    """Return a model's output (a tensor, or an object with `pooler_output`) as unit vectors (N, D)."""
+    """Return a model's output, a tensor or an object with `pooler_output`, as unit vectors (N, D)."""
     vectors = output if torch.is_tensor(output) else output.pooler_output
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

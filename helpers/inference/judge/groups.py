@@ -1,4 +1,4 @@
-"""The groups of pictures that are compared to judge a model: real images, and samples."""
+"""The groups of pictures that are compared to judge a model."""
 
 from dataclasses import dataclass, field
 
@@ -36,11 +36,9 @@ class Pictures:
         return self.shown[group]
 
     def why_too_few(self, min_count: int = 1) -> str:
-        """Return which group has too few pictures to compare, and why; "" if every group has enough.
-
-        The base needs two, since half of its samples fit the style axis.
-        """
+        """Return the reason why pictures are too few to compare, or "" if every group has enough."""
         for name, words in COMPARED.items():
+            # half of the base's samples fit the style axis
             if len(self[name]) < max(min_count, 2 if name == "base" else 1):
                 blocked = self.blocked.get(name)
                 why = f": the safety checker blocked {blocked}" if blocked else ""

@@ -4,6 +4,7 @@ The base and the tuned model draw the same prompts at the same seeds, and both a
 """
 
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,9 @@ from PIL import Image
 
 from helpers.config import InferenceConfig
 from helpers.figures.pictures import evenly, middle_square, open_rgb
-from helpers.inference.draw.sampler import (
-    Request,
-    Sampler,
-    held_out_captions,
-    is_blocked,
-    read_captions,
-)
+from helpers.inference.draw.sampler import Request, Sampler, is_blocked
 from helpers.inference.judge.copies import CopyFinder
-from helpers.inference.judge.encoders import (
-    ClipScore,
-    ImageModel,
-)
+from helpers.inference.judge.encoders import ClipScore, ImageModel
 from helpers.inference.judge.groups import COMPARED, Groups, Interval, Pictures
 from helpers.inference.judge.metrics import load_metrics
 from helpers.inference.judge.style import HALFWAY, StyleAxis, features, order_share, style_gain
@@ -33,7 +25,7 @@ SAMPLE_SEED, PROBE_SEED = 500, 900  # added to the config's seed
 
 @dataclass(frozen=True)
 class Judgement:
-    """What report.json says about the drawn pictures. A measure with too few pictures is {"left_out": why}."""
+    """The results of judging drawn pictures. A measure with too few pictures is {"left_out": reason}."""
 
     style_gain: Interval | dict[str, str]
     suffix_switch: dict[str, Any]  # shares of samples in the style with the suffix, and not without
@@ -46,42 +38,36 @@ class Judgement:
 
 
 def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
-    """Return real images, and samples of held-out captions: base model, tuned model, tuned model without the suffix."""
-    captions = held_out_captions(sampler)
+    """Load the real images, and draw samples of held-out captions and of training captions."""
+    captions, learnt = sampler.trained.held_out_captions(), sampler.trained.pictures("train")
     requests = [
         Request.of(config, captions[i % len(captions)], config.seed + SAMPLE_SEED + i)
         for i in range(config.judged_samples)
     ]
     styled = [replace(r, prompt=sampler.styled(r.prompt)) for r in requests]
+    probed = [
+        Request.of(config, sampler.styled(caption), config.seed + PROBE_SEED + i)
+        for i, (_, caption) in enumerate(evenly(learnt, config.probed_captions))
+    ]
     return Groups(
         train=_load_images(sampler, "train"),
         held_out=_load_images(sampler, "validation"),
         base=sampler.draw([replace(r, model="base") for r in styled], config.batch_size),
         tuned=sampler.draw(styled, config.batch_size),
         plain=sampler.draw(requests, config.batch_size),
+        probe=sampler.draw(probed, config.batch_size),
     )
 
 
-def draw_probe(config: InferenceConfig, sampler: Sampler) -> list[Image.Image]:
-    """Draw training captions with the tuned model, to find memorized training images."""
-    captions = evenly(read_captions(sampler, "train"), config.probed_captions)
-    requests = [
-        Request.of(config, sampler.styled(caption), config.seed + PROBE_SEED + i)
-        for i, caption in enumerate(captions)
-    ]
-    return sampler.draw(requests, config.batch_size) if requests else []
-
-
 def _load_images(sampler: Sampler, split: str, side_px: int = 256) -> list[Image.Image]:
-    images = []
-    for path, _ in sampler.trained.pictures(split):
-        images.append(middle_square(open_rgb(path)))
-        images[-1].thumbnail((side_px, side_px))
+    images = [middle_square(open_rgb(path)) for path, _ in sampler.trained.pictures(split)]
+    for image in images:
+        image.thumbnail((side_px, side_px))
     return images
 
 
 def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
-    """Return the Judgement of the groups of pictures; `encoder`, if given, measures the style a second time.
+    """Judge the groups of pictures. An `encoder` measures the style a second time.
 
     The style axis is fitted to training images and every other sample of the base, and measured on held-out images
     and the other samples, so that no figure is measured on what it was fitted to.
@@ -90,10 +76,12 @@ def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
     blocked = {name: len(group) - len(shown[name]) for name, group in vars(groups).items()}
     pictures = Pictures(shown, blocked)
     gain, switch, order = _judge_style(pictures)
+    finder = CopyFinder(pictures["train"], pictures["held_out"])
+    probe = finder.figures(pictures["probe"]) if pictures["probe"] else None
     return Judgement(
         style_gain=gain,
         suffix_switch=switch,
-        copies=find_copies(pictures),
+        copies=finder.figures(pictures["tuned"]) | {"probe": probe},
         style_order=order,
         encoders={encoder.name: _judge_by_model(pictures, encoder)} if encoder else {},
         samples=len(groups.tuned),
@@ -105,7 +93,7 @@ def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
 def _judge_style(
     pictures: Pictures,
 ) -> tuple[Interval | dict[str, str], dict[str, Any], float | None]:
-    """Return style gain, suffix switch and style order, or twice {"left_out": why} and None if pictures are too few."""
+    """Return style gain, suffix switch and style order, or {"left_out": reason} if pictures are too few."""
     if reason := pictures.why_too_few():
         return {"left_out": reason}, {"left_out": reason}, None
     base, tuned, plain, art = _place_on_axis(
@@ -121,7 +109,7 @@ def _judge_style(
 
 
 def _place_on_axis(found: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Fit the style axis; return the positions of base, tuned, plain and held-out pictures on that axis."""
+    """Fit the style axis. Return the positions of base, tuned, plain and held-out pictures on that axis."""
     axis = StyleAxis.between(found["base"][::2], found["train"])
     rest = (found["base"][1::2], found["tuned"], found["plain"], found["held_out"])
     return [axis.place(pictures) for pictures in rest]
@@ -135,24 +123,14 @@ def _judge_by_model(pictures: Pictures, encoder: ImageModel) -> dict[str, Any]:
     return {"style_gain": gain} | measure_distances(pictures, encoder)
 
 
-def find_copies(pictures: Pictures) -> dict[str, Any]:
-    """Return how similar samples of held-out captions and of training captions are to training images."""
-    finder = CopyFinder(pictures["train"], pictures["held_out"])
-    probe = finder.figures(pictures["probe"]) if pictures["probe"] else None
-    return finder.figures(pictures["tuned"]) | {"probe": probe}
-
-
 def measure_adherence(config: InferenceConfig, sampler: Sampler, groups: Groups) -> dict[str, Any]:
-    """Return the mean CLIPScores of base and tuned samples with their captions, or {"left_out": why}."""
+    """Return the mean CLIPScores of base and tuned samples with their captions, or {"left_out": reason}."""
     if not config.clip_model:
         return {"left_out": "no CLIP was given: set clip_model to a hub id or a folder"}
     clip = ClipScore(config.clip_model)
-    captions = held_out_captions(sampler)
-    pairs = [
-        (base, tuned, captions[i % len(captions)])
-        for i, (base, tuned) in enumerate(zip(groups.base, groups.tuned, strict=True))
-        if not (is_blocked(base) or is_blocked(tuned))
-    ]
+    captions = cycle(sampler.trained.held_out_captions())
+    drawn = zip(groups.base, groups.tuned, captions, strict=False)
+    pairs = [pair for pair in drawn if not any(map(is_blocked, pair[:2]))]
     if not pairs:
         return {"left_out": "the safety checker blocked a picture of each pair"}
     before, after, prompts = (list(side) for side in zip(*pairs, strict=True))

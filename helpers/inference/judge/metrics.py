@@ -1,4 +1,4 @@
-"""The registry of picture metrics other than the style axis: a module for each metric.
+"""The picture metrics other than the style axis, each in a module of its own.
 
 A module has `NAME`, the title of its row in the report; `measure(pictures) -> dict`, its figures or {"left_out": why};
 and `describe(figures) -> (value, how to read it)`. style_distance.py is an example.
@@ -13,5 +13,5 @@ METRICS = {  # by their keys in report.json
 
 
 def load_metrics() -> dict[str, ModuleType]:
-    """Import the metrics' modules; return {key in report.json: module}."""
+    """Import the modules of all metrics. Return them as {key in report.json: module}."""
     return {key: import_module(name) for key, name in METRICS.items()}

@@ -16,7 +16,7 @@ HALFWAY = 0.5
 
 
 def features(image: Image.Image) -> np.ndarray:
-    """Return 26 statistics of a picture's colours, border and texture, (26,)."""
+    """Return statistics (26,) of a picture's colours, border and texture."""
     small = image.convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     pixels = np.asarray(small, np.float32) / 255  # (SIDE_PX, SIDE_PX, 3)
     return np.concatenate([_colour_features(pixels), _texture_features(pixels.mean(-1))])
@@ -73,12 +73,12 @@ class StyleAxis:
         return cls(base.mean(0), weights / scale / (weights @ gap))
 
     def place(self, pictures: np.ndarray) -> np.ndarray:
-        """Return the positions (N,) on the axis of pictures with the features `pictures` (N, F)."""
+        """Return pictures' positions (N,) on the axis, from their features (N, F)."""
         return (pictures - self.origin) @ self.direction
 
 
 def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int = 2000) -> Interval:
-    """Return the tuned pictures' mean position, scaled so that the base's mean is 0 and held-out art's mean is 1.
+    """Return the mean position of tuned pictures, with the base's mean at 0 and the mean of held-out art at 1.
 
     base, tuned, art  positions on a StyleAxis that was fitted to other pictures
     The interval is by bootstrap (Efron 1979).
@@ -96,7 +96,7 @@ def style_gain(base: np.ndarray, tuned: np.ndarray, art: np.ndarray, draws: int 
 
 
 def order_share(*groups: np.ndarray, draws: int = 2000) -> float:
-    """Return the share of bootstrap draws in which each group's mean is above that of the group before it.
+    """Return the share of bootstrap draws in which the groups' means rise from the first group to the last.
 
     Groups of equal length come from the same prompts and seeds, so they are resampled with the same indices.
     """

@@ -17,13 +17,13 @@ COMPARED_WITH_ART = {"floor": "train", "tuned": "tuned", "ceiling": "base"}
 
 
 def measure(pictures: Pictures) -> dict[str, Any]:
-    """Return style distances to held-out images: of training images (floor), tuned samples, base samples (ceiling)."""
+    """Return the style distances from held-out art to training images (floor), tuned and base samples (ceiling)."""
     encode = make_builtin_encoder(pictures["train"])
     return {"encoder": BUILT_IN} | measure_distances(pictures, encode)
 
 
 def describe(found: dict[str, Any]) -> tuple[str, str]:
-    """Return two texts for the report: the tuned samples' style distance, and how to read that value."""
+    """Return two texts for the report: the style distance of tuned samples, and how to read the value."""
     tuned = found["tuned"]
     return (
         f"{tuned['value']:.2f} ({tuned['low']:.2f} to {tuned['high']:.2f})",
@@ -33,7 +33,7 @@ def describe(found: dict[str, Any]) -> tuple[str, str]:
 
 
 def measure_distances(pictures: Pictures, encode: Encoder) -> dict[str, Any]:
-    """Return MMDs to held-out images: of training images (floor), tuned samples, base samples (ceiling)."""
+    """Return the MMDs from held-out art to training images (floor), tuned and base samples (ceiling)."""
     if reason := pictures.why_too_few(min_count=3):
         return {"left_out": f"{reason}; it takes three of each"}
     art = encode(pictures["held_out"])
@@ -41,15 +41,14 @@ def measure_distances(pictures: Pictures, encode: Encoder) -> dict[str, Any]:
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the KID kernel (x·y / D + 1)³ of features (N, D) and (M, D), as (N, M)."""
+    """Return the KID kernel (x·y / D + 1)³ of features (N, D) and (M, D), with shape (N, M)."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def mmd(x: np.ndarray, y: np.ndarray, draws: int = 1000) -> Interval:
     """Return the unbiased squared MMD of features (N, D) and (M, D), with a bootstrap interval.
 
-    Gretton et al. 2012, eq. 3. A picture that is drawn twice would be compared with itself. The unbiased estimate
-    leaves such pairs out, and so does each draw.
+    Gretton et al. 2012, eq. 3. Pairs of a picture with itself are left out, also where a draw has the picture twice.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     kernels = polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y)
@@ -65,9 +64,8 @@ def mmd(x: np.ndarray, y: np.ndarray, draws: int = 1000) -> Interval:
 
 def _mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, u: np.ndarray, v: np.ndarray) -> float:
     """Return the squared MMD from three kernel matrices, with pictures weighted by counts `u` (N,) and `v` (M,)."""
-    return float(
-        _mean_of_pairs(xx, u) + _mean_of_pairs(yy, v) - 2 * (u @ xy @ v) / (u.sum() * v.sum())
-    )
+    across = (u @ xy @ v) / (u.sum() * v.sum())
+    return float(_mean_of_pairs(xx, u) + _mean_of_pairs(yy, v) - 2 * across)
 
 
 def _mean_of_pairs(kernel: np.ndarray, count: np.ndarray) -> float:

@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Template
 
 from helpers.core.files import read_json, replacing_file, write_text
 from helpers.core.run import Run
 from helpers.figures.pictures import loss_curves, open_rgb
 from helpers.inference.share.modelspec import Family
 from helpers.inference.trained import read_trained, summarize_posts
-from helpers.models.licence import Licence, licence_of, public_name
+from helpers.models.licence import licence_of, public_name
 
-TEMPLATE = "card.md.j2"
+TEMPLATE = Path(__file__).parent / "card.md.j2"
 HYPERPARAMETERS = (
     "method max_steps learning_rate lr_scheduler lr_warmup_steps train_batch_size "
     "gradient_accumulation_steps resolution_px rank snr_gamma noise_offset caption_dropout prior_share "
@@ -22,7 +22,7 @@ HYPERPARAMETERS = (
 
 
 def write_card(run: Run) -> Path:
-    """Write the model card (README.md) and its two pictures into export/; return the card's path.
+    """Write the model card (README.md) and its two pictures into export/. Return the card's path.
 
     Raises RunError if 05 has not judged the model yet.
     """
@@ -36,7 +36,7 @@ def write_card(run: Run) -> Path:
 
 
 def find_card_files(run: Run) -> dict[str, Path]:
-    """Return {name in the Hub repository: path} of the model card and its pictures; missing files are omitted."""
+    """Return the model card and its pictures as {name in the Hub repository: path}, without missing files."""
     names = ("README.md", "curves.png", "before_and_after.jpg")
     return {name: run.export / name for name in names if (run.export / name).is_file()}
 
@@ -47,26 +47,8 @@ def render_card(run: Run, figures: dict[str, Any]) -> str:
     settings = trained.settings
     base = public_name(settings["base_model"])
     licence = licence_of(settings["base_model"], Family.read(run.model).is_v2)
-    loader = FileSystemLoader(Path(__file__).parent)
-    return (
-        Environment(loader=loader, trim_blocks=True)
-        .get_template(TEMPLATE)
-        .render(
-            header=_make_header(base if settings["base_model"] == base else None, licence),
-            licence=licence,
-            figures=figures,
-            base=base,
-            suffix=trained.suffix,
-            settings={name: settings[name] for name in HYPERPARAMETERS},
-            **summarize_posts(run),
-            lora=settings["method"] == "lora",
-        )
-    )
-
-
-def _make_header(base_on_hub: str | None, licence: Licence) -> str:
-    """Return the card's YAML header; `base_on_hub` is the base model's Hub id, or None for a folder."""
-    data = ModelCardData(
+    base_on_hub = base if settings["base_model"] == base else None
+    header = ModelCardData(
         **licence.fields(),
         base_model=base_on_hub,
         base_model_relation="finetune" if base_on_hub else None,
@@ -74,4 +56,13 @@ def _make_header(base_on_hub: str | None, licence: Licence) -> str:
         pipeline_tag="text-to-image",
         tags=["stable-diffusion", "stable-diffusion-diffusers", "annalaura-diffusion"],
     )
-    return data.to_yaml()
+    return Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True).render(
+        header=header.to_yaml(),
+        licence=licence,
+        figures=figures,
+        base=base,
+        suffix=trained.suffix,
+        settings={name: settings[name] for name in HYPERPARAMETERS},
+        **summarize_posts(run),
+        lora=settings["method"] == "lora",
+    )

@@ -4,17 +4,13 @@ Loaders and model sites read them. They hold no path, no caption and not the suf
 https://github.com/Stability-AI/ModelSpec
 """
 
-import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save
-from torch import Tensor
 
 from helpers.core.files import read_json
 from helpers.core.run import Run
@@ -25,12 +21,11 @@ from helpers.models.lora import UP, Lora
 IN_BOTH = (  # settings of 04 that sd-scripts names alike
     "gradient_accumulation_steps learning_rate lr_scheduler lr_warmup_steps mixed_precision optimizer seed"
 ).split()
-IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"  # as sd-scripts names it
 
 
 @dataclass(frozen=True)
 class Family:
-    """The variant of Stable Diffusion: version 1 or 2, v-prediction or not, zero terminal SNR or not."""
+    """A variant of Stable Diffusion: the version, the kind of prediction, and the end of the noise schedule."""
 
     is_v2: bool  # Stable Diffusion 2: linear projections, OpenCLIP's text encoder
     predicts_velocity: bool  # v-prediction (Salimans and Ho 2022, arXiv:2202.00512)
@@ -38,7 +33,7 @@ class Family:
 
     @classmethod
     def read(cls, model: Path) -> "Family":
-        """Read the variant from the configs in a pipeline's folder."""
+        """Read the variant from the config files in a pipeline's folder."""
         schedule = read_json(model / "scheduler/scheduler_config.json")
         return cls(
             bool(read_json(model / "unet/config.json").get("use_linear_projection")),
@@ -60,13 +55,13 @@ class Family:
 
 
 def model_metadata(run: Run, family: Family, kind: str = "") -> dict[str, str]:
-    """Return the modelspec fields of a run's model or, with kind="/lora", of the run's LoRA."""
+    """Return the modelspec fields of a run's model. With kind="/lora", the fields are those of the run's LoRA."""
     trained = read_trained(run).settings
     side = trained["resolution_px"]
     fields = {
         "sai_model_spec": "1.0.0",
         "architecture": family.architecture + kind,
-        "implementation": IMPLEMENTATION,
+        "implementation": "https://github.com/Stability-AI/generative-models",  # as in sd-scripts
         "title": run.name,
         "date": _end_of_training(run).isoformat(timespec="seconds"),
         "resolution": f"{side}x{side}",
@@ -82,6 +77,7 @@ def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
     trained, verdict = training.settings, training.verdict
     first = next(iter(lora.alpha))
     rank, alpha = lora.tensors[first + UP].shape[1], lora.alpha[first]
+    convolutions = {"conv_dim": rank, "conv_alpha": alpha}
     has_convolutions = any(tensor.ndim == 4 for tensor in lora.tensors.values())
     fields = {name: trained[name] for name in IN_BOTH} | {
         "output_name": run.name,
@@ -91,9 +87,7 @@ def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
         "network_module": "networks.lora",
         "network_dim": rank,
         "network_alpha": alpha,
-        "network_args": json.dumps(
-            {"conv_dim": rank, "conv_alpha": alpha} if has_convolutions else {}
-        ),
+        "network_args": json.dumps(convolutions if has_convolutions else {}),
         "steps": verdict.get("exported_step", verdict["steps"]),
         "max_train_steps": trained["max_steps"],
         "unet_lr": trained["learning_rate"],
@@ -112,12 +106,6 @@ def lora_metadata(run: Run, family: Family, lora: Lora) -> dict[str, str]:
     return model_metadata(run, family, "/lora") | ss_fields
 
 
-def hash_tensors(state: dict[str, Tensor]) -> str:
-    """Return the SHA-256 of a safetensors file's data after the header, by which model sites identify a LoRA."""
-    content = save(state)
-    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
-
-
 def _end_of_training(run: Run) -> datetime:
     return datetime.fromtimestamp(run.verdict.stat().st_mtime, UTC)
 
@@ -127,6 +115,10 @@ def original_config(model: Path) -> str:
     unet, vae = (read_json(model / part / "config.json") for part in ("unet", "vae"))
     schedule = read_json(model / "scheduler/scheduler_config.json")
     is_v2 = Family.read(model).is_v2
+    text = {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"}
+    if is_v2:
+        text["target"] = "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder"
+        text["params"] = {"freeze": True, "layer": "penultimate"}
     params = {
         "parameterization": "v",
         "linear_start": schedule["beta_start"],
@@ -143,7 +135,7 @@ def original_config(model: Path) -> str:
         "use_ema": False,
         "unet_config": _unet_config(unet, is_v2),
         "first_stage_config": _vae_config(vae),
-        "cond_stage_config": _text_config(is_v2),
+        "cond_stage_config": text,
     }
     target = "ldm.models.diffusion.ddpm.LatentDiffusion"
     return yaml.safe_dump({"model": {"target": target, "params": params}}, sort_keys=False)
@@ -164,7 +156,7 @@ def _unet_config(unet: dict[str, Any], is_v2: bool) -> dict[str, Any]:
             "model_channels": widths[0],
             "attention_resolutions": [2**i for i, yes in enumerate(attends) if yes][::-1],
             "num_res_blocks": unet["layers_per_block"],
-            "channel_mult": _multiples(widths),
+            "channel_mult": [width // widths[0] for width in widths],
             **({"num_head_channels": widths[0] // heads} if is_v2 else {"num_heads": heads}),
             "use_spatial_transformer": True,
             "use_linear_in_transformer": is_v2,
@@ -188,7 +180,7 @@ def _vae_config(vae: dict[str, Any]) -> dict[str, Any]:
                 "in_channels": vae["in_channels"],
                 "out_ch": vae["out_channels"],
                 "ch": widths[0],
-                "ch_mult": _multiples(widths),
+                "ch_mult": [width // widths[0] for width in widths],
                 "num_res_blocks": vae["layers_per_block"],
                 "attn_resolutions": [],
                 "dropout": 0.0,
@@ -196,15 +188,3 @@ def _vae_config(vae: dict[str, Any]) -> dict[str, Any]:
             "lossconfig": {"target": "torch.nn.Identity"},
         },
     }
-
-
-def _text_config(is_v2: bool) -> dict[str, Any]:
-    target = "ldm.modules.encoders.modules."
-    if is_v2:
-        params = {"freeze": True, "layer": "penultimate"}
-        return {"target": target + "FrozenOpenCLIPEmbedder", "params": params}
-    return {"target": target + "FrozenCLIPEmbedder"}
-
-
-def _multiples(widths: Sequence[int]) -> list[int]:
-    return [width // widths[0] for width in widths]

@@ -1,17 +1,26 @@
-"""Rename weights from diffusers' names to those of the original Stable Diffusion 1 and 2 (2022), for ComfyUI.
+"""Rename weights from diffusers' names to those of the original Stable Diffusion 1 and 2 (2022) and of sd-scripts.
 
 The numbers of levels and blocks are taken from the model's own config, so that models of any size are converted.
 After diffusers' script convert_diffusers_to_original_stable_diffusion.py, which cannot be imported and knows one size.
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-State = dict[str, Tensor]
+from helpers.core.files import read_json
+from helpers.models.lora import DOWN, UP, Lora
 
+State = dict[str, Tensor]
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -53,19 +62,34 @@ OPENCLIP = {
 }
 
 
+def original_state(model: Path) -> State:
+    """Return the weights in a pipeline's folder by their names in an original Stable Diffusion checkpoint."""
+    unet, vae, text = (load_file(model / part / name) for part, name in WEIGHTS.items())
+    configs = {part: read_json(model / part / "config.json") for part in WEIGHTS}
+    config = configs["text_encoder"].get("text_config", configs["text_encoder"])
+    if config["hidden_act"] == "gelu":  # OpenCLIP, as in Stable Diffusion 2; CLIP has quick_gelu
+        text = text_encoder_to_openclip(text)
+    else:
+        text = text_encoder_to_original(text, config["max_position_embeddings"])
+    return unet_to_original(unet, configs["unet"]) | vae_to_original(vae, configs["vae"]) | text
+
+
 def unet_to_original(state: State, config: dict[str, Any]) -> State:
     """Return a UNet2DConditionModel's weights by their original names, `model.diffusion_model.*`."""
     per_level = config["layers_per_block"] + 1
-    renamed = {}
-    for name, tensor in state.items():
-        renamed["model.diffusion_model." + _unet_name(name, per_level, state)] = tensor
-    return renamed
+    return {
+        "model.diffusion_model." + _unet_name(name, per_level, state): tensor
+        for name, tensor in state.items()
+    }
 
 
 def _unet_name(name: str, per_level: int, state: State) -> str:
+    if ".resnets." in name:
+        block, part, end = name.rsplit(".", 2)
+        name = f"{block}.{RESNET[part]}.{end}"
     for ours, theirs in UNET_ENDS.items():
         if name.startswith(ours):
-            return _resnet_name(theirs + name.removeprefix(ours), name)
+            return theirs + name.removeprefix(ours)
     found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+?)\.(\d+)\.(.+)", name)
     side, level, kind, index, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
     blocks, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
@@ -76,43 +100,26 @@ def _unet_name(name: str, per_level: int, state: State) -> str:
         place = f"{(level + 1) * per_level - 1}.{1 + attends}." + rest
     else:
         place = f"{first + level * per_level + index}.{int(kind == 'attentions')}." + rest
-    return _resnet_name(f"{blocks}.{place}", name)
-
-
-def _resnet_name(renamed: str, name: str) -> str:
-    """Return `renamed` with the original layer name if the diffusers `name` is in a resnet, else unchanged."""
-    if ".resnets." not in name:
-        return renamed
-    block, part, end = renamed.rsplit(".", 2)
-    return f"{block}.{RESNET[part]}.{end}"
+    return f"{blocks}.{place}"
 
 
 def vae_to_original(state: State, config: dict[str, Any]) -> State:
-    """Return an AutoencoderKL's weights by their original names, `first_stage_model.*`.
-
-    Linear attention weights become 1x1 convolutions.
-    """
+    """Return an AutoencoderKL's weights by their original names, `first_stage_model.*`."""
     levels = len(config["block_out_channels"])
     renamed = {}
     for name, tensor in state.items():
         new = _vae_name(name, levels)
+        # the original's attention has 1x1 convolutions for linear layers
         is_kernel = ".attn_1." in new and new.endswith("weight") and ".norm." not in new
         renamed["first_stage_model." + new] = tensor[:, :, None, None] if is_kernel else tensor
     return renamed
 
 
 def _vae_name(name: str, levels: int) -> str:
-    name = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", name)
-    name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", name)
-    name = re.sub(
-        r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{levels - 1 - int(m[1])}.block.", name
-    )
-    name = re.sub(
-        r"up_blocks\.(\d+)\.upsamplers\.0\.",
-        lambda m: f"up.{levels - 1 - int(m[1])}.upsample.",
-        name,
-    )
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
+    name = re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{levels - 1 - int(m[1])}", name)
+    name = re.sub(r"\.(down|up)samplers\.0\.", r".\1sample.", name)
+    name = name.replace("down_blocks.", "down.").replace(".resnets.", ".block.")
     if "mid_block.attentions.0." in name:
         block, rest = name.split("mid_block.attentions.0.")
         part, end = rest.rsplit(".", 1)
@@ -163,3 +170,19 @@ def text_encoder_to_openclip(state: State) -> State:
     renamed["text_projection"] = torch.eye(len(norm), dtype=norm.dtype)
     renamed["logit_scale"] = torch.tensor(1.0, dtype=norm.dtype)
     return {"cond_stage_model.model." + name: tensor for name, tensor in renamed.items()}
+
+
+def to_kohya(lora: Lora) -> State:
+    """Return a LoRA in the layout of kohya's sd-scripts: down, up and alpha of each layer.
+
+    lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
+    lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha
+    """
+    converted = {}
+    for name, alpha in lora.alpha.items():
+        layer = name.replace("text_encoder.", "lora_te.", 1).replace("unet.", "lora_unet.", 1)
+        layer = layer.replace(".", "_")
+        converted[f"{layer}.lora_down.weight"] = lora.tensors[name + DOWN]
+        converted[f"{layer}.lora_up.weight"] = lora.tensors[name + UP]
+        converted[f"{layer}.alpha"] = torch.tensor(float(alpha))
+    return converted

@@ -16,7 +16,7 @@ from helpers.inference.share.model_card import find_card_files
 
 
 def push(config: InferenceConfig, run: Run) -> str:
-    """Push the model, card and export to the Hub in one commit; return a line with URL and visibility.
+    """Push the model, card and export to the Hub in one commit. Return a line with URL and visibility.
 
     The repository is made private, and read back as private, before any file is uploaded. It is made public at the
     end if `private` is False and the permission of every image allows it. An empty `push_to` pushes nothing.
@@ -39,7 +39,7 @@ def push(config: InferenceConfig, run: Run) -> str:
 
 
 def find_files_to_push(run: Run) -> dict[str, Path | bytes]:
-    """Return {name in the repository: file} of model/ and export/, with local paths removed from configs."""
+    """Return the files to push as {name in the repository: file}, with local paths removed from configs."""
     model = {name: run.model / name for name in read_json(run.model / MANIFEST)}
     kinds = ("*.safetensors", "*.yaml")  # a LoRA for diffusers is in model/ already
     exported = {f"export/{path.name}": path for kind in kinds for path in run.export.glob(kind)}

@@ -1,5 +1,6 @@
 """Load an Instagram account's profile and timeline, and detect by user id whether the account was renamed."""
 
+from contextlib import suppress
 from functools import partial
 
 from instaloader import NodeIterator, Post, Profile, get_json_structure, load_structure
@@ -12,7 +13,7 @@ from helpers.scrape.items import SourceStopped
 
 
 def load_profile(name: str, session: Session, cursor: Cursor, run: Run) -> Profile:
-    """Return the profile of the account `name`, from the cursor if saved there, else from Instagram.
+    """Return the profile of the account `name`, as saved in the cursor or requested from Instagram.
 
     Raises SourceStopped if Instagram refuses, RunError if the run holds another account's posts.
     """
@@ -30,10 +31,8 @@ def load_profile(name: str, session: Session, cursor: Cursor, run: Run) -> Profi
         cursor.account, cursor.user_id = name, user_id
         cursor.profile = get_json_structure(profile)
         cursor.write(run.cursor)
-    if session.context.user_id == cursor.user_id:
-        session.context.username = (
-            profile.username
-        )  # the user's own posts are visible though private
+    if session.context.user_id == cursor.user_id:  # the user's own posts are visible though private
+        session.context.username = profile.username
     return profile
 
 
@@ -45,7 +44,10 @@ def open_timeline(profile: Profile, session: Session, cursor: Cursor) -> NodeIte
     try:
         posts = session.request(profile.get_posts)
     except AccountNotFound:
-        _check_name(_name_now(session, cursor), cursor)
+        by_id, name = partial(Profile.from_id, session.context, int(cursor.user_id)), cursor.account
+        with suppress(SourceStopped):
+            name = session.request(by_id).username
+        _check_name(name, cursor)
         raise
     _check_name(profile.username, cursor)
     timeline_id = str(posts.freeze().query_variables.get("id") or cursor.timeline_id)
@@ -58,16 +60,6 @@ def open_timeline(profile: Profile, session: Session, cursor: Cursor) -> NodeIte
             )
     cursor.timeline_id = timeline_id
     return posts
-
-
-def _name_now(session: Session, cursor: Cursor) -> str:
-    """Return the account's current name, looked up by user id, or the saved name if Instagram refuses."""
-    try:
-        return session.request(
-            partial(Profile.from_id, session.context, int(cursor.user_id))
-        ).username
-    except SourceStopped:
-        return cursor.account
 
 
 def _check_name(name: str, cursor: Cursor) -> None:

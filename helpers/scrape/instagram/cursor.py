@@ -36,10 +36,7 @@ class Cursor:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return the cursor saved in the file `path`, or a new cursor if the file does not exist.
-
-        Raises RunError if the file is invalid.
-        """
+        """Return the cursor saved in a file, or a new one if the file does not exist. Raises RunError if invalid."""
         if not path.is_file():
             return cls()
         try:
@@ -54,28 +51,25 @@ class Cursor:
         write_text(path, json.dumps(vars(self)) + "\n")
 
     def set_filters(self, since: str, until: str, coauthored: bool) -> None:
-        """Set the date range and the coauthored filter; if these change, posts that were excluded are visited again."""
+        """Set the date range and the coauthored filter. After a change, posts that were excluded are visited again."""
         if (self.since, self.until, self.coauthored) != (since, until, coauthored):
             self.since, self.until, self.coauthored = since, until, coauthored
             self.finished = {code: entry for code, entry in self.finished.items() if entry[1]}
             self.frozen, self.settled = None, 0
 
     def mark_complete(self) -> None:
-        """Record that the timeline was walked to its end, so that a later walk stops at the posts finished so far."""
+        """Record that the timeline was walked to its end. A later walk stops at the posts finished so far."""
         self.frozen, self.settled = None, len(self.finished)
 
     @property
     def done_before(self) -> set[str]:
-        """The shortcodes of posts that were finished when the timeline was last walked to its end."""
+        """The shortcodes of posts that were finished by the end of the last complete walk."""
         return set(list(self.finished)[: self.settled])
 
     def unfinished(self, run: Run) -> list[str]:
-        """Return the shortcodes of finished posts that lack an image, unless that image was rejected permanently."""
-        there = {
-            post.file_name.rpartition(".")[0]
-            for post in latest(read_rows(run.posts, Post)).values()
-            if run.image(post.file_name).is_file()
-        }
+        """Return the shortcodes of finished posts with missing images. Permanently rejected images do not count."""
+        posts = latest(read_rows(run.posts, Post)).values()
+        there = {post.stem for post in posts if run.image(post.file_name).is_file()}
         rows = [row for row in read_rows(run.rejected, Rejection) if row.stage == "scrape"]
         there |= {name for name, row in latest(rows).items() if not row.reason.endswith(RETRY_NOTE)}
         return [

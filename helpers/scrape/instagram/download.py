@@ -23,7 +23,7 @@ CONNECT_S, READ_S = 10.0, 30.0  # without any data
 
 
 class UrlExpired(ValueError):
-    """Raised if an image is no longer at its URL (HTTP 401, 403, 404 or 410); a newly requested URL may work."""
+    """Raised if an image is no longer at its URL (HTTP 401, 403, 404 or 410). A newly requested URL may work."""
 
 
 def fetch(
@@ -46,17 +46,14 @@ def fetch(
 
 
 def media_host(url: str) -> str:
-    """Return the host name in `url`, which must be plain https on an Instagram media host.
-
-    Raises PermanentRefusal for any other URL.
-    """
+    """Return the host name in `url`. Raises PermanentRefusal unless it is plain https on an Instagram media host."""
     try:
         parts = urlsplit(url)
-        port = parts.port
+        is_https = parts.scheme == "https" and parts.port in (None, 443)
     except ValueError:
         raise PermanentRefusal("its address is malformed") from None
     host = (parts.hostname or "").lower()
-    if parts.scheme != "https" or port not in (None, 443) or "@" in parts.netloc:
+    if not is_https or "@" in parts.netloc:
         raise PermanentRefusal("its address is not plain https")
     if not PLAIN_HOST.fullmatch(host) or not host.endswith(MEDIA_HOSTS) or ".." in host:
         raise PermanentRefusal("its address is not on Instagram's media hosts")
@@ -66,10 +63,7 @@ def media_host(url: str) -> str:
 
 
 def public_address(host: str) -> str:
-    """Return a public IP address of `host`, preferring IPv4.
-
-    Raises PermanentRefusal if any address of the host is not public.
-    """
+    """Return a public IP address of `host`, IPv4 first. Raises PermanentRefusal if one of its addresses is private."""
     addresses = {entry[4][0] for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)}
     if not addresses or not all(map(_is_public, addresses)):
         raise PermanentRefusal("its host resolves to an address that is not public")
@@ -85,7 +79,7 @@ def _is_public(address: str) -> bool:
 
 
 class _Pinned(HTTPAdapter):
-    """HTTP adapter for URLs that hold an IP address instead of a host name; the TLS certificate must be for `host`.
+    """HTTP adapter for URLs with an IP address in place of the host name. The TLS certificate must be for `host`.
 
     The address was checked before; a second DNS lookup could return another one (DNS rebinding).
     """
@@ -95,9 +89,8 @@ class _Pinned(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(
-            *args, server_hostname=self.host, assert_hostname=self.host, **kwargs
-        )
+        names = {"server_hostname": self.host, "assert_hostname": self.host}
+        super().init_poolmanager(*args, **names, **kwargs)
 
 
 def _get(session: requests.Session, url: str, max_s: float) -> requests.Response:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 import instaloader
@@ -34,11 +34,11 @@ def cookie_file() -> Path:
 
 
 def cookies() -> dict[str, str] | None:
-    """Return the Instagram login cookies from the secret or the cookie file, or None if neither exists.
-
-    Raises RunError if the cookies are unusable.
-    """
-    if line := _from_secrets():
+    """Return the login cookies from the secret or the cookie file, or None. Raises RunError if they are unusable."""
+    line = ""
+    with suppress(Exception):  # optional, whatever keeps it from being read
+        line = secret(SECRET)
+    if line:
         return parse(line)
     path = cookie_file()
     if not path.is_file():
@@ -52,18 +52,8 @@ def cookies() -> dict[str, str] | None:
         raise RunError(f"{path} holds no cookies: delete it and log in again") from None
 
 
-def _from_secrets() -> str:
-    try:
-        return secret(SECRET)
-    except Exception:  # optional: whatever keeps it from being read, there is none
-        return ""
-
-
 def parse(line: str) -> dict[str, str]:
-    """Parse a browser's cookie line `name=value; ...` into a dict of the cookies that an Instagram login uses.
-
-    Raises RunError that names missing cookies, and never shows a value.
-    """
+    """Return the cookies in a browser's line `name=value; ...`. Raises RunError naming missing ones, not values."""
     parts = re.sub(r"^\s*cookie:", "", line.strip().strip("'\""), flags=re.IGNORECASE).split(";")
     pairs = [part.strip().partition("=") for part in parts]
     found = {name: value.strip('"') for name, _, value in pairs if name in SAVED and value}
@@ -71,11 +61,8 @@ def parse(line: str) -> dict[str, str]:
         raise RunError(f"{SECRET} has no usable {', '.join(missing)}: {HOW}")
     if not found["ds_user_id"].isdecimal():
         raise RunError(f"{SECRET} has a ds_user_id that is no number: {HOW}")
-    return {
-        n: register_secret(SECRET, value)
-        for n, value in found.items()
-        if COOKIE_VALUE.fullmatch(value)
-    }
+    usable = {name: value for name, value in found.items() if COOKIE_VALUE.fullmatch(value)}
+    return {name: register_secret(SECRET, value) for name, value in usable.items()}
 
 
 def save_cookies(found: dict[str, str]) -> Path:
@@ -84,17 +71,16 @@ def save_cookies(found: dict[str, str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     tmp_path = path.with_suffix(".part")
     tmp_path.unlink(missing_ok=True)
-    descriptor = os.open(tmp_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({name: value for name, value in found.items() if name in SAVED}, file)
+    tmp_path.touch(mode=0o600, exist_ok=False)
+    tmp_path.write_text(json.dumps({name: v for name, v in found.items() if name in SAVED}))
     tmp_path.replace(path)
     return path
 
 
 def log_in(user: str) -> Path:
-    """Log in with a password that the user types, save the cookies, and return the path of the cookie file.
+    """Log in with a password that the user types, and return the path of the file with the saved cookies.
 
-    A two-factor code is asked for if needed. The password is not saved. Raises RunError if Instagram refuses the login.
+    The password is not saved. Raises RunError if Instagram refuses the login.
     """
     loader = instaloader.Instaloader(
         sleep=False, quiet=True, max_connection_attempts=1, request_timeout=60.0

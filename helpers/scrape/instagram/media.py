@@ -37,16 +37,9 @@ class Media:
     slides: tuple[Slide, ...]
     structure: dict[str, Any]
 
-    @property
-    def is_well_named(self) -> bool:
-        return bool(SHORTCODE.fullmatch(self.code))
-
 
 def read_post(post: Post) -> Media:
-    """Convert instaloader's Post into a Media object, without a request to Instagram.
-
-    Raises KeyError or the like for an unknown format.
-    """
+    """Convert an instaloader Post into a Media object, without a request. Raises KeyError or the like if unreadable."""
     structure = get_json_structure(post)
     node = structure["node"]
     owner = node.get("owner") or {}
@@ -74,25 +67,20 @@ def _slides(post: Post, media: dict[str, Any]) -> list[Slide]:
 def _slide(part: dict[str, Any]) -> Slide:
     candidates = (part.get("image_versions2") or {}).get("candidates") or [{}]
     widest = max(candidates, key=lambda candidate: candidate.get("width") or 0)
-    url, words = widest.get("url"), part.get("accessibility_caption")
-    media_id = part.get("pk") or part.get("id")
-    return Slide(
-        str(url or ""), part.get("media_type") == VIDEO, str(words or ""), str(media_id or "")
-    )
+    url, is_video = str(widest.get("url") or ""), part.get("media_type") == VIDEO
+    alt_text, media_id = part.get("accessibility_caption"), part.get("pk") or part.get("id")
+    return Slide(url, is_video, str(alt_text or ""), str(media_id or ""))
 
 
 def is_complete_post(node: Any) -> bool:
-    """Return whether a timeline entry already contains the post's images, as entries do when logged in."""
-    return isinstance(node, dict) and bool(
-        node.get("carousel_media") or node.get("image_versions2")
-    )
+    """Return True if a timeline entry already contains the post's images, as entries do when logged in."""
+    return isinstance(node, dict) and any(map(node.get, ("carousel_media", "image_versions2")))
 
 
 def fill_missing_fields(node: dict[str, Any]) -> dict[str, Any]:
     """Return a timeline post with defaults for the fields that instaloader requires and Instagram left out."""
-    kind = (
-        CAROUSEL if node.get("carousel_media") else VIDEO if node.get("video_versions") else IMAGE
-    )
+    kind = VIDEO if node.get("video_versions") else IMAGE
+    kind = CAROUSEL if node.get("carousel_media") else kind
     unneeded = {"pk": 0, "media_type": kind, "taken_at": 0, "has_liked": False, "like_count": None}
     user = {"is_private": False, "full_name": "", "profile_pic_url": ""} | (node.get("user") or {})
     filled = {**unneeded, **node, "user": user}

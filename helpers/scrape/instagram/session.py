@@ -25,7 +25,7 @@ class AccountNotFound(SourceStopped):
 
 
 class TimeBudget:
-    """A time limit in minutes on one pass over the posts; 0 means no limit."""
+    """A time limit in minutes on one pass over the posts. 0 means no limit."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
@@ -42,9 +42,8 @@ class TimeBudget:
     def check(self) -> None:
         """Raise SourceStopped if the time is used up."""
         if self.left_s <= 0:
-            raise SourceStopped(
-                f"max_minutes={self.minutes:g} is used up: run 01_scrape again to go on"
-            )
+            limit = f"max_minutes={self.minutes:g}"
+            raise SourceStopped(f"{limit} is used up: run 01_scrape again to go on")
 
     def __str__(self) -> str:
         return f"{max(0.0, self.left_s) / 60:.0f} min left" if self.minutes else "no time limit"
@@ -69,10 +68,7 @@ class RateLimiter(instaloader.RateController):
         super().wait_before_query(query_type)
 
     def sleep(self, secs: float) -> None:
-        """Pause for `secs` seconds, printing a long pause.
-
-        Raises SourceStopped if the pause is longer than the remaining time.
-        """
+        """Pause for `secs` seconds, printing a long pause. Raises SourceStopped if the remaining time is shorter."""
         if secs > self.budget.left_s:
             raise SourceStopped(
                 f"Instagram's rate limit needs a pause of {secs / 60:.0f} minutes and max_minutes="
@@ -103,10 +99,6 @@ class Session:
             loader.load_session(found["ds_user_id"], found)
         self.context = loader.context
 
-    @property
-    def is_logged_in(self) -> bool:
-        return self.context.is_logged_in
-
     def request(self, call: Callable[[], Answer]) -> Answer:
         """Return the result of `call`, with any exception of instaloader turned into SourceStopped.
 
@@ -119,24 +111,22 @@ class Session:
             raise
         except Exception as error:
             kind = AccountNotFound if is_account_missing(error) else SourceStopped
-            raise kind(explain(error, self.account, self.is_logged_in)) from None
+            raise kind(explain(error, self.account, self.context.is_logged_in)) from error
 
     def request_post(
         self, call: Callable[[], Answer], is_post_fault: Callable[[], bool] = lambda: True
     ) -> Answer | str:
-        """Return the post that `call` fetches, or a string with the reason if that post alone failed.
+        """Return the post that `call` fetches, or the reason if that post alone failed.
 
         Raises SourceStopped after several failures in a row, or if `is_post_fault` says that the cause is not the post.
         """
         try:
-            with redirect_stderr(io.StringIO()):
-                answer = call()
-        except (SourceStopped, RunError):
-            raise
-        except Exception as error:
-            why = explain_post(error) if is_post_fault() else None
+            answer = self.request(call)
+        except SourceStopped as stop:
+            error = stop.__cause__  # instaloader's exception; None if the time is used up
+            why = explain_post(error) if error and is_post_fault() else None
             if why is None:
-                raise SourceStopped(explain(error, self.account, self.is_logged_in)) from None
+                raise
             self.failures += 1
             if self.failures >= MAX_FAILED_POSTS:
                 raise SourceStopped(

@@ -1,4 +1,4 @@
-"""The image source "instagram": an account or single posts, downloaded with instaloader; a download can be resumed.
+"""The image source "instagram": an account or single posts, downloaded with instaloader and resumable.
 
 The cursor is saved for each post, before its images are downloaded, and for each page of the timeline, so after a
 kill only the interrupted request is repeated. A resumed session starts with the same requests as instaloader's
@@ -16,10 +16,10 @@ from helpers.core.run import Run
 from helpers.scrape.instagram.account import load_profile, open_timeline
 from helpers.scrape.instagram.cursor import Cursor
 from helpers.scrape.instagram.download import UrlExpired, fetch
-from helpers.scrape.instagram.media import Media, read_post
+from helpers.scrape.instagram.media import SHORTCODE, Media, read_post
 from helpers.scrape.instagram.refusals import VERSION
 from helpers.scrape.instagram.session import Session
-from helpers.scrape.instagram.timeline import Timeline
+from helpers.scrape.instagram.timeline import PINNED, Timeline
 from helpers.scrape.items import RETRY_NOTE, PermanentRefusal, Source, SourceItem, SourceStopped
 
 TRIES = 3  # per image
@@ -27,7 +27,7 @@ MAX_FAILED_DOWNLOADS = 12  # in a row: then the cause is not the images
 
 
 def list_items(config: ScrapeConfig, run: Run) -> Source:
-    """Return a Source whose items, the images of an account or of single posts, are listed during the download.
+    """Return the images of an account or of single posts as a Source, which lists them during the download.
 
     Raises RunError if the run holds another account's posts, or the cookies are unusable.
     """
@@ -35,19 +35,14 @@ def list_items(config: ScrapeConfig, run: Run) -> Source:
     return Source(walk.describe(), walk)
 
 
-def account_names(config: ScrapeConfig, run: Run) -> set[str]:
+def account_names(config: ScrapeConfig, cursor: Cursor) -> set[str]:
     """Return the account's current and former names in lower case, or an empty set for single posts."""
-    if not config.username:
-        return set()
-    return _account_names(config, Cursor.read(run.cursor))
-
-
-def _account_names(config: ScrapeConfig, cursor: Cursor) -> set[str]:
-    return {name.lower() for name in (config.username, cursor.account, *cursor.names) if name}
+    names = (config.username, cursor.account, *cursor.names) if config.username else ()
+    return {name.lower() for name in names if name}
 
 
 class Walk:
-    """Iterates over the images of an account, newest post first, or of single posts, resuming at the cursor.
+    """Iterator over the images of an account or of single posts, which resumes at the cursor.
 
     After a refusal it sends no request.
     """
@@ -65,7 +60,7 @@ class Walk:
 
     def describe(self) -> str:
         """Return a line that says which posts will be downloaded, or why Instagram refuses."""
-        who = "logged in" if self.session.is_logged_in else "anonymous"
+        who = "logged in" if self.session.context.is_logged_in else "anonymous"
         how = f"{who}, instaloader {VERSION}"
         if self.config.posts:
             return f"{len(self.config.shortcodes)} posts requested, {how}"
@@ -89,30 +84,28 @@ class Walk:
         incomplete = self.cursor.unfinished(self.run)
         yield from self._resume_pending()
         if self.config.posts:
-            wanted = self.config.shortcodes[: self.config.max_posts or None]
-            yield from self._posts_by_code(
-                [code for code in wanted if code not in self.cursor.finished]
-            )
+            for code in self.config.shortcodes[: self.config.max_posts or None]:
+                if code not in self.cursor.finished:
+                    yield from self._requested_post(code)
         elif not self._reached_max_posts():
             yield from self._account_posts()
         for code in incomplete:
             self.session.failures = 0  # posts that failed before may fail again
-            yield from self._posts_by_code([code])
+            yield from self._requested_post(code)
         if not self._post_count():
             span = " in that span of time" if self.config.since or self.config.until else ""
             raise SourceStopped(f"there are no posts{span}: check account, posts, since and until")
 
     def _resume_pending(self) -> Iterator[SourceItem]:
-        """Yield the images of the post at which the last run was interrupted, without requesting the post again."""
+        """Yield the images of the post at which the last run was interrupted. The post is not requested again."""
         if pending := self.cursor.pending:
             context = self.session.context
             media = self.session.request_post(lambda: read_post(load_structure(context, pending)))
             if isinstance(media, Media):  # else saved by another instaloader, and requested again
                 yield from self._items_of(media, is_requested=True)
 
-    def _posts_by_code(self, codes: list[str]) -> Iterator[SourceItem]:
-        for code in codes:
-            yield from self._items_of(self._fetch_post(code), code, is_requested=True)
+    def _requested_post(self, code: str) -> Iterator[SourceItem]:
+        yield from self._items_of(self._fetch_post(code), code, is_requested=True)
 
     def _fetch_post(self, code: str) -> Media | str:
         self.session.budget.check()
@@ -120,7 +113,7 @@ class Walk:
         return self.session.request_post(lambda: read_post(Post.from_shortcode(context, code)))
 
     def _account_posts(self) -> Iterator[SourceItem]:
-        """Yield the images of the account's posts from the saved position on, then of posts published since then."""
+        """Yield the images of the account's posts from the saved position on, then of newer posts."""
         if self.timeline is None:
             opened = open_timeline(self._profile(), self.session, self.cursor)
             self.timeline = Timeline(opened, self.cursor)
@@ -131,54 +124,48 @@ class Walk:
             self.cursor.mark_complete()
 
     def _walk_timeline(self, timeline: Timeline) -> Iterator[SourceItem]:
-        """Yield the images of the timeline's posts until `max_posts` or a post older than `since`.
-
-        Also ends at the end of the timeline, or at a post that an earlier complete walk finished.
-        """
+        """Yield the images of the timeline's posts until `max_posts`, `since`, or a post of the last complete walk."""
         self.session.request(lambda: timeline.resume(self.session.context))
         while not self._reached_max_posts():
             self.session.budget.check()
             index = timeline.index
             media = self.session.request_post(timeline.next, lambda at=index: timeline.index > at)
-            if media is None or (timeline.is_past_pinned and self._is_end(media)):
+            if media is None:
                 break
+            if isinstance(media, Media) and timeline.index > PINNED:
+                is_older = "" < media.taken_at[:10] < self.config.since
+                if is_older or media.code in self.cursor.done_before:
+                    break
             if isinstance(media, Media) and media.code in self.cursor.finished:
                 timeline.drop_done()
             else:
                 yield from self._items_of(media, timeline.current_code)
-        timeline.close()
-
-    def _is_end(self, media: Media | str) -> bool:
-        if isinstance(media, str):
-            return False
-        is_older = "" < media.taken_at[:10] < self.config.since
-        return media.code in self.cursor.done_before or is_older
+        timeline.posts = None
 
     def _is_by_another_account(self, media: Media) -> bool:
-        """Return whether a post in the account's timeline was published by another account."""
+        """Return True if a post in the account's timeline was published by another account."""
         if not self.config.username or media.account_id == self.cursor.user_id:
             return False
-        return media.account.lower() not in ("", *_account_names(self.config, self.cursor))
+        return media.account.lower() not in ("", *account_names(self.config, self.cursor))
 
     def _items_of(
         self, media: Media | str, code: str = "", is_requested: bool = False
     ) -> Iterator[SourceItem]:
-        """Yield the images of a post, or one item that says why the post is rejected, then mark the post as finished.
+        """Yield the images of a post, or one item with the reason for its rejection.
 
-        `media` is a string with the reason if the post could not be fetched.
+        The post is then marked as finished. `media` is a string with the reason if the post could not be fetched.
         """
         if isinstance(media, str):
             yield self._refused_item(code[:64], 1, media + RETRY_NOTE)
             self._mark_finished(code[:64], "", 1)
-        elif not media.is_well_named:
+        elif not SHORTCODE.fullmatch(media.code):
             yield self._refused_item(media.code[:64], 0, "has an invalid shortcode")
             self._mark_finished(media.code[:64], "", 0)
         elif not self.config.covers(media.taken_at):
             self._mark_finished(media.code, media.taken_at, 0)
         elif self._is_by_another_account(media) and not (self.config.coauthored or is_requested):
-            yield self._refused_item(
-                media.code, 1, f"is a post of @{media.account}: coauthored=True takes it"
-            )
+            why = f"is a post of @{media.account}: coauthored=True takes it"
+            yield self._refused_item(media.code, 1, why)
             self._mark_finished(media.code, media.taken_at, 0)
         else:
             self.cursor.pending = media.structure
@@ -218,7 +205,7 @@ class Walk:
         self.cursor.finished[code] = (taken_at[:10], count)
 
     def _load_image(self, media: Media, index: int) -> bytes:
-        """Return the bytes of image `index` of a post, requesting the post once more if the image's URL has expired."""
+        """Return the bytes of image `index` of a post. If its URL has expired, the post is requested once more."""
         with self._recording_stop():
             try:
                 content = self._fetch(self.refetched.get(media.code, media), index)
@@ -252,7 +239,7 @@ class Walk:
 
     @contextmanager
     def _recording_stop(self) -> Iterator[None]:
-        """Context manager that saves the reason of a SourceStopped in the cursor and raises the exception again."""
+        """Save the reason of a SourceStopped in the cursor, and raise the exception again."""
         try:
             yield
         except SourceStopped as stop:
@@ -264,7 +251,7 @@ class Walk:
         return load_profile(self.config.username, self.session, self.cursor, self.run)
 
     def _save_new_page(self) -> None:
-        """Save the cursor if a page of the timeline was fetched since the last save; called before each request."""
+        """Save the cursor if a page of the timeline was fetched since the last save. Called before each request."""
         if self.timeline and self.timeline.posts and self.timeline.has_new_page:
             self._save_position()
 

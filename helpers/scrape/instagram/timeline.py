@@ -9,15 +9,8 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from instaloader import (
-    FrozenNodeIterator,
-    InstaloaderContext,
-    InvalidArgumentException,
-    NodeIterator,
-    Post,
-    get_json_structure,
-    load_structure,
-)
+import instaloader
+from instaloader import FrozenNodeIterator, NodeIterator, Post
 
 from helpers.scrape.instagram.cursor import Cursor
 from helpers.scrape.instagram.media import Media, fill_missing_fields, is_complete_post, read_post
@@ -32,23 +25,20 @@ class Timeline:
         self.opened, self.cursor = opened, cursor  # `opened` stays unused, as thaw() requires
         self.posts: NodeIterator[Post] | None = None
 
-    def resume(self, context: InstaloaderContext) -> None:
-        """Continue at the position saved in the cursor, or at the first post if that position is invalid or expired."""
+    def resume(self, context: instaloader.InstaloaderContext) -> None:
+        """Continue at the cursor's position, or at the first post if that position is invalid or expired."""
         self.context = context
         try:
-            frozen = load_structure(context, copy.deepcopy(self.cursor.frozen or {}))
+            frozen = instaloader.load_structure(context, copy.deepcopy(self.cursor.frozen or {}))
             if datetime.now().timestamp() < (frozen.best_before or 0):
                 return self._thaw(frozen)
-        except (InvalidArgumentException, TypeError, KeyError, AttributeError):
+        except (instaloader.InvalidArgumentException, TypeError, KeyError, AttributeError):
             pass  # saved by another instaloader version
-        return self._thaw(self.opened.freeze())
+        self._thaw(self.opened.freeze())
 
     def drop_done(self) -> None:
         """Remove finished posts from the present page, as each would cost a request."""
         self._thaw(self.posts.freeze())
-
-    def close(self) -> None:
-        self.posts = None
 
     def _thaw(self, frozen: FrozenNodeIterator) -> None:
         posts = copy.copy(self.opened)
@@ -73,10 +63,6 @@ class Timeline:
         return self.posts.total_index
 
     @property
-    def is_past_pinned(self) -> bool:
-        return self.index > PINNED
-
-    @property
     def current_code(self) -> str:
         """The shortcode of the post that `next` returned last or failed to read."""
         return _code({"node": self._current_node})
@@ -87,12 +73,12 @@ class Timeline:
 
     @property
     def position(self) -> dict[str, Any]:
-        """The state of the iterator as a JSON dict; `resume` continues there, beginning with the post returned last."""
-        return get_json_structure(self.posts.freeze())
+        """The state of the iterator as a JSON dict. `resume` continues there, beginning with the post returned last."""
+        return instaloader.get_json_structure(self.posts.freeze())
 
     @property
     def has_new_page(self) -> bool:
-        """Whether a page of posts was fetched since the cursor's position was saved."""
+        """True if a page of posts was fetched since the cursor's position was saved."""
         kept = (self.cursor.frozen or {}).get("node", {}).get("remaining_data") or {}
         return self.posts.freeze().remaining_data.get("page_info") != kept.get("page_info")
 

@@ -19,20 +19,18 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("run")
     swept = "a setting: a range 1e-5..1e-3 or choices 4,8,16 are swept, one value is fixed"
+    where = f"postgresql, whose address is the secret {SECRET} (default: the run's folder)"
     add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=swept)
     add("--preset", help="start from a preset, not from the run's own settings")
     add("--trials", type=int, help="how many (default 8)")
-    add(
-        "--storage",
-        help=f"postgresql, whose address is the secret {SECRET} (default: the run's folder)",
-    )
+    add("--storage", help=where)
     add("--usd-per-hour", type=float, help="the price of this machine")
     add("--plan", action="store_true", help="print the trials, hours and price, and stop")
     return parser.parse_args()
 
 
 def _settings(args: argparse.Namespace, run: Run) -> TrainConfig:
-    """Return a sweep's settings: those saved by the last sweep or 04_train, overridden by the command line."""
+    """Return the settings saved by the last sweep or by 04_train, overridden by the command line."""
     from helpers.train.sweep.search import is_dimension, read_dimension
 
     saved = run.sweep_config if run.sweep_config.is_file() else run.config("train")
@@ -45,10 +43,8 @@ def _settings(args: argparse.Namespace, run: Run) -> TrainConfig:
 
 
 def main() -> None:
-    from helpers.train.sweep.runner import (  # imports diffusers, once its logging is set
-        describe,
-        sweep_if_asked,
-    )
+    # imports diffusers, once its logging is set
+    from helpers.train.sweep.runner import describe, sweep_if_asked
 
     args = _arguments()
     run = Run(args.run)

@@ -2,30 +2,23 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
+from helpers.core import files
 from helpers.core.errors import ElsewhereError, RunError
-from helpers.core.files import (
-    find_corruption,
-    folder_hash,
-    read_json,
-    replacing_file,
-    replacing_folder,
-    write_json,
-)
+from helpers.core.files import find_corruption, folder_hash, read_json, write_json
 from helpers.core.run import Run
 from helpers.figures.trials import best_trial, read_trials
 from helpers.mirror.sync import restore
 
-HARD_LINKED = (
-    ".safetensors"  # files that are only ever replaced, so a hard link is as good as a copy
-)
+HARD_LINKED = ".safetensors"  # only ever replaced, so a hard link is as good as a copy
 
 
 def promote(run: Run) -> str:
     """Copy the best trial's model, verdict, log, previews and checkpoints into the run; a second call does nothing.
 
-    The run's own earlier training is moved to sweep/before-N. Raises RunError if no trial is complete,
+    The run's own earlier training is moved to sweep/before-N. Raises RunError if no trial is complete, and
     ElsewhereError if the best one's model is on another machine.
     """
     best = best_trial(read_trials(run))
@@ -51,16 +44,8 @@ def promote(run: Run) -> str:
 
 def _outputs(run: Run) -> list[Path]:
     """Return the paths of all files and folders that a training writes, the verdict last."""
-    return [
-        run.checkpoints,
-        run.train_log,
-        run.tensorboard,
-        run.previews,
-        run.image_losses,
-        run.config("train"),
-        run.model,
-        run.verdict,
-    ]
+    shown = [run.train_log, run.tensorboard, run.previews, run.image_losses]
+    return [run.checkpoints, *shown, run.config("train"), run.model, run.verdict]
 
 
 def _replace_training(run: Run, trial: Run) -> None:
@@ -76,23 +61,18 @@ def _replace_training(run: Run, trial: Run) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or folder atomically, with hard links for .safetensors files in a folder.
-
-    The copy appears complete or not at all.
-    """
+    """Copy a file or folder atomically, with hard links for .safetensors files in a folder."""
     if source.is_dir():
-        with replacing_folder(target, manifest=False) as tmp_path:
+        with files.replacing_folder(target, manifest=False) as tmp_path:
             shutil.copytree(source, tmp_path, copy_function=_link_or_copy, dirs_exist_ok=True)
     else:
-        with replacing_file(target) as tmp_path:
+        with files.replacing_file(target) as tmp_path:
             shutil.copy2(source, tmp_path)
 
 
 def _link_or_copy(source: str, target: str) -> None:
     if source.endswith(HARD_LINKED):
-        try:
+        with suppress(OSError):  # a disk without hard links
             os.link(source, target)
             return
-        except OSError:  # a disk without hard links
-            pass
     shutil.copy2(source, target)

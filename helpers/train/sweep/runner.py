@@ -4,32 +4,22 @@ Each trial is the ordinary training in a folder of its own inside the run's, and
 command again after whatever stopped it; start it on another machine with the same database, and both share the work.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
 
-from optuna.pruners import MedianPruner
-
 from helpers.config import TrainConfig, read_settings
 from helpers.core.errors import DatabaseError
-from helpers.core.files import find_corruption, folder_hash, write_json
+from helpers.core.files import find_corruption, write_json
 from helpers.core.run import Run
 from helpers.figures.trials import best_trial, read_trials
 from helpers.host.device import pick_device
 from helpers.mirror.sync import restore
-from helpers.train.prepare import training_signature
 from helpers.train.resources import estimate_resources, refuse_too_large
 from helpers.train.sweep.promote import promote
-from helpers.train.sweep.search import (
-    num_evaluations,
-    parse_dimension,
-    plan_trials,
-    trial_config,
-    unused_settings,
-)
+from helpers.train.sweep.search import plan_trials, trial_config, unused_settings
 from helpers.train.sweep.study import Journal, database_errors, open_place, open_study
 from helpers.train.sweep.trial import Sweep, run_trial
 from helpers.train.trainer import train
@@ -39,20 +29,12 @@ RETRY_S = (0, 1, 5, 20, 60, 60, 60, 60)  # before each retry after a database fa
 
 
 def open_sweep(config: TrainConfig, run: Run) -> Sweep:
-    """Create a sweep, or resume the run's existing sweep.
-
-    Raises RunError if the existing sweep has other settings or data.
-    """
+    """Create a sweep, or resume the run's existing one. Raises RunError if its settings or data have changed."""
     run.require(run.split_metadata("train"), "dataset")
     planned = plan_trials(config)
     place = open_place(run, config.sweep_storage)
-    warmup = math.ceil(num_evaluations(config) / 3)
-    pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
-    signature = training_signature(config, processes=1) | {"max_steps": config.max_steps}
-    signature |= {"sweep": config.sweep, "dataset": folder_hash(run.dataset)}
-    dimensions = {name: parse_dimension(name, asked) for name, asked in config.sweep.items()}
     with database_errors():
-        study = open_study(place, run, planned, dimensions, signature, pruner)
+        study = open_study(place, run, config, planned)
     write_json(run.sweep_config, asdict(config))
     return Sweep(config, run, place, study)
 
@@ -60,8 +42,8 @@ def open_sweep(config: TrainConfig, run: Run) -> Sweep:
 def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
     """Run a sweep's remaining trials until all have ended, here or on other machines; yield lines of progress.
 
-    A lost database connection is retried. A trial whose loss is NaN or that runs out of memory (OOM) is pruned; other
-    errors of training are raised as RunError.
+    A lost database connection is retried. A trial is pruned if its loss is NaN or it runs out of memory (OOM). Raises
+    RunError for other errors of training.
     """
     sweep, failures = open_sweep(config, run), 0
     for trial in sweep.study.get_trials(deepcopy=False):
@@ -82,20 +64,19 @@ def run_trials(config: TrainConfig, run: Run) -> Iterator[str]:
 
 
 def _run_remaining(sweep: Sweep) -> Iterator[str]:
-    """Run the unfinished trials in turn, waiting for other workers' trials; yield lines of progress."""
+    """Run the unfinished trials in turn, wait for those of other workers, and yield lines of progress."""
     waiting = False
     sweep.write_table()
     trials = partial(sweep.study.get_trials, deepcopy=False)
     while left := [trial for trial in trials() if not trial.state.is_finished()]:
-        ran = False
         for trial in left:
             with sweep.place.claim(trial.number) as claim:
                 trial = trials()[trial.number]
                 if claim and not trial.state.is_finished():
                     yield from run_trial(sweep, trial, claim)
-                    ran, waiting = True, False
+                    waiting = False
                     break
-        if not ran:
+        else:
             if not waiting:
                 numbers = ", ".join(str(trial.number) for trial in left)
                 yield f"waiting for trial {numbers}, which other workers run"
@@ -106,26 +87,19 @@ def _run_remaining(sweep: Sweep) -> Iterator[str]:
 
 
 def _retrain_lost_best(sweep: Sweep) -> Iterator[str]:
-    """Train the best trial again if its model is missing or damaged; yield a line of progress.
-
-    That gives the same model. With a database its model may be on another machine, so nothing is done.
-    """
+    """Train the best trial again if its model is missing or damaged; yield a line of progress."""
     best = best_trial(read_trials(sweep.run))
-    if (
-        best
-        and isinstance(sweep.place, Journal)
-        and find_corruption(sweep.run.trial(best.number).model)
-    ):
+    if best is None or not isinstance(sweep.place, Journal):
+        return  # with a database, another machine may have the model
+    trial = sweep.run.trial(best.number)
+    if find_corruption(trial.model):
         yield f"{best.name}: its model is missing or damaged, so it is trained again"
-        for _ in train(trial_config(sweep.config, best.params), sweep.run.trial(best.number)):
+        for _ in train(trial_config(sweep.config, best.params), trial):
             pass
 
 
 def describe(config: TrainConfig, run: Run) -> str:
-    """Return a summary of a sweep before it starts: its trials, and hours and price estimated from a few timed steps.
-
-    Raises RunError if a trial would not fit into memory or onto the disk.
-    """
+    """Return a sweep's trials, estimated hours and price as text. Raises RunError if a trial will not fit."""
     planned = plan_trials(config)
     device = pick_device(config.mixed_precision, config.attention, config.capture)
     for params in planned:
@@ -142,7 +116,7 @@ def sweep_if_asked(config: TrainConfig, run: Run) -> TrainConfig:
     """Run the sweep that the settings ask for, print its progress, and promote its best trial.
 
     Returns the best trial's settings, or the given ones if they ask for no sweep. Raises RunError if training does or
-    no trial is complete, ElsewhereError if the best one's model is on another machine.
+    no trial is complete, and ElsewhereError if the best one's model is on another machine.
     """
     if not config.sweep:
         return config

@@ -1,7 +1,7 @@
 """Plan the settings of every trial of a sweep, deterministically, before the first trial runs.
 
-Trials differ in the swept settings alone. Images, their order, the noise, the number of images seen, and what the
-validation loss is measured on are the same in all.
+Trials differ in the swept settings alone. All see the same number of images, in the same order and with the same
+noise, and their validation losses are measured on the same images.
 """
 
 import itertools
@@ -14,12 +14,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import QMCSampler
 
@@ -27,9 +22,7 @@ from helpers.config import TrainConfig, from_text
 from helpers.config.stages import RESUMABLE
 from helpers.core.errors import RunError
 
-BATCH = (
-    "effective_batch"  # train_batch_size x gradient_accumulation_steps; a setting of sweeps only
-)
+BATCH = "effective_batch"  # of train_batch_size x gradient_accumulation_steps; only in sweeps
 FIXED = {  # settings that would make trials incomparable, with the reason
     "base_model": "losses of different base models cannot be compared",
     "seed": "it sets the order of images and the noise, which are the same in every trial",
@@ -55,8 +48,7 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
 
     Raises RunError for anything else. A range over a factor of ten or more is sampled by its logarithm.
     """
-    known = {f.name for f in fields(TrainConfig)} - RESUMABLE - set(FIXED)
-    known |= {BATCH, *BATCH_PARTS}
+    known = {f.name for f in fields(TrainConfig)} - RESUMABLE - set(FIXED) | {BATCH, *BATCH_PARTS}
     if name not in known:
         why = FIXED.get(name, f"a sweep can try {', '.join(sorted(known))}")
         raise RunError(f"sweep has {name!r}, which cannot be swept: {why}")
@@ -73,11 +65,12 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
             f"sweep has {name}: {asked!r}: give a range as in '1e-5..1e-3', or a list of values"
         )
     by_log = ends[0] > 0 and ends[1] >= 10 * ends[0]
-    return (FloatDistribution if kind is float else IntDistribution)(*ends, log=by_log)
+    made = FloatDistribution if kind is float else optuna.distributions.IntDistribution
+    return made(*ends, log=by_log)
 
 
 def plan_trials(config: TrainConfig) -> list[dict[str, Any]]:
-    """Return each trial's swept settings: shuffled combinations if every setting lists choices, else Sobol points.
+    """Return the swept settings of each trial: shuffled combinations of listed choices, or Sobol points for ranges.
 
     The first trials stay the same when more are asked for. Raises RunError for a setting or value that training would
     refuse.
@@ -121,7 +114,7 @@ def _sobol_points(
 ) -> list[dict[str, Any]]:
     """Return distinct points of a scrambled Sobol sequence over all dimensions, each as {setting: value}.
 
-    Bergstra and Bengio 2012 (jmlr.org/papers/v13/bergstra12a.html) on why not a grid.
+    Bergstra and Bengio 2012 (jmlr.org/papers/v13/bergstra12a.html) show why a grid is worse.
     """
     with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
         study = optuna.create_study(sampler=QMCSampler(scramble=True, seed=config.seed))
@@ -140,10 +133,7 @@ def _sobol_points(
 
 
 def _round(dimension: BaseDistribution, value: Any) -> Any:
-    """Round a float to about three significant digits; return other values unchanged.
-
-    It can then be read and typed again.
-    """
+    """Round a float to about three significant digits, so that a user can type it; return other values unchanged."""
     if not isinstance(dimension, FloatDistribution):
         return value
     low, high = dimension.low, dimension.high
@@ -154,29 +144,23 @@ def _round(dimension: BaseDistribution, value: Any) -> Any:
 def trial_config(config: TrainConfig, params: dict[str, Any]) -> TrainConfig:
     """Return a trial's full settings, with its steps scaled so that all trials see equally many images.
 
-    It is evaluated as often as the run's own training, whatever its batch. Raises RunError for a value that training
-    would refuse.
+    All trials are evaluated equally often. Raises RunError for a value that training would refuse.
     """
     values = dict(params)
-    if BATCH in values:
-        values |= _split_batch(values.pop(BATCH), config.train_batch_size)
+    if BATCH in values:  # the largest micro-batch up to train_batch_size
+        batch = values.pop(BATCH)
+        sizes = range(1, min(batch, config.train_batch_size) + 1)
+        size = max(size for size in sizes if batch % size == 0)
+        values |= {"train_batch_size": size, "gradient_accumulation_steps": batch // size}
     trial = replace(config, sweep={}, sweep_storage="", keep_checkpoints=1, **values)
     scale = config.effective_batch_size / trial.effective_batch_size
     steps = max(1, round(config.max_steps * scale))
-    every = {
-        name: max(1, round(getattr(config, name) * scale))
-        for name in ("save_every_steps", "preview_every_steps")
-    }
+    scaled = {"validate_every_steps": max(1, steps // num_evaluations(config))}
+    for name in ("save_every_steps", "preview_every_steps"):
+        scaled[name] = max(1, round(getattr(config, name) * scale))
     if "lr_warmup_steps" not in params:
-        every["lr_warmup_steps"] = round(config.lr_warmup_steps * scale)
-    every["validate_every_steps"] = max(1, steps // num_evaluations(config))
-    return replace(trial, max_steps=steps, **every)
-
-
-def _split_batch(batch: int, max_size: int) -> dict[str, int]:
-    """Split an effective batch into the largest micro-batch up to `max_size`, and gradient accumulation steps."""
-    size = max(size for size in range(1, min(batch, max_size) + 1) if batch % size == 0)
-    return {"train_batch_size": size, "gradient_accumulation_steps": batch // size}
+        scaled["lr_warmup_steps"] = round(config.lr_warmup_steps * scale)
+    return replace(trial, max_steps=steps, **scaled)
 
 
 def num_evaluations(config: TrainConfig) -> int:
@@ -185,16 +169,13 @@ def num_evaluations(config: TrainConfig) -> int:
 
 
 def is_dimension(name: str, text: str) -> bool:
-    """Whether a command-line value is to be swept: a range `1e-5..1e-3`, choices `4,8,16`, or any `effective_batch`."""
+    """Return True if a value is swept: a range `1e-5..1e-3`, choices `4,8,16`, or any `effective_batch`."""
     is_range = re.fullmatch(r"[-+.\w]+\.\.[-+.\w]+", text) is not None
     return name == BATCH or is_range or ("," in text and name != "prompts")
 
 
 def read_dimension(name: str, text: str) -> Any:
-    """Parse a swept setting's value on the command line: a range stays text, `4,8,16` becomes a list.
-
-    Raises RunError for a wrong name or value.
-    """
+    """Parse a swept command-line value: a range stays text, `4,8,16` becomes a list. Raises RunError if invalid."""
     if ".." in text:
         return text
     field = "train_batch_size" if name == BATCH else name

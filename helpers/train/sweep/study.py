@@ -1,11 +1,12 @@
 """Open a sweep's Optuna study, and lock each trial so that one process at a time runs it.
 
 A running trial belongs to the process that holds its lock. A lock is released when its holder dies, so that another
-process resumes that trial from its checkpoint, under the same number. Optuna's own retry callbacks instead
-fail the trial and queue a copy: a kill between the two would lose it, and it would count twice.
+process resumes that trial from its checkpoint, under the same number. Optuna's own retry callbacks instead fail the
+trial and queue a copy: a kill between the two would lose the trial, and it would count twice.
 """
 
 import json
+import math
 import threading
 import time
 import zlib
@@ -15,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.pruners import MedianPruner
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from helpers.config import TrainConfig
 from helpers.core.errors import DatabaseError, RunError
-from helpers.core.files import cut_half_line, locked
+from helpers.core.files import cut_half_line, folder_hash, locked
 from helpers.core.run import Run
 from helpers.host.here import secret
+from helpers.train.prepare import training_signature
+from helpers.train.sweep.search import num_evaluations, parse_dimension
 
 CREATING = -1  # the number of the lock for creating a study; other locks have their trial's
 BEAT_S, GRACE_S = 20, 120  # a worker's heartbeat; after GRACE_S without one it loses its trial
@@ -44,9 +49,8 @@ class Journal:
         self.run = run
         run.sweep.mkdir(parents=True, exist_ok=True)
         path = run.sweep_journal
-        self.storage: BaseStorage = JournalStorage(
-            JournalFileBackend(str(path), lock_obj=JournalLock(path))
-        )
+        backend = JournalFileBackend(str(path), lock_obj=JournalLock(path))
+        self.storage: BaseStorage = JournalStorage(backend)
 
     @contextmanager
     def claim(self, number: int) -> Iterator["Claim | None"]:
@@ -57,10 +61,7 @@ class Journal:
 
 
 class JournalLock:
-    """A lock for Optuna's journal file that is released when its holder dies.
-
-    The next holder cuts off a half-written line.
-    """
+    """A lock for Optuna's journal file, released when its holder dies. Locking cuts off a half-written line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,10 +85,7 @@ class Database:
     """
 
     def __init__(self, run: Run, address: str) -> None:
-        """Connect to the database, and create Optuna's tables if they are missing.
-
-        Raises RunError if it cannot be reached.
-        """
+        """Connect to the database, and create missing Optuna tables. Raises RunError if it cannot be reached."""
         self.space = zlib.crc32(run.name.encode()) >> 1
         with database_errors():
             try:
@@ -111,43 +109,39 @@ class Database:
             if not session.scalar(try_lock, {"space": space, "number": number}):
                 yield None
                 return
-            with Heartbeat(session) as claim:
+            claim = Claim()
+            with claim.kept_alive(session):
                 yield claim
 
 
 class Claim:
     """A trial's lock, held by this process."""
 
-    def check(self) -> None:
-        """Raise DatabaseError if this process has lost the lock."""
+    heard_at = math.inf  # when the database last answered; a file's lock needs no answers
 
-
-class Heartbeat(Claim):
-    """A Claim on a database lock that a thread keeps alive by a query every BEAT_S seconds."""
-
-    def __init__(self, session: Connection) -> None:
-        self.session, self.ended = session, threading.Event()
-        self.heard_at = time.monotonic()
-        self.thread = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> "Heartbeat":
+    @contextmanager
+    def kept_alive(self, session: Connection) -> Iterator[None]:
+        """Query the database every BEAT_S seconds in a thread, inside this context."""
+        ended, self.heard_at = threading.Event(), time.monotonic()
+        self.thread = threading.Thread(target=self._beat, args=(session, ended), daemon=True)
         self.thread.start()
-        return self
+        try:
+            yield
+        finally:
+            ended.set()
+            self.thread.join(timeout=1)  # it may wait for a server that does not answer
 
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.thread.join(timeout=1)  # it may wait for a server that does not answer
-
-    def _beat(self) -> None:
-        while not self.ended.wait(BEAT_S):
+    def _beat(self, session: Connection, ended: threading.Event) -> None:
+        while not ended.wait(BEAT_S):
             try:
-                self.session.scalar(text("SELECT 1"))
+                session.scalar(text("SELECT 1"))
             except SQLAlchemyError:
-                self.heard_at = -GRACE_S
+                self.heard_at = -math.inf
                 return
             self.heard_at = time.monotonic()
 
     def check(self) -> None:
+        """Raise DatabaseError if another process may have taken the lock."""
         if time.monotonic() - self.heard_at > GRACE_S / 2:
             raise DatabaseError(
                 "the database has not answered, and another worker may have this trial: "
@@ -168,10 +162,7 @@ def wait_for(place: Journal | Database, number: int) -> Iterator[None]:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn database errors inside this context into a DatabaseError of one line.
-
-    The line does not contain the database's address.
-    """
+    """Turn database errors inside this context into a DatabaseError of one line, without the database's address."""
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -186,7 +177,7 @@ def database_errors() -> Iterator[None]:
 def open_place(run: Run, storage: str) -> Journal | Database:
     """Open the storage of a sweep's study: the run's folder, or PostgreSQL.
 
-    storage  empty; `postgresql`, whose address is the secret OPTUNA_STORAGE; or an address without a password
+    `storage` is empty, `postgresql` for the address in the secret OPTUNA_STORAGE, or an address without a password.
     Raises RunError for anything else.
     """
     if not storage:
@@ -216,17 +207,14 @@ def open_place(run: Run, storage: str) -> Journal | Database:
 
 
 def open_study(
-    place: Journal | Database,
-    run: Run,
-    planned: list[dict[str, Any]],
-    dimensions: dict[str, optuna.distributions.BaseDistribution],
-    signature: dict[str, Any],
-    pruner: optuna.pruners.BasePruner,
+    place: Journal | Database, run: Run, config: TrainConfig, planned: list[dict[str, Any]]
 ) -> optuna.Study:
-    """Open or create a sweep's Optuna study, and add the planned trials that are missing.
-
-    Raises RunError if the study is of another sweep.
-    """
+    """Open or create a sweep's Optuna study with all planned trials. Raises RunError if it is another sweep's."""
+    warmup = math.ceil(num_evaluations(config) / 3)
+    pruner = MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
+    dimensions = {name: parse_dimension(name, asked) for name, asked in config.sweep.items()}
+    signature = training_signature(config, processes=1) | {"max_steps": config.max_steps}
+    signature |= {"sweep": config.sweep, "dataset": folder_hash(run.dataset)}
     with wait_for(place, CREATING):
         study = optuna.create_study(
             storage=place.storage, study_name=run.name, load_if_exists=True, pruner=pruner
@@ -235,10 +223,8 @@ def open_study(
         known = [trial.params for trial in study.get_trials(deepcopy=False)]
         for params in planned:
             if params not in known:
-                waiting = optuna.create_trial(
-                    state=TrialState.WAITING, params=params, distributions=dimensions
-                )
-                study.add_trial(waiting)
+                given = {"params": params, "distributions": dimensions}
+                study.add_trial(optuna.create_trial(state=TrialState.WAITING, **given))
     return study
 
 

@@ -43,7 +43,6 @@ class Sweep:
             num_evaluations(self.config),
         )
         curve = [(round(images * p / measures), v) for p, v in trial.intermediate_values.items()]
-        seconds = ended.get("seconds", 0.0)
         return TrialRow(
             trial.number,
             trial.state.name.lower(),
@@ -52,18 +51,13 @@ class Sweep:
             sorted((seen, loss) for seen, loss in curve if math.isfinite(loss)),
             ended.get("steps", 0),
             ended.get("steps", 0) * config.effective_batch_size,
-            seconds,
+            ended.get("seconds", 0.0),
             ended.get("cost_usd", 0.0),
             ended.get("reason", ""),
         )
 
-    def is_best(self, value: float) -> bool:
-        """Whether `value` is at most the validation loss of every complete trial."""
-        complete = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        return all(value <= trial.value for trial in complete)
-
     def write_table(self) -> None:
-        """Write the table of trials, and delete the checkpoints and models of all ended trials except the best."""
+        """Write the table of trials, and delete the checkpoints and models of ended trials except the best."""
         with locked(self.run.sweep_lock):
             rows = [self.row(trial) for trial in self.study.get_trials(deepcopy=False)]
             write_json(self.run.sweep_table, [asdict(row) for row in rows])
@@ -77,7 +71,7 @@ class Sweep:
 
 
 def run_trial(sweep: Sweep, trial: FrozenTrial, claim: Claim) -> Iterator[str]:
-    """Train or resume a trial, yield lines of progress, and record in the study how the trial ended."""
+    """Train or resume a trial, yield lines of progress, and record the trial's end in the study."""
     config, here = trial_config(sweep.config, trial.params), sweep.run.trial(trial.number)
     restore(here)
     yield f"{sweep.row(trial).name}, {config.max_steps} steps{_resume_note(here, trial)}"
@@ -104,8 +98,10 @@ def _tell(sweep: Sweep, trial: FrozenTrial, here: TrialRun, reason: str | None) 
         sweep.place.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
         sweep.study.tell(trial.number, state=TrialState.PRUNED)
         return f"trial {trial.number} pruned: {reason}"
-    value = _exported_loss(here)
-    if sweep.is_best(value):
+    verdict = here.read_verdict()
+    value = dict(_curve(here)).get(verdict["exported_step"], verdict["last"])
+    complete = sweep.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    if all(value <= other.value for other in complete):
         sync(here)  # to Drive before any other machine sees it as complete
     sweep.study.tell(trial.number, value)
     return f"trial {trial.number} ended: validation loss {value:.4f}"
@@ -121,7 +117,7 @@ def _resume_note(here: TrialRun, trial: FrozenTrial) -> str:
 def _train(
     sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial, claim: Claim
 ) -> str | None:
-    """Train a trial and report every evaluation; return why the trial is pruned, or None if it is complete."""
+    """Train a trial and report each evaluation; return the reason to prune the trial, or None if it is complete."""
     if reason := _report(sweep, config, here, live):  # evaluations before a kill
         return reason
     steps = train(config, here)
@@ -144,10 +140,7 @@ def _train(
 
 
 def _report(sweep: Sweep, config: TrainConfig, here: TrialRun, live: Trial) -> str | None:
-    """Report new validation losses to the study; return why the trial is pruned, or None if it goes on.
-
-    The losses are numbered 1 to num_evaluations over the trial's steps.
-    """
+    """Report new validation losses to the study, numbered from 1; return the reason to prune the trial, or None."""
     known = dict(sweep.place.storage.get_trial(live._trial_id).intermediate_values)
     curve, total = _curve(here), num_evaluations(sweep.config)
     for step, loss in curve[1:]:
@@ -169,9 +162,3 @@ def _curve(here: TrialRun) -> list[tuple[int, float]]:
     """Return a trial's (step, validation loss) points so far, from step 0 on."""
     rows = read_log(here.train_log)
     return [(int(r["step"]), r["held_out_loss"]) for r in rows if "held_out_loss" in r]
-
-
-def _exported_loss(here: TrialRun) -> float:
-    """Return the validation loss of a trial's exported model."""
-    verdict = here.read_verdict()
-    return dict(_curve(here)).get(verdict["exported_step"], verdict["last"])
