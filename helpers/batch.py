@@ -202,6 +202,10 @@ def read_command(
     return Run(args.run), plan_parameters(args.run, stages, given)
 
 
+def main() -> None:
+    walk(*read_command())
+
+
 def stop(number: int, _frame: object) -> None:
     """Raise Stopped when a signal arrives. Papermill then interrupts the kernel, so that a training saves."""
     raise Stopped("stopped; what was done is saved: give the same command again to resume", number)
@@ -212,4 +216,4 @@ if __name__ == "__main__":
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of nbclient's task after a stop
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    run_command(lambda: walk(*read_command()))
+    run_command(main)

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -33,7 +34,9 @@ def main() -> None:
     given = {"run": args.run} | ({"preset": args.preset} if args.preset else {})
     typed = {name: from_text(TrainConfig, name, value) for name, value in args.p}
     config = configure(TrainConfig, saved | typed | given)
-    say = PartialState(cpu=not torch.cuda.is_available()).print  # in the main process only
+    # the others wait while the main process draws the base's samples, for which ten minutes may be too few
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+    say = state.print  # in the main process only
     try:
         for step in train(config, run):
             if args.json:
@@ -43,11 +46,11 @@ def main() -> None:
                     f"step {step.step}/{config.max_steps}: validation loss {step.held_out_loss:.4f}"
                 )
     except Stopped:
-        if PartialState().is_main_process and (message := sync_before_end(run, STOP_S)):
+        if state.is_main_process and (message := sync_before_end(run, STOP_S)):
             print(message, file=sys.stderr)
         raise
     outcome = verify_model(run)
-    if PartialState().is_main_process:
+    if state.is_main_process:
         kept = sync(run)
         if not args.json:
             print(outcome, kept, sep="\n")
