@@ -36,7 +36,8 @@ def restore(run: Run, follow: bool = True) -> str:
     except OSError as error:
         raise RunError(f"{run.folder} cannot be restored: {explain(error)}") from None
     words = f"{run.folder}: mirrored to {mirror.drive.folder}, {done.count} files restored{earlier}"
-    if missing := [name for name in done.missing if not (run.folder / name).exists()]:
+    is_here = {name for name in done.missing if earlier and (run.folder / name).exists()}
+    if missing := [name for name in done.missing if name not in is_here]:
         words += f"; {len(missing)} did not verify there ({', '.join(missing[:3])})"
     if follow and (problem := mirror.take_over()):
         words += f"; NOTHING MORE IS MIRRORED: {problem}"
