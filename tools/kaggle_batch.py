@@ -53,7 +53,7 @@ def cell(arguments: list[str], repository: str, ref: str | None, hours: float) -
         repository=repository,
         ref=ref,
         arguments=arguments,
-        seconds=round(hours * 3600),
+        seconds=max(1, round(hours * 3600)),  # 0 would be no limit
         stopped=STOPPED,
     )
 
