@@ -182,7 +182,10 @@ def walk(run: Run, planned: dict[str, dict[str, Any]]) -> None:
         raise
 
 
-def main() -> None:
+def read_command(
+    arguments: list[str] | None = None,
+) -> tuple[Run, dict[str, dict[str, Any]]]:
+    """Return a command line's run, and the parameters of each stage to run. Raises what plan_parameters raises."""
     words = __doc__.split(":")[0]
     parser = argparse.ArgumentParser(prog="python -m helpers.batch", description=words)
     parser.add_argument("run", help="the run's name; its folder is runs/RUN")
@@ -192,10 +195,14 @@ def main() -> None:
     parser.add_argument(
         "-p", nargs=2, action="append", metavar=("NAME", "VALUE"), help="a notebook's parameter"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     given = dict(args.p or []) | ({"preset": args.preset} if args.preset else {})
-    run = Run(args.run)
-    walk(run, plan_parameters(args.run, chosen_stages(args.first, args.only), given))
+    stages = chosen_stages(args.first, args.only)
+    return Run(args.run), plan_parameters(args.run, stages, given)
+
+
+def main() -> None:
+    walk(*read_command())
 
 
 def stop(number: int, _frame: object) -> None:

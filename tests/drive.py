@@ -8,8 +8,11 @@ import os
 import random
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+from helpers.host import colab
+from helpers.host.interface import Place
 from helpers.mirror.drive import Drive
 
 FAULTS = (
@@ -24,6 +27,11 @@ FAULTS = (
     "disconnect",  # ENOTCONN for some operations
     "remount",  # and then the mount is back, without what had not been uploaded
 )
+
+
+def mounted(folder: Path) -> Place:
+    """Google Drive, mounted at `folder`."""
+    return replace(colab.HOST.place, path=folder)
 
 
 class FaultyDrive(Drive):

@@ -13,9 +13,11 @@ import pytest
 from helpers.core.errors import RunError
 from helpers.core.files import append_line, find_corruption, replacing_folder
 from helpers.core.run import Run
-from helpers.host import colab, repository, setup
+from helpers.host import colab, here, repository, setup
+from helpers.host.interface import FOLDER
 from helpers.mirror import sync
 from helpers.mirror.drive import explain
+from tests.drive import mounted
 from tests.image import IMAGES, packages
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +35,7 @@ def test_one_command_rewrites_every_badge_and_clone_line(tmp_path):
         assert (
             repository.REPOSITORY not in text
             and "github/someone/their-fork/blob/main/notebooks" in text
+            and "src=https://github.com/someone/their-fork/blob/main/notebooks" in text
         )
     assert "github.com/someone/their-fork" in (tmp_path / "notebooks/01_scrape.ipynb").read_text()
 
@@ -64,7 +67,7 @@ def test_a_name_that_is_no_repository_is_refused(tmp_path, name):
 
 
 def test_a_run_comes_back_from_drive_on_a_new_machine(workplace, monkeypatch):
-    monkeypatch.setattr(colab, "DRIVE", workplace / "drive")
+    monkeypatch.setattr(here, "MIRROR", mounted(workplace / "drive"))
     (workplace / "drive").mkdir()
     run = Run("art")
     with replacing_folder(run.model) as beside:
@@ -78,7 +81,7 @@ def test_a_run_comes_back_from_drive_on_a_new_machine(workplace, monkeypatch):
 
 
 def test_work_that_is_ahead_of_drive_is_never_replaced_by_it(workplace, monkeypatch):
-    monkeypatch.setattr(colab, "DRIVE", workplace / "drive")
+    monkeypatch.setattr(here, "MIRROR", mounted(workplace / "drive"))
     (workplace / "drive").mkdir()
     run = Run("art")
     append_line(run.train_log, "one")
@@ -94,7 +97,7 @@ def with_mirror(path, code, **given):
         "core.errors": "RunError",
         "core.files": "write_text",
         "core.run": "Run",
-        "host.colab": "drive_words",
+        "host.here": "mirror_words",
         "mirror.sync": "restore, sync",
     }
     imports = [f"from helpers.{module} import {name}" for module, name in names.items()]
@@ -107,22 +110,23 @@ def with_mirror(path, code, **given):
 
 
 def test_a_folder_in_drives_place_is_made_and_named(workplace):
-    code = "run = Run('art')\nwrite_text(run.posts, 'x')\nprint(restore(run), sync(run), drive_words())"
+    code = "run = Run('art')\nwrite_text(run.posts, 'x')\nprint(restore(run), sync(run), mirror_words())"
     done = with_mirror("~/not/yet", code, HOME=str(workplace))
     assert f"runs/art is kept on {workplace}/not/yet, " in done.stdout, done.stderr
     assert "free, runs are mirrored to" in done.stdout and "Google" not in done.stdout
-    assert (workplace / "not/yet" / colab.FOLDER_ON_DRIVE / "art").is_dir()
+    assert (workplace / "not/yet" / FOLDER / "art").is_dir()
 
 
 def test_a_place_that_cannot_be_made_is_told_in_a_line(workplace):
     (workplace / "file").write_text("in the way")
     code = "try: print(restore(Run('art')))\nexcept RunError as error: print(error)"
+    on_colab = {"COLAB_RELEASE_TAG": "a", "PYTHONPATH": str(ROOT / "tests/stub")}
     for path, words in (
         (workplace / "file/x", "cannot be made (Not a directory): name a folder"),
-        (colab.GOOGLES / "mine", "where Google Drive is not mounted: mount it, or name a folder"),
-        (colab.MOUNT, "where Google Drive is not mounted"),
+        (colab.GOOGLES / "mine", "where nothing is mounted: mount it, or name a folder"),
+        (colab.MOUNT, "where nothing is mounted"),
     ):
-        done = with_mirror(path, code)
+        done = with_mirror(path, code, **on_colab)
         assert f"RUNS_MIRROR is {path}, " in done.stdout and words in done.stdout, done.stderr
         assert done.stdout.count("\n") == 1
     assert not colab.MOUNT.exists()
@@ -136,10 +140,12 @@ def test_without_drive_the_run_stays_here(workplace):
 
 def test_a_key_comes_from_the_environment_or_says_how_to_set_it(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "value")
-    assert colab.secret("SOME_KEY") == "value"
+    assert here.secret("SOME_KEY") == "value"
     monkeypatch.delenv("SOME_KEY")
-    with pytest.raises(RunError, match="SOME_KEY is not set: on Colab add it under Secrets"):
-        colab.secret("SOME_KEY")
+    with pytest.raises(
+        RunError, match="^SOME_KEY is not set: set the environment variable SOME_KEY$"
+    ):
+        here.secret("SOME_KEY")
 
 
 def test_setup_says_what_moved_since_this_was_checked(tmp_path, monkeypatch):
@@ -160,20 +166,25 @@ def test_nothing_has_moved_on_an_image_that_is_as_its_list(image, monkeypatch):
     assert setup.runtime_words() == f"runtime    as this was checked with ({title})"
 
 
-@pytest.mark.parametrize("coloured", [{}, {"FORCE_COLOR": "1"}])  # as newer kernels set it
-def test_an_index_that_does_not_answer_is_told_as_such(tmp_path, coloured):
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"FORCE_COLOR": "1"}, {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "COLAB_RELEASE_TAG": "a"}],
+    ids=["plain", "coloured, as newer kernels set it", "Kaggle with its Internet off"],
+)
+def test_an_index_that_does_not_answer_is_told_as_such(tmp_path, given):
     with socket.socket() as unheard:  # bound and not listening: whoever connects is refused
         unheard.bind(("127.0.0.1", 0))
         index = f"http://127.0.0.1:{unheard.getsockname()[1]}/simple"
         (tmp_path / "requirements.txt").write_text("no-such-package-of-ours\n")
         command = [sys.executable, "-m", "helpers.setup"]
-        given = {"PYTHONPATH": str(ROOT), "PIP_INDEX_URL": index, "PIP_RETRIES": "1"}
-        environment = os.environ | given | coloured | {"PIP_CONFIG_FILE": os.devnull}
+        given |= {"PYTHONPATH": str(ROOT), "PIP_INDEX_URL": index, "PIP_RETRIES": "1"}
+        environment = os.environ | given | {"PIP_CONFIG_FILE": os.devnull}
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True
         )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "the package index does not answer (" in done.stderr and "refused" in done.stderr
+    assert ("switch *Internet* on" in done.stderr) == ("KAGGLE_KERNEL_RUN_TYPE" in given)
 
 
 def test_pips_own_reason_is_told_where_the_network_is_not_it(tmp_path, monkeypatch):
@@ -197,10 +208,14 @@ def test_an_addition_for_the_gpu_that_is_not_to_be_had_is_told_and_stops_nothing
     assert setup.installed_words(has_gpu=False) == first
 
 
-def test_a_path_on_a_drive_that_is_not_mounted_is_told_as_such(workplace):
+def test_a_path_on_a_drive_that_is_not_mounted_is_told_as_such(workplace, monkeypatch):
     from helpers.config import ScrapeConfig
+    from helpers.scrape import folder as folder_source
+    from helpers.scrape import instagram_export
     from helpers.scrape.ingest import list_items
 
+    for module in (folder_source, instagram_export):
+        monkeypatch.setattr(module, "HOST", colab.HOST)
     for source, folder in (
         ("folder", colab.GOOGLES / "my pictures"),
         ("export", colab.GOOGLES / "a.zip"),
@@ -212,14 +227,15 @@ def test_a_path_on_a_drive_that_is_not_mounted_is_told_as_such(workplace):
         list_items(ScrapeConfig(run="art", source="folder", folder="elsewhere"), Run("art"))
 
 
-def test_a_drive_that_may_only_be_read_is_told_as_such():
+def test_a_drive_that_may_only_be_read_is_told_as_such(monkeypatch, tmp_path):
+    monkeypatch.setattr(here, "MIRROR", mounted(tmp_path))
     assert "mount it again and allow" in explain(OSError(errno.EROFS, "Read-only file system"))
 
 
 def test_a_training_longer_than_a_session_says_that_it_goes_on(monkeypatch):
     from helpers.train import resources
 
-    monkeypatch.setattr(resources, "on_colab", lambda: True)
+    monkeypatch.setattr(resources, "HOST", colab.HOST)
     counted = resources.ResourceEstimate(1, 1, 1.0, 2.0, 0.1, 3, 9.0)
     short = replace(counted, steps_per_s=1.0, step_hours=9.0, hours=11.0)
     assert "session" not in str(short)

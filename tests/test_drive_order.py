@@ -4,7 +4,6 @@
 import os
 import shutil
 
-from helpers.host import colab
 from helpers.mirror import sync
 from helpers.mirror.index import Folder, newest_first
 from helpers.train.checkpoint import latest_step, prune

@@ -10,11 +10,12 @@ import pytest
 from helpers.core.errors import RunError
 from helpers.core.records import Post, Rejection, read_rows
 from helpers.core.run import Run
-from helpers.host import colab
+from helpers.host import here
 from helpers.mirror import sync
 from helpers.scrape import ingest as ingest_module
 from helpers.scrape.ingest import ingest, list_items, verify_images
 from tests.conftest import lines
+from tests.drive import mounted
 from tests.loopback_instagram import (
     COOKIES,
     assert_a_rerun_completes,
@@ -387,7 +388,7 @@ def test_what_another_instaloader_kept_is_asked_for_again(serve):
 
 def test_a_long_walk_is_copied_to_drive_as_it_goes(serve, workplace, monkeypatch):
     site = serve(6)
-    monkeypatch.setattr(colab, "DRIVE", workplace / "drive")
+    monkeypatch.setattr(here, "MIRROR", mounted(workplace / "drive"))
     monkeypatch.setattr(ingest_module, "SYNC_EVERY_S", 0.0)
     monkeypatch.setattr(ingest_module, "sync_soon", sync.sync)  # waits, where a walk would go on
     (workplace / "drive").mkdir()

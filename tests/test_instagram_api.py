@@ -443,7 +443,7 @@ def test_the_token_of_another_account_is_told(graph):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("", "INSTAGRAM_ACCESS_TOKEN is not set: on Colab add it under Secrets"),
+        ("", "INSTAGRAM_ACCESS_TOKEN is not set: set the environment variable"),
         ("two words of canary", "INSTAGRAM_ACCESS_TOKEN holds no token, which is one long word"),
         ("sessionid=canary-1234567890; a=b", "holds no token"),
         ("EAA" + "canary7f3e" * 5, "one of Instagram Login begins with IGAA, and yours does not"),

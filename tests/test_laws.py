@@ -86,9 +86,11 @@ class TestEveryModule:
         others = {other for other in named if other != room(path)}
         assert all(height(other) < height(room(path)) for other in others), others
 
-    def test_only_colab_py_imports_google_colab(self, path):
+    def test_each_host_is_imported_by_its_module_alone(self, path):
         if path.name != "colab.py":
             assert not any(name.startswith("google") for name in imports(path))
+        if path.name != "kaggle.py":
+            assert not any(name.startswith("kaggle") for name in imports(path))
 
     def test_nothing_is_pickled(self, path):
         assert not {"pickle", "dill", "shelve", "joblib"} & imports(path)
@@ -117,10 +119,18 @@ def test_the_first_three_rooms_load_without_torch(name):
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
-def test_colab_is_known_to_one_module():
+def test_each_host_is_known_to_one_module():
+    """What a user is told, too: no text of another module names a host, its Drive or its folders."""
     for path in MODULES:
-        if path.name != "colab.py":
-            assert "/content" not in path.read_text(), path
+        texts = [
+            node.value
+            for node in ast.walk(_without_docstrings(ast.parse(path.read_text())))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        for word in ("Colab", "/content", "Kaggle", "/kaggle", "Google Drive"):
+            known = path.name in ("colab.py", "kaggle.py") and word.lower().strip("/") in path.stem
+            known |= path.name == "colab.py" and word in ("/content", "Google Drive")
+            assert known or not any(word in text for text in texts), (path, word)
 
 
 def test_nothing_is_named_for_which_colab_ends_a_free_runtime():

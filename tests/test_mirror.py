@@ -18,12 +18,13 @@ from helpers.config import TrainConfig, configure
 from helpers.core.errors import RunError
 from helpers.core.files import append_line, find_corruption, replacing_folder
 from helpers.core.run import Run
-from helpers.host import colab
+from helpers.host import here
+from helpers.host.interface import FOLDER
 from helpers.mirror import archives, drive, index, sync, upload
 from helpers.train.checkpoint import latest_step, prune, step_of
 from helpers.train.trainer import train
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
-from tests.drive import FAULTS, FaultyDrive
+from tests.drive import FAULTS, FaultyDrive, mounted
 from tests.kills import kills_at_every_operation
 
 STEPS = 4
@@ -81,14 +82,14 @@ def machine(tmp_path, monkeypatch):
         cloud.mkdir(exist_ok=True)
         monkeypatch.setattr(sync, "_mirrors", {})
         if not fault:
-            monkeypatch.setattr(colab, "DRIVE", cloud)
+            monkeypatch.setattr(here, "MIRROR", mounted(cloud))
             monkeypatch.setattr(sync, "Drive", drive.Drive)
             return None
         mount = tmp_path / "mount"
         shutil.rmtree(mount, ignore_errors=True)
         mount.mkdir()
-        made = FaultyDrive(mount, f"{colab.FOLDER_ON_DRIVE}/pictures", cloud, fault, seed)
-        monkeypatch.setattr(colab, "DRIVE", mount)
+        made = FaultyDrive(mount, f"{FOLDER}/pictures", cloud, fault, seed)
+        monkeypatch.setattr(here, "MIRROR", mounted(mount))
         monkeypatch.setattr(sync, "Drive", lambda root, folder: made)
         return made
 
@@ -220,7 +221,7 @@ def run(prepared, machine, tmp_path):
 
 @pytest.fixture
 def there(run, tmp_path):
-    return tmp_path / "cloud" / colab.FOLDER_ON_DRIVE / run.name
+    return tmp_path / "cloud" / FOLDER / run.name
 
 
 def on_a_fresh_machine(run, machine, tmp_path):
@@ -731,7 +732,7 @@ def test_of_two_machines_the_one_that_restored_last_goes_on(run, there, machine,
 def test_names_that_lead_out_of_the_run_are_left_where_they_are(name, machine, tmp_path):
     cloud = tmp_path / "cloud"
     machine(cloud)
-    kept = drive.Drive(cloud, f"{colab.FOLDER_ON_DRIVE}/art")
+    kept = drive.Drive(cloud, f"{FOLDER}/art")
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:
         info = tarfile.TarInfo(name)

@@ -16,7 +16,7 @@ import pytest
 
 from helpers.config import CONFIGS
 from helpers.core.run import STAGES, notebook_name
-from helpers.host.repository import badge
+from helpers.host.repository import badges
 from tests.image import IMAGES
 from tools.figures import FIGURES
 
@@ -98,7 +98,7 @@ def test_strip_leaves_a_committed_notebook_alone_and_takes_what_a_run_left(tmp_p
 def test_it_opens_with_title_badge_and_table(stage):
     notebook = read(stage)
     first = notebook.cells[0].source
-    assert first.startswith("# ") and first.split("\n")[1:3] == ["", badge(PATHS[stage].name)]
+    assert first.startswith("# ") and first.split("\n")[1:3] == ["", badges(PATHS[stage].name)]
     for word in ("Reads", "Writes", "Needs", "Takes"):
         assert f"**{word}**" in first
     titles = [
@@ -188,10 +188,18 @@ def test_it_says_what_to_do_when_it_looks_wrong_and_names_no_program_that_colab_
 
 def test_it_says_where_the_next_notebook_finds_the_run(stage):
     following, wrong = (cell.source for cell in read(stage).cells[-2:])
-    here = re.search(r"finds this run on Google Drive alone.*--from (\d\d)", following)
+    here = re.search(r"Setup says how it finds this run.*--from (\d\d)", following)
     assert bool(here) == (stage != STAGES[-1])
     assert not here or STAGES[int(here[1]) - 1] == STAGES[STAGES.index(stage) + 1]
     assert "`!python -m helpers.about {run}`" in wrong
+
+
+def test_no_word_names_a_host_but_the_badges_and_the_line_on_setup(stage):
+    for cell in read(stage).cells:
+        words = re.sub(r"\[!\[Open In .*?\]\(.*?\)\]\(.*?\)", "", cell.source)
+        if cell.cell_type == "markdown":
+            words = words.replace("On Colab and Kaggle, **Setup** below", "")
+            assert not re.search("Colab|Kaggle|Google Drive|Drive|/content", words), cell.source
 
 
 def test_links_lead_to_notebooks_that_are_there(stage):

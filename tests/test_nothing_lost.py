@@ -33,7 +33,8 @@ from helpers.core.files import (
 )
 from helpers.core.records import read_log
 from helpers.core.run import Run
-from helpers.host import colab
+from helpers.host import here
+from helpers.host.interface import FOLDER, Place
 from helpers.mirror import sync
 from helpers.train import checkpoint, finish, trainer
 from helpers.train.checkpoint import TrainingSignature, latest_step, resume, save
@@ -960,13 +961,13 @@ def test_a_signal_saves_the_last_step_once_and_says_how_to_go_on(
 def test_a_stop_has_the_mirror_take_what_was_saved_before_the_process_ends(
     dataset, long, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(colab, "DRIVE", tmp_path / "mirror")
-    monkeypatch.setattr(colab, "IS_GOOGLES", False)
+    own = Place(tmp_path / "mirror", "a folder", is_made=True)
+    monkeypatch.setattr(here, "MIRROR", own)
     left, said = signalled(long, dataset, command_line(long, monkeypatch))
     step = latest_step(dataset)
     assert left == 143 and said.strip().splitlines()[-1].startswith(f"stopped after step {step}")
     assert f"up to step {step}, " in said and "all of it read back" in said
-    there = tmp_path / "mirror" / colab.FOLDER_ON_DRIVE / "pictures"
+    there = tmp_path / "mirror" / FOLDER / "pictures"
     assert find_corruption(there / "checkpoints" / dataset.checkpoint(step).name) is None
 
 
@@ -974,8 +975,8 @@ def test_a_drive_that_hangs_keeps_no_stopped_process_from_ending(
     dataset, long, monkeypatch, tmp_path
 ):
     monkeypatch.setattr("helpers.train.__main__.STOP_S", 1.0)
-    monkeypatch.setattr(colab, "DRIVE", tmp_path / "mirror")
-    monkeypatch.setattr(colab, "IS_GOOGLES", False)
+    own = Place(tmp_path / "mirror", "a folder", is_made=True)
+    monkeypatch.setattr(here, "MIRROR", own)
     monkeypatch.setattr(sync, "sync", lambda run: time.sleep(60))
     left, said = signalled(long, dataset, command_line(long, monkeypatch))
     assert left == 143 and "NOT all on" in said and "there was no time" in said
@@ -1115,7 +1116,7 @@ def test_a_signal_to_papermill_reaches_the_training_which_saves_and_the_mirror_t
     assert child.returncode == 128 + number and "Traceback" not in said, said
     assert "go on" in said.strip().splitlines()[-1]
     assert (step := latest_step(dataset)) >= 3 and f"up to step {step}, " in said, said
-    there = tmp_path / "mirror" / colab.FOLDER_ON_DRIVE / "pictures"
+    there = tmp_path / "mirror" / FOLDER / "pictures"
     assert find_corruption(there / "checkpoints" / dataset.checkpoint(step).name) is None
 
 

@@ -21,18 +21,22 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "assets/README.md"),
     "docs/colab-cli.md",
+    "docs/kaggle-cli.md",
     ".github/ISSUE_TEMPLATE/bug.md",
     *(f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))),
 )
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 OURS = {  # addresses under which a file of the repository is to be had, whoever owns it
     f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/",
+    f"https://kaggle.com/kernels/welcome?src=https://github.com/{REPOSITORY}/blob/main/",
     f"https://raw.githubusercontent.com/{REPOSITORY}/main/",
     f"https://github.com/{REPOSITORY}/blob/main/",
 }
 ELSEWHERE = (  # what a reader may be sent to
     "https://colab.research.google.com/assets/colab-badge.svg",
+    "https://kaggle.com/static/images/open-in-kaggle.svg",
     f"https://github.com/{REPOSITORY}",
+    "https://github.com/instaloader/instaloader/issues/",
     "https://keepachangelog.com/",
     "https://pre-commit.com",
     "https://pypi.org/project/google-colab-cli/",

@@ -11,13 +11,14 @@ import tomllib
 import nbformat
 import pytest
 
-import helpers.host.colab
-from helpers.host.colab import FOLDER_ON_DRIVE
+from helpers.host import here
+from helpers.host.interface import FOLDER
 from helpers.host.repository import RELEASE, REPOSITORY
 from helpers.mirror.drive import Drive
 from helpers.mirror.restore import restore_from
 from helpers.mirror.sync import sync
 from tests.conftest import ROOT, SMALL_TRAINING, lines, make_dataset
+from tests.drive import mounted
 from tools import colab_batch
 
 STUB = ROOT / "tests/stub"
@@ -37,6 +38,10 @@ def origin(tmp_path_factory):
     assert code.count('MOUNT = Path("/content/drive")') == 1
     code = code.replace('Path("/content/drive")', 'Path(os.environ["STUB_MOUNT"])')
     (folder / "helpers/host/colab.py").write_text(code)
+    code = (folder / "helpers/host/kaggle.py").read_text()
+    assert code.count('ROOT = Path("/kaggle")') == 1
+    code = code.replace('Path("/kaggle")', 'Path(os.environ.get("STUB_KAGGLE", "/kaggle"))')
+    (folder / "helpers/host/kaggle.py").write_text(code)
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"], ["tag", RELEASE]):
         subprocess.run([*git, *words], check=True)
@@ -87,6 +92,7 @@ def by_hand(notebook, machine):
     """Run every cell as Colab's own server does; return what each printed."""
     done, printed = opened(notebook, machine)
     assert done.returncode == 0, done.stderr
+    assert not re.search("kaggle", "".join(printed), re.IGNORECASE)
     return printed
 
 
@@ -110,7 +116,7 @@ def asked(machine):
 def from_drive(machine):
     """What a new machine would get of the run."""
     folder = machine / "looked-at"
-    restore_from(Drive(machine / "cloud", f"{FOLDER_ON_DRIVE}/mine"), folder)
+    restore_from(Drive(machine / "cloud", f"{FOLDER}/mine"), folder)
     return folder
 
 
@@ -153,10 +159,10 @@ def test_after_a_lost_machine_the_training_goes_on_from_drive(colab, pictures, t
     with pytest.MonkeyPatch.context() as patch:
         (colab / "first").mkdir()
         patch.chdir(colab / "first")
-        patch.setattr(helpers.host.colab, "DRIVE", colab / "cloud")
+        patch.setattr(here, "MIRROR", mounted(colab / "cloud"))
         assert "is kept on Google Drive" in sync(make_dataset("mine", pictures))
     by_hand(read("04", max_steps=2, **typed), colab)
-    kept = colab / "cloud" / FOLDER_ON_DRIVE / "mine"
+    kept = colab / "cloud" / FOLDER / "mine"
     assert [p.name for p in (kept / "checkpoints").glob("step-*2")] == ["step-000002"]
     new_machine(colab)
     printed = "".join(by_hand(read("04", max_steps=4, **typed), colab))
@@ -253,7 +259,7 @@ def test_only_who_has_the_notebook_open_is_asked(tmp_path, program):
     ("secrets", "said"),
     [
         ('{"KEY": "open sesame"}', "[KEY]"),  # what it is, no kernel sends
-        ("{}", "KEY is not set: on Colab add it under Secrets"),
+        ("{}", "KEY is not set: add it under Secrets (the key in the left bar)"),
         ('{"KEY": null}', "switch on its Notebook access"),
         ("null", "Secrets did not answer"),
     ],
@@ -262,7 +268,7 @@ def test_only_who_has_the_notebook_open_is_asked(tmp_path, program):
 def test_a_secret_comes_or_a_line_says_how_to_set_it(tmp_path, monkeypatch, secrets, said):
     code = (
         "from helpers.core.process import prepare_process\nprepare_process()\n"  # as Setup does
-        "from helpers.host.colab import secret\nfrom helpers.core.errors import RunError\n"
+        "from helpers.host.here import secret\nfrom helpers.core.errors import RunError\n"
         "try:\n    print(secret('KEY'))\nexcept RunError as error:\n    print(error)"
     )
     monkeypatch.delenv("KEY", raising=False)
@@ -273,7 +279,7 @@ def test_a_secret_comes_or_a_line_says_how_to_set_it(tmp_path, monkeypatch, secr
 
 def test_where_nobody_can_be_asked_a_line_says_how_to_hand_a_secret_on(tmp_path, monkeypatch):
     code = (
-        "from helpers.host.colab import secret\nfrom helpers.core.errors import RunError\n"
+        "from helpers.host.here import secret\nfrom helpers.core.errors import RunError\n"
         "try:\n    secret('KEY')\nexcept RunError as error:\n    print(error)"
     )
     monkeypatch.delenv("KEY", raising=False)

@@ -19,7 +19,7 @@ from helpers.core.errors import ElsewhereError, RunError
 from helpers.core.files import find_corruption, folder_hash
 from helpers.core.run import Run
 from helpers.figures.trials import best_trial, plot_trials, read_trials, stack_previews, table
-from helpers.host import colab
+from helpers.host import here
 from helpers.mirror import sync
 from helpers.train import trainer
 from helpers.train.finish import verify_model
@@ -31,6 +31,7 @@ from helpers.train.sweep.search import plan_trials, trial_config
 from helpers.train.sweep.study import SECRET, Database, open_place
 from helpers.train.trainer import train
 from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
+from tests.drive import mounted
 from tests.kills import forked, is_operation
 from tests.postgres import postgres
 
@@ -227,9 +228,9 @@ def test_a_trial_that_needs_too_much_memory_is_told_and_stops_no_other(
 def test_a_fresh_machine_with_nothing_but_the_mirror_goes_on_in_the_middle_of_a_trial(
     fresh, swept_folder, tiny_base, monkeypatch
 ):
-    monkeypatch.setattr(colab, "DRIVE", swept_folder.parent / "cloud")
+    monkeypatch.setattr(here, "MIRROR", mounted(swept_folder.parent / "cloud"))
     monkeypatch.setattr(sync, "_mirrors", {})
-    colab.DRIVE.mkdir()
+    here.MIRROR.path.mkdir()
     config = settings(tiny_base)
 
     def act():
@@ -248,7 +249,9 @@ def test_a_fresh_machine_with_nothing_but_the_mirror_goes_on_in_the_middle_of_a_
         steps = [line["step"] for line in lines(fresh.trial(row.number).train_log)]
         assert steps == list(range(row.steps + 1))
     assert stack_previews(fresh, read_trials(fresh)).height > 3 * 160  # those of ended trials too
-    on_drive = {path.parent.parent.name for path in colab.DRIVE.rglob("trial-*/*/manifest.json")}
+    on_drive = {
+        path.parent.parent.name for path in here.MIRROR.path.rglob("trial-*/*/manifest.json")
+    }
     assert on_drive == {f"trial-{best_trial(read_trials(fresh)).number:03d}"}
 
 

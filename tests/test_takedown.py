@@ -14,16 +14,16 @@ from helpers.core.errors import RunError
 from helpers.core.files import find_corruption, folder_hash, write_json
 from helpers.core.records import Rejection, read_rows
 from helpers.core.run import Run
-from helpers.dataset import takedown
 from helpers.dataset.build import build, verify_dataset
 from helpers.dataset.curate import curate, take_back
 from helpers.dataset.dataset_files import read_records
 from helpers.dataset.split import split
 from helpers.dataset.takedown import remove
-from helpers.host import colab
+from helpers.host import here
 from helpers.mirror import sync
 from helpers.scrape.ingest import verify_images
 from tests.conftest import make_dataset, photograph
+from tests.drive import mounted
 from tests.kills import kills_at_every_operation
 
 GONE = "C1a2B3c4D5e"
@@ -139,8 +139,7 @@ def test_where_an_old_copy_brings_it_back_03_leaves_it_out(run, tmp_path):
 def test_the_mirror_on_drive_loses_it_too(run, tmp_path, monkeypatch):
     drive = tmp_path / "drive"
     drive.mkdir()
-    monkeypatch.setattr(colab, "DRIVE", drive)
-    monkeypatch.setattr(takedown, "DRIVE", drive)
+    monkeypatch.setattr(here, "MIRROR", mounted(drive))
     sync.restore(run)
     assert "is kept" in sync.sync(run)
     pictures = [path.read_bytes() for path in run.images.glob(f"{GONE}_*.jpg")]
@@ -160,8 +159,7 @@ def found_in(folder, content):
 def test_what_is_on_drive_alone_is_taken_down_too(run, tmp_path, monkeypatch):
     drive = tmp_path / "drive"
     drive.mkdir()
-    monkeypatch.setattr(colab, "DRIVE", drive)
-    monkeypatch.setattr(takedown, "DRIVE", drive)
+    monkeypatch.setattr(here, "MIRROR", mounted(drive))
     sync.sync(run)
     pictures = [path.read_bytes() for path in run.images.glob(f"{GONE}_*.jpg")]
     shutil.rmtree(run.folder)

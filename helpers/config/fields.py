@@ -67,7 +67,7 @@ def refuse_secrets(given: dict[str, Any]) -> None:
         if secret := looks_secret(name, value):
             raise RunError(
                 f"{name if name != secret else 'a parameter'} holds a secret ({secret}), and settings are written "
-                f"down: put it under Colab's Secrets or in the environment as {secret}, not into a parameter; "
+                f"down: put it among the host's secrets or in the environment as {secret}, not into a parameter; "
                 "a notebook that was executed with it holds it too"
             )
 

@@ -19,7 +19,7 @@ GB = 1e9
 CHECK = "check that the disk is there and may be written to"
 NEXT_STEPS = {  # by the errno of a disk that refuses a change
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
-    errno.ENOTCONN: "connect that disk again (on Colab: Runtime, Restart session)",
+    errno.ENOTCONN: "connect that disk again, or restart the session",
     **dict.fromkeys((errno.EIO, errno.ENODEV, errno.ESTALE, errno.EFBIG), CHECK),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), CHECK),
 }

@@ -18,7 +18,8 @@ from helpers.core.run import IMAGE_SUFFIXES, Run
 from helpers.dataset.dataset_card import write_card
 from helpers.dataset.dataset_files import copy_without, read_records
 from helpers.dataset.history import list_editions, record_edition
-from helpers.host.colab import DRIVE, FOLDER_ON_DRIVE
+from helpers.host import here
+from helpers.host.interface import FOLDER
 from helpers.mirror.sync import purge_remote, restore
 
 _SUFFIXES = "|".join((*IMAGE_SUFFIXES, "txt"))
@@ -44,7 +45,7 @@ def remove(run: Run, shortcode: str) -> Removal:
     """Delete a post from a run, locally and on Drive. Raises RunError if the run has no such post."""
     if not SHORTCODE.fullmatch(shortcode):
         raise RunError(f"{shortcode!r} is not a shortcode: give the part of a post's URL after /p/")
-    if DRIVE.is_dir():
+    if here.is_there():
         restore(run)  # files that are on Drive only
     listed = run.read_taken_down()
     files = _find_files(run, shortcode)
@@ -128,8 +129,8 @@ def _read_all(paths: Iterable[Path]) -> str:
 def _find_other_places(run: Run) -> list[str]:
     pages = [path for path in (run.notebooks, run.report_html) if path.exists()]
     lines = [f"{path} may show it: make it again, or delete it" for path in pages]
-    if (DRIVE / FOLDER_ON_DRIVE / run.name).is_dir():
-        lines.append("Google Drive's bin keeps it for 30 days: empty it")
+    if here.is_there() and (here.MIRROR.path / FOLDER / run.name).is_dir():
+        lines += filter(None, [here.MIRROR.if_taken_down])
     config = run.read_config("dataset") if run.config("dataset").is_file() else {}
     if pushed_to := config.get("push_to"):
         lines.append(

@@ -14,6 +14,7 @@ from helpers.core.files import read_json
 from helpers.core.process import run_command
 from helpers.core.redact import redact
 from helpers.core.run import STAGES, Run
+from helpers.host.here import HOST
 from helpers.host.setup import package_version
 
 PACKAGES = (
@@ -30,7 +31,7 @@ def about(run: Run | None = None) -> str:
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     own_version = project.split('version = "', 1)[1].split('"', 1)[0]
     lines = [
-        f"annalaura-diffusion {own_version}, Python {platform.python_version()}, {sys.platform}",
+        f"annalaura-diffusion {own_version}, Python {platform.python_version()}, {sys.platform}, host {HOST.name}",
         ", ".join(f"{name} {package_version(name) or 'missing'}" for name in PACKAGES),
         _machine(),
     ]

@@ -1,26 +1,16 @@
 """Access to Google Colab: Drive, Secrets, and whether a user is there to answer. No other module calls Colab."""
 
 import importlib.util
-import math
 import os
-import shutil
 import sys
 from functools import cache
 from pathlib import Path
 
 from helpers.core.errors import RunError
-from helpers.core.redact import register_secret
+from helpers.host.interface import Host, Place
 
 MOUNT = Path("/content/drive")  # Google Drive is mounted here and nowhere else
 GOOGLES = MOUNT / "MyDrive"
-DRIVE = Path(os.environ.get("RUNS_MIRROR") or GOOGLES).expanduser().absolute()
-IS_GOOGLES = DRIVE == GOOGLES  # if not, a folder of the user's own takes its place
-FOLDER_ON_DRIVE = "annalaura-diffusion/runs"
-SESSION_HOURS = 12  # of a free session, at most; Google promises no figure
-SESSION = (
-    "session    a free one ends after about 90 minutes without you, and after about "
-    f"{SESSION_HOURS} hours in all; what is on Drive is there for the next one"
-)
 ALONE = """runs stay on this machine and end with it.
            Each notebook gets a machine of its own, so the next one will not find this run: run this cell again
            and allow Drive, or run all five on this machine by !python -m helpers.batch RUN"""
@@ -36,7 +26,7 @@ def on_colab() -> bool:
 
 
 def is_attended() -> bool:
-    """Return True if this kernel runs on Colab with a user who can answer prompts.
+    """Return True if a Jupyter server on Colab started this kernel, so that a user can answer prompts.
 
     Elsewhere `drive.mount` waits two minutes for an answer, even if Drive is mounted already, and Secrets ten seconds.
     """
@@ -46,55 +36,19 @@ def is_attended() -> bool:
     return any(Path(word).name in SERVERS for word in parent.split("\0")[:3])
 
 
-def mount_drive() -> bool:
-    """Mount Google Drive if a user is there to allow it. The result tells whether the mirror's folder is available.
-
-    A user who refused is not asked again. Raises RunError if RUNS_MIRROR names a folder that cannot be made.
-    """
-    if not is_there() and is_attended():
-        _ask_for_drive()
-    return is_there()
-
-
-def is_there() -> bool:
-    try:
-        if not IS_GOOGLES:
-            _make_mirror_folder()
-        return DRIVE.is_dir()
-    except OSError:  # mounted and disconnected, as its first use will tell
-        return True
-
-
-def _make_mirror_folder() -> None:
-    if MOUNT in (DRIVE, *DRIVE.parents) and not GOOGLES.is_dir():
-        raise RunError(
-            f"RUNS_MIRROR is {DRIVE}, where Google Drive is not mounted: mount it, or name a folder elsewhere"
-        )
-    try:
-        DRIVE.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"RUNS_MIRROR is {DRIVE}, which cannot be made ({error.strerror}): name a folder that can be written"
-        ) from None
-
-
 def why_not_there(path: Path) -> str:
     """Return a hint to mount Google Drive if a path needs that, and "" otherwise."""
-    is_on_drive = MOUNT in path.absolute().parents and not GOOGLES.is_dir()
+    is_on_drive = MOUNT in (path, *path.absolute().parents) and not GOOGLES.is_dir()
     return "; Google Drive is not mounted: run Setup again and allow it" if is_on_drive else ""
 
 
-def name_of_place() -> str:
-    """Return what messages call the mirror's place: "Google Drive", or the path of the user's own folder."""
-    return "Google Drive" if IS_GOOGLES else str(DRIVE)
-
-
-def drive_free_bytes() -> float:
-    """Return the free bytes on the mirror's disk, or infinity if the disk does not answer."""
-    try:
-        return shutil.disk_usage(DRIVE).free
-    except OSError:
-        return math.inf
+def open_drive(again: bool) -> str:
+    """Ask the user to mount Drive, once, or anew if `again`; return why it is not mounted, or "" on success."""
+    if not is_attended():
+        return NOBODY
+    if again:
+        _ask_for_drive.cache_clear()
+    return _ask_for_drive()
 
 
 @cache
@@ -108,39 +62,29 @@ def _ask_for_drive() -> str:
     return ""
 
 
-def drive_words() -> str:
-    """Ask to mount Drive, even after a refusal, and describe the result. Raises RunError if RUNS_MIRROR is unusable."""
-    _ask_for_drive.cache_clear()
-    if mount_drive():
-        free = f"{drive_free_bytes() / 1e9:.0f} GB free"
-        return f"{'Drive' if IS_GOOGLES else 'mirror':10} {free}, runs are mirrored to {DRIVE / FOLDER_ON_DRIVE}"
-    why = _ask_for_drive() if is_attended() else NOBODY
-    return f"Drive      not mounted ({why}): {ALONE}"
-
-
-def secret(name: str) -> str:
-    """Return a secret from the environment or Colab's Secrets, or raise RunError. Later output redacts the secret."""
-    value = os.environ.get(name) or (_ask_for_secret(name) if is_attended() else None)
-    if value:
-        return register_secret(name, value)
-    if on_colab() and not is_attended():
-        raise RunError(
-            f"{name} is not set, and Colab's Secrets cannot be read from here: in a cell of your own, before this, run "
-            f"import os; from google.colab import userdata; os.environ[{name!r}] = userdata.get({name!r})"
-        )
-    raise RunError(
-        f"{name} is not set: on Colab add it under Secrets (the key in the left bar), "
-        f"elsewhere set the environment variable {name}"
+def how_to_set(name: str) -> str:
+    """Return how a user sets a secret, which code that no one has open cannot read."""
+    if is_attended():
+        return "add it under Secrets (the key in the left bar)"
+    return (
+        "Colab's Secrets cannot be read from here: in a cell of your own, before this, run "
+        f"import os; from google.colab import userdata; os.environ[{name!r}] = userdata.get({name!r})"
     )
 
 
-def _ask_for_secret(name: str) -> str | None:
+def _ask_for_secret(name: str) -> str:
+    """Return a value from Colab's Secrets, or "" if that secret does not exist or no user can be asked.
+
+    Raises RunError if it may not be read.
+    """
+    if not is_attended():
+        return ""
     from google.colab import userdata
 
     try:
         return userdata.get(name)
     except userdata.SecretNotFoundError:
-        return None
+        return ""
     except userdata.NotebookAccessError:
         raise RunError(
             f"{name} is not open to this notebook: under Secrets (the key in the left bar) "
@@ -151,3 +95,42 @@ def _ask_for_secret(name: str) -> str | None:
             f"{name}: Colab's Secrets did not answer; run this cell again, or set "
             f"the environment variable {name}"
         ) from None
+
+
+HOST = Host(
+    name="Colab",
+    is_here=on_colab,
+    is_rented=True,
+    place=Place(
+        GOOGLES,
+        name="Google Drive",
+        label="Drive",
+        if_full="free space there (its bin counts too)",
+        if_gone="mount it again (the folder icon on the left, then Mount Drive)",
+        if_shut="mount it again and allow all that it asks for",
+        if_odd="look at drive.google.com",
+        if_taken_down="Google Drive's bin keeps it for 30 days: empty it",
+    ),
+    open_place=open_drive,
+    why_missing=why_not_there,
+    ask_secret=_ask_for_secret,
+    how_to_set=how_to_set,
+    alone=": Google Drive is not mounted",
+    if_alone=ALONE,
+    session_hours=12,  # of a free session, at most; Google promises no figure
+    if_longer="a free session lasts 12 hours at most: run this notebook again on the next machine, and with Drive "
+    "mounted it resumes",
+    if_it_fails="*Runtime*, *Change runtime type*, *Runtime version*, 2026.07",
+    advice=(
+        "session    a free one ends after about 90 minutes without you, and after about 12 hours in all; what is on "
+        "Drive is there for the next one",
+        "copy       *File*, *Save a copy in Drive*, and open that from then on: a notebook opened from GitHub forgets "
+        "what you typed",
+        f"pictures   a folder of yours goes on your Drive: {GOOGLES}/my pictures",
+        "secrets    under Secrets (the key in the left bar), each with *Notebook access* on",
+        "GPU        *Runtime*, *Change runtime type*, *T4 GPU*: before anything else, as it is another machine",
+        "next       each notebook gets a machine of its own, which finds this run on Google Drive alone",
+    ),
+    badge="[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{repository}/blob/main/notebooks/{notebook})",
+)

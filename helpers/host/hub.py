@@ -9,11 +9,11 @@ from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 
 from helpers.core.errors import RunError
 from helpers.core.redact import register_secret
-from helpers.host.colab import secret
+from helpers.host.here import secret
 
 
 def open_hub() -> HfApi:
-    """Return a Hub client with a token from a login, the environment or Colab. Raises RunError if there is no token."""
+    """Return a Hub client with a token from a login, the environment or the host. Raises RunError without a token."""
     return HfApi(token=register_secret("HF_TOKEN", get_token() or secret("HF_TOKEN")))
 
 

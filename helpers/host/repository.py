@@ -7,17 +7,17 @@ from pathlib import Path
 from helpers.core.errors import RunError
 from helpers.core.files import write_text
 from helpers.core.process import run_command
+from helpers.host import colab, kaggle
 
 REPOSITORY = "annalaura-diffusion/annalaura-diffusion"
 RELEASE = "v0.3.0"  # the tag that Setup clones
 HERE = Path(__file__).parents[2]
 
 
-def badge(notebook: str) -> str:
-    """Return the Markdown of a notebook's Open-in-Colab badge."""
-    image = "https://colab.research.google.com/assets/colab-badge.svg"
-    page = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/{notebook}"
-    return f"[![Open In Colab]({image})]({page})"
+def badges(notebook: str) -> str:
+    """Return the Markdown of a notebook's badges, which open it on each host."""
+    hosts = (colab.HOST, kaggle.HOST)
+    return " ".join(h.badge.format(repository=REPOSITORY, notebook=notebook) for h in hosts)
 
 
 def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[Path]:

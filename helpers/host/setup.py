@@ -17,28 +17,28 @@ from pathlib import Path
 
 from helpers.core.errors import RunError
 from helpers.core.process import prepare_process, run_command
-from helpers.host.colab import SESSION, drive_words, on_colab
+from helpers.host.here import HOST, mirror_words
 
 GB = 1e9
 CHECKED = Path(__file__).with_name("runtime.txt")  # the versions in Colab's images, a block each
-IF_IT_FAILS = """
-           Should a cell fail: *Runtime*, *Change runtime type*, *Runtime version*, 2026.07"""
+IF_IT_FAILS = "\n           Should a cell fail: "
 NO_ANSWER = re.compile(r"connection broken by '(.*?)': /|(Could not fetch URL .*)")
 
 
 def set_up() -> str:
-    """Return a description of the machine. On Colab, missing packages are installed and Drive is mounted first.
+    """Return a description of the machine. On a rented one, missing packages are installed and the mirror opened first.
 
-    A rerun asks again for a Drive that was refused. Raises RunError if installing fails.
+    A rerun asks again for a place that was refused. Raises RunError if installing fails.
     """
     prepare_process()
     gpu = gpu_words()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
     disk = shutil.disk_usage(".").free / GB
     machine = f"machine    {gpu or 'no GPU'}, {memory:.0f} GB of memory, {disk:.0f} GB of disk free"
-    if not on_colab():
+    if not HOST.is_rented:
         return machine
-    return "\n".join([installed_words(bool(gpu)), runtime_words(), machine, drive_words(), SESSION])
+    found = (installed_words(bool(gpu)), runtime_words(), machine, mirror_words())
+    return "\n".join([*found, *HOST.advice])
 
 
 def installed_words(has_gpu: bool) -> str:
@@ -53,13 +53,15 @@ def installed_words(has_gpu: bool) -> str:
 
 
 def gpu_words() -> str:
-    """Return the name and memory of the first GPU, as nvidia-smi reports them, or "" if there is no GPU."""
+    """Return the GPUs' number, name and memory as nvidia-smi reports them, or "" if there is no GPU."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        name, mebibytes = subprocess.check_output(query, text=True).splitlines()[0].split(", ")
-    except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
+        first, *others = subprocess.check_output(query, text=True).splitlines()
+        name, mebibytes = first.split(", ")
+    except (OSError, subprocess.CalledProcessError, ValueError):
         return ""
-    return f"{name} with {float(mebibytes) * 2**20 / GB:.0f} GB"
+    count = f"{1 + len(others)} x " if others else ""
+    return f"{count}{name} with {float(mebibytes) * 2**20 / GB:.0f} GB"
 
 
 def install(*what: str) -> list[str]:
@@ -83,7 +85,9 @@ def _reason(said: str) -> str:
     last = (said.strip().splitlines() or ["no reason given"])[-1]
     # pip blames the package even if the index did not answer
     found = NO_ANSWER.search(said) if "No matching distribution" in last else None
-    return f"the package index does not answer ({found[1] or found[2]})" if found else last
+    if not found:
+        return last
+    return f"the package index does not answer ({found[1] or found[2]}){HOST.if_offline}"
 
 
 def runtime_words() -> str:
@@ -102,7 +106,8 @@ def runtime_words() -> str:
             moved.append(f"{name} {found or 'missing'} (checked with {checked})")
     if not moved:
         return f"runtime    as this was checked with ({title})"
-    return f"runtime    not quite what this was checked with, mostly harmless: {', '.join(moved)}{IF_IT_FAILS}"
+    words = f"runtime    not quite what this was checked with, mostly harmless: {', '.join(moved)}"
+    return words + (IF_IT_FAILS + HOST.if_it_fails if HOST.if_it_fails else "")
 
 
 def package_version(name: str) -> str:

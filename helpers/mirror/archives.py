@@ -145,7 +145,7 @@ class ArchiveSet:
             self._add(changed, found)
         self.publish(folders)
         lost = sorted(corrupt - found.keys())
-        words = f"{len(lost)} files that are not here do not verify on Google Drive ({', '.join(lost[:1])})"
+        words = f"{len(lost)} files that are not here do not verify in the mirror ({', '.join(lost[:1])})"
         return [*self.unread, *([NotMirrored(words)] if lost else [])]
 
     def _drop(self, found: dict[str, os.stat_result], broken: Set[str]) -> None:

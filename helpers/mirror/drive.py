@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from helpers.host import here
+from helpers.host.interface import Place
+
 CHUNK = 1 << 20  # bytes
 ATTEMPTS = 3
 POLL_S = 1.0
@@ -39,7 +42,7 @@ class Drive:
 
     def path(self, name: str) -> Path:
         if not self.root.is_dir():
-            raise OSError(errno.ENOTCONN, "Google Drive is not mounted", str(self.root))
+            raise OSError(errno.ENOTCONN, "not mounted", str(self.root))
         return self.folder / name
 
     def read(self, name: str) -> Iterator[bytes]:
@@ -131,8 +134,8 @@ class Drive:
                 break
             if attempt == ATTEMPTS:
                 raise NotMirrored(
-                    f"{name} was written {ATTEMPTS} times and reads back as something else: Google Drive may be "
-                    "full or out of sync; look at drive.google.com, then run sync(here) again"
+                    f"{name} was written {ATTEMPTS} times and reads back as something else: "
+                    f"{_place().name} may be full or out of sync; {_place().if_odd}, then run sync(here) again"
                 )
             self.require_room(name, size)
             self.write(name, chunks())
@@ -147,8 +150,8 @@ class Drive:
         free = self.free_bytes()
         if size > free:
             raise NotMirrored(
-                f"{what} needs {format_bytes(size)}, Google Drive has {format_bytes(free)} free: "
-                "free space there and empty its bin, then run sync(here)"
+                f"{what} needs {format_bytes(size)}, {_place().name} has {format_bytes(free)} free: "
+                f"{_place().if_full}, then run sync(here)"
             )
 
     def _await_upload(self, name: str, size: int) -> None:
@@ -157,10 +160,14 @@ class Drive:
         while not self.is_uploaded(name):
             if time.monotonic() >= until:
                 raise NotMirrored(
-                    f"Google Drive took {name} but has not uploaded it in {patience_s / 60:.0f} minutes: it may be "
-                    "full or offline; look at drive.google.com, then run sync(here) again"
+                    f"{_place().name} took {name} but has not uploaded it in {patience_s / 60:.0f} minutes: it "
+                    f"may be full or offline; {_place().if_odd}, then run sync(here) again"
                 )
             time.sleep(POLL_S)
+
+
+def _place() -> Place:
+    return here.MIRROR or Place(Path(), "the mirror")
 
 
 def format_bytes(size: float) -> str:
@@ -172,16 +179,11 @@ def explain(error: Exception) -> str:
     """Explain an error of Drive in one line, with advice. For any other exception, return its own message."""
     if not isinstance(error, OSError):
         return str(error)
+    place = _place()
     if error.errno in FULL:
-        return "Google Drive is full: free space there (its bin counts too) and run sync(here)"
+        return f"{place.name} is full: {place.if_full} and run sync(here)"
     if error.errno in GONE:
-        return (
-            f"Google Drive is disconnected ([Errno {error.errno}]): mount it again "
-            "(the folder icon on the left, then Mount Drive) and run sync(here)"
-        )
+        return f"{place.name} is disconnected ([Errno {error.errno}]): {place.if_gone} and run sync(here)"
     if error.errno in SHUT:
-        return (
-            f"Google Drive cannot be written ([Errno {error.errno}]): mount it again and allow all that it asks for, "
-            "then run sync(here)"
-        )
-    return f"Google Drive refused ({error}): run sync(here) to try again"
+        return f"{place.name} cannot be written ([Errno {error.errno}]): {place.if_shut}, then run sync(here)"
+    return f"{place.name} refused ({error}): run sync(here) to try again"

@@ -71,6 +71,10 @@ class Index:
         valid = {index.generation: index for index in reversed(found) if index}
         return [valid[number] for number in sorted(valid, reverse=True)[: len(SLOTS)]]
 
+    def newest_change(self) -> int:
+        """Return the newest modification time of its small files, in ns."""
+        return max((file.mtime_ns for file in self.files.values()), default=0)
+
     def files_of(self, archives: Collection[str]) -> set[str]:
         return {name for name, file in self.files.items() if file.part in archives}
 

@@ -50,9 +50,11 @@ class Restored:
     missing: list[str] = field(default_factory=list)
 
 
-def restore_from(drive: Drive, source: Path) -> Restored:
+def restore_from(drive: Drive, source: Path, unwanted: frozenset[str] | None = None) -> Restored:
     """Restore a local run folder from Drive: copy every file that is missing or outdated locally.
 
+    With `unwanted`, Drive is an earlier copy: no checkpoint is taken that this machine is past, nor images of those
+    posts (shortcodes) or SHA-256.
     An unreadable file on Drive counts as corrupt. Raises OSError if Drive fails, and RunError if this machine's disk
     does, or if Drive holds a run without its index: a new index would replace the run's folders.
     """
@@ -61,18 +63,33 @@ def restore_from(drive: Drive, source: Path) -> Restored:
         if indexes := Index.read_all(partial(_text, drive)):
             with locked(source / ".restore.lock"):  # two notebooks may share a machine
                 shutil.rmtree(scratch, ignore_errors=True)
+                for index in indexes if unwanted is not None else []:
+                    _leave_out(index, source, unwanted)
                 try:
                     return _restore(drive, source, scratch, indexes)
                 finally:
                     shutil.rmtree(scratch, ignore_errors=True)
     except _DriveError as failed:
         raise failed.args[0] from None
-    if any(drive.path("").rglob(MANIFEST)):
+    if unwanted is None and any(drive.path("").rglob(MANIFEST)):
         raise RunError(
             f"{drive.folder} holds a run, but neither {' nor '.join(SLOTS)}, which list what is in it: restore one "
-            "from Google Drive's bin, or rename that folder and copy its checkpoints from it by hand"
+            "from the bin there, or rename that folder and copy its checkpoints from it by hand"
         )
     return Restored()
+
+
+def _leave_out(index: Index, source: Path, unwanted: frozenset[str]) -> None:
+    """Take out of an earlier copy's index what was taken down since, and checkpoints before those that are here."""
+    for name, file in list(index.files.items()):
+        if {file.sha256, Path(name).stem.rpartition("_")[0]} & unwanted:
+            del index.files[name]
+    newest = {name.rpartition("-")[0]: name for name in sorted(index.folders) if is_of_series(name)}
+    for series, name in newest.items():
+        if any(path.name > Path(name).name for path in source.glob(f"{series}-*")):
+            index.folders = {
+                n: f for n, f in index.folders.items() if n.rpartition("-")[0] != series
+            }
 
 
 def _restore(drive: Drive, source: Path, scratch: Path, indexes: list[Index]) -> Restored:
@@ -91,6 +108,7 @@ def _restore(drive: Drive, source: Path, scratch: Path, indexes: list[Index]) ->
     index, done = indexes[chosen], Restored()
     for path in filter(None, fetch_all(chosen)):
         unpack(path, wanted[chosen], scratch / "files")
+    _copy_unpacked(drive, wanted[chosen], scratch / "files")
     _replace_small(scratch / "files", wanted[chosen], source, done)
     have = {(name, file.sha256) for name, file in index.files.items()}
     done.missing += [name for name, file in wanted[0].items() if (name, file.sha256) not in have]
@@ -159,6 +177,17 @@ def _replace_small(unpacked: Path, wanted: dict[str, File], source: Path, done: 
             with replacing_file(path) as tmp_path:
                 shutil.copy2(new, tmp_path)
             done.count += 1
+
+
+def _copy_unpacked(drive: Drive, wanted: dict[str, File], target: Path) -> None:
+    """Copy the wanted files that no archive gave, if a host unpacked their archive into a folder of its name."""
+    for name, file in wanted.items():
+        for folder in (file.part, file.part.removesuffix(".tar")):
+            is_missing = not (target / name).is_file() and drive.path(folder).is_dir()
+            if is_missing and _fetch(
+                drive, f"{folder}/{name}", file.size, file.sha256, target / name
+            ):
+                os.utime(target / name, ns=(file.mtime_ns, file.mtime_ns))
 
 
 def _continues(path: Path, older: Path) -> bool:

@@ -14,7 +14,7 @@ from helpers.config import PRESETS
 from helpers.core.errors import RunError
 from helpers.core.files import read_json
 from helpers.core.run import Run
-from helpers.host.colab import on_colab
+from helpers.host.here import HOST
 
 CLIP_TOKENS = 77  # Stable Diffusion's limit, with begin and end tokens; further tokens are cut
 CLIP = "openai/clip-vit-large-patch14"  # Stable Diffusion's tokenizer
@@ -60,7 +60,7 @@ def token_counter(base_model: str) -> tuple[Callable[[str], int], str]:
     """Return a function that counts a text's CLIP tokens, and a note if the counts are estimates.
 
     The begin and end tokens are counted. An exact count needs a tokenizer.json: that of `base_model` (a folder, a
-    one-file model's folder or a hub id), or else CLIP's own, from the Hub's cache, or on Colab from the Hub (2 MB).
+    one-file model's folder or a hub id), or else CLIP's own, from the Hub's cache, or, on a rented machine, the Hub.
     """
     from huggingface_hub import hf_hub_download
 
@@ -70,7 +70,7 @@ def token_counter(base_model: str) -> tuple[Callable[[str], int], str]:
                 return _exact_counter(path), ""
     for model in (base_model, CLIP):
         with suppress(OSError, ValueError):  # without a network it retries for half a minute
-            path = hf_hub_download(model, "tokenizer.json", local_files_only=not on_colab())
+            path = hf_hub_download(model, "tokenizer.json", local_files_only=not HOST.is_rented)
             return _exact_counter(Path(path)), ""
     return estimate_tokens, " (estimated)"
 

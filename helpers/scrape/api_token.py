@@ -1,6 +1,6 @@
 """Read the token of Instagram's API, or refresh it: `python -m helpers.scrape.api_token`.
 
-The token comes from the environment or Colab's Secrets (INSTAGRAM_ACCESS_TOKEN). A refreshed one is kept, with its last
+The token comes from the environment or the host's secrets (INSTAGRAM_ACCESS_TOKEN). A refreshed one is kept, with its last
 day, in a file outside the runs that only the user can read, and is used in place of the token that it was made from.
 Source: https://developers.facebook.com/docs/instagram-platform/reference/refresh_access_token
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from helpers.core.errors import RunError
 from helpers.core.process import run_command
 from helpers.core.redact import register_secret
-from helpers.host.colab import secret
+from helpers.host.here import secret
 from helpers.scrape.graph_api import NEW_TOKEN, NOT_UNDERSTOOD, GraphApi
 from helpers.scrape.instagram.login import read_private, save_private
 from helpers.scrape.items import SourceStopped
@@ -52,7 +52,7 @@ def token_file() -> Path:
 
 
 def read_token() -> Token:
-    """Return the token of the environment or the Secrets, or the refreshed one that replaces it.
+    """Return the token of the environment or the host's secrets, or the refreshed one that replaces it.
 
     Raises RunError if there is none, or it cannot be a token.
     """

@@ -15,7 +15,7 @@ from helpers.core.decode import read_picture_file
 from helpers.core.errors import RunError
 from helpers.core.files import is_inside, printable_path
 from helpers.core.run import Run
-from helpers.host.colab import why_not_there
+from helpers.host.here import HOST
 from helpers.scrape.caption_files import read_captions
 from helpers.scrape.identity import INSTAGRAM_NAME
 from helpers.scrape.items import Listing, PermanentRefusal, SourceItem
@@ -83,7 +83,7 @@ def _explain_missing(path: Path) -> str:
         return f"folder {path} is a ZIP: unpack it, or set source to 'export' if it is Instagram's"
     if path.is_file():
         return f"folder {path} is a file: give the path of its folder"
-    return f"folder {path} is not there: give the path of a folder with your images{why_not_there(path)}"
+    return f"folder {path} is not there: give the path of a folder with your images{HOST.why_missing(path)}"
 
 
 def walk(root: Path) -> tuple[dict[Path, os.stat_result], list[Path]]:

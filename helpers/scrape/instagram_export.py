@@ -21,7 +21,7 @@ from helpers.config import ScrapeConfig
 from helpers.core.errors import RunError
 from helpers.core.files import is_inside
 from helpers.core.run import Run
-from helpers.host.colab import why_not_there
+from helpers.host.here import HOST
 from helpers.scrape.folder import VIDEOS, file_id, walk
 from helpers.scrape.items import Listing, PermanentRefusal, SourceItem
 
@@ -76,7 +76,9 @@ def _entries(path: Path) -> list[Entry]:
         elif is_inside(file, path):
             unpacked.append(Entry(name, path, file_id("", stat), size, size, read))
     if not archives and not any(POSTS.fullmatch(entry.name) for entry in unpacked):
-        raise RunError(f"folder {path} has no ZIP of an export in it: {HOW}{why_not_there(path)}")
+        raise RunError(
+            f"folder {path} has no ZIP of an export in it: {HOW}{HOST.why_missing(path)}"
+        )
     return [entry for archive in archives for entry in _zip_entries(archive)] + unpacked
 
 

@@ -4,7 +4,10 @@ The settings are those that 04_train left in the run, or those of a preset: `--p
 """
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -24,26 +27,33 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--preset", help="start from a preset, not from the run's own settings")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--json", action="store_true", help="print each step as a line of JSON")
     args = parser.parse_args()
     run = Run(args.run)
     saved = {} if args.preset or not run.config("train").is_file() else run.read_config("train")
     given = {"run": args.run} | ({"preset": args.preset} if args.preset else {})
     typed = {name: from_text(TrainConfig, name, value) for name, value in args.p}
     config = configure(TrainConfig, saved | typed | given)
-    say = PartialState(cpu=not torch.cuda.is_available()).print  # in the main process only
+    # the others wait while the main process draws the base's samples, for which ten minutes may be too few
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+    say = state.print  # in the main process only
     try:
         for step in train(config, run):
-            if step.held_out_loss is not None:
+            if args.json:
+                say(json.dumps(asdict(step)), flush=True)
+            elif step.held_out_loss is not None:
                 say(
                     f"step {step.step}/{config.max_steps}: validation loss {step.held_out_loss:.4f}"
                 )
     except Stopped:
-        if PartialState().is_main_process and (message := sync_before_end(run, STOP_S)):
+        if state.is_main_process and (message := sync_before_end(run, STOP_S)):
             print(message, file=sys.stderr)
         raise
-    say(verify_model(run))
-    if PartialState().is_main_process:
-        print(sync(run))
+    outcome = verify_model(run)
+    if state.is_main_process:
+        kept = sync(run)
+        if not args.json:
+            print(outcome, kept, sep="\n")
 
 
 if __name__ == "__main__":

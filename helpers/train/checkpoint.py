@@ -279,7 +279,7 @@ def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSi
     if saved["format"] > FORMAT:
         raise RunError(
             f"{folder} was written by a newer version of this project (format {saved['format']}, "
-            f"this one reads {FORMAT}): update it; on Colab a new runtime does"
+            f"this one reads {FORMAT}): update it, as a new session of a rented machine does"
         )
     defaults = {f.name: f.default for f in fields(TrainConfig)}  # of what was no setting yet
     theirs, ours = defaults | saved["config"], signature.config

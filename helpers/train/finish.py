@@ -5,6 +5,7 @@ The verdict is on model/ as it lies on the disk: read back, compared with the tr
 
 import logging
 import math
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def is_finished(config: TrainConfig, run: Run) -> bool:
     if find_corruption(run.model):
         return False
     same_settings = replace(done, **{name: getattr(config, name) for name in RESUMABLE}) == config
-    same_settings &= done.effective_batch_size == config.effective_batch_size
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # that a launcher started
+    images_per_step = verdict.get("images_per_step", done.effective_batch_size * processes)
+    same_settings &= images_per_step == config.effective_batch_size * processes
     same_data = verdict["dataset"] == folder_hash(run.dataset)
     stopped = verdict.get("stopped_early", False) and config.early_stopping_patience > 0
     return same_settings and same_data and (stopped or verdict["steps"] >= config.max_steps)
@@ -65,6 +68,7 @@ def finish(training: Training, state: TrainState) -> None:
             "exported_step": exported_step,
             "exported_loss": loss,
             "skipped": log.skipped,
+            "images_per_step": training.data.images_per_step,
             "dataset": training.signature.dataset,
             "base_model": training.signature.base_model,
             "trained_with": {

@@ -25,7 +25,7 @@ class Interrupts:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
-        self._set_handlers()
+        self.set_handlers()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -34,8 +34,8 @@ class Interrupts:
             if signal.getsignal(number) == self._on_signal and current_thread() is main_thread():
                 signal.signal(number, handler)
 
-    def _set_handlers(self) -> None:
-        # a notebook's kernel installs its own handlers for each cell
+    def set_handlers(self) -> None:
+        """Install the handlers for SIGINT and SIGTERM again: a notebook's kernel sets its own for each cell."""
         for number in SIGNALS:
             if signal.getsignal(number) != self._on_signal and current_thread() is main_thread():
                 self.before[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
@@ -53,7 +53,7 @@ class Interrupts:
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Hold back signals inside this context. A signal's number is stored in `asked`, and `stop` is not called."""
-        self._set_handlers()
+        self.set_handlers()
         self.is_busy = True
         try:
             yield

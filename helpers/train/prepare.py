@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
@@ -158,7 +158,12 @@ def _make_accelerator(config: TrainConfig, run: Run, device: Device) -> Accelera
         log_with=tracker_of(config),
         project_dir=run.folder,
         # the cache would hold a half-precision copy of every weight for the whole pass
-        kwargs_handlers=[AutocastKwargs(cache_enabled=not config.optimizer_in_backward)],
+        kwargs_handlers=[
+            AutocastKwargs(cache_enabled=not config.optimizer_in_backward),
+            DistributedDataParallelKwargs(
+                gradient_as_bucket_view=True
+            ),  # or gradients are held twice
+        ],
     )
 
 

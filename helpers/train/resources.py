@@ -15,11 +15,12 @@ from helpers.config import TrainConfig
 from helpers.core.errors import RunError
 from helpers.core.files import folder_bytes
 from helpers.core.run import Run
-from helpers.host.colab import SESSION_HOURS, on_colab
 from helpers.host.device import GB, Device
+from helpers.host.here import HOST
 from helpers.mirror.sync import remote_room_bytes
 from helpers.models.capture import Captured
 from helpers.train.footprint import peak_activation_bytes, random_inputs
+from helpers.train.gpus import count_gpus, share
 from helpers.train.in_backward import StepInBackward, check_settings
 from helpers.train.limits import machine_errors, memory_advice, refuse_slow
 from helpers.train.model import Denoiser, build_denoiser, read_base
@@ -46,6 +47,7 @@ class ResourceEstimate:
     steps_per_s: float | None = None
     step_hours: float | None = None
     hours: float | None = None  # steps, evaluations and previews
+    gpus: int = 1  # that share each step
 
     def __str__(self) -> str:
         is_toy = self.parameters < MIN_PARAMETERS
@@ -57,16 +59,17 @@ class ResourceEstimate:
             f"checkpoints {self.checkpoints} x {_format_size(self.checkpoint_gb)}, "
             f"of {_format_size(self.free_gb)} free",
         ]
+        if self.gpus > 1:
+            lines.append(
+                f"GPUs        {self.gpus} share each step, in a process each that captures nothing"
+            )
         if self.hours is not None:
             lines.append(
                 f"time        about {_format_hours(self.hours)}: {_format_hours(self.step_hours)} of steps at "
                 f"{self.steps_per_s:.2f} a second, the rest for evaluations and previews"
             )
-            if on_colab() and self.hours > SESSION_HOURS:
-                lines.append(
-                    f"            a free Colab session lasts {SESSION_HOURS} hours at most: run this notebook "
-                    "again on the next machine, and with Drive mounted it resumes"
-                )
+            if self.hours > HOST.session_hours:
+                lines.append(f"            {HOST.if_longer}")
         return "\n".join(lines)
 
 
@@ -87,7 +90,10 @@ def estimate_resources(config: TrainConfig, run: Run, device: Device) -> Resourc
     """
     run.require(run.split_metadata("train"), "dataset")
     refuse_slow(config, device)
-    estimate = refuse_too_large(config, run, device)
+    shared = share(config, gpus := count_gpus())
+    config = shared or config
+    estimate = replace(refuse_too_large(config, run, device), gpus=gpus if shared else 1)
+    device = replace(device, captures=device.captures and estimate.gpus == 1)
     with machine_errors(config):
         _reset_peak_gb(device)
         step_s, forward_s, peak_gb = benchmark_step(config, device, 10 if _is_gpu(device) else 3)

@@ -67,8 +67,8 @@ class Step:
 class Steps(Iterator[Step]):
     """An iterator over the steps of a training. Iterating again after a stop or an error resumes the training."""
 
-    def __init__(self, config: TrainConfig, run: Run, sync: Sync) -> None:
-        self._begin = partial(_train, config, run, sync)
+    def __init__(self, begin: Callable[[], Generator[Step]]) -> None:
+        self._begin = begin
         self._steps = self._begin()
 
     def __iter__(self) -> "Steps":
@@ -93,7 +93,7 @@ def train(config: TrainConfig, run: Run, sync: Sync = sync_soon) -> Steps:
     another process trains this run, memory or disk will not suffice, a full-size model would train without a GPU,
     the disk refuses a checkpoint, or the loss stays NaN; Stopped after SIGINT or SIGTERM, once the last step is saved.
     """
-    return Steps(config, run, sync)
+    return Steps(partial(_train, config, run, sync))
 
 
 def _train(config: TrainConfig, run: Run, sync: Sync) -> Generator[Step]:

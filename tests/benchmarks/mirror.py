@@ -20,11 +20,13 @@ import torch
 
 from helpers.config import TrainConfig, configure
 from helpers.core.run import Run
-from helpers.host import colab
+from helpers.host import here
+from helpers.host.interface import FOLDER
 from helpers.mirror import sync
 from helpers.mirror.drive import Drive
 from helpers.train.trainer import train
 from tests.conftest import make_dataset, photograph
+from tests.drive import mounted
 
 BYTES_PER_S, MOST_LOST = 1_000_000, 0.05
 ROOT = Path(__file__).parent.parent.parent
@@ -73,9 +75,9 @@ def measure(config: TrainConfig, mirrored: bool) -> tuple[float, float, float]:
     shutil.copytree("prepared", "runs/bench")
     shutil.rmtree("drive", ignore_errors=True)
     Path("drive").mkdir()
-    drive = SlowDrive(Path("drive"), f"{colab.FOLDER_ON_DRIVE}/bench")
+    drive = SlowDrive(Path("drive"), f"{FOLDER}/bench")
     sync._mirrors.clear()
-    colab.DRIVE = Path("drive" if mirrored else "no drive")
+    here.MIRROR = mounted(Path("drive" if mirrored else "no drive"))
     sync.Drive = lambda root, folder: drive
     steps = train(config, Run("bench"))
     while next(steps).step < 1:

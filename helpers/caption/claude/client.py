@@ -33,7 +33,7 @@ from helpers.config import CaptionConfig
 from helpers.core.errors import RunError
 from helpers.core.records import Caption, Post, append_row, caption_costs
 from helpers.core.run import Run
-from helpers.host.colab import secret
+from helpers.host.here import secret
 
 Result = TypeVar("Result")
 KEY = "ANTHROPIC_API_KEY"

@@ -1,6 +1,6 @@
 """Read the saved cookies of an Instagram login, or obtain new cookies with the user's password.
 
-Cookies come from the environment or Colab's Secrets (INSTAGRAM_COOKIES, as the browser shows them:
+Cookies come from the environment or the host's secrets (INSTAGRAM_COOKIES, as the browser shows them:
 `sessionid=...; csrftoken=...; ds_user_id=...`), or from a file outside the runs, readable by its owner only, which
 `python -m helpers.scrape.login USER` writes. That command asks for a password and never saves it. Without cookies,
 Instagram is used anonymously.
@@ -21,7 +21,7 @@ import instaloader
 from helpers.core.errors import RunError
 from helpers.core.process import run_command
 from helpers.core.redact import register_secret
-from helpers.host.colab import secret
+from helpers.host.here import secret
 
 SECRET = "INSTAGRAM_COOKIES"
 REQUIRED = ("sessionid", "csrftoken", "ds_user_id")
@@ -37,7 +37,7 @@ def cookie_file() -> Path:
 def cookies() -> dict[str, str] | None:
     """Return the saved Instagram login cookies, or None if there are none. Raises RunError for unusable cookies."""
     line = ""
-    with suppress(Exception):  # optional, and Colab raises several exceptions if it is not set
+    with suppress(Exception):  # optional, whatever keeps it from being read
         line = secret(SECRET)
     if line:
         return parse(line)

@@ -27,7 +27,7 @@ from helpers.config import TrainConfig
 from helpers.core.errors import DatabaseError, RunError
 from helpers.core.files import cut_half_line, folder_hash, locked
 from helpers.core.run import Run
-from helpers.host.colab import secret
+from helpers.host.here import secret
 from helpers.train.prepare import training_signature
 from helpers.train.sweep.search import num_evaluations, parse_dimension
 
