@@ -1,7 +1,7 @@
 """Read the token of Instagram's API, or refresh it: `python -m helpers.scrape.api_token`.
 
-The token comes from the environment or the host's secrets (INSTAGRAM_ACCESS_TOKEN). A refreshed one is kept, with its last
-day, in a file outside the runs that only the user can read, and is used in place of the token that it was made from.
+The token comes from the environment or the host's secrets (INSTAGRAM_ACCESS_TOKEN). A refreshed one is kept, with its
+last day, in a file outside the runs that only the user can read, and is used in place of the token that it replaces.
 Source: https://developers.facebook.com/docs/instagram-platform/reference/refresh_access_token
 """
 
