@@ -133,7 +133,7 @@ def idle_share(act: Callable[[], object], times: int = 3) -> float:
 def theirs(args: argparse.Namespace, method: str) -> Row:
     """diffusers' own script, on the same weights, images, precision and effective batch."""
     given = {"method": method, "precision": "no" if args.small else "fp16", "checkpointing": True}
-    given |= {"optimizer": "adamw", "compile": False, "cap_gb": 0.0, "size": "sd15"}
+    given |= {"optimizer": "adamw", "compile": False, "cap_gb": 0.0}
     measured = scripts.measure(
         argparse.Namespace(**(vars(args) | given)), Path.cwd(), "theirs", method
     )
@@ -288,6 +288,29 @@ def base(args: argparse.Namespace) -> Row:
     return {"versions": versions()}
 
 
+def base_xl(args: argparse.Namespace) -> Row:
+    """Make an SDXL in random weights in half precision, in full shapes where there is a GPU."""
+    import torch
+
+    from tests.bases import make_sdxl
+    from tests.benchmarks.sdxl_memory import make_weights
+
+    folder = Path(xl(args).base)
+    if args.small:
+        make_sdxl(folder)
+    else:
+        make_weights(folder, torch.float16, "cuda")
+    return {"versions": versions()}
+
+
+def xl(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments for SDXL at its own size."""
+    given = {"base": str(args.work / "base-xl"), "size": "sdxl", "lora_script": args.xl_script}
+    return argparse.Namespace(
+        **vars(args) | given | {"resolution": 64 if args.small else 1024, "small": args.small}
+    )
+
+
 def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     """All that can be measured, by name, the most valuable first."""
 
@@ -299,6 +322,14 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     full = SAME_WORK | {"method": "full", "learning_rate": 1e-5}
     lean = {"optimizer": "adamw8bit", "optimizer_in_backward": True, "train_batch_size": 1}
     bf16 = {"mixed_precision": "bf16", "weights_dtype": "bf16"}
+    sdxl = {
+        "base-xl": lambda: base_xl(args),
+        "lora-xl": lambda: training(xl(args), **lora),
+        **({"theirs-xl": lambda: theirs(xl(args), "lora")} if args.xl_script else {}),
+        "t4-xl": lambda: training(xl(args), 8.0, preset="t4-xl"),
+        "l4-xl": lambda: training(xl(args), 22.0, preset="l4-xl"),
+        "a100-xl": lambda: training(xl(args), 39.0, preset="a100-xl"),
+    }
     sd = {f"sd-scripts-{m}": lambda m=m: sd_scripts(args, m) for m in ("full", "lora")}
     return {
         "base": lambda: base(args),
@@ -310,6 +341,7 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
         "drawing": lambda: drawing(args),
         "norms": lambda: norms(args),
         **(sd if args.sd_scripts else {}),
+        **sdxl,
         "full-8bit": lambda: training(args, 14.0, optimizer="adamw8bit", **full),
         "full-7gb": lambda: training(args, 7.0, **full | lean),
         "full-5gb": lambda: training(args, 5.0, **full | lean | bf16),
@@ -362,6 +394,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8, help="no row begins after them")
     parser.add_argument("--script", help="diffusers' train_text_to_image.py")
     parser.add_argument("--lora-script", help="diffusers' train_text_to_image_lora.py")
+    parser.add_argument("--xl-script", help="diffusers' train_text_to_image_lora_sdxl.py")
     parser.add_argument("--sd-scripts", help="a checkout of kohya-ss/sd-scripts")
     parser.add_argument("--sd-python", default=sys.executable, help="of its own environment")
     parser.add_argument("--rows", default="", help="these alone, comma-separated")
@@ -380,7 +413,7 @@ def main() -> None:
     args.size = "sd15"
     args.out, args.work = args.out.resolve(), args.work.resolve()
     args.base = str(args.work / "base")
-    for name in ("script", "lora_script", "sd_scripts"):
+    for name in ("script", "lora_script", "xl_script", "sd_scripts"):
         if given := getattr(args, name):
             setattr(args, name, str(Path(given).resolve()))
     if args.row:

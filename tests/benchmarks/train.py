@@ -70,6 +70,8 @@ def theirs(args: argparse.Namespace) -> list[float]:
     if importlib.util.find_spec("torchvision") is None:
         ours = "from tests.benchmarks import transforms"
         source = source.replace("from torchvision import transforms", ours)
+        ours = "from tests.benchmarks.transforms import crop"
+        source = source.replace("from torchvision.transforms.functional import crop", ours)
     options = {
         "pretrained_model_name_or_path": args.base,
         "train_data_dir": "runs/bench/dataset/train",
@@ -138,17 +140,16 @@ def one_side(args: argparse.Namespace) -> dict[str, float]:
 def image_flops(args: argparse.Namespace) -> float:
     """Floating-point operations of an image's step: a forward pass, and twice as much backward, or once for a LoRA."""
     import torch
-    from diffusers import UNet2DConditionModel
 
-    from helpers.models.families import sd1
     from helpers.train.limits import forward_flops
-    from helpers.train.model import Denoiser
+    from helpers.train.model import Denoiser, read_base
 
-    config = UNet2DConditionModel.load_config(args.base, subfolder="unet")
+    family, settings = read_base(args.base)
+    name, kind = family.DENOISER
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    factor = 8 if args.size == "sd15" else 4  # of the autoencoder
-    forward = forward_flops(Denoiser(sd1, {}, unet, {}), args.resolution // factor)
+        denoiser = kind.from_config(settings[name])
+    side = args.resolution // 2 ** (len(settings["vae"]["block_out_channels"]) - 1)
+    forward = forward_flops(Denoiser(family, {}, denoiser, {}), side)
     return forward * (2 if args.method == "lora" else 3)
 
 
@@ -283,7 +284,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--script", help="diffusers' train_text_to_image.py")
     parser.add_argument("--lora-script", help="diffusers' train_text_to_image_lora.py")
-    parser.add_argument("--size", choices=("tiny", "sd15"), default="tiny")
+    parser.add_argument("--size", choices=("tiny", "sd15", "sdxl"), default="tiny")
     parser.add_argument("--channels", type=int, default=320, help="of sd15's first block")
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--steps", type=int, default=40)

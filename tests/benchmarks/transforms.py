@@ -42,8 +42,12 @@ def RandomCrop(side):  # noqa: N802
     return crop
 
 
-def RandomHorizontalFlip():  # noqa: N802
-    return lambda image: ImageOps.mirror(image) if random.random() < 0.5 else image
+def RandomHorizontalFlip(p=0.5):  # noqa: N802
+    return lambda image: ImageOps.mirror(image) if random.random() < p else image
+
+
+def crop(image, top, left, height, width):
+    return image.crop((left, top, left + width, top + height))
 
 
 def Lambda(function):  # noqa: N802
