@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from helpers.core.files import find_corruption
 from helpers.host.interface import FOLDER
 from tests.conftest import ROOT, SMALL_TRAINING, lines
-from tests.test_starts import FEW, STUB, colab, opened, origin, read, setup_cell, shown
+from tests.test_starts import FEW, STUB, bare, colab, opened, origin, read, setup_cell, shown
 from tests.test_train import same
 
 OTHER = {"Kaggle": re.compile("colab|google|drive", re.I), "Colab": re.compile("kaggle", re.I)}
@@ -338,6 +339,34 @@ def leave_kaggle(monkeypatch, machine):
     (machine / "colab").mkdir(exist_ok=True)
 
 
+@pytest.mark.soak
+def test_all_five_by_hand_in_a_browser(kaggle, pictures, tiny_base, monkeypatch):
+    """Each in a session of its own, with what the last one left attached."""
+    walk = pytest.importorskip("tests.browser.walk", reason="no playwright: see make browser")
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("no chromium")
+    typed = {number: dict(given) for number, given in WALK.items()}
+    typed["01"]["folder"], typed["04"]["base_model"] = str(pictures), str(tiny_base)
+    typed["04"]["max_steps"] = 40
+    monkeypatch.chdir(kaggle / "kaggle")
+    monkeypatch.setattr(walk, "OUT", kaggle / "seen")
+    with walk.jupyterlab(chromium, {"width": 1280, "height": 1000}) as (page, tree):
+        for number, given in typed.items():
+            path = Path("working", f"{number}.ipynb")
+            nbformat.write(read(number, **given), path)
+            walk.run_notebook(page, f"{tree}/{path}?reset", 900)
+            if number == "05":
+                walk.draw_in_the_prompt_box(page)
+            walk.picture_of(page, number)
+            page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+            page.evaluate("jupyterapp.commands.execute('kernelmenu:shutdown')")
+            assert_speaks_of(shown(path), kaggle, "Kaggle")
+            path.unlink()
+            attach_output(kaggle, f"notebooks/me/{number}")
+    kept = kaggle / "kaggle/input/notebooks/me/05" / FOLDER / "mine"
+    assert "<html" in (kept / "report.html").read_text()
+
+
 def test_what_was_taken_down_stays_away_though_an_attached_output_has_it(kaggle):
     by_hand(read("01", run="mine", more=FEW), kaggle)
     attach_output(kaggle, "scraped")
@@ -455,6 +484,38 @@ def test_a_training_longer_than_a_session_says_what_to_do_in_time(ask, run_type)
     )
     assert ("tools/kaggle_batch.py, which stops in time" in said) == (run_type == "Batch")
     assert ("*Save Version* with its output before that" in said) == (run_type != "Batch")
+
+
+def test_04_trains_on_both_gpus_by_the_command_that_it_prints_as_on_one(
+    kaggle, pictures, tiny_base, monkeypatch
+):
+    """The GPUs are two workers on the CPU; a run trained in one process is what there is to equal."""
+    by_hand(nbformat.v4.new_notebook(cells=[setup_cell(read("01"))]), kaggle)
+    here = kaggle / "kaggle/temp/annalaura-diffusion"
+    to_03 = [sys.executable, "-m", "helpers.batch", "mine", "--only", "01,02,03"]
+    to_03 += ["-p", "source", "folder", "-p", "folder", pictures, "-p", "min_side_px", "32"]
+    subprocess.run(to_03, cwd=here, check=True, capture_output=True)
+    typed = WALK["04"] | {"base_model": str(tiny_base), "max_steps": 40}
+    typed |= {"gradient_accumulation_steps": 2}
+    shutil.copytree(here / "runs/mine", here / "runs/alone")
+    alone = typed | {"run": "alone"}
+    in_batch(read("04", **alone), kaggle)
+    monkeypatch.setenv("STUB_GPUS", "2")
+    said = in_batch(read("04", **typed), kaggle)
+    command = re.search(r"^2 processes: (accelerate launch .*)$", said, re.M)[1]
+    shutil.copytree(here / "runs/mine/dataset", here / "runs/again/dataset")
+    words = shlex.split(command.replace(" helpers.train mine ", " helpers.train again "))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    done = subprocess.run(words, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, both, again = (
+        [(row["step"], row.get("loss")) for row in lines(here / f"runs/{name}/train_log.jsonl")]
+        for name in ("alone", "mine", "again")
+    )
+    assert both == again and [step for step, _ in both] == list(range(41))
+    apart = max(abs(a - b) for (_, a), (_, b) in zip(one[1:], both[1:], strict=True))
+    print(f"losses apart: {apart:.2e}")
+    assert apart < 1e-4
 
 
 def push(machine, *arguments, **options):
