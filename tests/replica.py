@@ -32,8 +32,8 @@ def install(image: str) -> Path:
     pins = folder / "pins.txt"
     pins.write_text("".join(f"{name}=={version}\n" for name, version in pins_of(image).items()))
     wanted = [word for file in REQUIREMENTS for word in ("-r", str(file))]
-    command = [python, "-m", "pip", "install", "-q", "-c", pins, *TORCH, *wanted, *OF_THE_TESTS]
-    subprocess.run(command, check=True)
+    for words in (["pip"], [*TORCH, *wanted, *OF_THE_TESTS]):
+        subprocess.run([python, "-m", "pip", "install", "-q", "-c", pins, *words], check=True)
     return python
 
 
