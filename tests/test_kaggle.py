@@ -403,6 +403,7 @@ def ask(kaggle, origin):
         "from helpers.core.run import Run",
         "from helpers.mirror.sync import restore, sync",
         "from helpers.scrape.ingest import ingest, list_items",
+        "from helpers.train.trainer import train",
     )
 
     def run(code, **more):
@@ -432,20 +433,20 @@ def test_a_training_goes_from_kaggle_to_a_drive_and_back_to_the_same_bits(
     given = SMALL_TRAINING | {"run": "mine", "base_model": str(tiny_base), "max_steps": 12}
     make = f"from tests.conftest import *; make_dataset('mine', Path({str(pictures)!r})); print(sync(Run('mine')))"
     goes_on = "from tests.conftest import *; r = Run('mine'); print(restore(r)); "
-    goes_on += f"c = configure(TrainConfig, {given}); train_until(c, r, STEP); print(sync(r))"
+    goes_on += f"c = configure(TrainConfig, {given}); TRAINS; print(sync(r))"
     ask(make)
     attach_output(kaggle, "notebooks/me/built")
-    assert "up to step 2," in ask(goes_on.replace("STEP", "3"))
+    assert "up to step 2," in ask(goes_on.replace("TRAINS", "train_until(c, r, 3)"))
     shutil.copytree(kept, cloud)
     with monkeypatch.context() as on_colab:
         on_colab.delenv("KAGGLE_KERNEL_RUN_TYPE")
         new_session(kaggle)
-        said = ask(goes_on.replace("STEP", "7"))
+        said = ask(goes_on.replace("TRAINS", "train_until(c, r, 7)"))
     assert "is kept on Google Drive, up to step 6," in said
     new_session(kaggle)
     shutil.copytree(cloud, kept)
     attach_output(kaggle, "datasets/me/from-drive")
-    said = ask(goes_on.replace("STEP", "12"))
+    said = ask(goes_on.replace("TRAINS", "list(train(c, r))"))
     assert f"from {kaggle}/kaggle/input/datasets/me/from-drive" in said and "up to step 12," in said
     here = kaggle / "kaggle/temp/runs/mine"
     there = kaggle / "undisturbed/runs/mine"
