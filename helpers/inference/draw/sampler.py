@@ -24,7 +24,7 @@ from helpers.inference.draw.schedulers import SCHEDULERS, make_scheduler
 from helpers.inference.draw.weights import Weights
 from helpers.inference.trained import read_trained
 from helpers.models.capture import CapturedForward
-from helpers.models.pipeline import load_pipeline, sample_fast
+from helpers.models.pipeline import decode_in_tiles, load_pipeline, sample_fast
 
 Progress = Callable[[int, int], None]  # denoising steps done, and in all
 log = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ class Sampler:
                 first.scheduler, self.scheduler_config, first.num_inference_steps
             )
             self.weights.load(first.model, first.strength)
+            decode_in_tiles(self.pipeline.vae, max(first.width_px, first.height_px))
             for start in range(0, len(requests), batch_size):
                 images += self._draw_batch(requests, slice(start, start + batch_size), progress)
         return images
