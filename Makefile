@@ -16,7 +16,7 @@ MANY := -n 3 --dist worksteal --reruns 2 --only-rerun $(NOT_BEGUN)
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test bench browser gallery figures soak strip lab base
+.PHONY: demo test replica bench browser gallery figures soak strip lab base
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.txt tests/requirements.txt tests/constraints.txt
@@ -40,6 +40,10 @@ test: .venv/installed .venv/colab/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(MANY) $(LONG) tests --ignore tests/test_starts.py --ignore tests/test_replica.py
 	$(COLAB)/python -m pytest $(MANY) $(WALK)
+
+# the same walk on each of Colab's images as it is: its own Python (pyenv's), torch and libraries, some 8 GB of disk
+replica: .venv/installed
+	$(BIN)/python -m tests.replica $(MANY) $(WALK)
 
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks.captions

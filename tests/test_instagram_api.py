@@ -3,9 +3,11 @@
 import json
 import logging
 import random
+import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -593,3 +595,66 @@ def test_kills_lose_nothing_and_repeat_at_most_one_image_each(graph):
 def test_thirty_kills_lose_nothing_and_repeat_at_most_one_image_each(graph):
     site = graph(200)
     assert_kills_cost_nothing(site, 30, random.Random(2))
+
+
+HARD = (
+    "import logging\nfrom helpers.core.process import prepare_process\n"
+    "prepare_process()\nlogging.basicConfig(level=logging.DEBUG)\n" + SCRIPT
+)
+LACKS = ((), ("caption", "alt_text"), ("like_count", "username"), ("timestamp",), ("shortcode",))
+
+
+def session(site, rng, heard):
+    """A process that is killed around a random request, if it comes so far, and whose addresses may expire before."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HARD], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    countdown, phase = rng.randint(2, 30), rng.choice(("asked", "answered"))
+    expires = rng.randint(1, countdown) if rng.random() < 0.5 else 0
+
+    def strike(_, now):
+        nonlocal countdown
+        countdown -= now == phase
+        if now == phase and countdown == expires:
+            site.links = str(int(site.links) + 1)
+        if countdown == 0:
+            threading.Timer(rng.choice((0.0, rng.uniform(0, 0.02))), process.kill).start()
+
+    site.on_request = strike
+    heard.append(process.communicate()[0].decode())
+    site.on_request = lambda *_: None
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.soak
+def test_all_that_may_go_wrong_in_turn_loses_nothing_and_shows_no_token(graph):
+    """Each refusal, limits, addresses that expire, fields that are missing, and thirty kills in between."""
+    site, rng, heard = graph(200, wait_minutes=5), random.Random(3), []
+    for number, post in enumerate(site.posts):
+        post.lacks = LACKS[number % len(LACKS)]
+    faults = [(kind, answer) for kind in ("me", "media") for answer in REFUSALS]
+    faults += [("object", "4"), ("object", "190.463"), ("object", "10")] * 2
+    rng.shuffle(faults)
+    kills = refusals = throttled = 0
+    while kills < 30 or faults:
+        is_fair = kills < 30 and (not faults or rng.random() < 0.4)
+        if is_fair:
+            kills += session(site, rng, heard)
+        elif rng.random() < 0.1:
+            site.percent = 97.0
+            assert not session(site, rng, heard)
+            site.percent, throttled = 1.0, throttled + 1
+        else:
+            site.fail(*faults.pop())
+            refusals += not session(site, rng, heard)
+            site.faults.clear()
+        assert stems(Run("art")) == site.images()[: len(stems(Run("art")))]  # so far, in order
+    assert_a_rerun_completes(site)
+    rows = read_rows(Run("art").posts, Post)
+    assert len({row.file_name for row in rows}) == len(rows) == len(site.images())
+    assert refusals > 30 and throttled, (kills, refusals, throttled)
+    assert any("graph.instagram.com" in text for text in heard) and any(
+        "Traceback" in t for t in heard
+    )
+    assert_no_canary(*heard)
+    print(f"{kills} kills, {refusals} refusals, {throttled} limits, {len(site.images())} images")

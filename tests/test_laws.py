@@ -127,10 +127,12 @@ def test_each_host_is_known_to_one_module():
             for node in ast.walk(_without_docstrings(ast.parse(path.read_text())))
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
-        for word in ("Colab", "/content", "Kaggle", "/kaggle", "Google Drive"):
+        for word in ("Colab", "/content", "Kaggle", "/kaggle", "Drive"):
             known = path.name in ("colab.py", "kaggle.py") and word.lower().strip("/") in path.stem
-            known |= path.name == "colab.py" and word in ("/content", "Google Drive")
+            known |= path.name == "colab.py" and word in ("/content", "Drive")
             assert known or not any(word in text for text in texts), (path, word)
+    for path in (ROOT / "helpers").rglob("*.j2"):
+        assert not re.search("colab|kaggle|google|drive", path.read_text(), re.IGNORECASE), path
 
 
 def test_nothing_is_named_for_which_colab_ends_a_free_runtime():

@@ -1,19 +1,21 @@
-"""Where Colab's own versions are laid over the newest, they fit together; run by `make test` a second time."""
+"""Colab's own versions fit together: laid over the newest by `make test`, and as its images by `make replica`."""
 
 import sys
+import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+from tests import replica
 from tests.image import ROOT, canonical
 
 
-def installed():
+def installed(path=None):
     """The distributions that an import would find: the first of each name on the path."""
     found = {}
-    for one in distributions():
+    for one in distributions(path=path or sys.path):
         found.setdefault(canonical(one.metadata["Name"]), one)
     return found
 
@@ -45,3 +47,17 @@ def test_here_are_colabs_versions():
         if not line.startswith("#"):
             name, version = line.split("==")
             assert found[canonical(name)].version == version
+
+
+@pytest.mark.skipif(Path(sys.prefix).parent != replica.FOLDER, reason="this is no image")
+def test_here_is_what_the_image_has():
+    """And what Setup adds to it."""
+    pins, added = replica.pins_of(Path(sys.prefix).name), set()
+    site = [sysconfig.get_path("purelib")]  # not what setuptools brings for itself
+    for name, one in installed(site).items():
+        if name in pins:
+            assert one.version.split("+")[0] == pins[name], name
+        else:
+            added.add(name)
+    assert {"instaloader", "anthropic", "papermill", "imagehash", "pi-heif"} <= added
+    assert not {"torch", "diffusers", "transformers", "datasets", "numpy"} & added

@@ -36,7 +36,7 @@ NEW = {
     "xformers",
     "bitsandbytes",
 }
-OF_THE_MACHINE = {"google", "triton"}  # Colab's own package, and torch's on a GPU
+OF_THE_MACHINE = {"google", "kaggle_secrets", "triton"}  # Colab's, Kaggle's, and torch's on a GPU
 
 
 def imported_packages():

@@ -1,6 +1,7 @@
 """The notebooks as a person opens them on Colab: a bare machine, a stub of google.colab, everything else as it is."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -42,14 +43,29 @@ def origin(tmp_path_factory):
     assert code.count('ROOT = Path("/kaggle")') == 1
     code = code.replace('Path("/kaggle")', 'Path(os.environ.get("STUB_KAGGLE", "/kaggle"))')
     (folder / "helpers/host/kaggle.py").write_text(code)
-    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"], ["tag", RELEASE]):
-        subprocess.run([*git, *words], check=True)
+    commit(folder, ["init", "-q", "-b", "main"], ["tag", RELEASE])
     return folder
 
 
+def commit(folder, first, *then):
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (first, ["add", "."], ["commit", "-qm", "a"], *then):
+        subprocess.run([*git, *words], check=True)
+
+
+@pytest.fixture(scope="session")
+def bare(origin, tmp_path_factory):
+    """That repository as a server has it, bare."""
+    return as_bare(origin, tmp_path_factory.mktemp("github") / "it.git")
+
+
+def as_bare(folder, target, *options):
+    subprocess.run(["git", "clone", "-q", "--bare", *options, folder, target], check=True)
+    return target
+
+
 @pytest.fixture
-def colab(tmp_path, origin, monkeypatch):
+def colab(tmp_path, bare, monkeypatch):
     """A new machine of Colab: an empty /content, and a Google Drive that its person may let it have."""
     (tmp_path / "cloud").mkdir()
     given = {
@@ -59,7 +75,7 @@ def colab(tmp_path, origin, monkeypatch):
         "STUB_ASKED": str(tmp_path / "asked"),
         "STUB_CLOUD": str(tmp_path / "cloud"),
         "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.file://{origin}.insteadOf",
+        "GIT_CONFIG_KEY_0": f"url.file://{bare}.insteadOf",
         "GIT_CONFIG_VALUE_0": f"https://github.com/{REPOSITORY}",
         "OMP_NUM_THREADS": "1",
         "PIP_NO_INDEX": "1",
@@ -76,9 +92,9 @@ def new_machine(folder):
     (folder / "content").mkdir()
 
 
-def read(number, **typed):
+def read(number, /, root=ROOT, **typed):
     """A notebook with what a person types into its form."""
-    [path] = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    [path] = (root / "notebooks").glob(f"{number}_*.ipynb")
     notebook = nbformat.read(path, as_version=4)
     [form] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     for name, value in typed.items():
@@ -92,7 +108,7 @@ def by_hand(notebook, machine):
     """Run every cell as Colab's own server does; return what each printed."""
     done, printed = opened(notebook, machine)
     assert done.returncode == 0, done.stderr
-    assert not re.search("kaggle", "".join(printed), re.IGNORECASE)
+    assert not re.search("kaggle", shown(machine / "opened.ipynb"), re.IGNORECASE)
     return printed
 
 
@@ -107,6 +123,18 @@ def opened(notebook, machine):
         if cell.cell_type == "code"
     ]
     return done, printed
+
+
+def shown(path):
+    """All words that the cells of an executed notebook show: printed, tables, errors, and those in widgets."""
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    words = [json.dumps(notebook.metadata.get("widgets", {}), ensure_ascii=False)]
+    for output in outputs:
+        words += [output.get("text", ""), output.get("evalue", ""), *output.get("traceback", [])]
+        data = output.get("data", {})
+        words += [str(data[kind]) for kind in data if not kind.startswith("image/")]
+    return "\n".join(words)
 
 
 def asked(machine):
@@ -197,6 +225,28 @@ def test_without_the_tag_the_first_cell_says_so_and_takes_main(colab):
     [said] = by_hand(nbformat.v4.new_notebook(cells=[cell]), colab)
     assert "v99 not found" in said and "taking the newest main" in said
     assert re.search("^session ", said, re.M)
+
+
+@pytest.mark.parametrize("ref", ["the tag", "main"])
+def test_a_fork_without_tags_opened_by_its_badge_runs_its_own_main(colab, origin, monkeypatch, ref):
+    fork = colab / "fork"
+    shutil.copytree(origin, fork)
+    (fork / "README.md").write_text("")
+    rewrite = [sys.executable, "-m", "helpers.colab", "someone/a-fork"]
+    rewrite += ["main"] if ref == "main" else []
+    subprocess.run(rewrite, cwd=fork, check=True, capture_output=True)
+    (fork / "helpers/only_in_the_fork.py").write_text("")
+    commit(fork, ["checkout", "-q", "main"])
+    theirs = as_bare(fork, colab / "a-fork.git", "--no-tags")
+    assert not subprocess.check_output(["git", "-C", theirs, "tag"])
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{theirs}.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/someone/a-fork")
+    [said, *_] = by_hand(read("01", root=fork, run="mine", more=FEW), colab)
+    assert (f"{RELEASE} not found" in said and "taking the newest main" in said) == (ref != "main")
+    assert ("not found" in said) == (ref != "main")
+    here = colab / "content/annalaura-diffusion"
+    assert (here / "helpers/only_in_the_fork.py").is_file()
+    assert lines(here / "runs/mine/posts.jsonl")
 
 
 def test_a_repository_that_is_not_to_be_had_stops_the_first_cell_with_gits_reason(

@@ -12,6 +12,7 @@ that output to the next push, which goes on.
 import argparse
 import inspect
 import json
+import re
 from pathlib import Path
 
 from helpers.batch import read_command
@@ -22,6 +23,7 @@ from tools import colab_batch
 ROOT = Path("../temp/annalaura-diffusion")  # outside what becomes output
 HOURS = 11.5  # of 12: then it stops as by hand, and saves
 STOPPED = 124  # the status of `timeout`
+SEVERAL = re.compile("[_-]+")  # Kaggle makes one hyphen of them, and another address
 CELL = """# {command}
 import subprocess
 import sys
@@ -90,7 +92,7 @@ def main() -> None:
     parser.add_argument("--ref", help=f"a tag or branch; unless told {colab_batch.RELEASE}")
     args, rest = parser.parse_known_args()
     read_command([args.run, *rest])  # refuses what would be refused there
-    name = args.name or f"annalaura-{args.run}".lower().replace("_", "-")
+    name = args.name or SEVERAL.sub("-", f"annalaura-{args.run}".lower()).strip("-")
     folder = Path("build/kaggle") / args.run
     attached = {"kernel_sources": args.earlier, "dataset_sources": args.dataset}
     code = cell([args.run, *rest], args.repository, args.ref, args.hours)

@@ -47,6 +47,9 @@ class Host:
     )
     why_missing: Callable[[Path], str] = nothing  # ends the error of a path that is not there
     earlier: Callable[[str], list[Path]] = lambda _: []  # read-only mirrors of a run, by its name
+    why_none_earlier: Callable[[str], str] = (
+        nothing  # after "restored", if there is none of the run
+    )
     ask_secret: Callable[[str], str] = (
         nothing  # "" if there is none; raises RunError if it is not open
     )

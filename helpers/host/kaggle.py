@@ -12,19 +12,46 @@ from helpers.host.interface import FOLDER, Host, Place
 ROOT = Path("/kaggle")
 WORKING, INPUT = ROOT / "working", ROOT / "input"
 RUN_TYPE = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")  # Interactive or Batch
-# an attached output is input/SLUG/... or input/notebooks/USER/SLUG/...; an upload may begin further down
-ATTACHED = [f"{top}/{inside}" for top in ("*", "*/*/*") for inside in (FOLDER, "runs", "")]
+# an input is input/SLUG or input/notebooks/USER/SLUG; an upload's run may lie less deep than an output's
+INPUTS = ("*", "*/*/*")
+ATTACHED = [f"{top}/{inside}" for top in INPUTS for inside in (FOLDER, "runs", "")]
+KINDS = ("datasets", "notebooks")  # folders of INPUT that are no input themselves
 SWITCH_ON = "in the panel at the right, under *Session options*, switch *Internet* on"
 ATTACH = "attach it to this notebook under *Add-ons*, *Secrets*"
 IN_BATCH = "; it is the output of this version, which another notebook takes by *Add Input*"
 BY_HAND = "; it stays if you *Save Version* with its output, and ends with this session if not"
+IF_LONGER = (
+    "a session lasts 12 hours at most, and a saved version that takes longer may keep nothing: lower max_steps, or "
+    "train by tools/kaggle_batch.py, which stops in time and goes on in the next version"
+    if RUN_TYPE == "Batch"
+    else "a session lasts 12 hours at most: *Save Version* with its output before that, attach it by *Add Input*, "
+    "and run this notebook again: it resumes"
+)
 
 
 def attached(run: str) -> list[Path]:
     """Return the folders under /kaggle/input that may hold a mirror of the run."""
-    return sorted(
-        path for place in ATTACHED for path in INPUT.glob(f"{place}/{run}".replace("//", "/"))
+    places = [f"{place}/{run}".replace("//", "/") for place in ATTACHED]
+    return sorted({path for place in places for path in INPUT.glob(place)})
+
+
+def why_none_attached(run: str) -> str:
+    """Return how to attach a run, with the names of those that are attached."""
+    runs = sorted({path.name for top in INPUTS for path in INPUT.glob(f"{top}/{FOLDER}/*")})
+    others = f" (attached: {', '.join(runs)})" if runs else ""
+    return (
+        f"; if {run} was begun in another notebook, *Add Input*, *Your Work*, its version{others}"
     )
+
+
+def why_missing(path: Path) -> str:
+    """Return what is attached if a path under /kaggle/input is not there, and "" for other paths."""
+    if INPUT not in path.absolute().parents:
+        return ""
+    inputs = [path for path in INPUT.glob("*") if path.name not in KINDS]
+    inputs += [path for kind in KINDS for path in INPUT.glob(f"{kind}/*/*")]
+    listed = ", ".join(map(str, sorted(inputs)))
+    return f"; attached are {listed}" if listed else "; nothing is attached: *Add Input*, *Upload*"
 
 
 def ask_secret(name: str) -> str:
@@ -60,12 +87,13 @@ HOST = Host(
         if_gone="restart the session",
         if_taken_down="the outputs of this notebook's saved versions keep it: delete those versions",
     ),
+    why_missing=why_missing,
     earlier=attached,
+    why_none_earlier=why_none_attached,
     ask_secret=ask_secret,
     how_to_set=lambda name: ATTACH,
     session_hours=12,
-    if_longer="a session lasts 12 hours at most: *Save Version* with its output before that, attach it by *Add Input*, "
-    "and run this notebook again: it resumes",
+    if_longer=IF_LONGER,
     if_offline=f"; {SWITCH_ON}",
     if_it_fails="under *Session options* choose another *Environment*",
     advice=(
@@ -73,7 +101,7 @@ HOST = Host(
         "version alone",
         "copy       a notebook opened by its badge is yours; *Save Version* keeps what you type",
         "headless   *Save Version*, *Save & Run All* runs this notebook without you, as it stands",
-        f"pictures   a folder of yours: *Add Input*, *Upload*, and give {INPUT}/ and its name",
+        f"pictures   a folder of yours: *Add Input*, *Upload*; give its path under {INPUT} (in the list at the right)",
         "secrets    under *Add-ons*, *Secrets*, each one attached to this notebook",
         "GPU        under *Session options*, *Accelerator*, *GPU T4 x2*: 04 trains on both",
         "next       in the next notebook *Add Input*, *Your Work*, and this notebook's saved version: it finds this "

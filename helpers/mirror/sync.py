@@ -12,7 +12,7 @@ from helpers.host import here
 from helpers.host.interface import FOLDER
 from helpers.mirror.drive import Drive, NotMirrored, explain
 from helpers.mirror.index import Index
-from helpers.mirror.restore import restore_from
+from helpers.mirror.restore import Restored, restore_from
 from helpers.mirror.upload import Mirror
 
 log = logging.getLogger(__name__)
@@ -35,26 +35,31 @@ def restore(run: Run, follow: bool = True) -> str:
         earlier = _restore_earlier(run)
     except OSError as error:
         raise RunError(f"{run.folder} cannot be restored: {explain(error)}") from None
-    words = f"{run.folder}: mirrored to {mirror.drive.folder}, {done.count} files restored{earlier}"
-    is_here = {name for name in done.missing if earlier and (run.folder / name).exists()}
-    if missing := [name for name in done.missing if name not in is_here]:
+    words = f"{run.folder}: mirrored to {mirror.drive.folder}, {done.count} files restored"
+    missing = done.missing
+    for folder, copied in earlier.items():
+        words += f", {copied.count} from {folder}" if copied.count else ""
+        missing = missing + copied.missing
+    if earlier:  # another copy may have them
+        missing = [name for name in dict.fromkeys(missing) if not (run.folder / name).exists()]
+    elif not done.count and not any(run.folder.glob("*.jsonl")):
+        words += here.HOST.why_none_earlier(run.name)
+    if missing:
         words += f"; {len(missing)} did not verify there ({', '.join(missing[:3])})"
     if follow and (problem := mirror.take_over()):
         words += f"; NOTHING MORE IS MIRRORED: {problem}"
     return words
 
 
-def _restore_earlier(run: Run) -> str:
-    """Restore what is missing or outdated from the host's read-only copies, the newest first; return words on it."""
+def _restore_earlier(run: Run) -> dict[Path, Restored]:
+    """Restore what is missing or outdated from the host's read-only copies, the newest first."""
     copies = [Drive(folder, "") for folder in here.HOST.earlier(run.name)]
     changed = {
         c: max(i.newest_change() for i in Index.read_all(c.text) or [Index()]) for c in copies
     }
-    words = ""
-    for copy in sorted(copies, key=changed.get, reverse=True):
-        done = restore_from(copy, run.folder, unwanted=frozenset(run.read_taken_down()))
-        words += f", {done.count} from {copy.folder}" if done.count else ""
-    return words
+    unwanted = frozenset(run.read_taken_down())
+    ordered = sorted(copies, key=changed.get, reverse=True)
+    return {copy.folder: restore_from(copy, run.folder, unwanted) for copy in ordered}
 
 
 def sync(run: Run) -> str:

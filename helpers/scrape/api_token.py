@@ -14,7 +14,7 @@ from pathlib import Path
 from helpers.core.errors import RunError
 from helpers.core.process import run_command
 from helpers.core.redact import register_secret
-from helpers.host.here import secret
+from helpers.host.here import HOST, secret
 from helpers.scrape.graph_api import NEW_TOKEN, NOT_UNDERSTOOD, GraphApi
 from helpers.scrape.instagram.login import read_private, save_private
 from helpers.scrape.items import SourceStopped
@@ -105,7 +105,12 @@ def refresh_token() -> str:
     last_day = (datetime.now(UTC) + timedelta(seconds=seconds)).date().isoformat()
     kept = Token(value, last_day, token.replaces or _hash(token.value))
     path = save_private(token_file(), vars(kept))
-    return f"the token's last day is {last_day}; it is kept in {path}, for your eyes only"
+    ends = (
+        "; that file ends with this machine: keep it on a computer of yours"
+        if HOST.is_rented
+        else ""
+    )
+    return f"the token's last day is {last_day}; it is kept in {path}, for your eyes only{ends}"
 
 
 def main() -> None:

@@ -263,7 +263,8 @@ def benchmark_step(
     config: TrainConfig, device: Device, steps: int
 ) -> tuple[float, float, float | None]:
     """Time training steps on random weights; return seconds per step, forward seconds per image, and peak GPU GB."""
-    with torch.random.fork_rng(), torch.device(device.device):
+    gpu = [torch.cuda.current_device()] if device.device.type == "cuda" else []  # the others rest
+    with torch.random.fork_rng(devices=gpu), torch.device(device.device):
         module = build_denoiser(config, device.dtype)
         weights = module.trained_weights()
         optimizer = make_optimizer(weights, config)
