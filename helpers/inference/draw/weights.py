@@ -11,6 +11,7 @@ from helpers.core.errors import RunError
 from helpers.core.files import MANIFEST, find_corruption, folder_hash, read_json
 from helpers.core.run import Run
 from helpers.models.families import Components, family_of, read_settings
+from helpers.models.lora import Lora, merge_lora
 from helpers.models.pipeline import load_pipeline
 from helpers.models.readback import fingerprint
 from helpers.models.untrusted import load_file, open_model
@@ -18,12 +19,13 @@ from helpers.models.untrusted import load_file, open_model
 STEP = re.compile(r"step-\d{6,}")
 # of a checkpoint; previews and the model use the moving average (EMA), where there is one
 AVERAGE, WEIGHTS, STATE = "average.safetensors", "weights.safetensors", "state.json"
+LIGHT = "light"  # the light LoRA, on the base
 LORA_DOWN, LORA_UP = ".lora_A.default.weight", ".lora_B.default.weight"
 ADVICE = "put back the base model that 04_train was given"
 
 
 class Weights:
-    """The weights that a pipeline can load by name: `base`, `tuned`, or a checkpoint such as `step-000250`.
+    """The weights that a pipeline can load by name: `base`, `tuned`, a checkpoint such as `step-000250`, or `light`.
 
     All models are loaded each time, since text encoders may have been trained with the UNet.
     """
@@ -36,7 +38,9 @@ class Weights:
         self.modules = Components.of(self.family, pipeline).modules
         self.dtype = pipeline.unet.dtype
         self.tuned = {k: v.detach().cpu().clone() for k, v in _state_dict(self.modules).items()}
-        self.loaded: tuple[str, float] | None = ("tuned", 1.0)  # name and strength
+        self.light: Lora | None = None  # what `light` is, on the base
+        self.speed: Lora | None = None
+        self.loaded: tuple[str, float, float] | None = ("tuned", 1.0, 0.0)
 
     @cached_property
     def base(self) -> dict[str, Tensor]:
@@ -59,28 +63,33 @@ class Weights:
         names = (folder.name for folder in self.run.checkpoints.glob("step-*"))
         return sorted(name for name in names if STEP.fullmatch(name))
 
-    def load(self, name: str, strength: float = 1.0) -> None:
+    def load(self, name: str, strength: float = 1.0, speed: float = 0.0) -> None:
         """Load the weights called `name` into the pipeline.
 
         strength  interpolates: 0 is the base, 1 the named weights; of a LoRA this is the scale
+        speed     at which the speed LoRA is merged into them
         Raises RunError if the checkpoint is missing or of another model.
         """
-        if self.loaded == (name, strength):
+        if self.loaded == (name, strength, speed):
             return
         if name == "base" or strength == 0:
             wanted = self.base
+        elif name == LIGHT:
+            wanted = merge_lora(self.light, self.base, strength)
         else:
             wanted = self.tuned if name == "tuned" else self._read_checkpoint(name)
             if strength != 1:
                 pairs = ((k, v.float(), wanted[k].float()) for k, v in self.base.items())
                 wanted = {k: torch.lerp(base, own, strength) for k, base, own in pairs}
+        if speed:
+            wanted = merge_lora(self.speed, wanted, speed)
         self.loaded = None  # should loading fail half-way
         for part, module in self.modules.items():
             prefix = f"{part}."
             module.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in wanted.items() if k.startswith(prefix)}
             )
-        self.loaded = (name, strength)
+        self.loaded = (name, strength, speed)
 
     def _read_checkpoint(self, name: str) -> dict[str, Tensor]:
         self.hash_of(name)  # checks its files
