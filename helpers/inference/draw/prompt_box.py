@@ -224,7 +224,7 @@ class PromptBox:
         self.seed.value, self.count.value, self.random_seed.value = settings["seed"], 1, False
         self.fast.value = bool(settings.get("speed") and self.sampler.speed)
         for name, field in FIELDS.items():
-            if name != "scheduler" or settings[name] in SCHEDULERS:
+            if name != "scheduler" or not settings.get("speed"):
                 getattr(self, field).value = settings[name]
         self.compare.value = model == "base"
         names = [value for _, value in self.checkpoint.options]
