@@ -210,9 +210,8 @@ from helpers.models.families.sd1 import text_config
 
 class FlowPipeline(StableDiffusionPipeline):
     @torch.no_grad()
-    def __call__(self, prompts, height, width, num_inference_steps, generator, output_type="pil", **_):
-        ids = tokenize([self.tokenizer], prompts)["input_ids"].to(self.unet.device)
-        texts = self.text_encoder(ids).last_hidden_state
+    def __call__(self, prompt_embeds, height, width, num_inference_steps, generator, output_type="pil", **_):
+        texts = prompt_embeds
         side = 2 ** (len(self.vae.config.block_out_channels) - 1)
         shape = (1, self.unet.config.in_channels, height // side, width // side)
         x = torch.cat([torch.randn(shape, generator=g) for g in generator]).to(texts.device)

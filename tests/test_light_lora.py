@@ -16,7 +16,7 @@ from helpers.inference.report import report
 from helpers.inference.share.one_file import export
 from helpers.mirror import sync
 from helpers.models.light_lora import make_light_lora
-from helpers.models.lora import LORA_FILE, find_misfit, merge_lora
+from helpers.models.lora import LORA_FILE, find_misfit, lora_change, lora_weights
 from helpers.models.pipeline import load_pipeline, sample_fast
 from helpers.train import finish
 
@@ -57,59 +57,59 @@ def weights(seed):
 
 
 def changed(seed=1):
-    """A base and what was trained from it: all but the VAE differs."""
+    """A base, and what training has added to each weight: all but the VAE's."""
     base, noise = weights(0), weights(seed)
-    return base, {n: own + 0.1 * noise[n] * ("vae" not in n) for n, own in base.items()}
+    return base, {n: 0.1 * noise[n] * ("vae" not in n) for n in base}
 
 
-def test_at_full_rank_each_layer_is_the_tuned_one_and_the_rest_the_base():
-    base, tuned = changed()
-    light = make_light_lora(base, tuned, 512, 0.0, CPU)
-    merged = merge_lora(light.lora, base, 1.0)
-    layers = {f"{layer}.weight" for layer in light.lora.alpha}
+def light_of(base, added, rank, share=0.0):
+    return make_light_lora(base, added.__getitem__, rank, share, CPU)
+
+
+def test_at_full_rank_each_layer_has_all_its_change_and_other_weights_are_left_out():
+    base, added = changed()
+    light = light_of(base, added, 512)
+    layers = lora_weights(light.lora, base)
     assert {name.split(".")[-2] for name in layers} == {"proj", "conv1", "fc1"}
     assert light.rank == 8  # of the widest
-    for name, own in base.items():
-        wanted = tuned[name] if name in layers else own
-        assert torch.allclose(merged[name], wanted, atol=1e-3), name
+    for name, layer in layers.items():
+        assert torch.allclose(lora_change(light.lora, layer), added[name], atol=1e-3), name
     assert light.kept + light.left_out == pytest.approx(1)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_the_share_is_what_the_spectra_say_and_the_lora_is_the_nearest_of_its_rank(rank):
-    base, tuned = changed()
-    light = make_light_lora(base, tuned, rank, 0.0, CPU)
-    total = sum(float((tuned[n] - own).square().sum()) for n, own in base.items())
+    base, added = changed()
+    light = light_of(base, added, rank)
+    total = sum(float(change.square().sum()) for change in added.values())
     kept = 0.0
     for layer in light.lora.alpha:
         name = f"{layer}.weight"
-        change = (tuned[name] - base[name]).flatten(1).numpy()
-        squares = np.linalg.svd(change, compute_uv=False) ** 2
+        squares = np.linalg.svd(added[name].flatten(1).numpy(), compute_uv=False) ** 2
         kept += squares[:rank].sum()
-        merged = merge_lora(light.lora, base, 1.0)[name]
-        missed = float((tuned[name] - merged).square().sum())
+        missed = float((added[name] - lora_change(light.lora, layer)).square().sum())
         assert missed == pytest.approx(squares[rank:].sum(), rel=1e-2)
     assert light.kept == pytest.approx(kept / total, rel=1e-4)
 
 
 def test_a_share_takes_the_lowest_rank_that_keeps_it():
-    base, tuned = changed()
-    kept = {rank: make_light_lora(base, tuned, rank, 0.0, CPU).kept for rank in range(1, 9)}
+    base, added = changed()
+    kept = {rank: light_of(base, added, rank).kept for rank in range(1, 9)}
     for rank in (2, 3, 5):
         between = (kept[rank - 1] + kept[rank]) / 2
-        assert make_light_lora(base, tuned, 0, between, CPU).rank == rank
+        assert light_of(base, added, 0, between).rank == rank
 
 
 def test_a_share_that_norms_and_biases_hold_cannot_be_kept():
-    base, tuned = changed()
+    base, added = changed()
     with pytest.raises(RunError, match="lora_share: the rest lies in norms and biases"):
-        make_light_lora(base, tuned, 0, 1.0, CPU)
+        light_of(base, added, 0, 1.0)
 
 
 def test_a_model_that_is_its_base_leaves_nothing_to_keep():
     base, _ = changed()
     with pytest.raises(RunError, match="nothing to keep"):
-        make_light_lora(base, dict(base), 4, 0.0, CPU)
+        light_of(base, {n: 0 * t for n, t in base.items()}, 4)
 
 
 def test_rank_and_share_are_one_setting_or_the_other():

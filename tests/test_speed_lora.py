@@ -21,7 +21,7 @@ from helpers.inference.draw.sampler import Request, Sampler, make_config
 from helpers.inference.report import report
 from helpers.inference.share.modelspec import Variant
 from helpers.inference.share.one_file import to_kohya
-from helpers.models.lora import LORA_FILE, Lora, extract_lora, merge_lora, write_lora
+from helpers.models.lora import LORA_FILE, Lora, extract_lora, lora_change, write_lora
 from helpers.models.pipeline import load_pipeline
 from tests.bases import make_sdxl
 from tests.conftest import ROOT
@@ -91,35 +91,31 @@ def asked(**given):
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya", "old"])
-@pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("weight", [1.0, 0.7])
+@pytest.mark.parametrize("model", ["base", "tuned"])
 def test_in_any_layout_it_is_merged_as_diffusers_merges_it(
-    run, sampler, tiny_base, tmp_path, layout, text, weight
+    run, sampler, tiny_base, tmp_path, layout, weight, model
 ):
-    if layout == "old" and text:
-        pytest.skip("that layout had the UNet alone in such names")
-    alpha = 3.0 if layout == "old" else 6.0  # it had none
-    lora = random_lora(tiny_base, alpha=alpha, text=text)
+    lora = random_lora(tiny_base, alpha=3.0 if layout == "old" else 6.0)  # the old one had none
     path = tmp_path / f"{layout}.safetensors"
     if layout == "diffusers":
         write_lora(path, lora, {})
     else:
-        save_file(
-            to_kohya(lora, Variant.read(tiny_base)) if layout == "kohya" else old_names(lora), path
-        )
+        kohya = to_kohya(lora, Variant.read(tiny_base))
+        save_file(kohya if layout == "kohya" else old_names(lora), path)
     sampler.use_speed_lora(with_speed(run, path))
-    sampler.weights.load("base", speed=weight)
-    pipeline = load_pipeline(str(tiny_base), torch.float32, safety_checker=False)
+    sampler.weights.load(model, speed=weight)
+    folder = {"base": tiny_base, "tuned": run.model}[model]
+    pipeline = load_pipeline(str(folder), torch.float32, safety_checker=False)
+    before = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
     pipeline.load_lora_weights(tmp_path, weight_name=path.name)
     pipeline.set_adapters(pipeline.get_active_adapters(), weight)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
-    changed = 0
-    for part in ("unet", "text_encoder"):
-        theirs = getattr(pipeline, part).state_dict()
-        for name, tensor in sampler.weights.modules[part].state_dict().items():
-            assert torch.allclose(tensor, theirs[name], atol=1e-5), name
-            changed += not torch.equal(tensor, sampler.weights.base[f"{part}.{name}"])
+    theirs, changed = pipeline.unet.state_dict(), 0
+    for name, tensor in sampler.weights.modules["unet"].state_dict().items():
+        assert torch.allclose(tensor, theirs[name], atol=1e-5), name
+        changed += not torch.equal(tensor, before[name])
     assert changed == len(lora.alpha)
 
 
@@ -190,6 +186,11 @@ def of_other_shapes(folder, base):
     return path, "it is of another model: its layer unet."
 
 
+def of_the_text_too(folder, base):
+    write_lora(folder / "lora.safetensors", random_lora(base, text=True), {})
+    return folder / "lora.safetensors", "it changes text_encoder, unet"
+
+
 def pickled(folder, _base):
     (folder / "in").mkdir()
     (folder / "in/pytorch_lora_weights.bin").write_bytes(pickle.dumps({"a": 1}))
@@ -240,6 +241,7 @@ def empty_file(folder, _base):
 BAD = [
     of_sdxl,
     of_other_shapes,
+    of_the_text_too,
     pickled,
     pickled_file,
     pickled_as_safetensors,
@@ -388,12 +390,9 @@ def test_of_a_repository_the_one_file_and_the_card_are_fetched(tmp_path, monkeyp
     assert fetched == {LORA_FILE, "it.safetensors", "README.md"}
 
 
-def test_merging_is_the_sum_that_the_paper_writes():
+def test_what_is_merged_is_the_sum_that_the_paper_writes():
     down, up = torch.randn(2, 3, 3, 3), torch.randn(4, 2, 1, 1)
-    own = {"unet.conv.weight": torch.randn(4, 3, 3, 3).half()}
-    lora = Lora(
-        {"unet.conv.lora_A.weight": down, "unet.conv.lora_B.weight": up}, {"unet.conv": 4.0}, {}
-    )
-    wanted = own["unet.conv.weight"].float() + 0.5 * 2 * torch.einsum("orxy,rikl->oikl", up, down)
-    merged = merge_lora(lora, own, 0.5)["unet.conv.weight"]
-    assert merged.dtype == torch.float16 and torch.allclose(merged.float(), wanted, atol=1e-2)
+    tensors = {"unet.conv.lora_A.weight": down, "unet.conv.lora_B.weight": up}
+    wanted = 2 * torch.einsum("orxy,rikl->oikl", up, down)
+    found = lora_change(Lora(tensors, {"unet.conv": 4.0}, {}), "unet.conv")
+    assert torch.allclose(found, wanted, atol=1e-5)

@@ -4,7 +4,7 @@ It makes a LoRA out of a full fine-tune, and a smaller one out of a LoRA. Of all
 is the nearest to a layer's change (Eckart and Young 1936).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from helpers.core.errors import RunError
 from helpers.models.families import State
 from helpers.models.lora import Lora, lora_of
 
+Change = Callable[[str], Tensor]
 # layers of the denoiser that sd-scripts gives no LoRA
 ENDS = ("conv_in", "conv_out", "time_embedding", "add_embedding")
 
@@ -43,41 +44,40 @@ class LightLora:
 
 
 def make_light_lora(
-    base: State, tuned: State, rank: int, share: float, device: torch.device
+    base: State, change: Change, rank: int, share: float, device: torch.device
 ) -> LightLora:
-    """Return the LoRA that takes `base` nearest to `tuned`, in float16, with the same rank in all layers.
+    """Return the LoRA that is nearest to a change of `base`, in float16, with the same rank in all layers.
 
-    base, tuned  weights of a pipeline, as {component.name: tensor}
-    rank         of the LoRA, at most that of the largest layer; 0 takes the lowest rank that keeps `share`
-    share        of the squared change of all weights, from 0 to 1
+    base    weights, as {component.name: tensor}
+    change  what was added to a weight, by its name, in float32
+    rank    of the LoRA, at most that of the largest layer; 0 takes the lowest rank that keeps `share`
+    share   of the squared change of all weights, from 0 to 1
     Raises RunError if nothing has changed, or no rank keeps `share`.
     """
-    total, in_layers = _squared_change(base, tuned)
-    if not in_layers:
+    squares = {name: float(change(name).square().sum()) for name in base}
+    layers = [name for name, square in squares.items() if square and _is_layer(name, base[name])]
+    if not layers:
         raise RunError("lora_rank: the model's layers are the base's, so there is nothing to keep")
-    spectra = {}
+    total = sum(squares.values())
+
+    def matrix(name: str) -> Tensor:
+        return change(name).to(device).flatten(1)  # (out, in); a kernel is part of `in`
+
     if not rank:
-        for name, change in _changes(base, tuned, device):
-            spectra[name] = torch.linalg.svdvals(change).square()
+        spectra = [torch.linalg.svdvals(matrix(name)).square() for name in layers]
         rank = _lowest_rank(spectra, share * total)
-    rank = min(rank, max(min(base[name].flatten(1).shape) for name in in_layers))
+    rank = min(rank, max(min(base[name].flatten(1).shape) for name in layers))
     kept, factors = 0.0, {}
-    for name, change in _changes(base, tuned, device):
-        left, values, right = torch.linalg.svd(change, full_matrices=False)
+    for name in layers:
+        left, values, right = torch.linalg.svd(matrix(name), full_matrices=False)
         kept += float(values[:rank].square().sum())
         halves = values[:rank].sqrt()  # in both factors, so that neither leaves float16's range
         up, down = left[:, :rank] * halves, halves[:, None] * right[:rank]
         missing = rank - len(halves)  # of a narrow layer
-        factors[name.removesuffix(".weight")] = _shaped(
-            F.pad(up, (0, missing)), F.pad(down, (0, 0, 0, missing)), base[name]
-        )
-    return LightLora(lora_of(factors), rank, kept / total, 1 - sum(in_layers.values()) / total)
-
-
-def _squared_change(base: State, tuned: State) -> tuple[float, dict[str, float]]:
-    """Return the squared change of all weights, and of each changed layer that a LoRA has."""
-    found = {n: float((tuned[n].float() - own.float()).square().sum()) for n, own in base.items()}
-    return sum(found.values()), {n: s for n, s in found.items() if s and _is_layer(n, base[n])}
+        up, down = F.pad(up, (0, missing)), F.pad(down, (0, 0, 0, missing))
+        factors[name.removesuffix(".weight")] = _shaped(up, down, base[name])
+    left_out = 1 - sum(squares[name] for name in layers) / total
+    return LightLora(lora_of(factors), rank, kept / total, left_out)
 
 
 def _is_layer(name: str, weight: Tensor) -> bool:
@@ -86,17 +86,9 @@ def _is_layer(name: str, weight: Tensor) -> bool:
     return is_matrix and ".embeddings." not in name and module not in (*ENDS, "text_projection")
 
 
-def _changes(base: State, tuned: State, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Yield each layer's change as a float32 matrix (out, in); a convolution's kernel is part of `in`."""
-    for name, own in base.items():
-        if _is_layer(name, own) and not torch.equal(tuned[name], own):
-            change = tuned[name].to(device).float() - own.to(device).float()
-            yield name, change.flatten(1)
-
-
-def _lowest_rank(spectra: dict[str, Tensor], wanted: float) -> int:
-    ranks = max(map(len, spectra.values()))
-    added = sum(F.pad(squares.cpu(), (0, ranks - len(squares))) for squares in spectra.values())
+def _lowest_rank(spectra: list[Tensor], wanted: float) -> int:
+    ranks = max(map(len, spectra))
+    added = sum(F.pad(squares.cpu(), (0, ranks - len(squares))) for squares in spectra)
     kept = added.double().cumsum(0)
     if kept[-1] < wanted:
         most = f"{float(kept[-1]) / wanted:.2f} of it"

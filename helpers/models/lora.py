@@ -8,7 +8,7 @@ The metadata hold each component's rank and alpha, which diffusers reads since 0
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def _for_example(names: set[str]) -> str:
     return f", by {min(names)}" if names else ""
 
 
-def find_misfit(lora: Lora, weights: dict[str, Tensor]) -> str:
+def find_misfit(lora: Lora, weights: Mapping[str, Tensor]) -> str:
     """Return in words which layer of a LoRA a model lacks or has in another shape; "" if all fit.
 
     weights  of the whole pipeline, as {component.name: tensor}
@@ -158,22 +158,22 @@ def _size(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[:2]) if set(shape[2:]) <= {1} else tuple(shape)
 
 
-def merge_lora(lora: Lora, weights: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Return weights with `scale * alpha / rank * BA` added to each layer that the LoRA changes, in their dtype.
+def lora_weights(lora: Lora, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the layer by the name of each weight that a LoRA changes. The LoRA must fit (`find_misfit`)."""
+    return {_weight_name(layer, weights): layer for layer in lora.alpha}
 
-    The LoRA must fit (`find_misfit`). Hu et al. 2021, arXiv:2106.09685, section 4.1.
+
+def lora_change(lora: Lora, layer: str) -> Tensor:
+    """Return what a LoRA adds to a layer, `alpha / rank * BA`, in float32 and the layer's shape.
+
+    Hu et al. 2021, arXiv:2106.09685, section 4.1.
     """
-    merged = dict(weights)
-    for layer, alpha in lora.alpha.items():
-        name = _weight_name(layer, weights)
-        up, down = lora.tensors[layer + UP].float(), lora.tensors[layer + DOWN].float()
-        change = scale * alpha / len(down) * (up.flatten(1) @ down.flatten(1))
-        own = weights[name]
-        merged[name] = (own.float() + change.view_as(own)).to(own.dtype)
-    return merged
+    up, down = lora.tensors[layer + UP].float(), lora.tensors[layer + DOWN].float()
+    change = lora.alpha[layer] / len(down) * (up.flatten(1) @ down.flatten(1))
+    return change.view(len(up), *down.shape[1:])
 
 
-def _weight_name(layer: str, weights: dict[str, Tensor]) -> str | None:
+def _weight_name(layer: str, weights: Mapping[str, Tensor]) -> str | None:
     # transformers 5.6's text encoders have no `text_model.` in their names
     names = (f"{layer}.weight", f"{layer.replace('.text_model.', '.', 1)}.weight")
     return next((name for name in names if name in weights), None)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from helpers.core.files import read_json, write_json
 from helpers.host.device import Device
 from helpers.models.capture import CapturedForward
 from helpers.models.families import Components, Conditioning, Family, Settings
-from helpers.models.pipeline import clamp_steps, load_pipeline
+from helpers.models.pipeline import clamp_steps, decode_in_tiles, load_pipeline
 from helpers.models.readback import fingerprint, fingerprint_of_files
 from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 from helpers.train.check_base import check_settings, check_tokenizer, check_weights, load_model
@@ -37,7 +38,7 @@ ADVICE = (
     "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, a one-file .safetensors of Stable Diffusion "
     "1 or 2, or a folder in diffusers layout with safetensors weights"
 )
-MAX_WHOLE_PX, TILE_PX = 768, 512
+DRAW_PIXELS = 8 * 512**2  # of images drawn together, at most
 # random state need not be preserved: there is no dropout
 GRADIENT_CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
 
@@ -71,17 +72,14 @@ class ModelComponents(Components):
         return 2 ** sum(levels)
 
     @contextmanager
-    def on_device(self) -> Iterator[None]:
-        """Move the VAE, and frozen text encoders, to the GPU inside this context and back to the CPU after."""
-        frozen = [self.vae]
-        for encoder in self.text_encoders.values():
-            if not any(p.requires_grad for p in encoder.parameters()):
-                frozen.append(encoder)
-        for part in frozen:
-            part.to(self.device.device)
+    def on_device(self, *modules: nn.Module) -> Iterator[None]:
+        """Move those of the modules that are frozen to the GPU inside this context, and back to the CPU after."""
+        frozen = [m for m in modules if not any(p.requires_grad for p in m.parameters())]
+        for module in frozen:
+            module.to(self.device.device)
         yield
-        for part in frozen:
-            part.to("cpu")
+        for module in frozen:
+            module.to("cpu")
 
     @cached_property
     def _forward(self) -> CapturedForward:
@@ -102,12 +100,36 @@ class ModelComponents(Components):
         """
         was_training = self.denoiser.training
         self.denoiser.to(self.device.device).eval()
+        together = max(1, DRAW_PIXELS // config.resolution_px**2)
+        drawn = [
+            self._draw(config, prompts[i : i + together], generators[i : i + together], output_type)
+            for i in range(0, len(prompts), together)
+        ]
+        self.denoiser.train(was_training)
+        return torch.cat(drawn) if output_type == "latent" else list(chain(*drawn))
+
+    def _draw(
+        self,
+        config: TrainConfig,
+        prompts: list[str],
+        generators: list[torch.Generator],
+        output_type: str,
+    ) -> Any:
+        # the text encoders, the denoiser's activations and the VAE's are never on the GPU together
+        with self.on_device(*self.text_encoders.values()), self.device.autocast():
+            encoded = self._pipeline().encode_prompt(
+                prompts,
+                device=self.device.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=config.guidance_scale > 1,
+            )
+        embeddings = dict(zip(self.family.PROMPT_EMBEDDINGS, encoded, strict=True))
+        pipeline = self._pipeline(**dict.fromkeys(self.text_encoders))
         captured = self._forward.installed() if self.device.captures else nullcontext()
-        pipeline = self._pipeline()
-        with self.on_device(), captured:
+        with self.on_device(self.vae), captured:
             with self.device.autocast():
                 latents = pipeline(
-                    prompts,
+                    **embeddings,
                     height=config.resolution_px,
                     width=config.resolution_px,
                     num_inference_steps=clamp_steps(
@@ -118,33 +140,21 @@ class ModelComponents(Components):
                     output_type="latent",
                 ).images
             if output_type == "latent":
-                images = latents
-            else:  # outside autocast, which would run a float32 VAE in fp16
-                decode_in_tiles(self.vae, config.resolution_px)
-                scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-                pixels = self.vae.decode(scaled).sample
-                images = pipeline.image_processor.postprocess(pixels, output_type)
-        self.denoiser.train(was_training)
-        return images
+                return latents
+            # outside autocast, which would run a float32 VAE in fp16
+            decode_in_tiles(self.vae, config.resolution_px)
+            scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+            pixels = self.vae.decode(scaled).sample
+            return pipeline.image_processor.postprocess(pixels, output_type)
 
-    def _pipeline(self) -> Any:
+    def _pipeline(self, **replaced: Any) -> Any:
         options = self.family.PIPELINE_OPTIONS | self.family.NO_SAFETY_CHECKER
         scheduler = self.family.SAMPLER.from_config(self.noise_scheduler.config)
-        parts = self.modules | self.tokenizers | {"scheduler": scheduler}
+        parts = self.modules | self.tokenizers | {"scheduler": scheduler} | replaced
         pipeline = self.family.PIPELINE(**parts, **options)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # one image at a time: four at 512 px would take 2.7 GB
         return pipeline
-
-
-def decode_in_tiles(vae: AutoencoderKL, resolution_px: int) -> None:
-    """Make a VAE decode images of more than MAX_WHOLE_PX in tiles: 0.8 GB in place of 3.2 at 1024 px in float32."""
-    if resolution_px <= MAX_WHOLE_PX:
-        vae.disable_tiling()
-        return
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // factor
-    vae.enable_tiling()
 
 
 def load_components(
@@ -302,6 +312,20 @@ def make_trainable(components: Components, config: TrainConfig, dtype: torch.dty
         keep_half_precision(denoiser)
     denoiser.to(memory_format=torch.channels_last)
     return Denoiser.of(components, with_text=config.train_text_encoder)
+
+
+def unload(components: ModelComponents, config: TrainConfig) -> None:
+    """Move the models to the CPU. A LoRA's base is mapped from its files again, so that it takes no main memory."""
+    denoiser, device = components.denoiser, torch.device("cpu")
+    if config.method == "lora" and denoiser.device != device:
+        name, kind = components.family.DENOISER
+        with open_model("base_model", config.base_model, ADVICE) as folder:
+            mapped = load_model(kind, folder, name, components.device.dtype, device).state_dict()
+        for name, weight in denoiser.named_parameters():
+            if (plain := name.replace(".base_layer.", ".")) in mapped:
+                weight.data = mapped[plain]
+    for module in components.modules.values():
+        module.to(device)
 
 
 def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:

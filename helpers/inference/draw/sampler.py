@@ -32,7 +32,7 @@ from helpers.inference.draw.weights import Weights
 from helpers.inference.trained import read_trained
 from helpers.models.capture import CapturedForward
 from helpers.models.light_lora import LightLora, make_light_lora
-from helpers.models.pipeline import load_pipeline, sample_fast
+from helpers.models.pipeline import decode_in_tiles, load_pipeline, sample_fast
 
 Progress = Callable[[int, int], None]  # denoising steps done, and in all
 log = logging.getLogger(__name__)
@@ -119,8 +119,8 @@ class Sampler:
         """Load a config's speed LoRA and return it, or None if it names none. Raises RunError if it does not fit."""
         if not config.speed_lora:
             return None
-        self.speed = load_speed_lora(config, self.pipeline, self.weights.tuned)
-        self.weights.speed, self.weights.loaded = self.speed.lora, None
+        self.speed = load_speed_lora(config, self.pipeline, self.weights.all)
+        self.weights.use_speed(self.speed.lora)
         return self.speed
 
     def light_lora(self, config: InferenceConfig) -> LightLora | None:
@@ -132,9 +132,10 @@ class Sampler:
         if not any(asked):
             return None
         if self._light is None or self._light[:2] != asked:
-            base, tuned = self.weights.base, self.weights.tuned
-            self._light = (*asked, make_light_lora(base, tuned, *asked, self.device.device))
-            self.weights.light, self.weights.loaded = self._light[2].lora, None
+            weights = self.weights
+            light = make_light_lora(weights.base, weights.change, *asked, self.device.device)
+            self._light = (*asked, light)
+            weights.use_light(light.lora)
         return self._light[2]
 
     def draw(
@@ -160,6 +161,7 @@ class Sampler:
                 first.scheduler, self.scheduler_config, first.num_inference_steps
             )
             self.weights.load(first.model, first.strength, first.speed)
+            decode_in_tiles(self.pipeline.vae, max(first.width_px, first.height_px))
             for start in range(0, len(requests), batch_size):
                 images += self._draw_batch(requests, slice(start, start + batch_size), progress)
         return images

@@ -56,6 +56,10 @@ def load_speed_lora(
     try:
         path = lora_file(name, LORA_FILE)
         lora = read_foreign_lora(path, pipeline)
+        if lora.parts != {pipeline.unet_name}:
+            raise ValueError(
+                f"it changes {', '.join(sorted(lora.parts))}, and one that is merged here the UNet alone"
+            )
         if misfit := find_misfit(lora, weights):
             raise ValueError(f"it is of another model: {misfit}")
     except Exception as error:  # diffusers' converters raise many kinds

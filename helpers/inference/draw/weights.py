@@ -1,6 +1,7 @@
 """Load named weights (base model, tuned model or a checkpoint) into one pipeline."""
 
 import re
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from helpers.core.errors import RunError
 from helpers.core.files import MANIFEST, find_corruption, folder_hash, read_json
 from helpers.core.run import Run
+from helpers.inference.trained import read_trained
 from helpers.models.families import Components, family_of, read_settings
-from helpers.models.lora import Lora, merge_lora
-from helpers.models.pipeline import load_pipeline
-from helpers.models.readback import fingerprint
+from helpers.models.lora import LORA_FILE, Lora, lora_change, lora_weights, read_lora
+from helpers.models.pipeline import load_mapped
+from helpers.models.readback import fingerprint, fingerprint_of_files
 from helpers.models.untrusted import load_file, open_model
 
 STEP = re.compile(r"step-\d{6,}")
@@ -22,12 +24,14 @@ AVERAGE, WEIGHTS, STATE = "average.safetensors", "weights.safetensors", "state.j
 LIGHT = "light"  # the light LoRA, on the base
 LORA_DOWN, LORA_UP = ".lora_A.default.weight", ".lora_B.default.weight"
 ADVICE = "put back the base model that 04_train was given"
+Read = Callable[[str], Tensor]  # a weight by its name
 
 
 class Weights:
     """The weights that a pipeline can load by name: `base`, `tuned`, a checkpoint such as `step-000250`, or `light`.
 
-    All models are loaded each time, since text encoders may have been trained with the UNet.
+    Only what training has changed is loaded: of a LoRA the layers that it adapts, else the trained models. The base and
+    the tuned model are mapped from their files, so that they take no main memory beside the pipeline.
     """
 
     def __init__(
@@ -36,26 +40,53 @@ class Weights:
         self.run, self.base_model, self.base_hash = run, base_model, base_hash  # of its UNet
         self.family, self.model_hash = family_of(read_settings(run.model)), folder_hash(run.model)
         self.modules = Components.of(self.family, pipeline).modules
-        self.dtype = pipeline.unet.dtype
-        self.tuned = {k: v.detach().cpu().clone() for k, v in _state_dict(self.modules).items()}
-        self.light: Lora | None = None  # what `light` is, on the base
-        self.speed: Lora | None = None
-        self.loaded: tuple[str, float, float] | None = ("tuned", 1.0, 0.0)
+        self.trained_text = read_trained(run).settings.get("train_text_encoder", False)
+        self.all = _state_dict({part: self.modules[part] for part in self._trained()})
+        self.own = self._changed_weights()
+        self._light: Lora | None = None
+        self._speed: Lora | None = None
+        self.loaded: tuple[str, float, float] | None = ("tuned", 1.0, 0.0)  # as `load` was given
+
+    def use_speed(self, lora: Lora) -> None:
+        """Take a speed LoRA, which `load` merges into any weights. It must fit (`find_misfit`)."""
+        self._speed, self.loaded = lora, None
+        self.own |= {name: self.all[name] for name in lora_weights(lora, self.all)}
+
+    def use_light(self, lora: Lora) -> None:
+        """Take the light LoRA of this training, which the name `light` draws by on the base."""
+        self._light, self.loaded = lora, None
+
+    def _changed_weights(self) -> dict[str, Tensor]:
+        if self._lora is None:
+            return dict(self.all)
+        layers = [_find_name(self.all, f"{layer}.weight") for layer in self._lora.alpha]
+        return {name: self.all[name] for name in layers}
+
+    def _trained(self) -> dict[str, type[nn.Module]]:
+        """Return the class of each model that training may have changed, by component."""
+        name, kind = self.family.DENOISER
+        return {name: kind} | (self.family.TEXT_ENCODERS if self.trained_text else {})
+
+    @cached_property
+    def tuned(self) -> dict[str, Tensor]:
+        """The tuned model's weights."""
+        parts = self._trained().items()
+        return _state_dict({part: load_mapped(kind, self.run.model, part) for part, kind in parts})
 
     @cached_property
     def base(self) -> dict[str, Tensor]:
-        """The base model's state dict. Raises RunError if the base model has changed since training."""
+        """The base model's weights. Raises RunError if the base model has changed since training."""
         with open_model("base_model", self.base_model, ADVICE) as folder:
-            # float32, as its fingerprint was taken
-            pipeline = load_pipeline(str(folder), torch.float32, safety_checker=False)
-        modules = Components.of(self.family, pipeline).modules
-        if fingerprint(modules[self.family.DENOISER[0]]) != self.base_hash:
+            parts = self._trained().items()
+            modules = {part: load_mapped(kind, folder, part) for part, kind in parts}
+            denoiser, part = modules[self.family.DENOISER[0]], folder / self.family.DENOISER[0]
+            is_float32 = denoiser.dtype == torch.float32  # as its fingerprint was taken
+            found = fingerprint(denoiser) if is_float32 else fingerprint_of_files(denoiser, part)
+        if found != self.base_hash:
             raise RunError(
                 f"base_model {self.base_model!r} has other weights now than this model was trained from, so "
                 f"nothing can be compared with it: {ADVICE}"
             )
-        for module in modules.values():
-            nn.Module.to(module, self.dtype)  # diffusers' own to() logs a warning
         return _state_dict(modules)
 
     def steps(self) -> list[str]:
@@ -63,51 +94,75 @@ class Weights:
         names = (folder.name for folder in self.run.checkpoints.glob("step-*"))
         return sorted(name for name in names if STEP.fullmatch(name))
 
+    @torch.no_grad()
     def load(self, name: str, strength: float = 1.0, speed: float = 0.0) -> None:
         """Load the weights called `name` into the pipeline.
 
         strength  interpolates: 0 is the base, 1 the named weights; of a LoRA this is the scale
-        speed     at which the speed LoRA is merged into them
+        speed     at which the speed LoRA is merged into them; 0 is without
         Raises RunError if the checkpoint is missing or of another model.
         """
         if self.loaded == (name, strength, speed):
             return
         if name == "base" or strength == 0:
-            wanted = self.base
+            read = self.base.__getitem__
         elif name == LIGHT:
-            wanted = merge_lora(self.light, self.base, strength)
+            read = _with_lora(self.base.__getitem__, self._light, self.all, 1.0)
         else:
-            wanted = self.tuned if name == "tuned" else self._read_checkpoint(name)
-            if strength != 1:
-                pairs = ((k, v.float(), wanted[k].float()) for k, v in self.base.items())
-                wanted = {k: torch.lerp(base, own, strength) for k, base, own in pairs}
+            read = self.tuned.__getitem__ if name == "tuned" else self._read_checkpoint(name)
+        base = self.base if strength not in (0, 1) else None
+        if base is not None:
+            read = _between(base, read, strength)
         if speed:
-            wanted = merge_lora(self.speed, wanted, speed)
+            read = _with_lora(read, self._speed, self.all, speed)
         self.loaded = None  # should loading fail half-way
-        for part, module in self.modules.items():
-            prefix = f"{part}."
-            module.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in wanted.items() if k.startswith(prefix)}
-            )
+        for key, weight in self.own.items():
+            weight.copy_(read(key))
         self.loaded = (name, strength, speed)
 
-    def _read_checkpoint(self, name: str) -> dict[str, Tensor]:
+    def change(self, name: str) -> Tensor:
+        """Return in float32 by how much training has changed a weight."""
+        if self._lora is None:
+            return self.tuned[name].float() - self.base[name].float()
+        layer = lora_weights(self._lora, self.base).get(name)
+        return lora_change(self._lora, layer) if layer else torch.zeros(self.base[name].shape)
+
+    @cached_property
+    def _lora(self) -> Lora | None:
+        path = self.run.model / "lora" / LORA_FILE
+        return read_lora(path) if path.is_file() else None
+
+    def _read_checkpoint(self, name: str) -> Read:
+        """Return the function that gives a weight of a checkpoint by its name, merged with the base's."""
         self.hash_of(name)  # checks its files
         folder = self.run.checkpoints / name
         has_average = AVERAGE in read_json(folder / MANIFEST)
         trained = load_file(folder / (AVERAGE if has_average else WEIGHTS))
         alpha = read_json(folder / STATE)["config"].get("lora_alpha")
-        merged = {k: v.float() for k, v in self.base.items()}
+        weights: dict[str, Tensor] = {}
+        adapters: dict[str, tuple[Tensor, Tensor, float]] = {}  # down, up and scale
         for key, tensor in trained.items():
             if key.endswith(LORA_DOWN):
                 layer, rank = key.removesuffix(LORA_DOWN), len(tensor)
-                change = trained[layer + LORA_UP].flatten(1) @ tensor.flatten(1)
-                target = _find_name(merged, layer + ".weight")
-                scale = (alpha or rank) / rank  # lora_alpha=0 means the rank
-                merged[target] = merged[target] + scale * change.view_as(merged[target])
+                up = trained[layer + LORA_UP]
+                target = _find_name(self.base, layer + ".weight")
+                adapters[target] = tensor, up, (alpha or rank) / rank  # lora_alpha=0 means the rank
+                shape = (len(up), *tensor.shape[1:])
+                _require_shape(target, shape, self.base)
             elif not key.endswith(LORA_UP):
-                merged[_find_name(merged, key)] = tensor
-        return {k: v.to(self.dtype) for k, v in merged.items()}
+                weights[target := _find_name(self.base, key)] = tensor
+                _require_shape(target, tensor.shape, self.base)
+        # an earlier training's may have changed other layers
+        self.own |= {key: self.all[key] for key in [*weights, *adapters]}
+
+        def read(key: str) -> Tensor:
+            if key not in adapters:
+                return weights.get(key, self.base[key])
+            down, up, scale = adapters[key]
+            base = self.base[key].float()
+            return base + scale * (up.flatten(1) @ down.flatten(1)).view_as(base)
+
+        return read
 
     def hash_of(self, name: str) -> str:
         """Return the SHA-256 of the manifest of a checkpoint, or of model/ if the name is `tuned` or `base`.
@@ -120,6 +175,22 @@ class Weights:
         if what := find_corruption(folder):
             raise RunError(f"{what}: choose one of {', '.join([*self.steps(), 'tuned'])}")
         return folder_hash(folder)
+
+
+def _between(base: dict[str, Tensor], read: Read, strength: float) -> Read:
+    return lambda name: torch.lerp(base[name].float(), read(name).float(), strength)
+
+
+def _with_lora(read: Read, lora: Lora, weights: dict[str, Tensor], scale: float) -> Read:
+    layers = lora_weights(lora, weights)
+
+    def merged(name: str) -> Tensor:
+        own = read(name)
+        if name not in layers:
+            return own
+        return own.float() + scale * lora_change(lora, layers[name]).view_as(own)
+
+    return merged
 
 
 def _state_dict(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
@@ -139,3 +210,11 @@ def _find_name(state: dict[str, Tensor], name: str) -> str:
     raise RunError(
         f"{name} is no weight of this run's base model: the checkpoint belongs to another model, choose another one"
     )
+
+
+def _require_shape(name: str, shape: Sequence[int], base: dict[str, Tensor]) -> None:
+    if tuple(shape) != tuple(base[name].shape):
+        raise RunError(
+            f"{name} has another shape in this run's base model: the checkpoint belongs to another model, choose "
+            "another one"
+        )

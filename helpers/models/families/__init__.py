@@ -40,6 +40,8 @@ class Family(Protocol):
     TOKENIZERS: tuple[str, ...]  # components, one for each text encoder
     VARIANT: str  # of the weights, downloaded from the Hub where it exists; "" is the usual ones
     TEXT_EMBEDDINGS: tuple[str, ...]  # names in the conditioning of what encode_text returns
+    # the pipeline's arguments for what its encode_prompt returns
+    PROMPT_EMBEDDINGS: tuple[str, ...]
     LORA_TARGETS: dict[str, list[str]]  # layers of the denoiser, by the setting lora_targets
     TEXT_TARGETS: list[str]  # layers of the text encoders
     DEFAULT_RESOLUTION: int  # of a square, in pixels

@@ -36,6 +36,7 @@ TEXT_ENCODERS = {"text_encoder": CLIPTextModel}
 TOKENIZERS = ("tokenizer",)
 VARIANT = ""
 TEXT_EMBEDDINGS = ("encoder_hidden_states",)
+PROMPT_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds")
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]
 LORA_TARGETS = {

@@ -38,6 +38,10 @@ TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelW
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 VARIANT = "fp16"  # 6.9 GB in place of 13.9, and only a LoRA is trained on it
 TEXT_EMBEDDINGS = ("encoder_hidden_states", "text_embeds")
+PROMPT_EMBEDDINGS = (
+    *("prompt_embeds", "negative_prompt_embeds"),
+    *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+)
 ORIGINAL_TEXT = None
 DEFAULT_RESOLUTION = 1024
 LICENCE = "openrail++"
