@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -49,6 +49,9 @@ class ModelComponents(Components):
 
     device: Device
     hashes: dict[str, str]  # fingerprints of the models by component, as they were loaded
+    _encoded: dict[tuple, dict[str, Tensor]] = field(
+        default_factory=dict
+    )  # prompts, the last drawn
 
     def fingerprints(self) -> dict[str, str]:
         """Return {component: fingerprint} of all components but the denoiser, which a checkpoint is resumed with."""
@@ -98,32 +101,44 @@ class ModelComponents(Components):
 
         Returns PIL images, or latents (N, 4, h, w) for `output_type` "latent".
         """
-        was_training = self.denoiser.training
+        # the text encoders leave the GPU before the denoiser draws
+        embeddings = self._encode_prompts(tuple(prompts), config.guidance_scale > 1)
+        was_training, drawn = self.denoiser.training, []
         self.denoiser.to(self.device.device).eval()
         together = max(1, DRAW_PIXELS // config.resolution_px**2)
-        drawn = [
-            self._draw(config, prompts[i : i + together], generators[i : i + together], output_type)
-            for i in range(0, len(prompts), together)
-        ]
+        for start in range(0, len(prompts), together):
+            part = slice(start, start + together)
+            texts = {name: tensor[part] for name, tensor in embeddings.items()}
+            drawn.append(self._draw(config, texts, generators[part], output_type))
         self.denoiser.train(was_training)
         return torch.cat(drawn) if output_type == "latent" else list(chain(*drawn))
+
+    def _encode_prompts(self, prompts: tuple[str, ...], guided: bool) -> dict[str, Tensor]:
+        """Return what the pipeline takes in place of prompts; frozen encoders' last result is kept."""
+        encoders = self.text_encoders.values()
+        if found := self._encoded.get((prompts, guided)):
+            return found
+        with self.on_device(*encoders), self.device.autocast():
+            encoded = self._pipeline().encode_prompt(
+                list(prompts),
+                device=self.device.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+            )
+        named = dict(zip(self.family.PROMPT_EMBEDDINGS, encoded, strict=True))
+        embeddings = {name: tensor for name, tensor in named.items() if tensor is not None}
+        self._encoded.clear()
+        if not any(p.requires_grad for encoder in encoders for p in encoder.parameters()):
+            self._encoded[prompts, guided] = embeddings
+        return embeddings
 
     def _draw(
         self,
         config: TrainConfig,
-        prompts: list[str],
+        embeddings: dict[str, Tensor],
         generators: list[torch.Generator],
         output_type: str,
     ) -> Any:
-        # the text encoders, the denoiser's activations and the VAE's are never on the GPU together
-        with self.on_device(*self.text_encoders.values()), self.device.autocast():
-            encoded = self._pipeline().encode_prompt(
-                prompts,
-                device=self.device.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=config.guidance_scale > 1,
-            )
-        embeddings = dict(zip(self.family.PROMPT_EMBEDDINGS, encoded, strict=True))
         pipeline = self._pipeline(**dict.fromkeys(self.text_encoders))
         captured = self._forward.installed() if self.device.captures else nullcontext()
         with self.on_device(self.vae), captured:
@@ -353,15 +368,20 @@ def build_denoiser(config: TrainConfig, dtype: torch.dtype) -> Denoiser:
     denoiser = kind.from_config(settings[name])
     if config.method == "full":
         nn.Module.to(denoiser, weights_dtype(config))  # the model's own to() warns without cause
-    encoders = {}
-    if config.train_text_encoder:
-        for part, kind in family.TEXT_ENCODERS.items():
-            text = settings[part].get("text_config", settings[part])
-            encoders[part] = kind(kind.config_class.from_dict(text))
+    encoders = build_encoders(family, settings) if config.train_text_encoder else {}
     index = settings["model_index"]
     return make_trainable(
         Components(family, index, {}, encoders, None, denoiser, None), config, dtype
     )
+
+
+def build_encoders(family: Family, settings: Settings) -> dict[str, nn.Module]:
+    """Build a base's text encoders with random weights."""
+    built = {}
+    for part, kind in family.TEXT_ENCODERS.items():
+        text = settings[part].get("text_config", settings[part])
+        built[part] = kind(kind.config_class.from_dict(text))
+    return built
 
 
 def settings_of(part: Any) -> dict[str, Any]:

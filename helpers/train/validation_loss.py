@@ -11,7 +11,7 @@ from helpers.train.data import LatentDataset, generator
 from helpers.train.loss import diffusion_loss
 from helpers.train.model import Denoiser
 
-MAX_LATENT_PIXELS = 16 * 64**2  # of a batch: 16 images of 512 px, four of 1024
+MAX_LATENT_PIXELS = 8 * 64**2  # of a batch: eight images of 512 px, two of 1024
 
 
 class ValidationLoss:
