@@ -72,9 +72,7 @@ def _losses(pipeline: StableDiffusionPipeline, scenes: int) -> Iterator[Tensor]:
     def consistency(noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """Predict the path's end (Luo et al. 2023, eq. 9); at timestep 0 this is the input."""
         noise = unet(noisy.contiguous(memory_format=torch.channels_last), timesteps, text).sample
-        scaled = (timesteps * TIMESTEP_SCALING).view(-1, 1, 1, 1)
-        skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
-        out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
+        skip, out = boundary_scalings(timesteps)
         return skip * noisy + out * clean(noisy, noise, timesteps)
 
     @torch.no_grad()
@@ -98,6 +96,13 @@ def _losses(pipeline: StableDiffusionPipeline, scenes: int) -> Iterator[Tensor]:
             target = consistency(step_back(noisy, start, end, text), end, text)
         error = consistency(noisy, start, text) - target
         yield ((error**2 + HUBER**2).sqrt() - HUBER).mean()
+
+
+def boundary_scalings(timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return c_skip and c_out (B, 1, 1, 1) of timesteps (B,), as LCMScheduler has them; at 0 they are 1 and 0."""
+    scaled = (timesteps * TIMESTEP_SCALING).view(-1, 1, 1, 1)
+    total = scaled**2 + SIGMA_DATA**2
+    return SIGMA_DATA**2 / total, scaled / total.sqrt()
 
 
 @torch.no_grad()

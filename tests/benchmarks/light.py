@@ -15,6 +15,7 @@ from functools import partial
 from PIL import Image
 
 from helpers.core.run import Run
+from helpers.demo.scene_judge import accuracies, held_out_scenes, load_judge, pixels_of
 from helpers.inference.draw.sampler import Request, Sampler, make_config
 from helpers.inference.draw.weights import LIGHT
 from helpers.inference.judge.groups import Groups, Interval
@@ -23,6 +24,7 @@ from tests.benchmarks.sampling import alternate
 
 RANKS = (4, 8, 16, 32, 64)
 LEAST_GAIN, MOST_TIME, AT_RANK = 0.90, 0.30, 64
+SCENES = 48  # that the judge of helpers/demo names, which no training saw
 
 
 def draw(sampler: Sampler, requests: list[Request], some: list[int]) -> list[Image.Image]:
@@ -59,13 +61,27 @@ def speed(
     share = row(str(loaded), style_gain_of(groups, sampler.draw(fast)), full)
     without = [replace(r, num_inference_steps=loaded.steps) for r in requests]
     row(f"{loaded.steps} steps without it", style_gain_of(groups, sampler.draw(without)), full)
-    ways: list[Callable] = [partial(draw, sampler, r) for r in (requests, fast)]
+    scenes = held_out_scenes(SCENES)
+    first = [
+        replace(requests[0], prompt=sampler.styled(scene.caption), seed=7000 + i)
+        for i, scene in enumerate(scenes)
+    ]
+    changes = {
+        "all steps": {},
+        "fast": loaded.settings,
+        "as few without it": {"num_inference_steps": loaded.steps},
+    }
+    asked = [[replace(r, **change) for r in first] for change in changes.values()]
+    ways: list[Callable] = [partial(draw, sampler, requests) for requests in asked]
     for way in ways:
         way([0])
-    _, seconds = alternate(ways, len(requests), 8)
-    ratio = seconds[1] / seconds[0]
-    print(f"time of a picture: {ratio:.0%} of {seconds[0] / len(requests):.2f} s")
-    return share, ratio
+    images, seconds = alternate(ways, SCENES, 16)
+    judge = load_judge()
+    for name, drawn, spent in zip(changes, images, seconds, strict=True):
+        right = accuracies(judge, pixels_of(drawn), scenes, "watercolour")
+        named = ", ".join(f"{what} {value:.0%}" for what, value in right.items())
+        print(f"{name}: {spent / SCENES:.2f} s a picture, {spent / seconds[0]:.0%}; right: {named}")
+    return share, seconds[1] / seconds[0]
 
 
 def main() -> None:
