@@ -13,6 +13,7 @@ from helpers.core.errors import RunError
 from helpers.core.run import Run
 from helpers.inference.draw.sampler import Request, Sampler, make_config
 from helpers.inference.report import report
+from helpers.inference.share.model_card import write_card
 from helpers.inference.share.one_file import export
 from helpers.mirror import sync
 from helpers.models.light_lora import make_light_lora
@@ -175,6 +176,9 @@ def test_the_report_judges_it_beside_the_model(full):
     assert found["full_style_gain"] == whole and found["rank"] == 32
     assert found["kept"] + found["outside"] == pytest.approx(1)
     assert "light LoRA" in full.report_html.read_text()
+    card = write_card(full).read_text()
+    assert "`export/pictures-lora-rank32.safetensors` is a light LoRA of" in card
+    assert "read `export/pictures.safetensors`" in card
 
 
 def test_the_report_says_why_there_is_none(full):
