@@ -145,7 +145,7 @@ def test_both_layouts_draw_in_diffusers_what_05_judged(full):
 
 def test_the_whole_model_can_be_left_out_and_comes_back(full):
     sampler = Sampler(full)
-    config = make_config(full, {"lora_rank": 2, "export_whole": False})
+    config = make_config(full, {"lora_rank": 2, "one_file": "no"})
     files = export(full, config, sampler)
     assert [path.name for path in files] == [LORA_FILE, "pictures-lora-rank2.safetensors"]
     written = {path: path.stat().st_mtime_ns for path in files}

@@ -101,7 +101,7 @@ def test_in_any_layout_it_is_merged_as_diffusers_merges_it(
     if layout == "diffusers":
         write_lora(path, lora, {})
     else:
-        kohya = to_kohya(lora, Variant.read(tiny_base))
+        (kohya,) = to_kohya(lora, Variant.read(tiny_base))
         save_file(kohya if layout == "kohya" else old_names(lora), path)
     sampler.use_speed_lora(with_speed(run, path))
     sampler.weights.load(model, speed=weight)

@@ -41,12 +41,16 @@ def load_pipeline(
 
 def load_mapped(kind: type[nn.Module], folder: Path, part: str) -> nn.Module:
     """Load a component of a pipeline's folder in its files' own dtype: they are mapped and take no main memory."""
-    path = min(path for path in (folder / part).glob("[!.]*.safetensors"))
-    with safe_open(path, "pt") as file:
-        dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    dtype = files_dtype(min((folder / part).glob("[!.]*.safetensors")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         return kind.from_pretrained(folder, subfolder=part, torch_dtype=dtype, use_safetensors=True)
+
+
+def files_dtype(path: Path) -> torch.dtype:
+    """Return the dtype of the first tensor in a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(next(iter(file.keys()))).dtype
 
 
 def decode_in_tiles(vae: AutoencoderKL, side_px: int) -> None:

@@ -183,7 +183,7 @@ def _offer_light_lora(run: Run, verdict: dict[str, Any]) -> str:
         return ""
     return (
         f"; {here.MIRROR.name} has {free / GB:.1f} GB left, and 05's one-file model takes {needed / GB:.1f}: "
-        "more = {'lora_rank': 32, 'export_whole': False} there writes a LoRA of the change instead, a few "
+        "more = {'lora_rank': 32, 'one_file': 'no'} there writes a LoRA of the change instead, a few "
         "percent of that"
     )
 

@@ -27,8 +27,14 @@ from helpers.models.capture import CapturedForward
 from helpers.models.families import Components, Conditioning, Family, Settings
 from helpers.models.pipeline import clamp_steps, decode_in_tiles, load_pipeline
 from helpers.models.readback import fingerprint, fingerprint_of_files
-from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
-from helpers.train.check_base import check_settings, check_tokenizer, check_weights, load_model
+from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code, settings_in
+from helpers.train.check_base import (
+    check_parts,
+    check_settings,
+    check_tokenizer,
+    check_weights,
+    load_model,
+)
 from helpers.train.half_precision import keep_half_precision
 from helpers.train.in_backward import weights_dtype
 
@@ -38,6 +44,7 @@ ADVICE = (
     "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, a one-file .safetensors of Stable Diffusion "
     "1 or 2, or a folder in diffusers layout with safetensors weights"
 )
+VAE_ADVICE = "give a hub id or a folder with an AutoencoderKL's config.json and safetensors weights"
 DRAW_PIXELS = 8 * 512**2  # of images drawn together, at most
 # random state need not be preserved: there is no dropout
 GRADIENT_CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
@@ -178,14 +185,16 @@ def load_components(
     train_text_encoder: bool = False,
     unet_dtype: torch.dtype = torch.float32,
     known_hashes: Path | None = None,
+    vae: str = "",
 ) -> ModelComponents:
     """Load a base model, and check everything that training and its export need.
 
     The denoiser comes in `unet_dtype`, trained text encoders in float32, the others in the device's dtype.
-    `known_hashes` is a file that caches fingerprints. Raises RunError if the model is missing, incomplete, holds
-    anything but safetensors and JSON, or its components do not fit one another.
+    `known_hashes` is a file that caches fingerprints; `vae` takes the place of the base's own. Raises RunError if a
+    model is missing, incomplete, holds anything but safetensors and JSON, or its components do not fit one another.
     """
     text_dtype = torch.float32 if train_text_encoder else device.dtype
+    given = _load_vae(vae, read_base(base_model)[0], device) if vae else None
     with open_model("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         refuse_code(folder)
@@ -194,7 +203,8 @@ def load_components(
         load = partial(load_model, folder=folder, device=device.device)
         name, kind = family.DENOISER
         denoiser = load(kind, part=name, dtype=unet_dtype)
-        vae = load(AutoencoderKL, part="vae", dtype=family.vae_dtype(settings, device.dtype))
+        vae_dtype = family.vae_dtype(settings["vae"], device.dtype)
+        autoencoder = given or load(AutoencoderKL, part="vae", dtype=vae_dtype)
         encoders = {
             part: load(kind, part=part, dtype=text_dtype)
             for part, kind in family.TEXT_ENCODERS.items()
@@ -206,12 +216,12 @@ def load_components(
         for tokenizer, encoder in zip(tokenizers.values(), encoders.values(), strict=True):
             fit_tokenizer(tokenizer, encoder)
             check_tokenizer(tokenizer, encoder)
-        models = {name: denoiser, "vae": vae} | encoders
+        models = {name: denoiser, "vae": autoencoder} | encoders
         hashes = _hashes(folder, models, known_hashes)
         # as the export will, so that it fails now and not after hours
         load_pipeline(str(folder), device.dtype, **tokenizers, **models)
         noise_scheduler = family.SCHEDULER.from_pretrained(folder, subfolder="scheduler")
-    vae.requires_grad_(False).eval()
+    autoencoder.requires_grad_(False).eval()
     for encoder in encoders.values():
         encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
@@ -221,12 +231,18 @@ def load_components(
         index=settings["model_index"],
         tokenizers=tokenizers,
         text_encoders=encoders,
-        vae=vae,
+        vae=autoencoder,
         denoiser=denoiser,
         noise_scheduler=noise_scheduler,
         device=device,
-        hashes=hashes,
+        hashes=hashes | ({"vae": fingerprint(given)} if given else {}),
     )
+
+
+def _load_vae(vae: str, family: Family, device: Device) -> AutoencoderKL:
+    with open_model("vae", vae, VAE_ADVICE) as folder:
+        dtype = family.vae_dtype(settings_in(folder / "config.json"), device.dtype)
+        return load_model(AutoencoderKL, folder.parent, folder.name, dtype, device.device)
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
@@ -352,18 +368,25 @@ def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
     )
 
 
-def read_base(base_model: str) -> tuple[Family, Settings]:
-    """Return a base model's family and settings, from its JSON files alone. Raises RunError if it cannot be trained."""
+def read_base(base_model: str, vae: str = "") -> tuple[Family, Settings]:
+    """Return a base model's family and settings, those of `vae` among them, from their JSON files alone.
+
+    Raises RunError if the base cannot be trained, or the VAE does not fit it.
+    """
     with open_model("base_model", base_model, ADVICE, weights=False) as folder:
-        with torch.device(
-            "cpu"
-        ):  # the checks compute, also where a model is built on the meta device
-            return check_settings(folder)
+        # the checks compute, also where a model is built on the meta device
+        with torch.device("cpu"):
+            family, settings = check_settings(folder)
+    if vae:
+        with open_model("vae", vae, VAE_ADVICE, weights=False) as folder:
+            settings = {**settings, "vae": settings_in(folder / "config.json")}
+            check_parts(family, settings)
+    return family, settings
 
 
 def build_denoiser(config: TrainConfig, dtype: torch.dtype) -> Denoiser:
     """Build the module that would be trained, with the base model's shapes and random weights."""
-    family, settings = read_base(config.base_model)
+    family, settings = read_base(config.base_model, config.vae)
     name, kind = family.DENOISER
     denoiser = kind.from_config(settings[name])
     if config.method == "full":

@@ -187,7 +187,7 @@ def memory_beside_steps(config: TrainConfig, device: Device) -> float:
 
     The images' encoding comes before the model is on the GPU, and takes less than that.
     """
-    family, settings = read_base(config.base_model)
+    family, settings = read_base(config.base_model, config.vae)
     side, dtype = latent_side(config), device.dtype
     validated = min(config.validation_pairs, max(1, MAX_LATENT_PIXELS // side**2))
     drawn = 8 if config.prior_share else len(config.prompts) or 4
@@ -196,7 +196,7 @@ def memory_beside_steps(config: TrainConfig, device: Device) -> float:
     model = _meta_model(config, device)
     forward = peak_forward_bytes(model, device, lambda: model(*random_inputs(model, rows, side)))
     with torch.device("meta"):
-        vae_dtype = family.vae_dtype(settings, dtype)
+        vae_dtype = family.vae_dtype(settings["vae"], dtype)
         vae = nn.Module.to(AutoencoderKL.from_config(settings["vae"]), vae_dtype)
     decode_in_tiles(vae, config.resolution_px)
     latents = 1, vae.config.latent_channels, side, side
@@ -221,7 +221,7 @@ def _count_encoders(family: Family, settings: Settings) -> int:
 
 def _count_model(config: TrainConfig) -> int:
     """Return the number of parameters in model/."""
-    family, settings = read_base(config.base_model)
+    family, settings = read_base(config.base_model, config.vae)
     name, kind = family.DENOISER
     with torch.device("meta"):
         modules = kind.from_config(settings[name]), AutoencoderKL.from_config(settings["vae"])
@@ -237,7 +237,7 @@ def _meta_model(config: TrainConfig, device: Device) -> Denoiser:
 
 def latent_side(config: TrainConfig) -> int:
     """Return the side length of a square image's latents: resolution_px / 8 for Stable Diffusion."""
-    _, settings = read_base(config.base_model)
+    _, settings = read_base(config.base_model, config.vae)
     return config.resolution_px // 2 ** (len(settings["vae"]["block_out_channels"]) - 1)
 
 

@@ -76,9 +76,8 @@ def export_lora(
     if sum(p.numel() for p in components.denoiser.parameters()) > MAX_FLOAT32_PARAMETERS:
         # as its files have it, so that it is mapped and takes no memory
         dtype = components.device.dtype
-    pipeline = load_pipeline(
-        config.base_model, dtype, safety_checker=False, **components.tokenizers
-    )
+    own = components.tokenizers | ({"vae": components.vae} if config.vae else {})
+    pipeline = load_pipeline(config.base_model, dtype, safety_checker=False, **own)
     load_lora(pipeline, path)
     scaled = extract_lora({name: getattr(pipeline, name) for name in modules}).scaled
     loaded = ((name, tensor.to(dtype)) for name, tensor in scaled.items())

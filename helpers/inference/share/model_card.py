@@ -66,5 +66,4 @@ def render_card(run: Run, figures: dict[str, Any]) -> str:
         **summarize_posts(run),
         lora=settings["method"] == "lora",
         light=figures.get("light_lora"),  # not in older versions' report.json
-        whole=figures["inputs"]["config"].get("export_whole", True),
     )

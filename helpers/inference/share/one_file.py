@@ -5,6 +5,7 @@ compared with model/ before export/ is replaced.
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from safetensors.torch import load_file, save, save_file
 
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
-from helpers.core.files import find_corruption, folder_hash, read_json, replacing_folder, write_json
+from helpers.core.files import (
+    find_corruption,
+    folder_bytes,
+    folder_hash,
+    read_json,
+    replacing_folder,
+    write_json,
+)
 from helpers.core.run import Run
 from helpers.inference.draw.sampler import Sampler
 from helpers.inference.share.modelspec import (
@@ -35,11 +43,13 @@ from helpers.models.lora import (
     read_lora,
     write_lora,
 )
-from helpers.models.pipeline import load_pipeline
+from helpers.models.pipeline import files_dtype, load_pipeline
 from helpers.models.readback import effective_weights, require_equal, unreadable
 
+log = logging.getLogger(__name__)
 MADE_FROM = "made_from.json"
-FORMAT = 2  # of export/; an export of another format is written again
+FORMAT = 3  # of export/; an export of another format is written again
+MAX_BYTES = 5e9  # of a model that is written as one file beside its LoRA, unless one_file says so
 
 
 def export(
@@ -47,30 +57,40 @@ def export(
 ) -> list[Path]:
     """Write export/ from model/, unless export/ is up to date. Return the paths of the weight files.
 
-    NAME.safetensors              the full model as an original Stable Diffusion checkpoint, if `export_whole`
+    NAME.safetensors              the full model as an original Stable Diffusion checkpoint
     NAME.yaml                     its config, if the model predicts velocity, which weights alone do not show
     NAME-lora.safetensors         the LoRA in kohya's layout, for ComfyUI and similar programs
+    NAME-lora-blocks.safetensors  of SDXL, with diffusers' names of blocks, which some programs look for
     diffusers/                    the LoRA for `load_lora_weights` of diffusers alone
-    NAME-lora-rank32.safetensors  the light LoRA that `config` asks for, and diffusers-rank32/
-    sampler                       makes the light LoRA
+    NAME-lora-rank32.safetensors  the light LoRA that `config` asks for and `sampler` makes, and diffusers-rank32/
+    The config's `one_file` is "yes", "no" or "auto": without the first where there is a LoRA and the model is larger
+    than MAX_BYTES.
     Raises RunError if model/ is missing or corrupt, or a file that was read back differs from it.
     """
     config = config or InferenceConfig(run=run.name)
     run.require(run.verdict, "train")
     if what := find_corruption(run.model):
         raise RunError(f"{what}: run 04_train again")
-    made_from = {"model": folder_hash(run.model), "format": FORMAT}
-    if config.has_light_lora or not config.export_whole:
-        made_from["light_lora"] = [config.lora_rank, config.lora_share, config.export_whole]
+    light = [config.lora_rank, config.lora_share] if config.has_light_lora and sampler else None
+    has_lora = light is not None or (run.model / "lora" / LORA_FILE).is_file()
+    is_large = folder_bytes(run.model) > MAX_BYTES
+    whole = not has_lora or config.one_file == "yes" or (config.one_file == "auto" and not is_large)
+    made_from = {"model": folder_hash(run.model), "format": FORMAT, "one_file": whole}
+    made_from |= {"light_lora": light} if light else {}
     if find_corruption(run.export) or read_json(run.export / MADE_FROM) != made_from:
         light = sampler.light_lora(config) if sampler else None
         with replacing_folder(run.export) as folder:
-            path = folder / f"{run.name}.safetensors"
-            if config.export_whole:
-                _write_model(run, path)
-            files = _write_loras(run, folder, light)
-            _read_back(run, path if config.export_whole else None, files)
+            if whole:
+                _write_model(run, folder / f"{run.name}.safetensors")
+            files = _write_loras(run, folder, sampler.light_lora(config) if light else None)
+            _read_back(run, folder, files)
             write_json(folder / MADE_FROM, made_from)
+    if not whole:
+        log.warning(
+            "the whole model as one file, of %.1f GB, is left out, as the LoRA is enough: more = "
+            '{"one_file": "yes"} writes it too',
+            folder_bytes(run.model) / 1e9,
+        )
     return sorted(run.export.rglob("*.safetensors"))
 
 
@@ -101,10 +121,10 @@ def _weight_files(model: Path, variant: Variant) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class _LoraFiles:
-    """A LoRA, and the files that hold it in both layouts."""
+    """A LoRA, and its tensors by the file that holds them, in each layout."""
 
     lora: Lora
-    kohya: Path
+    kohya: dict[Path, State]  # once for each of the family's namings
     diffusers: Path
 
 
@@ -112,41 +132,41 @@ def _write_loras(run: Run, folder: Path, light: LightLora | None) -> list[_LoraF
     loras = {f"-rank{light.rank}": light.lora} if light else {}
     if (trained := run.model / "lora" / LORA_FILE).is_file():
         loras[""] = read_lora(trained)
-    files = [
-        _LoraFiles(
-            lora,
-            folder / f"{run.name}-lora{which}.safetensors",
-            folder / f"diffusers{which}" / LORA_FILE,
-        )
-        for which, lora in loras.items()
-    ]
-    for each in files:
-        _write_lora(run, each)
-    return files
+    variant, written = Variant.read(run.model), []
+    for which, lora in loras.items():
+        first, *others = to_kohya(lora, variant)
+        kohya = {folder / f"{run.name}-lora{which}.safetensors": first}
+        kohya |= {folder / f"{run.name}-lora{which}-blocks.safetensors": state for state in others}
+        written.append(_LoraFiles(lora, kohya, folder / f"diffusers{which}" / LORA_FILE))
+        _write_lora(written[-1], lora_metadata(run, variant, lora))
+    return written
 
 
-def _write_lora(run: Run, files: _LoraFiles) -> None:
-    variant = Variant.read(run.model)
-    metadata, state = lora_metadata(run, variant, files.lora), to_kohya(files.lora, variant)
-    content = save(state)  # model sites identify a LoRA by the hash of its data after the header
-    data = content[8 + int.from_bytes(content[:8], "little") :]
-    named = metadata | {"sshs_model_hash": hashlib.sha256(data).hexdigest()}
-    _save(state, files.kohya, named)
+def _write_lora(files: _LoraFiles, metadata: dict[str, str]) -> None:
+    for path, state in files.kohya.items():
+        content = save(state)
+        # model sites identify a LoRA by the hash of its data after the header
+        data = content[8 + int.from_bytes(content[:8], "little") :]
+        named = metadata | {"sshs_model_hash": hashlib.sha256(data).hexdigest()}
+        _save(state, path, named)
     write_lora(files.diffusers, files.lora, metadata)
 
 
-def to_kohya(lora: Lora, variant: Variant) -> State:
-    """Return a LoRA in the layout of kohya's sd-scripts: down, up and alpha of each layer.
+def to_kohya(lora: Lora, variant: Variant) -> list[State]:
+    """Return a LoRA in the layout of kohya's sd-scripts, down, up and alpha of each layer, once for each naming.
 
     lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
     lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha
     """
-    converted = {}
-    for name, alpha in lora.alpha.items():
-        layer = variant.family.to_kohya(name, variant.settings)
-        converted[f"{layer}.lora_down.weight"] = lora.tensors[name + DOWN]
-        converted[f"{layer}.lora_up.weight"] = lora.tensors[name + UP]
-        converted[f"{layer}.alpha"] = torch.tensor(float(alpha))
+    names = {layer: variant.family.to_kohya(layer, variant.settings) for layer in lora.alpha}
+    converted = []
+    for number in range(max(map(len, names.values()))):
+        converted.append(state := {})
+        for layer, alpha in lora.alpha.items():
+            name = names[layer][min(number, len(names[layer]) - 1)]
+            state[f"{name}.lora_down.weight"] = lora.tensors[layer + DOWN]
+            state[f"{name}.lora_up.weight"] = lora.tensors[layer + UP]
+            state[f"{name}.alpha"] = torch.tensor(float(alpha))
     return converted
 
 
@@ -154,38 +174,39 @@ def _save(state: State, path: Path, metadata: dict[str, str]) -> None:
     save_file({k: v.contiguous() for k, v in state.items()}, path, {"format": "pt"} | metadata)
 
 
-def _read_back(run: Run, whole: Path | None, files: list[_LoraFiles]) -> None:
-    variant = Variant.read(run.model)
-    if whole:
-        pipeline = _load(whole, run.model, variant.family)
-        for part, file in _weight_files(run.model, variant).items():
+def _read_back(run: Run, folder: Path, files: list[_LoraFiles]) -> None:
+    path, variant = folder / f"{run.name}.safetensors", Variant.read(run.model)
+    weights = _weight_files(run.model, variant)
+    dtype = files_dtype(weights[variant.family.DENOISER[0]])
+    if path.is_file():
+        pipeline = _load(path, run.model, variant.family, dtype)
+        for part, file in weights.items():
             state = load_file(file).items()
             expected = ((name.removeprefix("text_model."), tensor) for name, tensor in state)
-            require_equal(whole, expected, effective_weights(getattr(pipeline, part)))
-    elif files:
-        pipeline = load_pipeline(str(run.model), torch.float32, safety_checker=False)
+            require_equal(path, expected, effective_weights(getattr(pipeline, part)))
+    else:
+        pipeline = load_pipeline(str(run.model), dtype, safety_checker=False)
     for each in files:
         lora = each.lora
         parts = {part: getattr(pipeline, part) for part in lora.parts}
-        layouts = {each.kohya: to_kohya(lora, variant), each.diffusers: lora.tensors}
-        for (
-            path,
-            tensors,
-        ) in layouts.items():  # compared scaled: diffusers has one alpha for all layers
+        layouts = each.kohya | {each.diffusers: lora.tensors}
+        for path, tensors in layouts.items():
             require_equal(path, tensors.items(), load_file(path).items())
             load_lora(pipeline, path)
-            found = extract_lora(parts).scaled.items()
-            require_equal(path, lora.scaled.items(), found, rounded=True)
+            # compared scaled: diffusers has one alpha for all layers
+            scaled = extract_lora(parts).scaled.items()
+            loaded = ((name, tensor.to(dtype)) for name, tensor in scaled)
+            require_equal(path, lora.scaled.items(), loaded, rounded=True)
             pipeline.unload_lora_weights()
 
 
-def _load(path: Path, config: Path, family: Family) -> DiffusionPipeline:
+def _load(path: Path, config: Path, family: Family, dtype: torch.dtype) -> DiffusionPipeline:
     try:
         return family.PIPELINE.from_single_file(
             str(path),
             config=str(config),
             local_files_only=True,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             **family.PIPELINE_OPTIONS | family.NO_SAFETY_CHECKER,
         )
     except Exception as error:  # loaders raise many kinds
