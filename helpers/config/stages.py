@@ -281,7 +281,7 @@ class InferenceConfig(Checked):
     clip_model: str = ""  # a hub id or folder of a CLIP, to measure prompt adherence
     safety_checker: bool = True  # if the model has one
     # a TCD or LCM LoRA, by hub id or path: the prompt box gets a switch that draws in a few steps. The report measures
-    # what it costs in style: the demo's, assets/tiny-sd-lcm, keeps 97% of the style gain in 24% of the time
+    # what it costs in style: the demo's, assets/tiny-sd-lcm, keeps 97% of the style gain in 25% of the time
     speed_lora: str = ""
     speed_scheduler: str = choice("auto", "TCD", "LCM")  # auto: LCM if its name says so
     speed_weight: float = number(1.0, 0.05, 2.0)  # at which it is merged
