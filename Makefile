@@ -48,6 +48,7 @@ replica: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks.captions
 	$(BIN)/python -m tests.benchmarks.demo
+	$(BIN)/python -m tests.benchmarks.light
 	$(BIN)/python -m tests.benchmarks.mirror
 	$(BIN)/python -m tests.benchmarks.minutes
 	$(BIN)/python -m tests.benchmarks.sampling
@@ -79,6 +80,7 @@ strip: .venv/installed
 lab: .venv/installed
 	$(BIN)/jupyter lab --notebook-dir .
 
-# train the tiny base model again from its seed (hours of two cores)
+# train the tiny base model again from its seed (hours of two cores), and its speed LoRA (minutes)
 base: .venv/installed
 	$(BIN)/python -m helpers.demo.pretrain
+	$(BIN)/python -m helpers.demo.distill

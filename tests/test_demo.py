@@ -1,12 +1,16 @@
 """The drawn world, and the tiny base model that knows its flat half."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, LCMScheduler
 
 from helpers.config import DatasetConfig
 from helpers.config.presets import DEMO_PROMPTS
+from helpers.core.files import find_corruption
+from helpers.demo.distill import boundary_scalings, distil, write_speed_lora
 from helpers.demo.looks import LOOKS, apply_look, suffix
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import HELD_OUT_PAIRS, SUFFIX, random_scene
@@ -14,14 +18,16 @@ from helpers.demo.shapes import ANIMALS, COLOURS, PLACES, THINGS
 from helpers.demo.tokenizer import MAX_TOKENS, make_tokenizer
 from helpers.host.device import pick_device
 from helpers.models.families import Components, sd1
+from helpers.models.licence import stated_licence
+from helpers.models.lora import LORA_FILE, find_misfit, lora_change, read_lora
 from helpers.models.objective import Ddpm
-from helpers.models.pipeline import load_pipeline
+from helpers.models.pipeline import load_pipeline, sample_fast
 from helpers.train.data import LatentDataset
 from helpers.train.model import Denoiser
 from helpers.train.validation_loss import ValidationLoss
 
 UNSEEN = range(9_000_000, 9_000_024)
-BASE = "assets/tiny-sd"
+BASE, SPEED = "assets/tiny-sd", Path("assets/tiny-sd-lcm")
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +134,48 @@ def test_the_base_minds_the_words(base):
         pictures.append(images[0].mean((0, 1)))
     assert pictures[0][2] > pictures[1][2]  # more blue
     assert pictures[0][0] < pictures[1][0]  # less red
+
+
+# the speed LoRA
+
+
+def test_the_speed_lora_is_small_and_what_its_hashes_say():
+    assert find_corruption(SPEED) is None
+    assert sum(path.stat().st_size for path in SPEED.iterdir()) < 1e6
+    assert stated_licence(str(SPEED)).name == "Apache 2.0"
+
+
+def test_four_steps_by_the_speed_lora_are_near_sixteen_with_guidance_and_four_without_it_are_not():
+    """By the pixels' mean difference, of the same noise and without guidance."""
+    pipeline = sample_fast(load_pipeline(BASE, torch.float32))
+
+    def drawn(steps, guidance):
+        seeds = [torch.Generator().manual_seed(i) for i in range(len(DEMO_PROMPTS))]
+        given = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": seeds}
+        return np.stack(
+            [np.asarray(i, float) for i in pipeline(list(DEMO_PROMPTS), **given).images]
+        )
+
+    guided, without = drawn(16, 4.0), drawn(4, 1.0)
+    pipeline.load_lora_weights(SPEED, weight_name=LORA_FILE)
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    fast = drawn(4, 1.0)
+    assert np.abs(fast - guided).mean() < 0.6 * np.abs(without - guided).mean()
+
+
+def test_distilling_gives_a_lora_of_the_base_and_the_same_one_again(base, tmp_path):
+    first, again = (distil(Path(BASE), seed=0, steps=2, scenes=8) for _ in range(2))
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in first.tensors.items())
+    weights = {f"unet.{name}": tensor for name, tensor in base.unet.state_dict().items()}
+    assert find_misfit(first, weights) == ""
+    assert any(lora_change(first, layer).any() for layer in first.alpha)
+    write_speed_lora(first, tmp_path / "lcm")
+    assert find_corruption(tmp_path / "lcm") is None
+    assert read_lora(tmp_path / "lcm" / LORA_FILE).alpha == first.alpha
+
+
+def test_the_boundary_conditions_are_those_of_diffusers_scheduler():
+    timesteps = torch.tensor([0, 19, 499, 999])
+    skip, out = LCMScheduler().get_scalings_for_boundary_condition_discrete(timesteps)
+    ours = boundary_scalings(timesteps)
+    assert torch.allclose(ours[0].flatten(), skip) and torch.allclose(ours[1].flatten(), out)

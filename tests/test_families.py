@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from helpers.config import TrainConfig, configure
+from helpers.config import InferenceConfig, TrainConfig, configure
 from helpers.core.errors import RunError
 from helpers.core.records import read_metadata
 from helpers.dataset.takedown import remove
@@ -142,8 +142,8 @@ def test_the_whole_model_is_written_as_one_file_where_it_is_asked_for(dataset, s
     monkeypatch.setattr(one_file, "MAX_BYTES", 1e6)
     whole = dataset.export / "pictures.safetensors"
     assert whole not in export(dataset) and not whole.exists()
-    assert whole in export(dataset, "yes")
-    assert whole not in export(dataset, "no")
+    assert whole in export(dataset, InferenceConfig(run="pictures", one_file="yes"))
+    assert whole not in export(dataset, InferenceConfig(run="pictures", one_file="no"))
 
 
 def test_a_vae_of_ones_own_takes_the_place_of_the_bases(dataset, sdxl, tmp_path):

@@ -48,7 +48,7 @@ def optimise(
     name: str,
 ) -> None:
     """Train modules with AdamW, one step per loss. At the end, replace the weights by their moving average (EMA)."""
-    params = [p for module in modules for p in module.parameters()]
+    params = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, betas=(0.9, 0.98), weight_decay=1e-2)
     ema = EMAModel(params, decay=ema_decay)
     running, bar = None, tqdm(range(steps), name, mininterval=30)

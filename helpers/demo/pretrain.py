@@ -142,6 +142,11 @@ def learn_looks(pipeline: StableDiffusionPipeline) -> None:
     """Train the text encoder and the UNet on scenes whose captions may end with a style name (stage 2)."""
     begin = PRETRAIN_SCENES_FROM + FLAT.scenes
     seeds = range(begin, begin + STYLED.scenes)
+    _train_course(pipeline, STYLED, *scenes_with_looks(seeds))
+
+
+def scenes_with_looks(seeds: range) -> tuple[Tensor, list[str]]:
+    """Draw flat scenes, every other one in a look that its caption names, as uint8 (N, 3, SIZE_PX, SIZE_PX)."""
     pixels, captions = draw_scenes("flat", seeds), [random_scene(seed).caption for seed in seeds]
     for i in range(0, len(pixels), 4):
         captions[i] += unknown_suffix(Random(seeds[i]))
@@ -150,7 +155,7 @@ def learn_looks(pipeline: StableDiffusionPipeline) -> None:
         styled = apply_look(pixels[i].permute(1, 2, 0).numpy(), look)
         pixels[i] = torch.from_numpy(styled).permute(2, 0, 1)
         captions[i] += suffix(look)
-    _train_course(pipeline, STYLED, pixels, captions)
+    return pixels, captions
 
 
 def _train_course(

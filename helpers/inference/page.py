@@ -27,6 +27,7 @@ from helpers.figures.trials import plot_trials, read_trials, stack_previews
 from helpers.inference.draw.sampler import is_blocked
 from helpers.inference.judge.groups import Groups
 from helpers.inference.judge.metrics import load_metrics
+from helpers.inference.judge.variants import describe_variants
 from helpers.inference.trained import Trained, summarize_posts
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def _describe_metrics(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]
             yield metric.NAME, "not judged", reason
         else:
             yield metric.NAME, *metric.describe(found)
+    yield from describe_variants(figures)
 
 
 def _sweep(run: Run) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from helpers.inference.draw.sampler import Sampler, make_requests
 from helpers.inference.judge.encoders import ImageModel
 from helpers.inference.judge.groups import Groups
 from helpers.inference.judge.judgement import draw_groups, judge, measure_adherence
+from helpers.inference.judge.variants import judge_light_lora, judge_speed_lora
 from helpers.inference.page import PromptRows, render_page
 
 FORMAT = 3  # of report.json; a report of another format is made again
@@ -90,6 +91,8 @@ def _figures(
         "validation_loss": {name: verdict[name] for name in ("base", "last", "best", "best_step")},
         "training": verdict["words"],
         **judgement,
+        "speed": judge_speed_lora(config, sampler, groups),
+        "light_lora": judge_light_lora(config, sampler, groups),
         "sweep": [asdict(row) for row in read_trials(run)],
         "prompt_adherence": measure_adherence(config, sampler, groups),
         "images": {split: len(trained.pictures(split)) for split in ("train", "validation")},

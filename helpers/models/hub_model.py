@@ -7,12 +7,17 @@ import hashlib
 import json
 import logging
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import constants, list_repo_files, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import constants, hf_hub_download, list_repo_files, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from helpers.core.files import MANIFEST, locked, replacing_folder
 from helpers.models.families import family_of, read_settings
@@ -51,11 +56,32 @@ def fetch_model(hub_id: str, weights: bool) -> Path:
     model only if there is nothing else.
     Raises OSError if the Hub cannot be reached or does not show the model.
     """
-    try:
+    with _hub_reached():
         folder = Path(snapshot_download(hub_id, allow_patterns=TEXTS))
         if not any(folder.glob("*.json")) and not any(folder.glob("*.safetensors")):
             return _fetch_single_file(hub_id)
         return _fetch_weights(hub_id, folder) if weights else folder
+
+
+def fetch_lora(hub_id: str, name: str) -> Path:
+    """Download a LoRA's one file to the Hub's cache, and nothing else; return its path.
+
+    name  the file to take if there is one; else the repository's only .safetensors is taken
+    Raises ValueError if there are several, OSError if the Hub cannot be reached or does not show the repository.
+    """
+    with _hub_reached():
+        try:
+            return Path(hf_hub_download(hub_id, name))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return next(_fetch_single_file(hub_id).glob("*.safetensors"))
+
+
+@contextmanager
+def _hub_reached() -> Iterator[None]:
+    try:
+        yield
     except RepositoryNotFoundError as error:  # or one with terms to accept
         raise OSError(
             "the hub shows no such model: if it is private, or has terms to accept on its page, set HF_TOKEN"

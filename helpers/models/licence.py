@@ -50,11 +50,16 @@ def licence_of(base_model: str, family: Family) -> Licence:
     Stable Diffusion 1 is under CreativeML OpenRAIL-M and 2 under Open RAIL++-M; both require that their use-based
     restrictions are passed on. Never raises, since a missing card must not end a training.
     """
+    return stated_licence(base_model) or Licence(family.LICENCE)
+
+
+def stated_licence(model: str) -> Licence | None:
+    """Return the licence on a model's card, or None if there is no card, or it says none. Never raises."""
     with suppress(OSError, ValueError, YAMLError, HfHubHTTPError, HFValidationError):
-        card = metadata_load(_card(base_model)) or {}
+        card = metadata_load(_card(model)) or {}
         if licence := _text(card, "license"):
             return Licence(licence, _text(card, "license_name"), _text(card, "license_link"))
-    return Licence(family.LICENCE)
+    return None
 
 
 def _card(base_model: str) -> Path:

@@ -8,12 +8,14 @@ The metadata hold each component's rank and alpha, which diffusers reads since 0
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 from diffusers import DiffusionPipeline
+from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -30,6 +32,8 @@ OTHER_NAMES = (  # of transformers 5.6's modules, and of version 0.2: up to thre
     (re.compile(r"\.lora(_linear_layer)?\.down\.weight$"), DOWN),
     (re.compile(r"\.lora(_linear_layer)?\.up\.weight$"), UP),
     (re.compile(r"^(text_encoder(_2)?)\.(?!text_model\.)"), r"\1.text_model."),
+    (re.compile(r"\.self_attn\.to_([qkv])\b"), r".self_attn.\1_proj"),
+    (re.compile(r"\.self_attn\.to_out\.0\b"), ".self_attn.out_proj"),
 )
 
 
@@ -75,6 +79,14 @@ def extract_lora(modules: dict[str, nn.Module]) -> Lora:
     return Lora(tensors, alpha, settings)
 
 
+def lora_of(factors: dict[str, tuple[Tensor, Tensor]]) -> Lora:
+    """Return the LoRA of factors (up, down) by layer, such as `unet.mid_block.resnets.0.conv1`; alpha is the rank."""
+    tensors = {}
+    for name, (up, down) in factors.items():
+        tensors |= {_name_in_file(name) + DOWN: down, _name_in_file(name) + UP: up}
+    return Lora(tensors, {_name_in_file(n): len(down) for n, (_, down) in factors.items()}, {})
+
+
 def write_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
     """Write a LoRA file that diffusers' `load_lora_weights` reads, with `metadata` added to the file's header."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,12 +97,86 @@ def write_lora(path: Path, lora: Lora, metadata: dict[str, str]) -> None:
 def read_lora(path: Path) -> Lora:
     """Read a LoRA file written by any version of this project. Raises RunError if the file is not safetensors."""
     tensors = {_name_in_file(name): tensor for name, tensor in load_file(path).items()}
-    with safe_open(path, "pt") as file:
-        metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    metadata = _metadata(path)
     rank = {n.removesuffix(UP): t.shape[1] for n, t in tensors.items() if n.endswith(UP)}
     alpha = {n: metadata.get(f"{n.split('.')[0]}.lora_alpha", r) for n, r in rank.items()}
     settings = {name: value for name, value in metadata.items() if name.endswith(SETTINGS)}
     return Lora(tensors, alpha, settings)
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get(METADATA, "{}"))
+
+
+def read_foreign_lora(path: Path, pipeline: DiffusionPipeline) -> Lora:
+    """Read a LoRA file in any layout that diffusers' loaders of this pipeline know, such as kohya's.
+
+    Raises RunError if the file is not safetensors, and ValueError if it holds no LoRA, or more than one.
+    """
+    tensors, alphas = pipeline.lora_state_dict(load_file(path), unet_config=pipeline.unet.config)
+    tensors = _rename(tensors)
+    rank = {name.removesuffix(UP): t.shape[1] for name, t in tensors.items() if name.endswith(UP)}
+    unpaired = tensors.keys() ^ {name + end for name in rank for end in (DOWN, UP)}
+    if not rank or unpaired:
+        raise ValueError(f"it is no LoRA of a kind that is known here{_for_example(unpaired)}")
+    by_layer = _rename({name.removesuffix(".alpha"): a for name, a in (alphas or {}).items()})
+    by_layer = {name.removesuffix(DOWN): alpha for name, alpha in by_layer.items()}
+    by_part = _metadata(path)
+    alpha = {
+        n: by_layer.get(n, by_part.get(f"{n.split('.')[0]}.lora_alpha", r)) for n, r in rank.items()
+    }
+    return Lora(tensors, alpha, {})
+
+
+def _rename(named: dict[str, Any]) -> dict[str, Any]:
+    return {_name_in_file(n): value for n, value in convert_unet_state_dict_to_peft(named).items()}
+
+
+def _for_example(names: set[str]) -> str:
+    return f", by {min(names)}" if names else ""
+
+
+def find_misfit(lora: Lora, weights: Mapping[str, Tensor]) -> str:
+    """Return in words which layer of a LoRA a model lacks or has in another shape; "" if all fit.
+
+    weights  of the whole pipeline, as {component.name: tensor}
+    """
+    for layer in lora.alpha:
+        name = _weight_name(layer, weights)
+        if name is None:
+            return f"its layer {layer} is none of this model's"
+        up, down = lora.tensors[layer + UP], lora.tensors[layer + DOWN]
+        changed, own = _size((len(up), *down.shape[1:])), _size(weights[name].shape)
+        if changed != own or up.shape[1] != len(down):
+            return f"its layer {layer} is {changed}, this model's {own}"
+    return ""
+
+
+def _size(shape: Sequence[int]) -> tuple[int, ...]:
+    # a linear layer, and a convolution of 1 x 1, are given for one another
+    return tuple(shape[:2]) if set(shape[2:]) <= {1} else tuple(shape)
+
+
+def lora_weights(lora: Lora, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the layer by the name of each weight that a LoRA changes. The LoRA must fit (`find_misfit`)."""
+    return {_weight_name(layer, weights): layer for layer in lora.alpha}
+
+
+def lora_change(lora: Lora, layer: str) -> Tensor:
+    """Return what a LoRA adds to a layer, `alpha / rank * BA`, in float32 and the layer's shape.
+
+    Hu et al. 2021, arXiv:2106.09685, section 4.1.
+    """
+    up, down = lora.tensors[layer + UP].float(), lora.tensors[layer + DOWN].float()
+    change = lora.alpha[layer] / len(down) * (up.flatten(1) @ down.flatten(1))
+    return change.view(len(up), *down.shape[1:])
+
+
+def _weight_name(layer: str, weights: Mapping[str, Tensor]) -> str | None:
+    # transformers 5.6's text encoders have no `text_model.` in their names
+    names = (f"{layer}.weight", f"{layer.replace('.text_model.', '.', 1)}.weight")
+    return next((name for name in names if name in weights), None)
 
 
 def _name_in_file(name: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from helpers.core.errors import RunError
 from helpers.core.files import read_json
 from helpers.models.families import all_families
-from helpers.models.hub_model import fetch_model, rename_variants, successor
+from helpers.models.hub_model import fetch_lora, fetch_model, rename_variants, successor
 from helpers.models.single_file import convert, find_single_file
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
@@ -68,13 +68,7 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
     """
     path = Path(model).expanduser()
     if path.is_file():
-        if path.suffix in PICKLED:
-            raise ValueError(
-                f"{path.name} is a pickle, which could run any code and is not read: take the .safetensors file"
-            )
-        if path.suffix != ".safetensors":
-            raise ValueError(f"{path.name} is no .safetensors file")
-        return convert(path)
+        return convert(_require_safetensors(path))
     if not path.is_dir():
         _refuse_missing_path(model)
         path = fetch_model(successor(model), weights)
@@ -84,6 +78,38 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
     if (plain := rename_variants(path)) != path:
         _refuse_unsafe(plain)
     return plain
+
+
+def lora_file(model: str, name: str) -> Path:
+    """Find or download a LoRA's file.
+
+    model  a .safetensors file; a folder or a hub id with the file `name`, or with one .safetensors file alone
+    Raises ValueError or OSError, with the reason, for a LoRA that is missing, pickled, or one of several.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        return _require_safetensors(path)
+    if not path.is_dir():
+        _refuse_missing_path(model)
+        return fetch_lora(model, name)
+    if (path / name).is_file():
+        return path / name
+    found = sorted(path.glob("[!.]*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if pickled := sorted(file.name for file in path.iterdir() if file.suffix in PICKLED):
+        raise ValueError(f"{pickled[0]} is a pickle, which could run any code and is not read")
+    raise ValueError(f"the folder holds {len(found)} .safetensors files: give the path of one")
+
+
+def _require_safetensors(path: Path) -> Path:
+    if path.suffix in PICKLED:
+        raise ValueError(
+            f"{path.name} is a pickle, which could run any code and is not read: take the .safetensors file"
+        )
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.name} is no .safetensors file")
+    return path
 
 
 def _refuse_missing_path(model: str) -> None:

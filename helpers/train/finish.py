@@ -15,9 +15,18 @@ from diffusers import DiffusionPipeline
 from helpers.config import TrainConfig, read_settings
 from helpers.config.stages import RESUMABLE
 from helpers.core.errors import RunError
-from helpers.core.files import MANIFEST, find_corruption, folder_hash, replacing_folder, write_json
+from helpers.core.files import (
+    GB,
+    MANIFEST,
+    find_corruption,
+    folder_bytes,
+    folder_hash,
+    replacing_folder,
+    write_json,
+)
 from helpers.core.records import read_log
 from helpers.core.run import Run
+from helpers.host import here
 from helpers.models.capture import Captured
 from helpers.models.families import Components
 from helpers.train import checkpoint, save_model
@@ -163,6 +172,19 @@ def verify_model(run: Run) -> str:
     return (
         f"{run.model} is complete: validation loss {verdict['base']:.4f} -> {verdict['last']:.4f} "
         f"({change:+.0%}); {verdict['words']}{_remarks(run, verdict)}{_unfinished(run, verdict)}"
+        f"{_offer_light_lora(run, verdict)}"
+    )
+
+
+def _offer_light_lora(run: Run, verdict: dict[str, Any]) -> str:
+    settings = verdict.get("trained_with", {}).get("settings") or run.read_config("train")
+    needed, free = folder_bytes(run.model), here.free_bytes()  # export/ holds the model again
+    if settings["method"] != "full" or free > needed:
+        return ""
+    return (
+        f"; {here.MIRROR.name} has {free / GB:.1f} GB left, and 05's one-file model takes {needed / GB:.1f}: "
+        "more = {'lora_rank': 32, 'one_file': 'no'} there writes a LoRA of the change instead, a few "
+        "percent of that"
     )
 
 

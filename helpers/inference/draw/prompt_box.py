@@ -17,6 +17,7 @@ from helpers.figures.pictures import open_rgb
 from helpers.inference.draw.album import Settings
 from helpers.inference.draw.sampler import Cancelled, Progress, Request, Sampler
 from helpers.inference.draw.schedulers import SCHEDULERS
+from helpers.inference.draw.speed import speed_cost
 
 MAX_SEED = 2**31 - 1
 MAX_HISTORY = 16
@@ -59,6 +60,7 @@ class PromptBox:
         self.cancel.on_click(lambda _button: self._stop.set())
         for path, settings in sampler.album.newest(MAX_HISTORY):
             self._add_to_history(settings, open_rgb(path))
+        self.fast.observe(lambda _change: self._set_fast(), "value")
         self.view = self._make_layout()
 
     def _ipython_display_(self) -> None:
@@ -89,6 +91,27 @@ class PromptBox:
         )
         name = "LoRA strength" if self.sampler.method == "lora" else "Strength"
         self.strength = _slider(name, 1.0, 0.0, 1.5, 0.05)
+        self.fast, self.cost = _checkbox("fast", ticked=False), widgets.HTML(layout=WIDE["layout"])
+        self._offer_fast()
+
+    def _offer_fast(self) -> None:
+        """Describe the switch, with what it costs by the report; it is hidden where no speed LoRA can be used."""
+        try:
+            speed = self.sampler.use_speed_lora(self.config)
+        except RunError as error:
+            speed, cost = None, str(error)
+        else:
+            cost = speed_cost(self.sampler.run, speed) if speed else ""
+        self.fast.description = f"fast: {speed}" if speed else "fast"
+        self.fast.layout = widgets.Layout(width="640px", display=None if speed else "none")
+        self.cost.value = f"<small>{html.escape(cost, quote=False)}</small>" if cost else ""
+
+    def _set_fast(self) -> None:
+        fast = self.fast.value and self.sampler.speed
+        asked = fast or self.config
+        self.steps.value = asked.steps if fast else asked.num_inference_steps
+        self.guidance.value = max(asked.guidance, 1.0) if fast else asked.guidance_scale
+        self.scheduler.disabled = bool(fast)
 
     def _make_layout(self) -> widgets.VBox:
         pairs = [
@@ -98,6 +121,7 @@ class PromptBox:
             (self.scheduler, self.checkpoint),
             (self.strength, self.random_seed),
             (self.styled, self.compare),
+            (self.fast, self.cost),
             (widgets.HBox([self.button, self.cancel]), self.bar),
         ]
         rows = [widgets.HBox(pair, layout=ROW) for pair in pairs]
@@ -158,6 +182,11 @@ class PromptBox:
         values = {name: getattr(self, field).value for name, field in FIELDS.items()}
         if model == "base":
             values["strength"] = 1.0
+        if self.fast.value:
+            values |= {
+                "speed": self.sampler.speed.weight,
+                "scheduler": self.sampler.speed.scheduler,
+            }
         seeds = [min(self.seed.value + i, MAX_SEED) for i in range(self.count.value)]
         return [Request(prompt, seed, model=model, **values) for seed in seeds]
 
@@ -193,13 +222,17 @@ class PromptBox:
         self.styled.value = prompt.endswith(suffix)
         self.prompt.value = prompt.removesuffix(suffix)
         self.seed.value, self.count.value, self.random_seed.value = settings["seed"], 1, False
+        self.fast.value = bool(settings.get("speed") and self.sampler.speed)
         for name, field in FIELDS.items():
-            getattr(self, field).value = settings[name]
+            if name != "scheduler" or not settings.get("speed"):
+                getattr(self, field).value = settings[name]
         self.compare.value = model == "base"
         names = [value for _, value in self.checkpoint.options]
         self.checkpoint.value = model if model in names else "tuned"
         is_gone = model not in (*names, "base")
         deleted = f"; {model} was deleted, so the model is chosen" if is_gone else ""
+        if settings.get("speed") and not self.fast.value:
+            deleted += "; it was drawn fast, by a speed LoRA that is not loaded: set speed_lora"
         self._show(f"Settings brought back{deleted}.")
 
     def _show(self, text: str) -> None:

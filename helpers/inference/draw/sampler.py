@@ -20,10 +20,18 @@ from helpers.figures.pictures import INK
 from helpers.host.device import pick_device
 from helpers.inference.draw.album import Album
 from helpers.inference.draw.prompts import Prompts
-from helpers.inference.draw.schedulers import SCHEDULERS, make_scheduler
+from helpers.inference.draw.schedulers import (
+    MAX_SPEED_STEPS,
+    SCHEDULERS,
+    SPEED_SCHEDULERS,
+    TCD_ETA,
+    make_scheduler,
+)
+from helpers.inference.draw.speed import SpeedLora, load_speed_lora
 from helpers.inference.draw.weights import Weights
 from helpers.inference.trained import read_trained
 from helpers.models.capture import CapturedForward
+from helpers.models.light_lora import LightLora, make_light_lora
 from helpers.models.pipeline import decode_in_tiles, load_pipeline, sample_fast
 
 Progress = Callable[[int, int], None]  # denoising steps done, and in all
@@ -48,6 +56,7 @@ class Request:
     width_px: int = 0  # 0 is the resolution of training
     height_px: int = 0
     strength: float = 1.0  # from the base's weights (0) to the model's (1)
+    speed: float = 0.0  # at which the speed LoRA is merged
 
     @classmethod
     def of(cls, config: InferenceConfig, prompt: str, seed: int, negative: str = "") -> "Request":
@@ -80,6 +89,10 @@ class Sampler:
         self.weights = Weights(run, self.pipeline, base_model, base_hash)
         self.model_hash = self.weights.hash_of("tuned")
         self.album = Album(run, self.suffix)
+        self.speed: SpeedLora | None = None
+        self._light: tuple[int, float, LightLora] | None = (
+            None  # rank and share that were asked for
+        )
         self._lock = threading.Lock()
 
     def _load_pipeline(self, model: str, safety_checker: bool) -> DiffusionPipeline:
@@ -102,6 +115,29 @@ class Sampler:
         """Return the prompt with the suffix exactly once, at the end."""
         return self.prompts.styled(prompt)
 
+    def use_speed_lora(self, config: InferenceConfig) -> SpeedLora | None:
+        """Load a config's speed LoRA and return it, or None if it names none. Raises RunError if it does not fit."""
+        if not config.speed_lora:
+            return None
+        self.speed = load_speed_lora(config, self.pipeline, self.weights.all)
+        self.weights.use_speed(self.speed.lora)
+        return self.speed
+
+    def light_lora(self, config: InferenceConfig) -> LightLora | None:
+        """Return the light LoRA that a config asks for, which is drawn as the model `light`, or None.
+
+        Raises RunError if there is nothing to keep, or lora_share cannot be kept.
+        """
+        asked = config.lora_rank, config.lora_share
+        if not any(asked):
+            return None
+        if self._light is None or self._light[:2] != asked:
+            weights = self.weights
+            light = make_light_lora(weights.base, weights.change, *asked, self.device.device)
+            self._light = (*asked, light)
+            weights.use_light(light.lora)
+        return self._light[2]
+
     def draw(
         self, requests: Sequence[Request], batch_size: int = 8, progress: Progress | None = None
     ) -> list[Image.Image]:
@@ -115,10 +151,7 @@ class Sampler:
             return []
         requests = [self._fill_size(request) for request in requests]
         first = requests[0]
-        if first.scheduler not in SCHEDULERS:
-            raise RunError(
-                f"scheduler is {first.scheduler!r}: choose one of {', '.join(SCHEDULERS)}"
-            )
+        self._check(first)
         if self.device.device.type == "cpu":
             batch_size = 1
         images: list[Image.Image] = []
@@ -127,11 +160,20 @@ class Sampler:
             self.pipeline.scheduler = make_scheduler(
                 first.scheduler, self.scheduler_config, first.num_inference_steps
             )
-            self.weights.load(first.model, first.strength)
+            self.weights.load(first.model, first.strength, first.speed)
             decode_in_tiles(self.pipeline.vae, max(first.width_px, first.height_px))
             for start in range(0, len(requests), batch_size):
                 images += self._draw_batch(requests, slice(start, start + batch_size), progress)
         return images
+
+    def _check(self, request: Request) -> None:
+        known = SPEED_SCHEDULERS if request.speed else SCHEDULERS
+        if request.scheduler not in known:
+            raise RunError(f"scheduler is {request.scheduler!r}: choose one of {', '.join(known)}")
+        if request.speed and self.speed is None:
+            raise RunError("no speed LoRA is loaded: set speed_lora in more, as it was drawn with")
+        if request.speed and request.num_inference_steps > MAX_SPEED_STEPS:
+            raise RunError(f"a speed LoRA draws in 1 to {MAX_SPEED_STEPS} steps: take fewer")
 
     def _fill_size(self, request: Request) -> Request:
         side = self.resolution_px
@@ -165,6 +207,7 @@ class Sampler:
             guidance_scale=first.guidance_scale,
             generator=[torch.Generator().manual_seed(request.seed) for request in batch],
             callback_on_step_end=on_step_end,
+            **({"eta": TCD_ETA} if first.scheduler == "TCD" else {}),
         )
         blocked = getattr(output, "nsfw_content_detected", None) or [False] * len(batch)
         return [
@@ -175,7 +218,11 @@ class Sampler:
     def settings(self, request: Request) -> dict[str, object]:
         """Return all settings that a picture depends on, as saved in the picture's PNG and .json."""
         model_hash = self.weights.hash_of(request.model)
-        return vars(self._fill_size(request)) | {"model_hash": model_hash}
+        settings = vars(self._fill_size(request)) | {"model_hash": model_hash}
+        if request.speed:
+            return settings | {"speed_lora_hash": self.speed.sha256}
+        del settings["speed"]  # as pictures have it that were drawn before there was one
+        return settings
 
     def save(self, request: Request, image: Image.Image) -> Path:
         """Save a picture and its settings in samples/."""
@@ -187,10 +234,15 @@ class Sampler:
         Raises RunError if the PNG has no settings, or was drawn with other weights.
         """
         settings = self.album.read(path)
-        request = Request(**{f.name: settings[f.name] for f in fields(Request)})
+        known = {f.name for f in fields(Request)} & settings.keys()
+        request = Request(**{name: settings[name] for name in known})
         if settings["model_hash"] != self.weights.hash_of(request.model):
             raise RunError(
                 f"{path} was drawn with other weights than {self.run.model} has now: it cannot be drawn again"
+            )
+        if request.speed and settings["speed_lora_hash"] != (self.speed and self.speed.sha256):
+            raise RunError(
+                f"{path} was drawn with another speed LoRA than is loaded: set speed_lora"
             )
         return self.draw([request])[0]
 
@@ -218,7 +270,12 @@ def make_config(
     trained = read_trained(run).settings
     for name in ("num_inference_steps", "guidance_scale"):
         values[name] = trained[name] if values.get(name) is None else values[name]
-    return configure(InferenceConfig, more, run=run.name, **values)
+    config = configure(InferenceConfig, more, run=run.name, **values)
+    if trained["method"] == "lora" and config.lora_rank >= trained["rank"]:
+        raise RunError(
+            f"lora_rank is {config.lora_rank} and the model's LoRA has rank {trained['rank']}: give a smaller one"
+        )
+    return config
 
 
 def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:

@@ -15,6 +15,12 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIM": ("DDIMScheduler", {}),
     "PNDM": ("PNDMScheduler", {}),
 }
+SPEED_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # with a speed LoRA alone
+    "TCD": ("TCDScheduler", {}),
+    "LCM": ("LCMScheduler", {}),
+}
+MAX_SPEED_STEPS = 50  # what both were distilled for
+TCD_ETA = 0.3  # as in TCD's paper; the pipelines' own is 0
 
 
 def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMixin:
@@ -24,7 +30,7 @@ def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMi
     of them it asks for one that does not exist; so "trailing" is used there (Lin et al. 2023, arXiv:2305.08891,
     table 2).
     """
-    kind, options = SCHEDULERS[name]
+    kind, options = (SCHEDULERS | SPEED_SCHEDULERS)[name]
     if 2 * steps > config.get("num_train_timesteps", 1000):
         options = options | {"timestep_spacing": "trailing"}
     scheduler = getattr(diffusers, kind).from_config(config, **options)

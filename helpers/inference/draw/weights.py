@@ -13,7 +13,7 @@ from helpers.core.files import MANIFEST, find_corruption, folder_hash, read_json
 from helpers.core.run import Run
 from helpers.inference.trained import read_trained
 from helpers.models.families import Components, family_of, read_settings
-from helpers.models.lora import LORA_FILE, read_lora
+from helpers.models.lora import LORA_FILE, Lora, lora_change, lora_weights, read_lora
 from helpers.models.pipeline import load_mapped
 from helpers.models.readback import fingerprint, fingerprint_of_files
 from helpers.models.untrusted import load_file, open_model
@@ -21,12 +21,14 @@ from helpers.models.untrusted import load_file, open_model
 STEP = re.compile(r"step-\d{6,}")
 # of a checkpoint; previews and the model use the moving average (EMA), where there is one
 AVERAGE, WEIGHTS, STATE = "average.safetensors", "weights.safetensors", "state.json"
+LIGHT = "light"  # the light LoRA, on the base
 LORA_DOWN, LORA_UP = ".lora_A.default.weight", ".lora_B.default.weight"
 ADVICE = "put back the base model that 04_train was given"
+Read = Callable[[str], Tensor]  # a weight by its name
 
 
 class Weights:
-    """The weights that a pipeline can load by name: `base`, `tuned`, or a checkpoint such as `step-000250`.
+    """The weights that a pipeline can load by name: `base`, `tuned`, a checkpoint such as `step-000250`, or `light`.
 
     Only what training has changed is loaded: of a LoRA the layers that it adapts, else the trained models. The base and
     the tuned model are mapped from their files, so that they take no main memory beside the pipeline.
@@ -41,13 +43,23 @@ class Weights:
         self.trained_text = read_trained(run).settings.get("train_text_encoder", False)
         self.all = _state_dict({part: self.modules[part] for part in self._trained()})
         self.own = self._changed_weights()
-        self.loaded: tuple[str, float] | None = ("tuned", 1.0)  # name and strength
+        self._light: Lora | None = None
+        self._speed: Lora | None = None
+        self.loaded: tuple[str, float, float] | None = ("tuned", 1.0, 0.0)  # as `load` was given
+
+    def use_speed(self, lora: Lora) -> None:
+        """Take a speed LoRA, which `load` merges into any weights. It must fit (`find_misfit`)."""
+        self._speed, self.loaded = lora, None
+        self.own |= {name: self.all[name] for name in lora_weights(lora, self.all)}
+
+    def use_light(self, lora: Lora) -> None:
+        """Take the light LoRA of this training, which the name `light` draws by on the base."""
+        self._light, self.loaded = lora, None
 
     def _changed_weights(self) -> dict[str, Tensor]:
-        path = self.run.model / "lora" / LORA_FILE
-        if not path.is_file():
+        if self._lora is None:
             return dict(self.all)
-        layers = [_find_name(self.all, f"{layer}.weight") for layer in read_lora(path).alpha]
+        layers = [_find_name(self.all, f"{layer}.weight") for layer in self._lora.alpha]
         return {name: self.all[name] for name in layers}
 
     def _trained(self) -> dict[str, type[nn.Module]]:
@@ -83,28 +95,44 @@ class Weights:
         return sorted(name for name in names if STEP.fullmatch(name))
 
     @torch.no_grad()
-    def load(self, name: str, strength: float = 1.0) -> None:
+    def load(self, name: str, strength: float = 1.0, speed: float = 0.0) -> None:
         """Load the weights called `name` into the pipeline.
 
         strength  interpolates: 0 is the base, 1 the named weights; of a LoRA this is the scale
+        speed     at which the speed LoRA is merged into them; 0 is without
         Raises RunError if the checkpoint is missing or of another model.
         """
-        if self.loaded == (name, strength):
+        if self.loaded == (name, strength, speed):
             return
         if name == "base" or strength == 0:
             read = self.base.__getitem__
+        elif name == LIGHT:
+            read = _with_lora(self.base.__getitem__, self._light, self.all, 1.0)
         else:
             read = self.tuned.__getitem__ if name == "tuned" else self._read_checkpoint(name)
         base = self.base if strength not in (0, 1) else None
+        if base is not None:
+            read = _between(base, read, strength)
+        if speed:
+            read = _with_lora(read, self._speed, self.all, speed)
         self.loaded = None  # should loading fail half-way
         for key, weight in self.own.items():
-            value = read(key)
-            if base is not None:
-                value = torch.lerp(base[key].float(), value.float(), strength)
-            weight.copy_(value)
-        self.loaded = (name, strength)
+            weight.copy_(read(key))
+        self.loaded = (name, strength, speed)
 
-    def _read_checkpoint(self, name: str) -> Callable[[str], Tensor]:
+    def change(self, name: str) -> Tensor:
+        """Return in float32 by how much training has changed a weight."""
+        if self._lora is None:
+            return self.tuned[name].float() - self.base[name].float()
+        layer = lora_weights(self._lora, self.base).get(name)
+        return lora_change(self._lora, layer) if layer else torch.zeros(self.base[name].shape)
+
+    @cached_property
+    def _lora(self) -> Lora | None:
+        path = self.run.model / "lora" / LORA_FILE
+        return read_lora(path) if path.is_file() else None
+
+    def _read_checkpoint(self, name: str) -> Read:
         """Return the function that gives a weight of a checkpoint by its name, merged with the base's."""
         self.hash_of(name)  # checks its files
         folder = self.run.checkpoints / name
@@ -147,6 +175,22 @@ class Weights:
         if what := find_corruption(folder):
             raise RunError(f"{what}: choose one of {', '.join([*self.steps(), 'tuned'])}")
         return folder_hash(folder)
+
+
+def _between(base: dict[str, Tensor], read: Read, strength: float) -> Read:
+    return lambda name: torch.lerp(base[name].float(), read(name).float(), strength)
+
+
+def _with_lora(read: Read, lora: Lora, weights: dict[str, Tensor], scale: float) -> Read:
+    layers = lora_weights(lora, weights)
+
+    def merged(name: str) -> Tensor:
+        own = read(name)
+        if name not in layers:
+            return own
+        return own.float() + scale * lora_change(lora, layers[name]).view_as(own)
+
+    return merged
 
 
 def _state_dict(modules: dict[str, nn.Module]) -> dict[str, Tensor]:

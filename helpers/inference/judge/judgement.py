@@ -39,12 +39,8 @@ class Judgement:
 
 def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
     """Load the real images, and draw pictures from held-out captions and from training captions."""
-    captions, learnt = sampler.trained.held_out_captions(), sampler.trained.pictures("train")
-    requests = [
-        Request.of(config, captions[i % len(captions)], config.seed + SAMPLE_SEED + i)
-        for i in range(config.judged_samples)
-    ]
-    styled = [replace(r, prompt=sampler.styled(r.prompt)) for r in requests]
+    requests, learnt = _requests(config, sampler), sampler.trained.pictures("train")
+    styled = judged_requests(config, sampler)
     probed = [
         Request.of(config, sampler.styled(caption), config.seed + PROBE_SEED + i)
         for i, (_, caption) in enumerate(evenly(learnt, config.probed_captions))
@@ -57,6 +53,19 @@ def draw_groups(config: InferenceConfig, sampler: Sampler) -> Groups:
         plain=sampler.draw(requests, config.batch_size),
         probe=sampler.draw(probed, config.batch_size),
     )
+
+
+def judged_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
+    """Return the requests whose pictures are judged: captions of held-out images, with the suffix."""
+    return [replace(r, prompt=sampler.styled(r.prompt)) for r in _requests(config, sampler)]
+
+
+def _requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
+    captions = sampler.trained.held_out_captions()
+    return [
+        Request.of(config, captions[i % len(captions)], config.seed + SAMPLE_SEED + i)
+        for i in range(config.judged_samples)
+    ]
 
 
 def _load_images(sampler: Sampler, split: str, side_px: int = 256) -> list[Image.Image]:
@@ -72,9 +81,7 @@ def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
     The style axis is fitted to training images and every other sample of the base, and measured on held-out images
     and the other samples, so that no figure is measured on what it was fitted to.
     """
-    shown = {name: [i for i in group if not is_blocked(i)] for name, group in vars(groups).items()}
-    blocked = {name: len(group) - len(shown[name]) for name, group in vars(groups).items()}
-    pictures = Pictures(shown, blocked)
+    pictures = _shown(groups)
     gain, switch, order = _judge_style(pictures)
     finder = CopyFinder(pictures["train"], pictures["held_out"])
     probe = finder.figures(pictures["probe"]) if pictures["probe"] else None
@@ -85,9 +92,20 @@ def judge(groups: Groups, encoder: ImageModel | None = None) -> Judgement:
         style_order=order,
         encoders={encoder.name: _judge_by_model(pictures, encoder)} if encoder else {},
         samples=len(groups.tuned),
-        blocked=sum(blocked.values()),
+        blocked=sum(pictures.blocked.values()),
         metrics={key: metric.measure(pictures) for key, metric in load_metrics().items()},
     )
+
+
+def style_gain_of(groups: Groups, drawn: list[Image.Image]) -> Interval | dict[str, str]:
+    """Return the style gain of pictures drawn from `judged_requests`, in place of the tuned model's."""
+    return _judge_style(_shown(replace(groups, tuned=drawn)))[0]
+
+
+def _shown(groups: Groups) -> Pictures:
+    shown = {name: [i for i in group if not is_blocked(i)] for name, group in vars(groups).items()}
+    blocked = {name: len(group) - len(shown[name]) for name, group in vars(groups).items()}
+    return Pictures(shown, blocked)
 
 
 def _judge_style(

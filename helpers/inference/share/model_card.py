@@ -65,4 +65,5 @@ def render_card(run: Run, figures: dict[str, Any]) -> str:
         settings={name: settings[name] for name in HYPERPARAMETERS},
         **summarize_posts(run),
         lora=settings["method"] == "lora",
+        light=figures.get("light_lora"),  # not in older versions' report.json
     )

@@ -1,4 +1,4 @@
-"""Export a model for other programs: as one checkpoint file (for ComfyUI and others), and as a LoRA in two layouts.
+"""Export a model for other programs: as one checkpoint file (for ComfyUI and others), and as LoRAs in two layouts.
 
 Weights keep the values and the dtype that they have in model/. Each file is read back by diffusers' loaders and
 compared with model/ before export/ is replaced.
@@ -6,12 +6,14 @@ compared with model/ before export/ is replaced.
 
 import hashlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save, save_file
 
+from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
 from helpers.core.files import (
     find_corruption,
@@ -22,6 +24,7 @@ from helpers.core.files import (
     write_json,
 )
 from helpers.core.run import Run
+from helpers.inference.draw.sampler import Sampler
 from helpers.inference.share.modelspec import (
     Variant,
     lora_metadata,
@@ -29,6 +32,7 @@ from helpers.inference.share.modelspec import (
     original_config,
 )
 from helpers.models.families import Family, State, weights_file
+from helpers.models.light_lora import LightLora
 from helpers.models.lora import (
     DOWN,
     LORA_FILE,
@@ -48,31 +52,38 @@ FORMAT = 3  # of export/; an export of another format is written again
 MAX_BYTES = 5e9  # of a model that is written as one file beside its LoRA, unless one_file says so
 
 
-def export(run: Run, one_file: str = "auto") -> list[Path]:
+def export(
+    run: Run, config: InferenceConfig | None = None, sampler: Sampler | None = None
+) -> list[Path]:
     """Write export/ from model/, unless export/ is up to date. Return the paths of the weight files.
 
-    NAME.safetensors       the full model as an original Stable Diffusion checkpoint
-    NAME.yaml              its config, if the model predicts velocity, which weights alone do not show
-    NAME-lora.safetensors  the LoRA in kohya's layout, for ComfyUI and similar programs
+    NAME.safetensors              the full model as an original Stable Diffusion checkpoint
+    NAME.yaml                     its config, if the model predicts velocity, which weights alone do not show
+    NAME-lora.safetensors         the LoRA in kohya's layout, for ComfyUI and similar programs
     NAME-lora-blocks.safetensors  of SDXL, with diffusers' names of blocks, which some programs look for
-    diffusers/             the LoRA for `load_lora_weights` of diffusers alone
-    `one_file` is "yes", "no" or "auto": without the first for a LoRA whose model is larger than MAX_BYTES.
+    diffusers/                    the LoRA for `load_lora_weights` of diffusers alone
+    NAME-lora-rank32.safetensors  the light LoRA that `config` asks for and `sampler` makes, and diffusers-rank32/
+    The config's `one_file` is "yes", "no" or "auto": without the first where there is a LoRA and the model is larger
+    than MAX_BYTES.
     Raises RunError if model/ is missing or corrupt, or a file that was read back differs from it.
     """
+    config = config or InferenceConfig(run=run.name)
     run.require(run.verdict, "train")
     if what := find_corruption(run.model):
         raise RunError(f"{what}: run 04_train again")
-    has_lora = (run.model / "lora" / LORA_FILE).is_file()
-    is_large = has_lora and folder_bytes(run.model) > MAX_BYTES
-    whole = one_file == "yes" or not has_lora or (one_file == "auto" and not is_large)
+    light = [config.lora_rank, config.lora_share] if config.has_light_lora and sampler else None
+    has_lora = light is not None or (run.model / "lora" / LORA_FILE).is_file()
+    is_large = folder_bytes(run.model) > MAX_BYTES
+    whole = not has_lora or config.one_file == "yes" or (config.one_file == "auto" and not is_large)
     made_from = {"model": folder_hash(run.model), "format": FORMAT, "one_file": whole}
+    made_from |= {"light_lora": light} if light else {}
     if find_corruption(run.export) or read_json(run.export / MADE_FROM) != made_from:
+        light = sampler.light_lora(config) if sampler else None
         with replacing_folder(run.export) as folder:
             if whole:
                 _write_model(run, folder / f"{run.name}.safetensors")
-            if has_lora:
-                _write_lora(run, folder)
-            _read_back(run, folder)
+            files = _write_loras(run, folder, sampler.light_lora(config) if light else None)
+            _read_back(run, folder, files)
             write_json(folder / MADE_FROM, made_from)
     if not whole:
         log.warning(
@@ -108,24 +119,37 @@ def _weight_files(model: Path, variant: Variant) -> dict[str, Path]:
     return {name: model / name / weights_file(name) for name in names}
 
 
-def _write_lora(run: Run, folder: Path) -> None:
-    lora, variant = read_lora(run.model / "lora" / LORA_FILE), Variant.read(run.model)
-    metadata = lora_metadata(run, variant, lora)
-    for name, state in _layouts(run, lora, variant).items():
-        content = save(
-            state
-        )  # model sites identify a LoRA by the hash of its data after the header
+@dataclass(frozen=True)
+class _LoraFiles:
+    """A LoRA, and its tensors by the file that holds them, in each layout."""
+
+    lora: Lora
+    kohya: dict[Path, State]  # once for each of the family's namings
+    diffusers: Path
+
+
+def _write_loras(run: Run, folder: Path, light: LightLora | None) -> list[_LoraFiles]:
+    loras = {f"-rank{light.rank}": light.lora} if light else {}
+    if (trained := run.model / "lora" / LORA_FILE).is_file():
+        loras[""] = read_lora(trained)
+    variant, written = Variant.read(run.model), []
+    for which, lora in loras.items():
+        first, *others = to_kohya(lora, variant)
+        kohya = {folder / f"{run.name}-lora{which}.safetensors": first}
+        kohya |= {folder / f"{run.name}-lora{which}-blocks.safetensors": state for state in others}
+        written.append(_LoraFiles(lora, kohya, folder / f"diffusers{which}" / LORA_FILE))
+        _write_lora(written[-1], lora_metadata(run, variant, lora))
+    return written
+
+
+def _write_lora(files: _LoraFiles, metadata: dict[str, str]) -> None:
+    for path, state in files.kohya.items():
+        content = save(state)
+        # model sites identify a LoRA by the hash of its data after the header
         data = content[8 + int.from_bytes(content[:8], "little") :]
         named = metadata | {"sshs_model_hash": hashlib.sha256(data).hexdigest()}
-        _save(state, folder / name, named)
-    write_lora(folder / "diffusers" / LORA_FILE, lora, metadata)
-
-
-def _layouts(run: Run, lora: Lora, variant: Variant) -> dict[str, State]:
-    """Return the LoRA in kohya's layout by file name, once for each of the family's namings."""
-    first, *others = to_kohya(lora, variant)
-    blocks = {f"{run.name}-lora-blocks.safetensors": state for state in others}
-    return {f"{run.name}-lora.safetensors": first} | blocks
+        _save(state, path, named)
+    write_lora(files.diffusers, files.lora, metadata)
 
 
 def to_kohya(lora: Lora, variant: Variant) -> list[State]:
@@ -150,7 +174,7 @@ def _save(state: State, path: Path, metadata: dict[str, str]) -> None:
     save_file({k: v.contiguous() for k, v in state.items()}, path, {"format": "pt"} | metadata)
 
 
-def _read_back(run: Run, folder: Path) -> None:
+def _read_back(run: Run, folder: Path, files: list[_LoraFiles]) -> None:
     path, variant = folder / f"{run.name}.safetensors", Variant.read(run.model)
     weights = _weight_files(run.model, variant)
     dtype = files_dtype(weights[variant.family.DENOISER[0]])
@@ -162,18 +186,18 @@ def _read_back(run: Run, folder: Path) -> None:
             require_equal(path, expected, effective_weights(getattr(pipeline, part)))
     else:
         pipeline = load_pipeline(str(run.model), dtype, safety_checker=False)
-    if not (run.model / "lora" / LORA_FILE).is_file():
-        return
-    lora = read_lora(run.model / "lora" / LORA_FILE)
-    parts = {part: getattr(pipeline, part) for part in lora.parts}
-    layouts = {folder / name: state for name, state in _layouts(run, lora, variant).items()}
-    layouts[folder / "diffusers" / LORA_FILE] = lora.tensors
-    for path, tensors in layouts.items():  # compared scaled: diffusers has one alpha for all layers
-        require_equal(path, tensors.items(), load_file(path).items())
-        load_lora(pipeline, path)
-        loaded = ((name, tensor.to(dtype)) for name, tensor in extract_lora(parts).scaled.items())
-        require_equal(path, lora.scaled.items(), loaded, rounded=True)
-        pipeline.unload_lora_weights()
+    for each in files:
+        lora = each.lora
+        parts = {part: getattr(pipeline, part) for part in lora.parts}
+        layouts = each.kohya | {each.diffusers: lora.tensors}
+        for path, tensors in layouts.items():
+            require_equal(path, tensors.items(), load_file(path).items())
+            load_lora(pipeline, path)
+            # compared scaled: diffusers has one alpha for all layers
+            scaled = extract_lora(parts).scaled.items()
+            loaded = ((name, tensor.to(dtype)) for name, tensor in scaled)
+            require_equal(path, lora.scaled.items(), loaded, rounded=True)
+            pipeline.unload_lora_weights()
 
 
 def _load(path: Path, config: Path, family: Family, dtype: torch.dtype) -> DiffusionPipeline:
