@@ -37,6 +37,7 @@ class Weights:
         self.dtype = pipeline.unet.dtype
         self.tuned = {k: v.detach().cpu().clone() for k, v in _state_dict(self.modules).items()}
         self.loaded: tuple[str, float] | None = ("tuned", 1.0)  # name and strength
+        self.verified: dict[str, list] = {}  # checkpoints' files, as they were when they were read
 
     @cached_property
     def base(self) -> dict[str, Tensor]:
@@ -108,8 +109,14 @@ class Weights:
         if not STEP.fullmatch(name):
             return self.model_hash
         folder = self.run.checkpoints / name
-        if what := find_corruption(folder):
-            raise RunError(f"{what}: choose one of {', '.join([*self.steps(), 'tuned'])}")
+        files = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+        seen = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
+        if seen != self.verified.get(
+            name
+        ):  # reading gigabytes at every picture would take longer than to draw it
+            if what := find_corruption(folder):
+                raise RunError(f"{what}: choose one of {', '.join([*self.steps(), 'tuned'])}")
+            self.verified[name] = seen
         return folder_hash(folder)
 
 
