@@ -32,6 +32,11 @@ NEEDED = (
     "PromptBox(",
 )
 PHONE = {"width": 390, "height": 844}
+NARROW = """async () => { const commands = jupyterapp.commands;
+    await commands.execute('application:toggle-left-area');
+    for (const side of ['left', 'right'])
+        if (commands.hasCommand('application:toggle-side-tabbar'))
+            await commands.execute('application:toggle-side-tabbar', {side}); }"""
 REDRAW = """from PIL import Image
 import numpy as np
 path = max(here.samples.glob('*.png'), key=lambda p: p.stat().st_mtime_ns)
@@ -187,11 +192,11 @@ def check_blindly(page: Page) -> None:
     picks = Run("demo").blind
     before = len(picks.read_text().splitlines()) if picks.is_file() else 0
     press(page, "Begin")
-    says(page, f"{before + 1} of 20. Which one is the artist's own?")
+    says(page, f"{before + 1} of 20. Which one")
     page.locator("button:text-is('Begin')").scroll_into_view_if_needed()
     page.screenshot(path=OUT / "box-blind.png")
     press(page, "Left")
-    says(page, f"{before + 2} of 20. Which one is the artist's own?")
+    says(page, f"{before + 2} of 20. Which one")
 
 
 def picture(page: Page, name: str) -> None:
@@ -213,11 +218,7 @@ def main() -> None:
             drive_pictures(page, Path(folder))
         check_blindly(page)
         page.set_viewport_size(PHONE)
-        for area in ("left", "right"):
-            page.evaluate(
-                f"jupyterapp.commands.execute('application:toggle-side-tabbar', {{side: '{area}'}})"
-            )
-        page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
+        page.evaluate(NARROW)
         picture(page, "box-phone")
     print(
         f"ipywidgets {ipywidgets.__version__}:",
