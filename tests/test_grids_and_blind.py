@@ -1,7 +1,12 @@
 """Grids that go on after a kill, and blind checks: the pictures, the picks, and both in the report."""
 
+import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +37,7 @@ from helpers.inference.judge.blind import (
 from helpers.inference.judge.blind_box import BlindBox
 from helpers.inference.page import figures_table
 from helpers.inference.report import report, update_report
+from tests.conftest import ROOT
 
 GIVEN = {"run": "pictures", "prompts": "a cat\na dog\na house", "num_inference_steps": 2}
 GIVEN |= {"judged_samples": 8, "probed_captions": 2, "blind_pairs": 4}
@@ -46,6 +52,12 @@ def run(trained_folder, tmp_path, monkeypatch):
     shutil.rmtree(run.samples, ignore_errors=True)  # another test's
     run.report_json.unlink(missing_ok=True)
     return run
+
+
+@pytest.fixture
+def workplace_code():
+    """The environment of a process that finds the code from another folder."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -110,6 +122,40 @@ def test_a_grid_goes_on_after_a_kill_without_drawing_a_picture_twice(run, sample
     save_grid(again, plan)
     drawn.clear()
     assert fill(again, plan) == paths and not drawn
+
+
+DRAW = """
+from helpers.config import InferenceConfig
+from helpers.core.run import Run
+from helpers.inference.draw.grids import GUIDANCE, guidance_by_steps
+from helpers.inference.draw.sampler import Sampler, draw_missing, make_requests
+
+sampler = Sampler(Run("pictures"))
+requests = make_requests(InferenceConfig(run="pictures", prompts="a cat"), sampler)
+for path in draw_missing(sampler, guidance_by_steps(requests, sampler, GUIDANCE, range(1, 7)).requests, 8):
+    print(path, flush=True)
+"""
+
+
+def test_a_grid_of_5_x_6_survives_sigkill(run, workplace_code):
+    def begin():
+        return subprocess.Popen(
+            [sys.executable, "-c", DRAW], stdout=subprocess.PIPE, text=True, env=workplace_code
+        )
+
+    with begin() as killed:
+        told = [killed.stdout.readline().strip() for _ in range(11)]
+        killed.kill()
+    kept = {path.name: path.stat().st_mtime_ns for path in run.samples.glob("[!.]*.png")}
+    whole = {Path(line).name for line in told}
+    assert whole <= kept.keys() and len(kept) in (11, 12)  # the kill may have met the next one
+    with begin() as again:
+        paths = again.stdout.read().split()
+    assert again.returncode == 0 and len(set(paths)) == 30 and paths[:11] == told
+    left = {path.name: path.stat().st_mtime_ns for path in run.samples.glob("[!.]*.png")}
+    assert len(left) == 30 and {name: left[name] for name in whole} == {
+        name: kept[name] for name in whole
+    }
 
 
 def test_a_grid_is_one_labelled_picture_of_the_samples(run, sampler):
@@ -215,7 +261,7 @@ def test_no_word_on_the_page_tells_which_is_which(sampler):
     box.begin.click()
     cells = box.pictures.children[-1].children
     assert [cell.children[1].description for cell in cells] == ["Left", "Right"]
-    sizes = {Image.open(__import__("io").BytesIO(cell.children[0].value)).size for cell in cells}
+    sizes = {Image.open(io.BytesIO(cell.children[0].value)).size for cell in cells}
     assert sizes == {(256, 256)}
 
 

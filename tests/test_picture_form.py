@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from diffusers import ControlNetModel
 from PIL import Image, ImageCms
 
 from helpers.core.run import Run
-from helpers.inference.draw.picture_form import ALL, IN_USE, MASK, RECTANGLE, TITLE
+from helpers.inference.draw.picture_form import ALL, IN_USE, MASK, RECTANGLE, SKETCH, TITLE
 from helpers.inference.draw.prompt_box import PromptBox
 from helpers.inference.draw.sampler import Sampler
 from tests.conftest import ORIENTATION
@@ -161,6 +162,33 @@ def test_a_mask_is_uploaded_and_comes_back(box):
     form.remove.click()
     box.restore(settings)
     assert form.where.value == MASK and form.value().mask == settings["from_picture"]["mask"]
+
+
+def test_a_sketch_is_followed_where_a_controlnet_was_given(box, tmp_path):
+    assert SKETCH not in box.from_picture.where.options
+    unet = box.sampler.pipeline.unet
+    ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8)).save_pretrained(
+        "scribble"
+    )
+    box = box_of(Sampler(box.sampler.run, controlnet="scribble"))
+    upload(box, painting(), "sketch.png")
+    box.from_picture.where.value = SKETCH
+    assert (
+        "the ControlNet scribble takes" in box.message.value and "GB of memory" in box.message.value
+    )
+    assert box.from_picture.control_scale in shown_fields(box)
+    assert box.from_picture.denoise not in shown_fields(box)
+    box.from_picture.control_scale.value = 0.5
+    path, settings = drawn(box)
+    assert settings["from_picture"]["controlnet"] == box.sampler.controlnet.hash
+    box.from_picture.remove.click()
+    box.restore(settings)
+    assert (box.from_picture.where.value, box.from_picture.control_scale.value) == (SKETCH, 0.5)
+    before = path.read_bytes()
+    assert drawn(box)[0] == path and path.read_bytes() == before
+    without = box_of(Sampler(box.sampler.run))
+    without.history.children[0].children[1].click()
+    assert "set controlnet in more" in without.message.value and not without.from_picture.value()
 
 
 @pytest.mark.parametrize("size", [(64, 32), (10, 32)])

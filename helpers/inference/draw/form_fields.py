@@ -8,8 +8,8 @@ from PIL import Image
 from helpers.core.errors import RunError
 
 STYLE = {"description_width": "96px"}
-WIDE = {"layout": widgets.Layout(width="640px", max_width="98%"), "style": STYLE}
-NARROW = {"layout": widgets.Layout(width="312px", max_width="98%"), "style": STYLE}
+WIDE = {"layout": widgets.Layout(width="98%", max_width="640px"), "style": STYLE}
+NARROW = {"layout": widgets.Layout(width="98%", max_width="312px"), "style": STYLE}
 ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
 
 

@@ -22,7 +22,7 @@ from helpers.inference.draw.fit_picture import (
 )
 from helpers.inference.draw.form_fields import NARROW, ROW, picture_widget, slider
 from helpers.inference.draw.from_picture import FromPicture
-from helpers.inference.draw.sampler import Sampler
+from helpers.inference.draw.sampler import NO_CONTROLNET, Sampler
 
 TITLE, IN_USE = "From a picture", "From a picture (in use)"
 TYPES = "image/*,.heic,.heif,.avif,.tif,.tiff,.psd"
@@ -30,7 +30,7 @@ ALL, RECTANGLE, MASK, SKETCH = "all of it", "a rectangle", "what a mask shows", 
 NO_PAST = ("choose", None)
 MAX_PAST = 16
 PREVIEW_PX = 208
-HINT = "<small>0 keeps the picture, 1 keeps nothing of it. A sketch wants 0.7 to 0.9.</small>"
+HINT = "<small>0 keeps the picture, 1 keeps nothing of it. A sketch wants 0.6 to 0.8.</small>"
 MASK_HINT = "<small>White is drawn anew; it has the picture's shape.</small>"
 WORST_CROP = 0.05  # told from here
 
@@ -92,10 +92,13 @@ class PictureForm:
     def restore(self, start: dict[str, Any] | None) -> None:
         """Fill the form with the settings `from_picture` of a saved picture, at its width and height.
 
-        Raises RunError if the picture is gone from samples/inputs/.
+        Raises RunError if the picture is gone from samples/inputs/, or its ControlNet is not loaded.
         """
         self.picture = self.mask = None
         self.past.value, self.where.value = None, ALL
+        if start and start["controlnet"] and not self.sampler.controlnet:
+            self._lay_out()
+            raise RunError(NO_CONTROLNET)
         if start:
             album = self.sampler.album
             picture, mask = album.read_input(start["image"]), start["mask"]

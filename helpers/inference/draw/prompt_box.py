@@ -105,7 +105,7 @@ class PromptBox:
             (self.scheduler, self.checkpoint),
             (self.strength, self.random_seed),
             (self.styled, self.compare),
-            (widgets.HBox([self.button, self.cancel]), self.bar),
+            (widgets.HBox([self.button, self.cancel], layout=ROW), self.bar),
         ]
         rows = [widgets.HBox(pair, layout=ROW) for pair in pairs]
         last = widgets.VBox([widgets.HTML("<b>Last pictures</b>"), self.history])

@@ -31,6 +31,10 @@ from helpers.models.families import read_settings
 from helpers.models.pipeline import load_pipeline, sample_fast
 
 WITHIN_A_BATCH = {"prompt": "", "seed": 0, "negative_prompt": ""}  # what may differ in it
+NO_CONTROLNET = (
+    "that picture is drawn with a ControlNet that is not loaded: set controlnet in more to the one that was used, and "
+    "run 05_inference from its top again"
+)
 Progress = Callable[[int, int], None]  # denoising steps done, and in all
 log = logging.getLogger(__name__)
 
@@ -195,10 +199,7 @@ class Sampler:
         if start.mask and start.controlnet:
             raise RunError("a sketch has no mask: choose one of them")
         if start.controlnet and (not self.controlnet or start.controlnet != self.controlnet.hash):
-            raise RunError(
-                "that picture is drawn with a ControlNet that is not loaded: set controlnet in more to the one that "
-                "was used, and run 05_inference from its top again"
-            )
+            raise RunError(NO_CONTROLNET)
         image = self.album.read_input(start.image)
         mask = self.album.read_input(start.mask) if start.mask else None
         size = request.width_px, request.height_px
