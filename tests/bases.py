@@ -1,5 +1,7 @@
 """Random base models in the shapes that people have: SD 1, SD 2 and SDXL, a first block with and without attention."""
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -170,4 +172,63 @@ def make_sdxl(folder: Path, *, prediction_type: str = "epsilon", zeros: bool = T
         force_zeros_for_empty_prompt=zeros,
         add_watermarker=False,
     ).save_pretrained(folder)
+    return folder
+
+
+FULL_SDXL = {  # the shapes of SDXL's base, 3.5 billion parameters
+    "unet": {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "vae": {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "scaling_factor": 0.13025,
+        "force_upcast": True,
+        "sample_size": 1024,
+    },
+    "text_encoder": {
+        "model_type": "clip_text_model",
+        "architectures": ["CLIPTextModel"],
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+        "hidden_act": "quick_gelu",
+    },
+    "text_encoder_2": {
+        "model_type": "clip_text_model",
+        "architectures": ["CLIPTextModelWithProjection"],
+        "vocab_size": 49408,
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "projection_dim": 1280,
+        "hidden_act": "gelu",
+    },
+}
+
+
+def full_size_sdxl(folder: Path, tiny: Path) -> Path:
+    """SDXL's shapes, of which no weights are needed to count; `tiny` is a `make_sdxl` to take the rest from."""
+    shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for name, config in FULL_SDXL.items():
+        (folder / name / "config.json").write_text(json.dumps(config))
     return folder

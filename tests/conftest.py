@@ -104,7 +104,13 @@ def full_size(tmp_path_factory, tiny_base):
     }
     parts = {
         "unet": unet,
-        "vae": {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]},
+        "vae": {
+            "_class_name": "AutoencoderKL",
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "layers_per_block": 2,
+        },
         "text_encoder": {"model_type": "clip_text_model", "hidden_size": 768},
     }
     for name, config in parts.items():

@@ -16,15 +16,16 @@ from torch.nn import functional as F
 
 from helpers.config import TrainConfig, configure
 from helpers.core.errors import RunError
-from helpers.host.device import pick_device
+from helpers.host.device import Device, pick_device
 from helpers.models import families
 from helpers.models.families import family_of, read_settings
 from helpers.train.buckets import Crop
 from helpers.train.buckets import _pixels as pixels_of
 from helpers.train.loss import diffusion_loss
 from helpers.train.model import load_components, make_trainable, read_base
+from helpers.train.resources import CUDA_CONTEXT_GB, refuse_too_large
 from helpers.train.trainer import train
-from tests.bases import make_base, make_sdxl
+from tests.bases import full_size_sdxl, make_base, make_sdxl
 from tests.conftest import SMALL_TRAINING, lines
 
 TINY_XL = {"method": "lora", "rank": 4, "resolution_px": 32}
@@ -132,6 +133,27 @@ def test_loss_and_gradients_of_a_step_are_those_of_diffusers_script(tmp_path, fa
         assert one is None or torch.allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
+@pytest.fixture
+def full_sdxl(tmp_path, sdxl):
+    return str(full_size_sdxl(tmp_path / "full", sdxl))
+
+
+T4 = Device(torch.device("cpu"), "fp16", "sdpa", (), captures=True)
+
+
+def test_t4_xl_takes_less_than_8_gb_with_previews_and_the_models_reading_back(dataset, full_sdxl):
+    config = configure(TrainConfig, {"run": "pictures", "preset": "t4-xl", "base_model": full_sdxl})
+    counted = refuse_too_large(config, dataset, T4)
+    assert 7 < counted.memory_gb + CUDA_CONTEXT_GB < 8
+    assert counted.trained == 11_612_160 and counted.model_gb == pytest.approx(6.94, abs=0.01)
+
+
+def test_all_of_sdxl_is_refused_with_the_memory_that_it_takes(dataset, full_sdxl):
+    given = {"run": "pictures", "preset": "t4-xl", "base_model": full_sdxl, "method": "full"}
+    with pytest.raises(RunError, match=r"needs about [45]\d\.\d GB of memory and there are"):
+        refuse_too_large(configure(TrainConfig, given), dataset, T4)
+
+
 WRONG = {
     "a FLUX folder": (
         lambda index: index.update(_class_name="FluxPipeline"),
@@ -210,9 +232,8 @@ from helpers.models.families.sd1 import text_config
 
 class FlowPipeline(StableDiffusionPipeline):
     @torch.no_grad()
-    def __call__(self, prompts, height, width, num_inference_steps, generator, output_type="pil", **_):
-        ids = tokenize([self.tokenizer], prompts)["input_ids"].to(self.unet.device)
-        texts = self.text_encoder(ids).last_hidden_state
+    def __call__(self, prompt_embeds, height, width, num_inference_steps, generator, output_type="pil", **_):
+        texts = prompt_embeds
         side = 2 ** (len(self.vae.config.block_out_channels) - 1)
         shape = (1, self.unet.config.in_channels, height // side, width // side)
         x = torch.cat([torch.randn(shape, generator=g) for g in generator]).to(texts.device)

@@ -305,7 +305,7 @@ def test_a_lora_draws_the_same_in_both_layouts_and_as_the_merged_model(lora_fold
 def test_kohyas_layout_has_three_tensors_a_layer(lora_folder):
     model = lora_folder / "runs/pictures/model"
     lora = read_lora(model / "lora/pytorch_lora_weights.safetensors")
-    converted = to_kohya(lora, Variant.read(model))
+    (converted,) = to_kohya(lora, Variant.read(model))
     layers = {name.split(".")[0] for name in converted}
     assert len(converted) == 3 * len(layers) == 3 * len(lora.tensors) / 2
     assert "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q" in layers

@@ -110,7 +110,7 @@ def test_an_older_runs_lora_keeps_its_strength_in_each_layout(run, tmp_path):
     save_file(tensors, tmp_path / "old.safetensors", {"lora_adapter_metadata": told})
     lora = read_lora(tmp_path / "old.safetensors")
     assert lora.tensors.keys() == load_file(path).keys() and set(lora.alpha.values()) == {1}
-    converted = to_kohya(lora, Variant.read(run.model))
+    (converted,) = to_kohya(lora, Variant.read(run.model))
     assert {float(t) for n, t in converted.items() if n.endswith(".alpha")} == {1.0}
     for name, tensor in lora.scaled.items():
         factor = 0.25 if name.endswith("lora_B.weight") else 1.0

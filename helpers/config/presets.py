@@ -14,6 +14,7 @@ DEMO_PROMPTS = (  # (colour, animal) pairs that no training image of the demo sh
     "a yellow frog next to a purple mushroom at night",
     "an orange turtle next to a blue house on a green hill",
 )
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _COLUMNS = (
     "base_model method max_steps learning_rate train_batch_size gradient_accumulation_steps resolution_px lr_scheduler "
@@ -28,6 +29,9 @@ _ROWS = {
     "l4":      (SD15,             "lora",  2000, 1e-4,     4,  1, 512, "cosine",   False,  250, ()),
     "a100":    (SD15,             "full",  4000, 5e-6,     8,  1, 512, "cosine",   False,  500, ()),
     "h100":    (SD15,             "full",  2000, 1e-5,    32,  1, 512, "cosine",   False,  250, ()),
+    "t4-xl":   (SDXL,             "lora",  2000, 1e-4,     1,  4, 1024, "cosine",  True,   250, ()),
+    "l4-xl":   (SDXL,             "lora",  2000, 1e-4,     4,  1, 1024, "cosine",  True,   250, ()),
+    "a100-xl": (SDXL,             "lora",  2000, 1e-4,     2,  2, 1024, "cosine",  False,  250, ()),
     "seed":    (SD15,             "full",  5000, 1e-5,     1,  4, 512, "constant", True,   500, SEED_PROMPTS),
 }
 # fmt: on
@@ -43,6 +47,13 @@ PRESETS["seed"] |= {  # the original recipe, without later additions
     "prior_share": 0.0,
     "mixed_precision": "fp16",
 }
+PRESETS["t4-xl"] |= {  # 8 GB on the card, and the whole model in 12.7 GB of main memory
+    "mixed_precision": "fp16",
+    "rank": 8,
+    "lora_targets": "attention",
+}
+PRESETS["l4-xl"] |= {"lora_targets": "attention_ff"}
+PRESETS["a100-xl"] |= {"lora_targets": "attention_ff"}
 PRESETS["t4"] |= {"mixed_precision": "fp16"}  # a T4 only emulates bf16
 PRESETS["t4-full"] |= {  # 3.4 GB each of weights and gradients; 1.7 of optimizer state, not 6.9
     "mixed_precision": "fp16",

@@ -177,6 +177,8 @@ class TrainConfig(Checked):
     run: str = plain("demo", resumable=True)
     preset: str = choice(*PRESETS, resumable=True)
     base_model: str = "assets/tiny-sd"  # a hub id, a folder in diffusers layout, one .safetensors
+    # an autoencoder in place of the base's: a hub id such as madebyollin/sdxl-vae-fp16-fix, or a folder
+    vae: str = ""
     method: str = choice("full", "lora")
     max_steps: int = number(300, 1, 1_000_000, resumable=True)  # optimizer steps
     learning_rate: float = number(1e-3, 1e-8, 1.0)
@@ -267,7 +269,9 @@ class InferenceConfig(Checked):
     guidance_scale: float = number(4.0, 1.0, 30.0)
     seed: int = number(1000, 0, 2**31)
     num_images: int = number(1, 1, 64)  # of each prompt
-    export: bool = True  # write one-file weights for ComfyUI and similar programs
+    export: bool = True  # write weights for ComfyUI and similar programs
+    # of those, the whole model as one file; auto leaves it out for a LoRA whose model is larger than 5 GB
+    one_file: str = choice("auto", "yes", "no")
     push_to: str = ""  # a model repository on the hub, as in you/your-model; empty pushes nothing
     private: bool = True
     add_suffix: bool = True  # end each prompt with the dataset's suffix

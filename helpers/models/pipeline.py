@@ -1,13 +1,21 @@
 """Load a pipeline safely, and set up its sampler."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler
+from safetensors import safe_open
+from torch import nn
 
 from helpers.models.families import family_of, read_settings
 from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
+
+MAX_WHOLE_PX, TILE_PX = (
+    768,
+    512,
+)  # of an image that a VAE decodes whole, and of a tile of a larger one
 
 
 def load_pipeline(
@@ -29,6 +37,30 @@ def load_pipeline(
         for tokenizer, encoder in zip(family.TOKENIZERS, family.TEXT_ENCODERS, strict=True):
             fit_tokenizer(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
         return pipeline
+
+
+def load_mapped(kind: type[nn.Module], folder: Path, part: str) -> nn.Module:
+    """Load a component of a pipeline's folder in its files' own dtype: they are mapped and take no main memory."""
+    dtype = files_dtype(min((folder / part).glob("[!.]*.safetensors")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
+        return kind.from_pretrained(folder, subfolder=part, torch_dtype=dtype, use_safetensors=True)
+
+
+def files_dtype(path: Path) -> torch.dtype:
+    """Return the dtype of the first tensor in a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(next(iter(file.keys()))).dtype
+
+
+def decode_in_tiles(vae: AutoencoderKL, side_px: int) -> None:
+    """Make a VAE decode images of sides over MAX_WHOLE_PX in tiles: 0.8 GB in place of 3.2 at 1024 px in float32."""
+    if side_px <= MAX_WHOLE_PX:
+        vae.disable_tiling()
+        return
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // factor
+    vae.enable_tiling()
 
 
 def clamp_steps(asked: int, scheduler: Any) -> int:

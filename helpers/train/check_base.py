@@ -44,7 +44,7 @@ def check_settings(folder: Path) -> tuple[Family, Settings]:
         check_part_settings(folder / name, kind)
     settings = read_settings(folder)
     family = family_of(settings)
-    _check_parts(family, settings)
+    check_parts(family, settings)
     return family, settings
 
 
@@ -121,7 +121,7 @@ def load_model(
     return model
 
 
-def _check_parts(family: Family, settings: Settings) -> None:
+def check_parts(family: Family, settings: Settings) -> None:
     """Raise ValueError if the settings of a base's components do not fit one another, or cannot be trained."""
     name, latents = family.DENOISER[0], settings["vae"].get("latent_channels", 4)
     denoiser = settings[name]

@@ -22,7 +22,7 @@ from helpers.models.capture import Captured
 from helpers.models.families import Components
 from helpers.train import checkpoint, save_model
 from helpers.train.latents import token_ids
-from helpers.train.model import Denoiser
+from helpers.train.model import Denoiser, unload
 from helpers.train.optim import TrainState
 from helpers.train.prepare import Training
 from helpers.train.validation_loss import ValidationLoss
@@ -111,6 +111,7 @@ def _export(training: Training, state: TrainState) -> tuple[float, DiffusionPipe
         else:
             pipeline = save_model.finetuned_pipeline(config, components)
         save_model.save_pipeline(config, components, pipeline, folder)
+        del pipeline  # a GPU holds one model at a time
         loaded = save_model.read_back(config, components, folder)
         loss = _evaluate(training, loaded, in_memory, run.model)
         save_model.write_card(run, config, components, folder)
@@ -121,8 +122,7 @@ def _free_step_memory(training: Training, state: TrainState) -> None:
     state.optimizer.optimizer.zero_grad(set_to_none=True)
     if isinstance(training.forward_backward, Captured):
         training.forward_backward.release()
-    for module in training.components.modules.values():
-        module.to("cpu")
+    unload(training.components, training.config)
 
 
 def _evaluate(
@@ -135,7 +135,7 @@ def _evaluate(
     schedule = loaded.family.SCHEDULER.from_config(pipeline.scheduler.config)
     objective = loaded.family.objective(schedule)
     measure = ValidationLoss(dataset, objective, config.seed, len(val_loss.images))
-    loss = measure(Denoiser.of(loaded), training.device)
+    loss = measure(Denoiser.of(loaded).to(training.device.device), training.device)
     if not math.isclose(loss, in_memory, rel_tol=ROUNDING[training.device.precision]):
         raise RunError(
             f"{path} has a validation loss of {loss:.4f} where training measured {in_memory:.4f}, so nothing was "

@@ -1,6 +1,7 @@
 """Count the activation memory that a training step needs. The step runs on PyTorch's fake tensors, which need none."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,6 +69,20 @@ def random_inputs(model: Denoiser, batch: int, side: int) -> tuple[Tensor, Tenso
     return latents, torch.zeros(batch), conditioning
 
 
+def peak_forward_bytes(module: nn.Module, device: Device, run: Callable[[], object]) -> int:
+    """Count the peak bytes that `run` makes beside the weights of a module on the meta device, without gradients.
+
+    `run` makes its own inputs and calls the module, which is useless afterwards.
+    """
+    mode = FakeTensorMode()
+    _fake_cpu(module, mode)
+    module.eval()
+    cast = torch.autocast("cpu", device.dtype, enabled=device.precision != "no")
+    with torch.no_grad(), mode, _LiveBytes() as live, cast:
+        run()
+    return live.peak
+
+
 def peak_activation_bytes(module: Denoiser, side: int, config: TrainConfig, device: Device) -> int:
     """Count the peak bytes of activations and gradients in a training step, without weights.
 
@@ -83,12 +98,13 @@ def peak_activation_bytes(module: Denoiser, side: int, config: TrainConfig, devi
     with mode, _LiveBytes() as live:
         inputs = random_inputs(module, config.train_batch_size, side)
         cast = {"enabled": device.precision != "no", "cache_enabled": not frees_gradients}
-        passes = min(config.gradient_accumulation_steps, 2)  # a third holds what the second does
-        if device.captures and not frees_gradients:
-            passes = 2  # gradient buffers exist in the first
-        for _ in range(passes):
+        # a second pass begins with gradients, as a captured first does, and a third holds what the second does
+        has_gradients = config.gradient_accumulation_steps > 1 or device.captures
+        is_lora = config.method == "lora"  # its gradients are few, and are added below
+        for _ in range(2 if has_gradients and not frees_gradients and not is_lora else 1):
             with torch.autocast("cpu", device.dtype, **cast):
                 noise = module(*inputs)
             noise.float().square().mean().backward()
             del noise
-    return live.peak
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    return live.peak + (trained if has_gradients and is_lora else 0)

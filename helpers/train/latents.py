@@ -157,7 +157,7 @@ def encode_images(components: ModelComponents, paths: Sequence[Path], crop: Crop
     batch = ENCODE_BATCH if components.device.device.type == "cuda" else 1  # a CPU gains nothing
     latents: list[Tensor] = []
     with (
-        components.on_device(),
+        components.on_device(components.vae),
         ThreadPoolExecutor(2) as pool,
         tqdm(total=len(paths), desc="encode images", leave=False) as bar,
     ):
@@ -201,7 +201,7 @@ def encode_texts(
     """Return captions as text embeddings (N, ...), float32 on the CPU."""
     encoders, encoded = list(components.text_encoders.values()), []
     ids = token_ids(components, texts)
-    with components.on_device():
+    with components.on_device(*encoders):
         for start in range(0, len(texts), batch):
             part = {
                 name: t[start : start + batch].to(encoders[0].device) for name, t in ids.items()

@@ -6,8 +6,9 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ from helpers.core.files import read_json, write_json
 from helpers.host.device import Device
 from helpers.models.capture import CapturedForward
 from helpers.models.families import Components, Conditioning, Family, Settings
-from helpers.models.pipeline import clamp_steps, load_pipeline
+from helpers.models.pipeline import clamp_steps, decode_in_tiles, load_pipeline
 from helpers.models.readback import fingerprint, fingerprint_of_files
-from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
-from helpers.train.check_base import check_settings, check_tokenizer, check_weights, load_model
+from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code, settings_in
+from helpers.train.check_base import (
+    check_parts,
+    check_settings,
+    check_tokenizer,
+    check_weights,
+    load_model,
+)
 from helpers.train.half_precision import keep_half_precision
 from helpers.train.in_backward import weights_dtype
 
@@ -37,7 +44,8 @@ ADVICE = (
     "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, a one-file .safetensors of Stable Diffusion "
     "1 or 2, or a folder in diffusers layout with safetensors weights"
 )
-MAX_WHOLE_PX, TILE_PX = 768, 512
+VAE_ADVICE = "give a hub id or a folder with an AutoencoderKL's config.json and safetensors weights"
+DRAW_PIXELS = 8 * 512**2  # of images drawn together, at most
 # random state need not be preserved: there is no dropout
 GRADIENT_CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}
 
@@ -48,6 +56,9 @@ class ModelComponents(Components):
 
     device: Device
     hashes: dict[str, str]  # fingerprints of the models by component, as they were loaded
+    _encoded: dict[tuple, dict[str, Tensor]] = field(
+        default_factory=dict
+    )  # prompts, the last drawn
 
     def fingerprints(self) -> dict[str, str]:
         """Return {component: fingerprint} of all components but the denoiser, which a checkpoint is resumed with."""
@@ -71,17 +82,14 @@ class ModelComponents(Components):
         return 2 ** sum(levels)
 
     @contextmanager
-    def on_device(self) -> Iterator[None]:
-        """Move the VAE, and frozen text encoders, to the GPU inside this context and back to the CPU after."""
-        frozen = [self.vae]
-        for encoder in self.text_encoders.values():
-            if not any(p.requires_grad for p in encoder.parameters()):
-                frozen.append(encoder)
-        for part in frozen:
-            part.to(self.device.device)
+    def on_device(self, *modules: nn.Module) -> Iterator[None]:
+        """Move those of the modules that are frozen to the GPU inside this context, and back to the CPU after."""
+        frozen = [m for m in modules if not any(p.requires_grad for p in m.parameters())]
+        for module in frozen:
+            module.to(self.device.device)
         yield
-        for part in frozen:
-            part.to("cpu")
+        for module in frozen:
+            module.to("cpu")
 
     @cached_property
     def _forward(self) -> CapturedForward:
@@ -100,14 +108,50 @@ class ModelComponents(Components):
 
         Returns PIL images, or latents (N, 4, h, w) for `output_type` "latent".
         """
-        was_training = self.denoiser.training
+        # the text encoders leave the GPU before the denoiser draws
+        embeddings = self._encode_prompts(tuple(prompts), config.guidance_scale > 1)
+        was_training, drawn = self.denoiser.training, []
         self.denoiser.to(self.device.device).eval()
+        together = max(1, DRAW_PIXELS // config.resolution_px**2)
+        for start in range(0, len(prompts), together):
+            part = slice(start, start + together)
+            texts = {name: tensor[part] for name, tensor in embeddings.items()}
+            drawn.append(self._draw(config, texts, generators[part], output_type))
+        self.denoiser.train(was_training)
+        return torch.cat(drawn) if output_type == "latent" else list(chain(*drawn))
+
+    def _encode_prompts(self, prompts: tuple[str, ...], guided: bool) -> dict[str, Tensor]:
+        """Return what the pipeline takes in place of prompts; frozen encoders' last result is kept."""
+        encoders = self.text_encoders.values()
+        if found := self._encoded.get((prompts, guided)):
+            return found
+        with self.on_device(*encoders), self.device.autocast():
+            encoded = self._pipeline().encode_prompt(
+                list(prompts),
+                device=self.device.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+            )
+        named = dict(zip(self.family.PROMPT_EMBEDDINGS, encoded, strict=True))
+        embeddings = {name: tensor for name, tensor in named.items() if tensor is not None}
+        self._encoded.clear()
+        if not any(p.requires_grad for encoder in encoders for p in encoder.parameters()):
+            self._encoded[prompts, guided] = embeddings
+        return embeddings
+
+    def _draw(
+        self,
+        config: TrainConfig,
+        embeddings: dict[str, Tensor],
+        generators: list[torch.Generator],
+        output_type: str,
+    ) -> Any:
+        pipeline = self._pipeline(**dict.fromkeys(self.text_encoders))
         captured = self._forward.installed() if self.device.captures else nullcontext()
-        pipeline = self._pipeline()
-        with self.on_device(), captured:
+        with self.on_device(self.vae), captured:
             with self.device.autocast():
                 latents = pipeline(
-                    prompts,
+                    **embeddings,
                     height=config.resolution_px,
                     width=config.resolution_px,
                     num_inference_steps=clamp_steps(
@@ -118,33 +162,21 @@ class ModelComponents(Components):
                     output_type="latent",
                 ).images
             if output_type == "latent":
-                images = latents
-            else:  # outside autocast, which would run a float32 VAE in fp16
-                decode_in_tiles(self.vae, config.resolution_px)
-                scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-                pixels = self.vae.decode(scaled).sample
-                images = pipeline.image_processor.postprocess(pixels, output_type)
-        self.denoiser.train(was_training)
-        return images
+                return latents
+            # outside autocast, which would run a float32 VAE in fp16
+            decode_in_tiles(self.vae, config.resolution_px)
+            scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+            pixels = self.vae.decode(scaled).sample
+            return pipeline.image_processor.postprocess(pixels, output_type)
 
-    def _pipeline(self) -> Any:
+    def _pipeline(self, **replaced: Any) -> Any:
         options = self.family.PIPELINE_OPTIONS | self.family.NO_SAFETY_CHECKER
         scheduler = self.family.SAMPLER.from_config(self.noise_scheduler.config)
-        parts = self.modules | self.tokenizers | {"scheduler": scheduler}
+        parts = self.modules | self.tokenizers | {"scheduler": scheduler} | replaced
         pipeline = self.family.PIPELINE(**parts, **options)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # one image at a time: four at 512 px would take 2.7 GB
         return pipeline
-
-
-def decode_in_tiles(vae: AutoencoderKL, resolution_px: int) -> None:
-    """Make a VAE decode images of more than MAX_WHOLE_PX in tiles: 0.8 GB in place of 3.2 at 1024 px in float32."""
-    if resolution_px <= MAX_WHOLE_PX:
-        vae.disable_tiling()
-        return
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // factor
-    vae.enable_tiling()
 
 
 def load_components(
@@ -153,14 +185,16 @@ def load_components(
     train_text_encoder: bool = False,
     unet_dtype: torch.dtype = torch.float32,
     known_hashes: Path | None = None,
+    vae: str = "",
 ) -> ModelComponents:
     """Load a base model, and check everything that training and its export need.
 
     The denoiser comes in `unet_dtype`, trained text encoders in float32, the others in the device's dtype.
-    `known_hashes` is a file that caches fingerprints. Raises RunError if the model is missing, incomplete, holds
-    anything but safetensors and JSON, or its components do not fit one another.
+    `known_hashes` is a file that caches fingerprints; `vae` takes the place of the base's own. Raises RunError if a
+    model is missing, incomplete, holds anything but safetensors and JSON, or its components do not fit one another.
     """
     text_dtype = torch.float32 if train_text_encoder else device.dtype
+    given = _load_vae(vae, read_base(base_model)[0], device) if vae else None
     with open_model("base_model", base_model, ADVICE) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         refuse_code(folder)
@@ -169,7 +203,8 @@ def load_components(
         load = partial(load_model, folder=folder, device=device.device)
         name, kind = family.DENOISER
         denoiser = load(kind, part=name, dtype=unet_dtype)
-        vae = load(AutoencoderKL, part="vae", dtype=family.vae_dtype(settings, device.dtype))
+        vae_dtype = family.vae_dtype(settings["vae"], device.dtype)
+        autoencoder = given or load(AutoencoderKL, part="vae", dtype=vae_dtype)
         encoders = {
             part: load(kind, part=part, dtype=text_dtype)
             for part, kind in family.TEXT_ENCODERS.items()
@@ -181,12 +216,12 @@ def load_components(
         for tokenizer, encoder in zip(tokenizers.values(), encoders.values(), strict=True):
             fit_tokenizer(tokenizer, encoder)
             check_tokenizer(tokenizer, encoder)
-        models = {name: denoiser, "vae": vae} | encoders
+        models = {name: denoiser, "vae": autoencoder} | encoders
         hashes = _hashes(folder, models, known_hashes)
         # as the export will, so that it fails now and not after hours
         load_pipeline(str(folder), device.dtype, **tokenizers, **models)
         noise_scheduler = family.SCHEDULER.from_pretrained(folder, subfolder="scheduler")
-    vae.requires_grad_(False).eval()
+    autoencoder.requires_grad_(False).eval()
     for encoder in encoders.values():
         encoder.requires_grad_(False).eval().to(device.device if train_text_encoder else "cpu")
     if device.attention == "xformers":
@@ -196,12 +231,18 @@ def load_components(
         index=settings["model_index"],
         tokenizers=tokenizers,
         text_encoders=encoders,
-        vae=vae,
+        vae=autoencoder,
         denoiser=denoiser,
         noise_scheduler=noise_scheduler,
         device=device,
-        hashes=hashes,
+        hashes=hashes | ({"vae": fingerprint(given)} if given else {}),
     )
+
+
+def _load_vae(vae: str, family: Family, device: Device) -> AutoencoderKL:
+    with open_model("vae", vae, VAE_ADVICE) as folder:
+        dtype = family.vae_dtype(settings_in(folder / "config.json"), device.dtype)
+        return load_model(AutoencoderKL, folder.parent, folder.name, dtype, device.device)
 
 
 def _hashes(folder: Path, models: dict[str, nn.Module], known: Path | None) -> dict[str, str]:
@@ -304,6 +345,20 @@ def make_trainable(components: Components, config: TrainConfig, dtype: torch.dty
     return Denoiser.of(components, with_text=config.train_text_encoder)
 
 
+def unload(components: ModelComponents, config: TrainConfig) -> None:
+    """Move the models to the CPU. A LoRA's base is mapped from its files again, so that it takes no main memory."""
+    denoiser, device = components.denoiser, torch.device("cpu")
+    if config.method == "lora" and denoiser.device != device:
+        name, kind = components.family.DENOISER
+        with open_model("base_model", config.base_model, ADVICE) as folder:
+            mapped = load_model(kind, folder, name, components.device.dtype, device).state_dict()
+        for name, weight in denoiser.named_parameters():
+            if (plain := name.replace(".base_layer.", ".")) in mapped:
+                weight.data = mapped[plain]
+    for module in components.modules.values():
+        module.to(device)
+
+
 def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
     return LoraConfig(
         r=config.rank,
@@ -313,31 +368,43 @@ def _lora(config: TrainConfig, targets: list[str]) -> LoraConfig:
     )
 
 
-def read_base(base_model: str) -> tuple[Family, Settings]:
-    """Return a base model's family and settings, from its JSON files alone. Raises RunError if it cannot be trained."""
+def read_base(base_model: str, vae: str = "") -> tuple[Family, Settings]:
+    """Return a base model's family and settings, those of `vae` among them, from their JSON files alone.
+
+    Raises RunError if the base cannot be trained, or the VAE does not fit it.
+    """
     with open_model("base_model", base_model, ADVICE, weights=False) as folder:
-        with torch.device(
-            "cpu"
-        ):  # the checks compute, also where a model is built on the meta device
-            return check_settings(folder)
+        # the checks compute, also where a model is built on the meta device
+        with torch.device("cpu"):
+            family, settings = check_settings(folder)
+    if vae:
+        with open_model("vae", vae, VAE_ADVICE, weights=False) as folder:
+            settings = {**settings, "vae": settings_in(folder / "config.json")}
+            check_parts(family, settings)
+    return family, settings
 
 
 def build_denoiser(config: TrainConfig, dtype: torch.dtype) -> Denoiser:
     """Build the module that would be trained, with the base model's shapes and random weights."""
-    family, settings = read_base(config.base_model)
+    family, settings = read_base(config.base_model, config.vae)
     name, kind = family.DENOISER
     denoiser = kind.from_config(settings[name])
     if config.method == "full":
         nn.Module.to(denoiser, weights_dtype(config))  # the model's own to() warns without cause
-    encoders = {}
-    if config.train_text_encoder:
-        for part, kind in family.TEXT_ENCODERS.items():
-            text = settings[part].get("text_config", settings[part])
-            encoders[part] = kind(kind.config_class.from_dict(text))
+    encoders = build_encoders(family, settings) if config.train_text_encoder else {}
     index = settings["model_index"]
     return make_trainable(
         Components(family, index, {}, encoders, None, denoiser, None), config, dtype
     )
+
+
+def build_encoders(family: Family, settings: Settings) -> dict[str, nn.Module]:
+    """Build a base's text encoders with random weights."""
+    built = {}
+    for part, kind in family.TEXT_ENCODERS.items():
+        text = settings[part].get("text_config", settings[part])
+        built[part] = kind(kind.config_class.from_dict(text))
+    return built
 
 
 def settings_of(part: Any) -> dict[str, Any]:

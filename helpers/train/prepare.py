@@ -87,6 +87,7 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
         config.train_text_encoder,
         unet_dtype=weights_dtype(config) if config.method == "full" else device.dtype,
         known_hashes=run.cache / "hashes.json" if accelerator.is_main_process else None,
+        vae=config.vae,
     )
     signature = checkpoint.TrainingSignature(
         training_signature(config, accelerator.num_processes),

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
 
 from helpers.config import TrainConfig
 from helpers.core.errors import RunError
@@ -19,16 +20,25 @@ from helpers.host.device import GB, Device
 from helpers.host.here import HOST
 from helpers.mirror.sync import remote_room_bytes
 from helpers.models.capture import Captured
-from helpers.train.footprint import peak_activation_bytes, random_inputs
+from helpers.models.families import Family, Settings
+from helpers.models.pipeline import decode_in_tiles
+from helpers.train.footprint import peak_activation_bytes, peak_forward_bytes, random_inputs
 from helpers.train.gpus import count_gpus, share
 from helpers.train.in_backward import StepInBackward, check_settings
 from helpers.train.limits import machine_errors, memory_advice, refuse_slow
-from helpers.train.model import Denoiser, build_denoiser, read_base
+from helpers.train.model import (
+    DRAW_PIXELS,
+    Denoiser,
+    build_denoiser,
+    build_encoders,
+    read_base,
+)
 from helpers.train.optim import make_optimizer
+from helpers.train.validation_loss import MAX_LATENT_PIXELS
 
 CUDA_CONTEXT_GB = 0.6
 MIN_PARAMETERS = 100_000_000  # of a model that draws real pictures
-ALLOCATOR_OVERHEAD = 1.1  # what is reserved per byte that is used
+ALLOCATOR_OVERHEAD = 1.1  # what is reserved per byte of activations
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class ResourceEstimate:
     checkpoint_gb: float
     checkpoints: int  # on disk at once: keep_checkpoints, the best, and the one being written
     free_gb: float  # disk
-    model_gb: float = 0.0  # of the UNet and the text encoder in model/
+    model_gb: float = 0.0  # of model/
     measured_gb: float | None = None  # of GPU memory
     steps_per_s: float | None = None
     step_hours: float | None = None
@@ -143,17 +153,21 @@ def _estimate_memory_and_disk(config: TrainConfig, run: Run, device: Device) -> 
     optimizer_bytes = trained * (2 if config.optimizer == "adamw8bit" else 8)
     ema_bytes = trained * 4 if config.use_ema else 0
     checkpoint_bytes = weight_bytes + optimizer_bytes + ema_bytes
-    memory = weight_bytes + frozen_bytes + optimizer_bytes + activation_memory(config, device)
-    memory += 0 if config.offload_ema else ema_bytes
+    held = weight_bytes + frozen_bytes + optimizer_bytes
+    held += 0 if config.offload_ema else ema_bytes
+    step = ALLOCATOR_OVERHEAD * activation_memory(config, device)
+    beside = memory_beside_steps(config, device)
+    if device.captures and not config.optimizer_in_backward:
+        beside += weight_bytes  # the gradients, which stay where they are
     return ResourceEstimate(
         parameters=sum(p.numel() for p in weights),
         trained=trained,
-        memory_gb=memory * ALLOCATOR_OVERHEAD / GB + (CUDA_CONTEXT_GB if _is_gpu(device) else 0.0),
+        memory_gb=(held + max(step, beside)) / GB + (CUDA_CONTEXT_GB if _is_gpu(device) else 0.0),
         available_gb=_memory_bytes(device) / GB,
         checkpoint_gb=checkpoint_bytes / GB,
         checkpoints=config.keep_checkpoints + 2,
         free_gb=_free_disk_bytes(run, checkpoint_bytes) / GB,
-        model_gb=sum(p.numel() for p in weights) * device.dtype.itemsize / GB,
+        model_gb=_count_model(config) * device.dtype.itemsize / GB,
     )
 
 
@@ -167,6 +181,55 @@ def activation_memory(config: TrainConfig, device: Device) -> int:
     return peak + 8 * largest if config.optimizer_in_backward else peak
 
 
+@lru_cache(maxsize=8)
+def memory_beside_steps(config: TrainConfig, device: Device) -> float:
+    """Return the bytes beside the trained model at the most of a preview, a validation and model/'s reading back.
+
+    The images' encoding comes before the model is on the GPU, and takes less than that.
+    """
+    family, settings = read_base(config.base_model, config.vae)
+    side, dtype = latent_side(config), device.dtype
+    validated = min(config.validation_pairs, max(1, MAX_LATENT_PIXELS // side**2))
+    drawn = 8 if config.prior_share else len(config.prompts) or 4
+    drawn = min(drawn, max(1, DRAW_PIXELS // config.resolution_px**2))
+    rows = max(validated, drawn * (2 if config.guidance_scale > 1 else 1))
+    model = _meta_model(config, device)
+    forward = peak_forward_bytes(model, device, lambda: model(*random_inputs(model, rows, side)))
+    with torch.device("meta"):
+        vae_dtype = family.vae_dtype(settings["vae"], dtype)
+        vae = nn.Module.to(AutoencoderKL.from_config(settings["vae"]), vae_dtype)
+    decode_in_tiles(vae, config.resolution_px)
+    latents = 1, vae.config.latent_channels, side, side
+    decode = peak_forward_bytes(
+        vae,
+        replace(device, precision="no"),
+        lambda: vae.decode(torch.randn(latents, dtype=vae_dtype)),
+    )
+    vae_bytes = sum(p.numel() for p in vae.parameters()) * vae_dtype.itemsize
+    encoders = 0 if config.train_text_encoder else _count_encoders(family, settings)
+    preview = vae_bytes + ALLOCATOR_OVERHEAD * max(forward, decode)
+    validation = encoders * dtype.itemsize + ALLOCATOR_OVERHEAD * forward * validated / rows
+    return max(preview, validation)
+
+
+def _count_encoders(family: Family, settings: Settings) -> int:
+    with torch.device("meta"):
+        return sum(
+            p.numel() for e in build_encoders(family, settings).values() for p in e.parameters()
+        )
+
+
+def _count_model(config: TrainConfig) -> int:
+    """Return the number of parameters in model/."""
+    family, settings = read_base(config.base_model, config.vae)
+    name, kind = family.DENOISER
+    with torch.device("meta"):
+        modules = kind.from_config(settings[name]), AutoencoderKL.from_config(settings["vae"])
+    return _count_encoders(family, settings) + sum(
+        p.numel() for m in modules for p in m.parameters()
+    )
+
+
 def _meta_model(config: TrainConfig, device: Device) -> Denoiser:
     with torch.device("meta"):
         return build_denoiser(config, device.dtype)
@@ -174,7 +237,7 @@ def _meta_model(config: TrainConfig, device: Device) -> Denoiser:
 
 def latent_side(config: TrainConfig) -> int:
     """Return the side length of a square image's latents: resolution_px / 8 for Stable Diffusion."""
-    _, settings = read_base(config.base_model)
+    _, settings = read_base(config.base_model, config.vae)
     return config.resolution_px // 2 ** (len(settings["vae"]["block_out_channels"]) - 1)
 
 

@@ -27,9 +27,8 @@ from helpers.train.model import ModelComponents
 from helpers.train.portable import write_text_encoder_names, write_tokenizer
 
 log = logging.getLogger(__name__)
-MAX_FLOAT32_PARAMETERS = (
-    1.5e9  # of a denoiser whose float32 copy fits Colab's 12.7 GB beside another
-)
+# of a denoiser whose float32 copy fits Colab's 12.7 GB beside another
+MAX_FLOAT32_PARAMETERS = 1.5e9
 SAFETY_CHECKER = {  # copied as files, under classes that every version has
     "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
@@ -75,17 +74,15 @@ def export_lora(
     require_names(path, trained.tensors.items())
     dtype = torch.float32
     if sum(p.numel() for p in components.denoiser.parameters()) > MAX_FLOAT32_PARAMETERS:
-        dtype = (
-            components.device.dtype
-        )  # as its files have it, so that it is mapped and takes no memory
-    pipeline = load_pipeline(
-        config.base_model, dtype, safety_checker=False, **components.tokenizers
-    )
+        # as its files have it, so that it is mapped and takes no memory
+        dtype = components.device.dtype
+    own = components.tokenizers | ({"vae": components.vae} if config.vae else {})
+    pipeline = load_pipeline(config.base_model, dtype, safety_checker=False, **own)
     load_lora(pipeline, path)
     scaled = extract_lora({name: getattr(pipeline, name) for name in modules}).scaled
     loaded = ((name, tensor.to(dtype)) for name, tensor in scaled.items())
     require_equal(path, trained.scaled.items(), loaded, rounded=True)
-    return pipeline.to(components.device.device)
+    return pipeline
 
 
 def save_pipeline(
@@ -151,7 +148,7 @@ def read_back(config: TrainConfig, components: ModelComponents, folder: Path) ->
             raise RunError(
                 f"{final_path(folder / name)} does not have the base's vocabulary: run 04_train again"
             )
-    return pipeline.to(components.device.device)
+    return pipeline
 
 
 def write_card(run: Run, config: TrainConfig, components: ModelComponents, folder: Path) -> None:

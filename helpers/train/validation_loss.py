@@ -11,6 +11,8 @@ from helpers.train.data import LatentDataset, generator
 from helpers.train.loss import diffusion_loss
 from helpers.train.model import Denoiser
 
+MAX_LATENT_PIXELS = 8 * 64**2  # of a batch: eight images of 512 px, two of 1024
+
 
 class ValidationLoss:
     """The unweighted loss on a dataset, always with the same images, noise and evenly spread timesteps."""
@@ -64,9 +66,10 @@ class ValidationLoss:
         was_training, losses = model.training, torch.empty(len(self.images))
         model.eval()
         for group, noise in zip(self.groups, self.noise, strict=True):
-            for start in range(0, len(group), batch):
-                pairs = group[start : start + batch]
-                tensors = self._batch(pairs, noise[start : start + batch], model.device)
+            together = max(1, min(batch, MAX_LATENT_PIXELS // noise[0][0].numel()))
+            for start in range(0, len(group), together):
+                pairs = group[start : start + together]
+                tensors = self._batch(pairs, noise[start : start + together], model.device)
                 with device.autocast():
                     losses[pairs] = diffusion_loss(model, self.objective, **tensors).cpu()
         model.train(was_training)

@@ -53,7 +53,7 @@ class PicturePipelines:
     def __init__(self, family: Family, settings: Settings, text: DiffusionPipeline) -> None:
         self.family, self.text = family, text
         self.scheduler = text.scheduler
-        self.vae_dtype = family.vae_dtype(settings, text.vae.dtype)
+        self.vae_dtype = family.vae_dtype(settings["vae"], text.vae.dtype)
         self._made: dict[type, DiffusionPipeline] = {}
 
     def _pipeline(self, kind: type, **parts: nn.Module) -> DiffusionPipeline:

@@ -28,7 +28,7 @@ from helpers.inference.trained import read_trained
 from helpers.models.capture import CapturedForward
 from helpers.models.controlnet import ControlNet
 from helpers.models.families import read_settings
-from helpers.models.pipeline import load_pipeline, sample_fast
+from helpers.models.pipeline import decode_in_tiles, load_pipeline, sample_fast
 
 WITHIN_A_BATCH = {"prompt": "", "seed": 0, "negative_prompt": ""}  # what may differ in it
 NO_CONTROLNET = (
@@ -142,6 +142,7 @@ class Sampler:
                 first.scheduler, self.scheduler_config, first.num_inference_steps
             )
             self.weights.load(first.model, first.strength)
+            decode_in_tiles(self.pipeline.vae, max(first.width_px, first.height_px))
             for start in range(0, len(requests), batch_size):
                 images += self._draw_batch(requests, slice(start, start + batch_size), progress)
         return images

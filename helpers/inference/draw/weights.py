@@ -1,6 +1,7 @@
 """Load named weights (base model, tuned model or a checkpoint) into one pipeline."""
 
 import re
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from helpers.core.errors import RunError
 from helpers.core.files import MANIFEST, find_corruption, folder_hash, read_json
 from helpers.core.run import Run
+from helpers.inference.trained import read_trained
 from helpers.models.families import Components, family_of, read_settings
-from helpers.models.pipeline import load_pipeline
-from helpers.models.readback import fingerprint
+from helpers.models.lora import LORA_FILE, read_lora
+from helpers.models.pipeline import load_mapped
+from helpers.models.readback import fingerprint, fingerprint_of_files
 from helpers.models.untrusted import load_file, open_model
 
 STEP = re.compile(r"step-\d{6,}")
@@ -25,7 +28,8 @@ ADVICE = "put back the base model that 04_train was given"
 class Weights:
     """The weights that a pipeline can load by name: `base`, `tuned`, or a checkpoint such as `step-000250`.
 
-    All models are loaded each time, since text encoders may have been trained with the UNet.
+    Only what training has changed is loaded: of a LoRA the layers that it adapts, else the trained models. The base and
+    the tuned model are mapped from their files, so that they take no main memory beside the pipeline.
     """
 
     def __init__(
@@ -34,25 +38,44 @@ class Weights:
         self.run, self.base_model, self.base_hash = run, base_model, base_hash  # of its UNet
         self.family, self.model_hash = family_of(read_settings(run.model)), folder_hash(run.model)
         self.modules = Components.of(self.family, pipeline).modules
-        self.dtype = pipeline.unet.dtype
-        self.tuned = {k: v.detach().cpu().clone() for k, v in _state_dict(self.modules).items()}
+        self.trained_text = read_trained(run).settings.get("train_text_encoder", False)
+        self.all = _state_dict({part: self.modules[part] for part in self._trained()})
+        self.own = self._changed_weights()
         self.loaded: tuple[str, float] | None = ("tuned", 1.0)  # name and strength
         self.verified: dict[str, list] = {}  # checkpoints' files, as they were when they were read
 
+    def _changed_weights(self) -> dict[str, Tensor]:
+        path = self.run.model / "lora" / LORA_FILE
+        if not path.is_file():
+            return dict(self.all)
+        layers = [_find_name(self.all, f"{layer}.weight") for layer in read_lora(path).alpha]
+        return {name: self.all[name] for name in layers}
+
+    def _trained(self) -> dict[str, type[nn.Module]]:
+        """Return the class of each model that training may have changed, by component."""
+        name, kind = self.family.DENOISER
+        return {name: kind} | (self.family.TEXT_ENCODERS if self.trained_text else {})
+
+    @cached_property
+    def tuned(self) -> dict[str, Tensor]:
+        """The tuned model's weights."""
+        parts = self._trained().items()
+        return _state_dict({part: load_mapped(kind, self.run.model, part) for part, kind in parts})
+
     @cached_property
     def base(self) -> dict[str, Tensor]:
-        """The base model's state dict. Raises RunError if the base model has changed since training."""
+        """The base model's weights. Raises RunError if the base model has changed since training."""
         with open_model("base_model", self.base_model, ADVICE) as folder:
-            # float32, as its fingerprint was taken
-            pipeline = load_pipeline(str(folder), torch.float32, safety_checker=False)
-        modules = Components.of(self.family, pipeline).modules
-        if fingerprint(modules[self.family.DENOISER[0]]) != self.base_hash:
+            parts = self._trained().items()
+            modules = {part: load_mapped(kind, folder, part) for part, kind in parts}
+            denoiser, part = modules[self.family.DENOISER[0]], folder / self.family.DENOISER[0]
+            is_float32 = denoiser.dtype == torch.float32  # as its fingerprint was taken
+            found = fingerprint(denoiser) if is_float32 else fingerprint_of_files(denoiser, part)
+        if found != self.base_hash:
             raise RunError(
                 f"base_model {self.base_model!r} has other weights now than this model was trained from, so "
                 f"nothing can be compared with it: {ADVICE}"
             )
-        for module in modules.values():
-            nn.Module.to(module, self.dtype)  # diffusers' own to() logs a warning
         return _state_dict(modules)
 
     def steps(self) -> list[str]:
@@ -60,6 +83,7 @@ class Weights:
         names = (folder.name for folder in self.run.checkpoints.glob("step-*"))
         return sorted(name for name in names if STEP.fullmatch(name))
 
+    @torch.no_grad()
     def load(self, name: str, strength: float = 1.0) -> None:
         """Load the weights called `name` into the pipeline.
 
@@ -69,37 +93,49 @@ class Weights:
         if self.loaded == (name, strength):
             return
         if name == "base" or strength == 0:
-            wanted = self.base
+            read = self.base.__getitem__
         else:
-            wanted = self.tuned if name == "tuned" else self._read_checkpoint(name)
-            if strength != 1:
-                pairs = ((k, v.float(), wanted[k].float()) for k, v in self.base.items())
-                wanted = {k: torch.lerp(base, own, strength) for k, base, own in pairs}
+            read = self.tuned.__getitem__ if name == "tuned" else self._read_checkpoint(name)
+        base = self.base if strength not in (0, 1) else None
         self.loaded = None  # should loading fail half-way
-        for part, module in self.modules.items():
-            prefix = f"{part}."
-            module.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in wanted.items() if k.startswith(prefix)}
-            )
+        for key, weight in self.own.items():
+            value = read(key)
+            if base is not None:
+                value = torch.lerp(base[key].float(), value.float(), strength)
+            weight.copy_(value)
         self.loaded = (name, strength)
 
-    def _read_checkpoint(self, name: str) -> dict[str, Tensor]:
+    def _read_checkpoint(self, name: str) -> Callable[[str], Tensor]:
+        """Return the function that gives a weight of a checkpoint by its name, merged with the base's."""
         self.hash_of(name)  # checks its files
         folder = self.run.checkpoints / name
         has_average = AVERAGE in read_json(folder / MANIFEST)
         trained = load_file(folder / (AVERAGE if has_average else WEIGHTS))
         alpha = read_json(folder / STATE)["config"].get("lora_alpha")
-        merged = {k: v.float() for k, v in self.base.items()}
+        weights: dict[str, Tensor] = {}
+        adapters: dict[str, tuple[Tensor, Tensor, float]] = {}  # down, up and scale
         for key, tensor in trained.items():
             if key.endswith(LORA_DOWN):
                 layer, rank = key.removesuffix(LORA_DOWN), len(tensor)
-                change = trained[layer + LORA_UP].flatten(1) @ tensor.flatten(1)
-                target = _find_name(merged, layer + ".weight")
-                scale = (alpha or rank) / rank  # lora_alpha=0 means the rank
-                merged[target] = merged[target] + scale * change.view_as(merged[target])
+                up = trained[layer + LORA_UP]
+                target = _find_name(self.base, layer + ".weight")
+                adapters[target] = tensor, up, (alpha or rank) / rank  # lora_alpha=0 means the rank
+                shape = (len(up), *tensor.shape[1:])
+                _require_shape(target, shape, self.base)
             elif not key.endswith(LORA_UP):
-                merged[_find_name(merged, key)] = tensor
-        return {k: v.to(self.dtype) for k, v in merged.items()}
+                weights[target := _find_name(self.base, key)] = tensor
+                _require_shape(target, tensor.shape, self.base)
+        # an earlier training's may have changed other layers
+        self.own |= {key: self.all[key] for key in [*weights, *adapters]}
+
+        def read(key: str) -> Tensor:
+            if key not in adapters:
+                return weights.get(key, self.base[key])
+            down, up, scale = adapters[key]
+            base = self.base[key].float()
+            return base + scale * (up.flatten(1) @ down.flatten(1)).view_as(base)
+
+        return read
 
     def hash_of(self, name: str) -> str:
         """Return the SHA-256 of the manifest of a checkpoint, or of model/ if the name is `tuned` or `base`.
@@ -137,3 +173,11 @@ def _find_name(state: dict[str, Tensor], name: str) -> str:
     raise RunError(
         f"{name} is no weight of this run's base model: the checkpoint belongs to another model, choose another one"
     )
+
+
+def _require_shape(name: str, shape: Sequence[int], base: dict[str, Tensor]) -> None:
+    if tuple(shape) != tuple(base[name].shape):
+        raise RunError(
+            f"{name} has another shape in this run's base model: the checkpoint belongs to another model, choose "
+            "another one"
+        )

@@ -43,6 +43,8 @@ class Family(Protocol):
     TOKENIZERS: tuple[str, ...]  # components, one for each text encoder
     VARIANT: str  # of the weights, downloaded from the Hub where it exists; "" is the usual ones
     TEXT_EMBEDDINGS: tuple[str, ...]  # names in the conditioning of what encode_text returns
+    # the pipeline's arguments for what its encode_prompt returns
+    PROMPT_EMBEDDINGS: tuple[str, ...]
     LORA_TARGETS: dict[str, list[str]]  # layers of the denoiser, by the setting lora_targets
     TEXT_TARGETS: list[str]  # layers of the text encoders
     DEFAULT_RESOLUTION: int  # of a square, in pixels
@@ -58,8 +60,8 @@ class Family(Protocol):
         """Raise ValueError if components do not fit one another, or need inputs that a prompt cannot give."""
         ...
 
-    def vae_dtype(self, settings: Settings, dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype that the VAE needs where the device computes in `dtype`."""
+    def vae_dtype(self, vae: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype that a VAE of these settings needs where the device computes in `dtype`."""
         ...
 
     def tokenize(self, tokenizers: Sequence[Any], texts: Sequence[str]) -> Conditioning:
@@ -102,8 +104,11 @@ class Family(Protocol):
         """Return each component's weights by the names of the family's original one-file checkpoints."""
         ...
 
-    def to_kohya(self, layer: str, settings: Settings) -> str:
-        """Return the name that sd-scripts gives a LoRA's layer, such as `unet.mid_block.attentions.0.proj_in`."""
+    def to_kohya(self, layer: str, settings: Settings) -> tuple[str, ...]:
+        """Return sd-scripts' names for a LoRA's layer, such as `unet.mid_block.attentions.0.proj_in`.
+
+        The first is the one that sd-scripts writes; programs read the others as well.
+        """
         ...
 
 

@@ -41,6 +41,7 @@ TEXT_ENCODERS = {"text_encoder": CLIPTextModel}
 TOKENIZERS = ("tokenizer",)
 VARIANT = ""
 TEXT_EMBEDDINGS = ("encoder_hidden_states",)
+PROMPT_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds")
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]
 LORA_TARGETS = {
@@ -100,7 +101,7 @@ def text_config(settings: Settings, component: str = "text_encoder") -> dict[str
     return settings[component].get("text_config", settings[component])
 
 
-def vae_dtype(_settings: Settings, dtype: torch.dtype) -> torch.dtype:
+def vae_dtype(_vae: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
     """Return `dtype`: the VAE works in any."""
     return dtype
 
@@ -162,7 +163,7 @@ def to_original(states: Mapping[str, State], settings: Settings) -> State:
     )
 
 
-def to_kohya(layer: str, _settings: Settings) -> str:
+def to_kohya(layer: str, _settings: Settings) -> tuple[str, ...]:
     """Return a LoRA layer's name in sd-scripts, such as `lora_unet_mid_block_attentions_0_proj_in`."""
     layer = layer.replace("text_encoder.", "lora_te.", 1).replace("unet.", "lora_unet.", 1)
-    return layer.replace(".", "_")
+    return (layer.replace(".", "_"),)

@@ -13,6 +13,7 @@ from helpers.models.families.sd1 import (  # noqa: F401
     NO_SAFETY_CHECKER,
     PIPELINE,
     PIPELINE_OPTIONS,
+    PROMPT_EMBEDDINGS,
     SAMPLER,
     SCHEDULER,
     TEXT_EMBEDDINGS,

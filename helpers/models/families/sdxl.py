@@ -45,6 +45,10 @@ TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelW
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 VARIANT = "fp16"  # 6.9 GB in place of 13.9, and only a LoRA is trained on it
 TEXT_EMBEDDINGS = ("encoder_hidden_states", "text_embeds")
+PROMPT_EMBEDDINGS = (
+    *("prompt_embeds", "negative_prompt_embeds"),
+    *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+)
 ORIGINAL_TEXT = None
 DEFAULT_RESOLUTION = 1024
 LICENCE = "openrail++"
@@ -79,9 +83,9 @@ def check(settings: Settings) -> None:
         )
 
 
-def vae_dtype(settings: Settings, dtype: torch.dtype) -> torch.dtype:
+def vae_dtype(vae: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
     """Return float32 in place of float16, in which SDXL's VAE overflows unless its settings say that it does not."""
-    overflows = dtype == torch.float16 and settings["vae"].get("force_upcast", True)
+    overflows = dtype == torch.float16 and vae.get("force_upcast", True)
     return torch.float32 if overflows else dtype
 
 
@@ -156,14 +160,14 @@ def to_original(states: Mapping[str, State], settings: Settings) -> State:
     )
 
 
-def to_kohya(layer: str, settings: Settings) -> str:
-    """Return a LoRA layer's name in sd-scripts, which names SDXL's UNet as the original does.
+def to_kohya(layer: str, settings: Settings) -> tuple[str, ...]:
+    """Return a LoRA layer's names in sd-scripts: the UNet's as in the original, and as in diffusers.
 
     lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q, lora_te2_text_model_encoder_layers_0_mlp_fc1
     """
     component, _, module = layer.partition(".")
     if component == "unet":
         original = unet_name(f"{module}.weight", settings["unet"]).removesuffix(".weight")
-        return f"lora_unet_{original}".replace(".", "_")
+        return tuple(f"lora_unet_{name}".replace(".", "_") for name in (original, module))
     number = re.sub(r"\D", "", component) or "1"
-    return f"lora_te{number}_{module}".replace(".", "_")
+    return (f"lora_te{number}_{module}".replace(".", "_"),)
