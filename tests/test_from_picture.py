@@ -20,13 +20,14 @@ from helpers.inference.draw.fit_picture import (
     to_white_lines,
 )
 from helpers.inference.draw.from_picture import FromPicture, PicturePipelines
-from helpers.inference.draw.sampler import Request, Sampler
+from helpers.inference.draw.sampler import Request, Sampler, is_blocked
 from helpers.inference.draw.schedulers import SCHEDULERS, make_scheduler
 from helpers.models.families import family_of, read_settings
 from helpers.models.pipeline import load_pipeline, sample_fast
 from tests.bases import make_base, make_sdxl
 from tests.conftest import ROOT, make_trained
 from tests.test_families import TINY_XL
+from tests.test_inference_draw import strict_checker
 
 STEPS = 6
 
@@ -231,6 +232,18 @@ def test_a_saved_picture_is_drawn_again_to_the_same_bits(
         again.redraw(path)
 
 
+def test_a_blocked_picture_is_labelled_and_nothing_of_it_is_shown(
+    trained_folder, tmp_path, monkeypatch
+):
+    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    strict_checker(Run("pictures").model)
+    sampler = Sampler(Run("pictures"))
+    mask = rectangle_mask((0, 0, 0.5, 1), (32, 32))
+    for request in (asked(sampler, painting()), asked(sampler, painting(), mask)):
+        assert is_blocked(sampler.draw([request])[0])
+
+
 def test_a_picture_from_words_alone_is_saved_as_ever(sampler):
     assert "from_picture" not in sampler.settings(Request("a cat", 1))
 
@@ -363,6 +376,13 @@ def test_a_controlnet_of_another_family_or_of_code_is_refused(of_family, control
 )
 def test_a_picture_is_drawn_at_its_own_aspect(given, size):
     assert size_for(Image.new("L", given), 512) == size
+
+
+def test_sides_are_multiples_of_8_at_any_resolution():
+    for side in range(8, 200, 8):
+        for given in ((10, 1), (4, 3), (1, 10)):
+            width, height = size_for(Image.new("L", given), side)
+            assert width % 8 == height % 8 == 0 and min(width, height) >= side / 2
 
 
 def test_a_picture_that_fits_keeps_its_pixels_and_another_is_cropped_in_its_middle():

@@ -182,8 +182,10 @@ def drive_pictures(page: Page, folder: Path) -> None:
 
 
 def draw(page: Page, name: str) -> None:
+    before = newest().stat().st_mtime_ns
     press(page, "Draw")
-    says(page, "Drawing")
+    while newest().stat().st_mtime_ns == before:  # the message may have gone before anyone looks
+        page.wait_for_timeout(50)
     says(page, "Kept in")
     picture(page, name)
 

@@ -27,11 +27,12 @@ def read_upload(name: str, content: bytes) -> Picture:
 def size_for(image: Image.Image, side_px: int) -> Size:
     """Return the size to draw a picture at: its own aspect, with as many pixels as a square of `side_px`.
 
-    Both sides are multiples of 8, from half of `side_px` to twice as much.
+    Both sides are multiples of 8, from about half of `side_px` to twice as much.
     """
     root = math.sqrt(image.width / image.height)
     sides = (STEP_PX * round(side / STEP_PX) for side in (side_px * root, side_px / root))
-    width, height = (min(max(side, side_px // 2), 2 * side_px) for side in sides)
+    least = STEP_PX * math.ceil(side_px / 2 / STEP_PX)
+    width, height = (min(max(side, least), 2 * side_px) for side in sides)
     return width, height
 
 

@@ -96,20 +96,21 @@ class PictureForm:
         """
         self.picture = self.mask = None
         self.past.value, self.where.value = None, ALL
-        if start and start["controlnet"] and not self.sampler.controlnet:
+        try:
+            if start:
+                self._fill(start)
+        finally:
             self._lay_out()
+
+    def _fill(self, start: dict[str, Any]) -> None:
+        if start["controlnet"] and not self.sampler.controlnet:
             raise RunError(NO_CONTROLNET)
-        if start:
-            album = self.sampler.album
-            picture, mask = album.read_input(start["image"]), start["mask"]
-            self.mask = album.read_input(mask) if mask else None
-            self.picture = picture
-            self.denoise.value, self.control_scale.value = (
-                start["denoising_strength"],
-                start["control_scale"],
-            )
-            self.where.value = SKETCH if start["controlnet"] else MASK if mask else ALL
-        self._lay_out()
+        album = self.sampler.album
+        self.mask = album.read_input(start["mask"]) if start["mask"] else None
+        self.picture = album.read_input(start["image"])
+        self.denoise.value = start["denoising_strength"]
+        self.control_scale.value = start["control_scale"]
+        self.where.value = SKETCH if start["controlnet"] else MASK if self.mask else ALL
 
     def add_past(self, path: Path, settings: Settings) -> None:
         """Offer a saved sample to draw from, above those that were offered before."""
