@@ -91,16 +91,14 @@ class PicturePipelines:
         self, image: Image.Image, mask: Image.Image, strength: float, count: int
     ) -> tuple[DiffusionPipeline, dict[str, Any]]:
         """Return the pipeline, and its arguments for `count` prompts, that draws the white part of a mask anew."""
-        pipeline, latents = self._pipeline(self.family.INPAINTING), self.encode(image)
-        factor = pipeline.vae_scale_factor
+        pipeline = self._pipeline(self.family.INPAINTING)
+        latents, factor = self.encode(image).repeat(count, 1, 1, 1), pipeline.vae_scale_factor
         # a latent is drawn anew if any of its pixels is
         small = mask.reduce(factor).point(lambda level: 255 * (level > 0))
         given = {
-            "image": latents.repeat(count, 1, 1, 1),
+            "image": latents,
             "mask_image": small.resize(mask.size, Image.Resampling.NEAREST),
-            "masked_image_latents": latents.repeat(
-                count, 1, 1, 1
-            ),  # read by UNets made for inpainting
+            "masked_image_latents": latents,  # else it would mask pixels; this UNet reads neither
             "width": image.width,
             "height": image.height,
             "strength": strength,
