@@ -23,6 +23,7 @@ from helpers.core.process import prepare_process
 from helpers.core.run import Run
 from helpers.demo.pretrain import SCHEDULE
 from helpers.demo.tokenizer import make_tokenizer
+from tests.bases import make_sdxl
 
 ROOT = Path(__file__).parent.parent
 ORIENTATION = 0x0112
@@ -43,8 +44,10 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory):
-    """A random Stable Diffusion v1 of 0.1 M parameters, as a folder in diffusers layout."""
+def tiny_base(request, tmp_path_factory):
+    """A random Stable Diffusion v1 of 0.1 M parameters, as a folder in diffusers layout; or, if asked, an SDXL."""
+    if getattr(request, "param", "SD 1") == "SDXL":
+        return make_sdxl(tmp_path_factory.mktemp("base") / "sdxl")
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     text = CLIPTextConfig(
@@ -142,6 +145,8 @@ def pictures(tmp_path):
     return folder
 
 
+# a test with this mark is run on a base of each of these
+ON_EACH_FAMILY = pytest.mark.parametrize("tiny_base", ["SD 1", "SDXL"], indirect=True)
 SMALL_TRAINING = {
     "max_steps": 4,
     "train_batch_size": 2,

@@ -3,20 +3,29 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     StableDiffusionXLPipeline,
 )
 from diffusers.training_utils import compute_snr
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from helpers.config import TrainConfig, configure
 from helpers.core.errors import RunError
+from helpers.core.records import read_metadata
+from helpers.dataset.takedown import remove
 from helpers.host.device import Device, pick_device
+from helpers.inference.draw.sampler import Request, Sampler
+from helpers.inference.share import one_file
+from helpers.inference.share.one_file import export
 from helpers.models import families
 from helpers.models.families import family_of, read_settings
 from helpers.train.buckets import Crop
@@ -71,6 +80,100 @@ def test_an_sdxl_lora_trains_and_its_model_draws(dataset, sdxl):
     pipeline = StableDiffusionXLPipeline.from_pretrained(dataset.model, add_watermarker=False)
     picture = pipeline("a cat", height=32, width=32, num_inference_steps=2).images[0]
     assert picture.size == (32, 32)
+
+
+def test_05_draws_the_base_the_lora_and_each_checkpoint_of_an_sdxl(dataset, sdxl):
+    list(train(settings(sdxl, **TINY_XL, learning_rate=0.05), dataset))
+    sampler = Sampler(dataset)
+    before = {k: v.clone() for k, v in sampler.weights.all.items()}
+
+    def drawn(model, strength=1.0):
+        request = Request("a cat", 1, num_inference_steps=2, model=model, strength=strength)
+        return np.asarray(sampler.draw([request])[0], int)
+
+    tuned, base = drawn("tuned"), drawn("base")
+    plain = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
+    plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
+    given = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 4.0}
+    alone = plain("a cat", generator=torch.Generator().manual_seed(1), **given).images[0]
+    assert np.abs(base - np.asarray(alone, int)).max() <= 1
+    assert np.abs(tuned - base).max() > 4
+    assert np.abs(drawn("step-000004") - tuned).max() <= 1
+    assert np.array_equal(drawn("tuned", 0.0), base)
+    assert np.array_equal(drawn("tuned"), tuned)
+    for name, weight in sampler.weights.all.items():  # mapped from its file again, to the bit
+        assert torch.equal(weight, before[name])
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_each_file_of_an_sdxl_lora_draws_what_was_trained(dataset, tmp_path, kind):
+    base = make_sdxl(tmp_path / "base", prediction_type=kind)
+    more = {"train_text_encoder": True, "text_encoder_lr": 0.01, "learning_rate": 0.05}
+    list(train(settings(base, **TINY_XL, **more), dataset))
+    files = {path.name: path for path in export(dataset)}
+    assert files.keys() == {
+        *("pictures.safetensors", "pictures-lora.safetensors", "pictures-lora-blocks.safetensors"),
+        "pytorch_lora_weights.safetensors",
+    }
+
+    def drawn(pipeline):
+        source, given = torch.Generator().manual_seed(3), {"height": 32, "width": 32}
+        options = {"num_inference_steps": 2, "output_type": "np", "generator": source}
+        return pipeline("a red cat", **given, **options).images[0]
+
+    trained = drawn(StableDiffusionXLPipeline.from_pretrained(dataset.model))
+    one = StableDiffusionXLPipeline.from_single_file(
+        files["pictures.safetensors"], config=str(dataset.model), local_files_only=True
+    )
+    assert np.abs(drawn(one) - trained).max() < 1e-4
+    for name in files.keys() - {"pictures.safetensors"}:
+        pipeline = StableDiffusionXLPipeline.from_pretrained(base)
+        assert np.abs(drawn(pipeline) - trained).max() > 1e-3
+        pipeline.load_lora_weights(files[name].parent, weight_name=name)
+        assert np.abs(drawn(pipeline) - trained).max() < 1e-4
+    names = {name: {key.split("_blocks_")[0] for key in load_file(files[name])} for name in files}
+    assert any("lora_unet_input" in key for key in names["pictures-lora.safetensors"])
+    assert any("lora_unet_down" in key for key in names["pictures-lora-blocks.safetensors"])
+    assert any("lora_te2_text_model" in key for key in names["pictures-lora.safetensors"])
+
+
+def test_the_whole_model_is_written_as_one_file_where_it_is_asked_for(dataset, sdxl, monkeypatch):
+    list(train(settings(sdxl, **TINY_XL), dataset))
+    monkeypatch.setattr(one_file, "MAX_BYTES", 1e6)
+    whole = dataset.export / "pictures.safetensors"
+    assert whole not in export(dataset) and not whole.exists()
+    assert whole in export(dataset, "yes")
+    assert whole not in export(dataset, "no")
+
+
+def test_a_vae_of_ones_own_takes_the_place_of_the_bases(dataset, sdxl, tmp_path):
+    own = AutoencoderKL.from_pretrained(sdxl, subfolder="vae")
+    torch.nn.init.normal_(own.decoder.conv_out.bias)
+    own.register_to_config(force_upcast=False)
+    own.save_pretrained(tmp_path / "own-vae")
+    list(train(settings(sdxl, **TINY_XL, vae=str(tmp_path / "own-vae")), dataset))
+    found = AutoencoderKL.from_pretrained(dataset.model, subfolder="vae")
+    assert torch.equal(found.decoder.conv_out.bias, own.decoder.conv_out.bias)
+    with pytest.raises(RunError, match="vae"):  # the checkpoints are of the other one
+        list(train(settings(sdxl, **TINY_XL, max_steps=6), dataset))
+
+
+def test_a_vae_that_is_none_is_refused(dataset, sdxl, tmp_path):
+    for place, words in (
+        (tmp_path / "none", "no such file"),
+        (sdxl / "unet", "that of a UNet2DConditionModel"),
+    ):
+        with pytest.raises(RunError, match=rf"vae .*{words}.*: give a hub id or a folder with an"):
+            list(train(settings(sdxl, **TINY_XL, vae=str(place)), dataset))
+
+
+def test_a_post_taken_down_from_an_sdxls_dataset_is_known_to_its_model(dataset, sdxl):
+    list(train(settings(sdxl, **TINY_XL), dataset))
+    gone = read_metadata(dataset.split_metadata("train"))[0][0].rpartition("_")[0]
+    said = str(remove(dataset, gone))
+    assert "was trained on it" in said
+    with pytest.raises(RunError, match="dataset"):
+        list(train(settings(sdxl, **TINY_XL, max_steps=6), dataset))
 
 
 def script_loss(unet, schedule, batch, gamma):
@@ -180,6 +283,17 @@ def test_another_kind_of_model_is_refused_by_its_small_files_alone(tmp_path, sdx
         path.unlink()
     with pytest.raises(RunError, match=words):
         read_base(str(sdxl))
+
+
+def test_a_lora_is_no_base_and_fits_its_own_familys_alone(dataset, sdxl, tiny_base):
+    list(train(settings(sdxl, **TINY_XL), dataset))
+    lora = dataset.model / "lora/pytorch_lora_weights.safetensors"
+    for place in (lora, lora.parent):
+        with pytest.raises(RunError, match=r"base_model .*: give a hub id .* one-file"):
+            read_base(str(place))
+    # a training of one family does not go on with the other's base
+    with pytest.raises(RunError, match="the base model was another; .*: give this one a run name"):
+        list(train(settings(tiny_base, **TINY_XL, max_steps=6), dataset))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from helpers.host.interface import FOLDER
 from helpers.mirror import archives, drive, index, sync, upload
 from helpers.train.checkpoint import latest_step, prune, step_of
 from helpers.train.trainer import train
-from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
+from tests.conftest import ON_EACH_FAMILY, SMALL_TRAINING, lines, make_dataset, photograph
 from tests.drive import FAULTS, FaultyDrive, mounted
 from tests.kills import kills_at_every_operation
 
@@ -191,6 +191,7 @@ def test_whatever_drive_does_nothing_is_claimed_in_vain(fault, seeds, prepared, 
     assert claims or len(seeds) < 20  # and not everything was given up
 
 
+@ON_EACH_FAMILY
 @pytest.mark.parametrize(("fault", "seeds"), [("remount", range(1)), *IN_FULL])
 def test_a_fresh_machine_with_nothing_but_the_mirror_ends_in_the_same_bits(
     fault, seeds, prepared, undisturbed, tiny_base, machine, tmp_path

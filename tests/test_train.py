@@ -26,7 +26,7 @@ from helpers.train.preview import draw_previews
 from helpers.train.trainer import train
 from helpers.train.validation_loss import ValidationLoss
 from helpers.train.verdict import judge
-from tests.conftest import SMALL_TRAINING, lines, make_dataset, train_until, typed
+from tests.conftest import ON_EACH_FAMILY, SMALL_TRAINING, lines, make_dataset, train_until, typed
 from tests.kills import forked
 
 
@@ -43,6 +43,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@ON_EACH_FAMILY
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_it_leaves_the_run_folder_and_a_model_that_draws(dataset, tiny_base, method):
     seen = list(train(settings(tiny_base, method=method), dataset))
@@ -55,7 +56,8 @@ def test_it_leaves_the_run_folder_and_a_model_that_draws(dataset, tiny_base, met
     assert (dataset.model / "lora/pytorch_lora_weights.safetensors").is_file() == (method == "lora")
     assert "is complete: validation loss" in verify_model(dataset)
     pipeline = DiffusionPipeline.from_pretrained(dataset.model)
-    assert pipeline("a cat", num_inference_steps=2).images[0].size == (32, 32)
+    picture = pipeline("a cat", height=32, width=32, num_inference_steps=2).images[0]
+    assert picture.size == (32, 32)
     base = load_file(tiny_base / "unet/diffusion_pytorch_model.safetensors")
     assert not same(base, weights(dataset))  # a no-op training would pass all of the above
 
@@ -74,6 +76,7 @@ def test_more_steps_go_on_and_fewer_are_there_already(dataset, tiny_base):
     assert [row["step"] for row in lines(dataset.train_log)] == list(range(7))
 
 
+@ON_EACH_FAMILY
 def test_a_killed_training_goes_on_to_the_same_bits(dataset, tiny_base):
     kill_and_compare(dataset, tiny_base, stops=(1, 3, 5), steps=7)
 

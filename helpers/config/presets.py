@@ -26,12 +26,12 @@ _ROWS = {
     "demo":    ("assets/tiny-sd", "full",   300, 1e-3,     8,  1, 128, "cosine",   False,  100, DEMO_PROMPTS),
     "t4":      (SD15,             "lora",  2000, 1e-4,     2,  2, 512, "cosine",   True,   250, ()),
     "t4-full": (SD15,             "full",  3000, 5e-6,     1,  4, 512, "cosine",   True,   500, ()),
-    "l4":      (SD15,             "lora",  2000, 1e-4,     4,  1, 512, "cosine",   False,  250, ()),
-    "a100":    (SD15,             "full",  4000, 5e-6,     8,  1, 512, "cosine",   False,  500, ()),
-    "h100":    (SD15,             "full",  2000, 1e-5,    32,  1, 512, "cosine",   False,  250, ()),
     "t4-xl":   (SDXL,             "lora",  2000, 1e-4,     1,  4, 1024, "cosine",  True,   250, ()),
+    "l4":      (SD15,             "lora",  2000, 1e-4,     4,  1, 512, "cosine",   False,  250, ()),
     "l4-xl":   (SDXL,             "lora",  2000, 1e-4,     4,  1, 1024, "cosine",  True,   250, ()),
+    "a100":    (SD15,             "full",  4000, 5e-6,     8,  1, 512, "cosine",   False,  500, ()),
     "a100-xl": (SDXL,             "lora",  2000, 1e-4,     2,  2, 1024, "cosine",  False,  250, ()),
+    "h100":    (SD15,             "full",  2000, 1e-5,    32,  1, 512, "cosine",   False,  250, ()),
     "seed":    (SD15,             "full",  5000, 1e-5,     1,  4, 512, "constant", True,   500, SEED_PROMPTS),
 }
 # fmt: on

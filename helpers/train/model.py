@@ -380,7 +380,10 @@ def read_base(base_model: str, vae: str = "") -> tuple[Family, Settings]:
     if vae:
         with open_model("vae", vae, VAE_ADVICE, weights=False) as folder:
             settings = {**settings, "vae": settings_in(folder / "config.json")}
-            check_parts(family, settings)
+            if (kind := settings["vae"].get("_class_name")) != AutoencoderKL.__name__:
+                raise ValueError(f"config.json is that of a {kind}")
+            with torch.device("cpu"):
+                check_parts(family, settings)
     return family, settings
 
 
