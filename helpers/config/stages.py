@@ -13,6 +13,7 @@ from helpers.core.errors import RunError
 
 Config = TypeVar("Config")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+GRIDS = ("checkpoints x prompts", "guidance x steps", "strength x prompts")  # 05 compares by them
 TRACKERS = ("wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
 
 
@@ -280,6 +281,10 @@ class InferenceConfig(Checked):
     encoder: str = ""  # a hub id or folder of a CLIP or DINOv2, to measure the style as well
     clip_model: str = ""  # a hub id or folder of a CLIP, to measure prompt adherence
     safety_checker: bool = True  # if the model has one
+    # drawn and compared, at the same seeds; there are those of GRIDS
+    grids: tuple[str, ...] = lines(GRIDS[:1])
+    blind_pairs: int = number(20, 4, 500)  # that a person compares
+    controlnet: str = ""  # a hub id or folder of a ControlNet for scribbles, to draw by sketches
     # a TCD or LCM LoRA, by hub id or path: the prompt box gets a switch that draws in a few steps. The report measures
     # what it costs in style: the demo's, assets/tiny-sd-lcm, keeps 97% of the style gain in 25% of the time
     speed_lora: str = ""
@@ -293,6 +298,8 @@ class InferenceConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if unknown := [name for name in self.grids if name not in GRIDS]:
+            raise RunError(f"grids has {unknown[0]!r}: {names_like(unknown[0], GRIDS)}")
         _check_hub_id(self.push_to, "a model's, as in you/your-model")
         if self.lora_rank and self.lora_share:
             raise RunError("lora_rank and lora_share both say how large the LoRA is: give one")

@@ -77,6 +77,9 @@ class Run:
     promoted = _RunPath("sweep/promoted.json")
     # 05
     samples = _RunPath("samples")
+    sample_inputs = _RunPath("samples/inputs")  # pictures that others were drawn from
+    grids = _RunPath("grids")
+    blind = _RunPath("blind.jsonl")  # what a person picked, who did not know which was which
     export = _RunPath("export")
     before_and_after = _RunPath("previews/before_and_after.png")
     report_html = _RunPath("report.html")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, PAPER = "#2a2230", "#ffffff"
+MARK, MARK_FILL = "#a82f43", "#fbeef0"
 GAP_PX = 6
 
 
@@ -38,11 +39,13 @@ def grid(
     row_titles: Sequence[str] = (),
     cell_px: int = 160,
     label_lines: int = 4,
+    marked_row: int | None = None,
 ) -> Image.Image:
     """Draw images in a grid of square cells, with optional labels below cells and titles above rows.
 
     labels       one for each image, or one for each column, then only below the last row
     label_lines  the maximum number of lines of a label; longer labels are cut
+    marked_row   a row that gets a frame
     """
     rows = -(-len(images) // columns)
     below_last = len(labels) == columns < len(images)
@@ -54,6 +57,10 @@ def grid(
     size = (columns * (cell_px + GAP_PX) + GAP_PX, rows * row_px + GAP_PX + below_last * label_px)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
+    if marked_row is not None:
+        top, gap = marked_row * row_px, GAP_PX // 2
+        bottom = top + title_px + cell_px + 2 * gap
+        draw.rectangle((1, top + 1, size[0] - 2, bottom), MARK_FILL, MARK, width=2)
     for row, title in enumerate(row_titles):
         draw.text((GAP_PX, row * row_px + 4), title, INK, font)
     for i, image in enumerate(images):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Template
+from markupsafe import Markup
 from PIL import Image
 
 from helpers.core.files import read_json
@@ -25,6 +26,7 @@ from helpers.figures.pictures import (
 )
 from helpers.figures.trials import plot_trials, read_trials, stack_previews
 from helpers.inference.draw.sampler import is_blocked
+from helpers.inference.judge.blind import describe_picks
 from helpers.inference.judge.groups import Groups
 from helpers.inference.judge.metrics import load_metrics
 from helpers.inference.judge.variants import describe_variants
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
+SIDE_BY_SIDE = Path(__file__).parent / "side_by_side.html.j2"
+# around the part that grids and blind checks change after the report is made
+BEGIN, END = "<!-- side by side -->", "<!-- end of side by side -->"
 MAX_IN_ROW = 6  # prompts that a preview shows side by side
 
 
@@ -68,6 +73,7 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
             for prompt, before, after in zip(rows.prompts, rows.base, rows.tuned, strict=True)
         ],
         three_rows=data_url(rows.grid()),
+        side_by_side=Markup(_render_side_by_side(run, figures)),
         curves=data_url(loss_curves(trained.log)),
         steps=_preview_steps(trained),
         prompts=rows.prompts,
@@ -81,6 +87,24 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
         sweep=_sweep(run),
         configs={stage: _read_settings(trained, stage) for stage in STAGES},
     )
+
+
+def _render_side_by_side(run: Run, figures: dict[str, Any]) -> str:
+    sheets = [
+        (plan, data_url(open_rgb(run.grids / plan["file"])))
+        for plan in figures["grids"]
+        if (run.grids / plan["file"]).is_file()
+    ]
+    rows = [describe_picks(against, found) for against, found in figures["blind"].items()]
+    template = Template(SIDE_BY_SIDE.read_text(encoding="utf-8"), autoescape=True)
+    return f"{BEGIN}\n{template.render(sheets=sheets, rows=rows)}\n{END}"
+
+
+def update_page(page: str, run: Run, figures: dict[str, Any]) -> str:
+    """Return the HTML of report.html with the grids and the blind checks of `figures`, and all else as it is."""
+    before, found, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{_render_side_by_side(run, figures)}{after}" if found else page
 
 
 def figures_table(figures: dict[str, Any]) -> "Styler":
@@ -100,6 +124,7 @@ def figures_table(figures: dict[str, Any]) -> "Styler":
         words = "in the style with the suffix, and not in the style without it"
         rows.append(("suffix switch", shares, words))
     rows += _describe_metrics(figures)
+    rows += [describe_picks(*found) for found in figures.get("blind", {}).items()]
     columns = ["figure", "value", "how to read it"]
     # a Styler, since pandas truncates texts over 50 letters
     return pd.DataFrame(rows, columns=columns).style.hide().set_properties(**{"text-align": "left"})

@@ -19,13 +19,15 @@ from helpers.core.run import Run
 from helpers.core.suffix import strip_suffix
 from helpers.figures.trials import read_trials
 from helpers.inference.draw.sampler import Sampler, make_requests
+from helpers.inference.judge.blind import count_picks
 from helpers.inference.judge.encoders import ImageModel
 from helpers.inference.judge.groups import Groups
 from helpers.inference.judge.judgement import draw_groups, judge, measure_adherence
 from helpers.inference.judge.variants import judge_light_lora, judge_speed_lora
-from helpers.inference.page import PromptRows, render_page
+from helpers.inference.page import PromptRows, render_page, update_page
 
-FORMAT = 3  # of report.json; a report of another format is made again
+FORMAT = 4  # of report.json; a report of another format is made again
+NOT_JUDGED = ("grids", "blind_pairs", "controlnet")  # settings that no figure depends on
 
 
 def report(config: InferenceConfig, sampler: Sampler) -> dict[str, Any]:
@@ -42,15 +44,15 @@ def report(config: InferenceConfig, sampler: Sampler) -> dict[str, Any]:
         )
     inputs = {
         "report": FORMAT,
-        "config": asdict(config),
+        "config": {k: v for k, v in asdict(config).items() if k not in NOT_JUDGED},
         "model": sampler.model_hash,
         "dataset": folder_hash(run.dataset),
     }
     if run.sweep_table.is_file():
         inputs["sweep"] = sha256(run.sweep_table)
     if run.report_html.is_file() and run.report_json.is_file():
-        if (existing := read_json(run.report_json))["inputs"] == inputs:
-            return existing
+        if read_json(run.report_json)["inputs"] == inputs:
+            return update_report(run)
     run.write_config("inference", config)
     with run.timed("inference"):
         groups = draw_groups(config, sampler)
@@ -102,8 +104,33 @@ def _figures(
         "tokens": tokens,
         "hashes": {name: verdict[name] for name in ("dataset", "base_model")}
         | {"model": sampler.model_hash},
+        **_side_by_side(run, sampler.model_hash),
         "inputs": inputs,
     }
+
+
+def _side_by_side(run: Run, model_hash: str) -> dict[str, Any]:
+    grids = [
+        read_json(path) | {"file": f"{path.stem}.png"} for path in sorted(run.grids.glob("*.json"))
+    ]
+    own = [plan for plan in grids if plan["model"] == model_hash]
+    return {"grids": own, "blind": count_picks(run, model_hash)}
+
+
+def update_report(run: Run) -> dict[str, Any]:
+    """Bring the grids and blind checks in report.html and report.json up to date. Return the content of report.json.
+
+    Without a report, nothing is written and {} is returned.
+    """
+    if not (run.report_html.is_file() and run.report_json.is_file()):
+        return {}
+    figures = read_json(run.report_json)
+    figures |= _side_by_side(run, figures["inputs"]["model"])
+    before = run.report_html.read_text(encoding="utf-8")
+    if (page := update_page(before, run, figures)) != before:
+        write_json(run.report_json, figures)
+        write_text(run.report_html, page)
+    return figures
 
 
 def verdict_text(verdict: dict[str, Any], judgement: dict[str, Any]) -> str:

@@ -1,12 +1,14 @@
 """Save and read the pictures in samples/. Each PNG embeds its settings, and a .json file repeats the settings.
 
 Each PNG has two text chunks: `settings` is JSON, which this project reads; `parameters` is the text that other image
-programs and most galleries read.
+programs and most galleries read. Pictures that others were drawn from are in samples/inputs/.
 """
 
+import io
 import json
 import re
 from contextlib import suppress
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from helpers.core.errors import RunError
-from helpers.core.files import read_json, replacing_file, write_json
+from helpers.core.files import read_json, replacing_file, write_bytes, write_json
 from helpers.core.run import Run
 
 Settings = dict[str, Any]
@@ -58,6 +60,29 @@ class Album:
         write_json(path.with_suffix(".json"), settings)
         return path
 
+    def keep_input(self, image: Image.Image) -> str:
+        """Save a picture to draw from, or a mask, in samples/inputs/. Return its name there, the file's SHA-256."""
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        name = sha256(buffer.getvalue()).hexdigest()
+        if not (path := self.input_path(name)).is_file():
+            write_bytes(path, buffer.getvalue())
+        return name
+
+    def read_input(self, name: str) -> Image.Image:
+        """Return a picture of samples/inputs/. Raises RunError if it is missing or has changed."""
+        path = self.input_path(name)
+        content = path.read_bytes() if path.is_file() else b""
+        if sha256(content).hexdigest() != name:
+            what = "has changed" if content else "is missing"
+            raise RunError(f"{path} {what}, and a picture was drawn from it: put it back")
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            image.load()
+        return image
+
+    def input_path(self, name: str) -> Path:
+        return self.run.sample_inputs / f"{name}.png"
+
     def read(self, path: Path) -> Settings:
         """Return the settings embedded in a PNG. Raises RunError if the PNG was not saved by `save`."""
         try:
@@ -85,7 +110,8 @@ class Album:
 
 
 def _format_parameters(settings: Settings) -> str:
-    negative = settings["negative_prompt"]
+    negative, start = settings["negative_prompt"], settings.get("from_picture")
+    has_strength = start and not start["controlnet"]
     # as other image programs read it
     return (
         settings["prompt"]
@@ -94,4 +120,5 @@ def _format_parameters(settings: Settings) -> str:
         f"CFG scale: {settings['guidance_scale']:g}, Seed: {settings['seed']}, "
         f"Size: {settings['width_px']}x{settings['height_px']}, "
         f"Model hash: {settings['model_hash'][:10]}"
+        + (f", Denoising strength: {start['denoising_strength']:g}" if has_strength else "")
     )

@@ -1,7 +1,6 @@
 """The prompt box of notebook 05: a form that draws pictures from typed prompts, in ipywidgets 8 and 7.7 (Colab)."""
 
 import html
-import io
 import random
 import threading
 from collections.abc import Callable
@@ -15,16 +14,23 @@ from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
 from helpers.figures.pictures import open_rgb
 from helpers.inference.draw.album import Settings
+from helpers.inference.draw.form_fields import (
+    NARROW,
+    ROW,
+    WIDE,
+    checkbox,
+    error_text,
+    picture_widget,
+    slider,
+)
+from helpers.inference.draw.from_picture import FromPicture
+from helpers.inference.draw.picture_form import PictureForm
 from helpers.inference.draw.sampler import Cancelled, Progress, Request, Sampler
 from helpers.inference.draw.schedulers import SCHEDULERS
 from helpers.inference.draw.speed import speed_cost
 
 MAX_SEED = 2**31 - 1
 MAX_HISTORY = 16
-STYLE = {"description_width": "96px"}
-WIDE = {"layout": widgets.Layout(width="640px"), "style": STYLE}
-NARROW = {"layout": widgets.Layout(width="312px"), "style": STYLE}
-ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
 FIELDS = {  # the form's field of each setting, except prompt, seed and model
     "negative_prompt": "negative_prompt",
     "num_inference_steps": "steps",
@@ -58,6 +64,8 @@ class PromptBox:
         self.history = widgets.HBox(layout=ROW)
         self.button.on_click(self._on_draw)
         self.cancel.on_click(lambda _button: self._stop.set())
+        form = PictureForm(sampler, self.width, self.height, self._show_errors, self._show)
+        self.from_picture = form
         for path, settings in sampler.album.newest(MAX_HISTORY):
             self._add_to_history(settings, open_rgb(path))
         self.fast.observe(lambda _change: self._set_fast(), "value")
@@ -71,16 +79,16 @@ class PromptBox:
         config, side = self.config, self.sampler.resolution_px
         self.prompt = widgets.Textarea(prompt, description="Prompt", rows=2, **WIDE)
         self.negative_prompt = widgets.Text(config.negative_prompt, description="Negative", **WIDE)
-        self.styled = _checkbox("in the style (adds the suffix)", ticked=True)
-        self.compare = _checkbox("base model beside it", ticked=True)
-        self.random_seed = _checkbox("another seed each time", ticked=False)
-        self.steps = _slider("Steps", config.num_inference_steps, 1, 60)
-        self.guidance = _slider("Guidance", config.guidance_scale, 1.0, 15.0)
-        self.count = _slider("Pictures", 4, 1, 8)
+        self.styled = checkbox("in the style (adds the suffix)", ticked=True)
+        self.compare = checkbox("base model beside it", ticked=True)
+        self.random_seed = checkbox("another seed each time", ticked=False)
+        self.steps = slider("Steps", config.num_inference_steps, 1, 60)
+        self.guidance = slider("Guidance", config.guidance_scale, 1.0, 15.0)
+        self.count = slider("Pictures", 4, 1, 8)
         limits = {"min": 0, "max": MAX_SEED}
         self.seed = widgets.BoundedIntText(config.seed, description="Seed", **limits, **NARROW)
-        self.width = _slider("Width", side, side // 2, 2 * side, 8)
-        self.height = _slider("Height", side, side // 2, 2 * side, 8)
+        self.width = slider("Width", side, side // 2, 2 * side, 8)
+        self.height = slider("Height", side, side // 2, 2 * side, 8)
         self.scheduler = widgets.Dropdown(
             options=list(SCHEDULERS), description="Scheduler", **NARROW
         )
@@ -90,8 +98,8 @@ class PromptBox:
             options=models, value="tuned", description="Checkpoint", **NARROW
         )
         name = "LoRA strength" if self.sampler.method == "lora" else "Strength"
-        self.strength = _slider(name, 1.0, 0.0, 1.5, 0.05)
-        self.fast, self.cost = _checkbox("fast", ticked=False), widgets.HTML(layout=WIDE["layout"])
+        self.strength = slider(name, 1.0, 0.0, 1.5, 0.05)
+        self.fast, self.cost = checkbox("fast", ticked=False), widgets.HTML(layout=WIDE["layout"])
         self._offer_fast()
 
     def _offer_fast(self) -> None:
@@ -122,11 +130,11 @@ class PromptBox:
             (self.strength, self.random_seed),
             (self.styled, self.compare),
             (self.fast, self.cost),
-            (widgets.HBox([self.button, self.cancel]), self.bar),
+            (widgets.HBox([self.button, self.cancel], layout=ROW), self.bar),
         ]
         rows = [widgets.HBox(pair, layout=ROW) for pair in pairs]
         last = widgets.VBox([widgets.HTML("<b>Last pictures</b>"), self.history])
-        above = [self.prompt, self.negative_prompt]
+        above = [self.prompt, self.negative_prompt, self.from_picture.view]
         return widgets.VBox([*above, *rows, self.message, self.gallery, last])
 
     def _on_draw(self, _button: widgets.Button) -> None:
@@ -151,7 +159,7 @@ class PromptBox:
         except Cancelled:
             self._show("Cancelled.")
         except Exception as error:  # browsers do not show exceptions of callbacks
-            self._show(_error_text(error))
+            self._show(error_text(error))
 
     def draw(self) -> None:
         """Draw, save and show the pictures that the form describes. Raises Cancelled if Cancel was pressed."""
@@ -164,9 +172,10 @@ class PromptBox:
             self.seed.value = random.randrange(MAX_SEED)
         prompt = self.sampler.styled(text) if self.styled.value else text
         models = [self.checkpoint.value, "base"] if self.compare.value else [self.checkpoint.value]
+        start = self.from_picture.value()
         rows = []
         for number, model in enumerate(models):
-            requests = self._make_requests(prompt, model)
+            requests = self._make_requests(prompt, model, start)
             progress = self._progress_callback(number, len(models))
             images = self.sampler.draw(requests, self.config.batch_size, progress)
             for request, image in zip(requests, images, strict=True):
@@ -175,10 +184,19 @@ class PromptBox:
             rows.append(self._row(model, requests, images))
             self.gallery.children = tuple(rows)
         warning = self.sampler.prompts.truncation_warning
-        warnings = warning(prompt), warning(self.negative_prompt.value)
+        warnings = warning(prompt), warning(self.negative_prompt.value), self._no_steps(start)
         self._show(" ".join(filter(None, (f"Kept in {self.sampler.run.samples}.", *warnings))))
 
-    def _make_requests(self, prompt: str, model: str) -> list[Request]:
+    def _no_steps(self, start: FromPicture | None) -> str:
+        steps = self.steps.value
+        if not start or start.steps_run(steps):
+            return ""
+        return (
+            f"With Denoise at {start.denoising_strength:g} none of {steps} steps is run: the picture only went through "
+            "the autoencoder."
+        )
+
+    def _make_requests(self, prompt: str, model: str, start: FromPicture | None) -> list[Request]:
         values = {name: getattr(self, field).value for name, field in FIELDS.items()}
         if model == "base":
             values["strength"] = 1.0
@@ -188,7 +206,8 @@ class PromptBox:
                 "scheduler": self.sampler.speed.scheduler,
             }
         seeds = [min(self.seed.value + i, MAX_SEED) for i in range(self.count.value)]
-        return [Request(prompt, seed, model=model, **values) for seed in seeds]
+        values |= {"model": model, "from_picture": start}
+        return [Request(prompt, seed, **values) for seed in seeds]
 
     def _progress_callback(self, part: int, parts: int) -> Progress:
         def show(done: int, steps: int) -> None:
@@ -202,7 +221,7 @@ class PromptBox:
     def _row(self, model: str, requests: list[Request], images: list[Image.Image]) -> widgets.VBox:
         title = TITLES.get(model, f"Checkpoint of {model.replace('-', ' ')}")
         cells = [
-            widgets.VBox([_picture(image, 152), widgets.Label(f"seed {request.seed}")])
+            widgets.VBox([picture_widget(image, 152), widgets.Label(f"seed {request.seed}")])
             for request, image in zip(requests, images, strict=True)
         ]
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), widgets.HBox(cells, layout=ROW)])
@@ -213,8 +232,9 @@ class PromptBox:
         name, layout = f"{settings['model']} {settings['seed']}", widgets.Layout(width="96px")
         button = widgets.Button(description=name, tooltip=settings["prompt"], layout=layout)
         button.on_click(lambda _button: self._show_errors(lambda: self.restore(settings)))
-        entry = widgets.VBox([_picture(small, 96), button])
+        entry = widgets.VBox([picture_widget(small, 96), button])
         self.history.children = (entry, *self.history.children)[:MAX_HISTORY]
+        self.from_picture.add_past(self.sampler.album.path(settings), settings)
 
     def restore(self, settings: Settings) -> None:
         """Fill the form with a picture's settings."""
@@ -233,18 +253,11 @@ class PromptBox:
         deleted = f"; {model} was deleted, so the model is chosen" if is_gone else ""
         if settings.get("speed") and not self.fast.value:
             deleted += "; it was drawn fast, by a speed LoRA that is not loaded: set speed_lora"
+        self.from_picture.restore(settings.get("from_picture"))
         self._show(f"Settings brought back{deleted}.")
 
     def _show(self, text: str) -> None:
         self.message.value = html.escape(text, quote=False)
-
-
-def _error_text(error: Exception) -> str:
-    if isinstance(error, RunError):
-        return str(error)
-    first_line = str(error).strip().partition("\n")[0]
-    words = f"{type(error).__name__}: {first_line}".removesuffix(": ")
-    return f"{words} (nothing was lost: change a setting and draw again)"
 
 
 def _is_called_by_browser() -> bool:
@@ -252,22 +265,3 @@ def _is_called_by_browser() -> bool:
     parent = kernel.get_parent("shell") if kernel else {}
     # a widget's message, not a notebook cell's
     return (parent or {}).get("header", {}).get("msg_type") == "comm_msg"
-
-
-def _slider(
-    name: str, value: float, low: float, high: float, step: float | None = None
-) -> widgets.Widget:
-    kind, usual = (widgets.IntSlider, 1) if isinstance(value, int) else (widgets.FloatSlider, 0.5)
-    limits = {"min": min(low, value), "max": max(high, value), "step": step or usual}
-    return kind(value=value, description=name, **limits, **NARROW)
-
-
-def _checkbox(text: str, *, ticked: bool) -> widgets.Checkbox:
-    layout = NARROW["layout"]
-    return widgets.Checkbox(value=ticked, description=text, indent=False, layout=layout)
-
-
-def _picture(image: Image.Image, width_px: int) -> widgets.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return widgets.Image(value=buffer.getvalue(), width=width_px)

@@ -4,7 +4,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from helpers.core.run import Run
 from helpers.figures.pictures import INK
 from helpers.host.device import pick_device
 from helpers.inference.draw.album import Album
+from helpers.inference.draw.from_picture import FromPicture, PicturePipelines
 from helpers.inference.draw.prompts import Prompts
 from helpers.inference.draw.schedulers import (
     MAX_SPEED_STEPS,
@@ -31,9 +33,16 @@ from helpers.inference.draw.speed import SpeedLora, load_speed_lora
 from helpers.inference.draw.weights import Weights
 from helpers.inference.trained import read_trained
 from helpers.models.capture import CapturedForward
+from helpers.models.controlnet import ControlNet
+from helpers.models.families import read_settings
 from helpers.models.light_lora import LightLora, make_light_lora
 from helpers.models.pipeline import decode_in_tiles, load_pipeline, sample_fast
 
+WITHIN_A_BATCH = {"prompt": "", "seed": 0, "negative_prompt": ""}  # what may differ in it
+NO_CONTROLNET = (
+    "that picture is drawn with a ControlNet that is not loaded: set controlnet in more to the one that was used, and "
+    "run 05_inference from its top again"
+)
 Progress = Callable[[int, int], None]  # denoising steps done, and in all
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,7 @@ class Request:
     height_px: int = 0
     strength: float = 1.0  # from the base's weights (0) to the model's (1)
     speed: float = 0.0  # at which the speed LoRA is merged
+    from_picture: FromPicture | None = None
 
     @classmethod
     def of(cls, config: InferenceConfig, prompt: str, seed: int, negative: str = "") -> "Request":
@@ -67,10 +77,11 @@ class Request:
 class Sampler:
     """A loaded pipeline that draws pictures with a run's model, base model or checkpoints.
 
-    Raises RunError if 04 has not ended or model/ is corrupt.
+    controlnet  a hub id or folder of a ControlNet, to draw by sketches
+    Raises RunError if 04 has not ended, model/ is corrupt, or the ControlNet is missing or of another family.
     """
 
-    def __init__(self, run: Run, *, safety_checker: bool = True) -> None:
+    def __init__(self, run: Run, *, safety_checker: bool = True, controlnet: str = "") -> None:
         run.require(run.verdict, "train")
         if what := find_corruption(run.model):
             raise RunError(f"{what}: run 04_train again")
@@ -89,10 +100,12 @@ class Sampler:
         self.weights = Weights(run, self.pipeline, base_model, base_hash)
         self.model_hash = self.weights.hash_of("tuned")
         self.album = Album(run, self.suffix)
+        family = self.weights.family
+        self.pictures = PicturePipelines(family, read_settings(run.model), self.pipeline)
+        self.controlnet = ControlNet(controlnet, self.pipeline.unet) if controlnet else None
         self.speed: SpeedLora | None = None
-        self._light: tuple[int, float, LightLora] | None = (
-            None  # rank and share that were asked for
-        )
+        # rank and share that were asked for
+        self._light: tuple[int, float, LightLora] | None = None
         self._lock = threading.Lock()
 
     def _load_pipeline(self, model: str, safety_checker: bool) -> DiffusionPipeline:
@@ -109,6 +122,7 @@ class Sampler:
     def __str__(self) -> str:
         checks = getattr(self.pipeline, "safety_checker", None) is not None
         lines = [str(self.device), f"safety checker: {'on' if checks else 'off'}"]
+        lines += [str(self.controlnet)] if self.controlnet else []
         return "\n".join(lines + self.trained.remarks())
 
     def styled(self, prompt: str) -> str:
@@ -152,8 +166,7 @@ class Sampler:
         requests = [self._fill_size(request) for request in requests]
         first = requests[0]
         self._check(first)
-        if self.device.device.type == "cpu":
-            batch_size = 1
+        batch_size = self.limit_batch(batch_size)
         images: list[Image.Image] = []
         captured = self.forward.installed() if self.device.captures else nullcontext()
         with self._lock, captured:
@@ -175,6 +188,10 @@ class Sampler:
         if request.speed and request.num_inference_steps > MAX_SPEED_STEPS:
             raise RunError(f"a speed LoRA draws in 1 to {MAX_SPEED_STEPS} steps: take fewer")
 
+    def limit_batch(self, batch_size: int) -> int:
+        """Return the number of pictures that are drawn at once: `batch_size`, or 1 on a CPU."""
+        return 1 if self.device.device.type == "cpu" else batch_size
+
     def _fill_size(self, request: Request) -> Request:
         side = self.resolution_px
         sizes = {"width_px": request.width_px or side, "height_px": request.height_px or side}
@@ -185,6 +202,7 @@ class Sampler:
     ) -> list[Image.Image]:
         batch = requests[part]
         first = batch[0]
+        image, mask = self._read_inputs(first)
 
         def on_step_end(pipeline: Any, step: int, _timestep: object, tensors: dict) -> dict:
             steps = pipeline.num_timesteps
@@ -197,32 +215,67 @@ class Sampler:
                 )
             return tensors
 
+        if image and not first.from_picture.steps_run(first.num_inference_steps):
+            drawn = self.pictures.through_autoencoder(image)
+            return [_keep_outside(mask, image, drawn)] * len(batch)
+        pipeline, given = self._pipeline_for(first, image, mask, len(batch))
         negative = [self.prompts.truncate(request.negative_prompt) for request in batch]
-        output = self.pipeline(
+        output = pipeline(
             prompt=[self.prompts.truncate(request.prompt) for request in batch],
             negative_prompt=negative if any(negative) else None,
-            height=first.height_px,
-            width=first.width_px,
             num_inference_steps=first.num_inference_steps,
             guidance_scale=first.guidance_scale,
             generator=[torch.Generator().manual_seed(request.seed) for request in batch],
             callback_on_step_end=on_step_end,
+            **given,
             **({"eta": TCD_ETA} if first.scheduler == "TCD" else {}),
         )
         blocked = getattr(output, "nsfw_content_detected", None) or [False] * len(batch)
         return [
-            blocked_label(image.size) if is_blocked else image
-            for image, is_blocked in zip(output.images, blocked, strict=True)
+            blocked_label(drawn.size) if is_blocked else _keep_outside(mask, image, drawn)
+            for drawn, is_blocked in zip(output.images, blocked, strict=True)
         ]
+
+    def _read_inputs(self, request: Request) -> tuple[Image.Image | None, Image.Image | None]:
+        if not (start := request.from_picture):
+            return None, None
+        if start.mask and start.controlnet:
+            raise RunError("a sketch has no mask: choose one of them")
+        if start.controlnet and (not self.controlnet or start.controlnet != self.controlnet.hash):
+            raise RunError(NO_CONTROLNET)
+        image = self.album.read_input(start.image)
+        mask = self.album.read_input(start.mask) if start.mask else None
+        size = request.width_px, request.height_px
+        if wrong := [i.size for i in (image, mask) if i and i.size != size]:
+            raise RunError(
+                f"what is drawn from is {wrong[0][0]} x {wrong[0][1]} px and the drawing {size[0]} x {size[1]} px: "
+                "make them the same"
+            )
+        return image, mask
+
+    def _pipeline_for(
+        self, request: Request, image: Image.Image | None, mask: Image.Image | None, count: int
+    ) -> tuple[DiffusionPipeline, dict[str, Any]]:
+        start, pictures = request.from_picture, self.pictures
+        if not start:
+            return self.pipeline, {"height": request.height_px, "width": request.width_px}
+        if start.controlnet:
+            return pictures.by_sketch(image, self.controlnet, start.control_scale, count)
+        if mask:
+            return pictures.inpainting(image, mask, start.denoising_strength, count)
+        return pictures.image_to_image(image, start.denoising_strength, count)
 
     def settings(self, request: Request) -> dict[str, object]:
         """Return all settings that a picture depends on, as saved in the picture's PNG and .json."""
-        model_hash = self.weights.hash_of(request.model)
-        settings = vars(self._fill_size(request)) | {"model_hash": model_hash}
-        if request.speed:
-            return settings | {"speed_lora_hash": self.speed.sha256}
-        del settings["speed"]  # as pictures have it that were drawn before there was one
-        return settings
+        settings = asdict(self._fill_size(request))
+        settings |= {"model_hash": self.weights.hash_of(request.model)}
+        # without what pictures lack that were drawn before there was one
+        if not request.from_picture:
+            del settings["from_picture"]
+        if not request.speed:
+            del settings["speed"]
+            return settings
+        return settings | {"speed_lora_hash": self.speed.sha256}
 
     def save(self, request: Request, image: Image.Image) -> Path:
         """Save a picture and its settings in samples/."""
@@ -231,11 +284,13 @@ class Sampler:
     def redraw(self, path: Path) -> Image.Image:
         """Draw a saved picture again from the settings embedded in its PNG.
 
-        Raises RunError if the PNG has no settings, or was drawn with other weights.
+        Raises RunError if the PNG has no settings, or was drawn with other weights or from a picture that is gone.
         """
         settings = self.album.read(path)
-        known = {f.name for f in fields(Request)} & settings.keys()
-        request = Request(**{name: settings[name] for name in known})
+        given = _known(Request, settings)
+        if start := settings.get("from_picture"):
+            given["from_picture"] = FromPicture(**_known(FromPicture, start))
+        request = Request(**given)
         if settings["model_hash"] != self.weights.hash_of(request.model):
             raise RunError(
                 f"{path} was drawn with other weights than {self.run.model} has now: it cannot be drawn again"
@@ -245,6 +300,16 @@ class Sampler:
                 f"{path} was drawn with another speed LoRA than is loaded: set speed_lora"
             )
         return self.draw([request])[0]
+
+
+def _known(kind: type, settings: dict[str, Any]) -> dict[str, Any]:
+    return {f.name: settings[f.name] for f in fields(kind) if f.name in settings}
+
+
+def _keep_outside(
+    mask: Image.Image | None, image: Image.Image | None, drawn: Image.Image
+) -> Image.Image:
+    return Image.composite(drawn, image, mask) if mask else drawn
 
 
 def blocked_label(size: tuple[int, int]) -> Image.Image:
@@ -303,11 +368,17 @@ def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
 
 
 def draw_missing(sampler: Sampler, requests: Sequence[Request], batch_size: int) -> Iterator[Path]:
-    """Yield the path of each request's picture, after drawing and saving the picture if samples/ lacks it."""
-    album = sampler.album
-    for start in range(0, len(requests), batch_size):
-        batch = requests[start : start + batch_size]
-        missing = [r for r in batch if not album.has(sampler.settings(r))]
-        for request, image in zip(missing, sampler.draw(missing, batch_size), strict=True):
-            sampler.save(request, image)
-        yield from (album.path(sampler.settings(request)) for request in batch)
+    """Yield the path of each request's picture, after drawing and saving the picture if samples/ lacks it.
+
+    Requests that follow one another and differ only in prompt, seed and negative prompt are drawn in batches. What a
+    kill interrupts is one batch.
+    """
+    album, batch_size = sampler.album, sampler.limit_batch(batch_size)
+    for _, alike in groupby(requests, key=lambda r: replace(r, **WITHIN_A_BATCH)):
+        group = list(alike)
+        for start in range(0, len(group), batch_size):
+            batch = group[start : start + batch_size]
+            missing = [r for r in batch if not album.has(sampler.settings(r))]
+            for request, image in zip(missing, sampler.draw(missing, batch_size), strict=True):
+                sampler.save(request, image)
+            yield from (album.path(sampler.settings(request)) for request in batch)

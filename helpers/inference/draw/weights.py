@@ -46,6 +46,7 @@ class Weights:
         self._light: Lora | None = None
         self._speed: Lora | None = None
         self.loaded: tuple[str, float, float] | None = ("tuned", 1.0, 0.0)  # as `load` was given
+        self.verified: dict[str, list] = {}  # checkpoints' files, as they were when they were read
 
     def use_speed(self, lora: Lora) -> None:
         """Take a speed LoRA, which `load` merges into any weights. It must fit (`find_misfit`)."""
@@ -172,8 +173,14 @@ class Weights:
         if not STEP.fullmatch(name):
             return self.model_hash
         folder = self.run.checkpoints / name
-        if what := find_corruption(folder):
-            raise RunError(f"{what}: choose one of {', '.join([*self.steps(), 'tuned'])}")
+        files = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+        seen = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
+        if seen != self.verified.get(
+            name
+        ):  # reading gigabytes at every picture would take longer than to draw it
+            if what := find_corruption(folder):
+                raise RunError(f"{what}: choose one of {', '.join([*self.steps(), 'tuned'])}")
+            self.verified[name] = seen
         return folder_hash(folder)
 
 

@@ -31,6 +31,9 @@ class Family(Protocol):
 
     NAME: str  # for people
     PIPELINE: type  # of diffusers
+    IMAGE_TO_IMAGE: type  # of diffusers, as the next two: draws from a picture
+    INPAINTING: type  # draws a part of a picture anew
+    CONTROLNET: type  # draws by the lines of a sketch
     PIPELINE_OPTIONS: dict[str, Any]
     NO_SAFETY_CHECKER: dict[str, Any]  # options that leave out a safety checker
     SCHEDULER: type  # the noise schedule of training

@@ -8,6 +8,9 @@ from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -24,6 +27,8 @@ from helpers.models.original_names import (
 
 NAME = "Stable Diffusion 1"
 PIPELINE = StableDiffusionPipeline
+IMAGE_TO_IMAGE, INPAINTING = StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+CONTROLNET = StableDiffusionControlNetPipeline
 PIPELINE_OPTIONS: dict[str, Any] = {}
 NO_SAFETY_CHECKER = {  # a safety checker would take another gigabyte
     "safety_checker": None,

@@ -5,7 +5,10 @@ from typing import Any
 
 from helpers.models.families import Settings, State
 from helpers.models.families.sd1 import (  # noqa: F401
+    CONTROLNET,
     DENOISER,
+    IMAGE_TO_IMAGE,
+    INPAINTING,
     LORA_TARGETS,
     NO_SAFETY_CHECKER,
     PIPELINE,

@@ -5,7 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import (
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -32,6 +37,8 @@ from helpers.models.original_names import (
 
 NAME = "SDXL"
 PIPELINE = StableDiffusionXLPipeline
+IMAGE_TO_IMAGE, INPAINTING = StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
+CONTROLNET = StableDiffusionXLControlNetPipeline
 PIPELINE_OPTIONS = {"add_watermarker": False}
 NO_SAFETY_CHECKER: dict[str, Any] = {}  # it has none
 TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
