@@ -102,7 +102,7 @@ def in_half_precision() -> None:
 
 
 def train(side_px: int) -> None:
-    from helpers.config import TrainConfig, configure
+    from helpers.config import InferenceConfig, TrainConfig, configure
     from helpers.core.run import Run
     from helpers.inference.share.one_file import export
     from helpers.train import trainer
@@ -129,7 +129,7 @@ def train(side_px: int) -> None:
     for step in trainer.train(configure(TrainConfig, given), run):
         peak.tell(f"step {step.step}")
     peak.tell("model/ written, read back")
-    export(run, "yes")
+    export(run, InferenceConfig(run="bench", one_file="yes"))
     peak.tell("export/ written, read back")
 
 
