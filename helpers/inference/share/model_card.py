@@ -65,5 +65,7 @@ def render_card(run: Run, figures: dict[str, Any]) -> str:
         settings={name: settings[name] for name in HYPERPARAMETERS},
         **summarize_posts(run),
         lora=settings["method"] == "lora",
+        # before an export the card names what a full one has
+        whole=not run.export.is_dir() or (run.export / f"{run.name}.safetensors").is_file(),
         light=figures.get("light_lora"),  # not in older versions' report.json
     )

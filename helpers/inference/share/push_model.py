@@ -42,7 +42,9 @@ def find_files_to_push(run: Run) -> dict[str, Path | bytes]:
     """Return the files to push, as {name in the repository: path or content}. Local paths are removed from configs."""
     model = {name: run.model / name for name in read_json(run.model / MANIFEST)}
     kinds = ("*.safetensors", "*.yaml")  # a LoRA for diffusers is in model/ already
-    exported = {f"export/{path.name}": path for kind in kinds for path in run.export.glob(kind)}
+    found = [path for kind in kinds for path in run.export.glob(kind)]
+    found += run.export.glob("diffusers-rank*/*.safetensors")  # a light LoRA is not
+    exported = {f"export/{path.relative_to(run.export).as_posix()}": path for path in found}
     files: dict[str, Path | bytes] = {**model, **exported, **find_card_files(run)}
     for name, path in model.items():
         if name.endswith("config.json") or name == "model_index.json":
