@@ -130,7 +130,7 @@ def test_a_push_that_lost_a_file_is_told(dataset, hub):
     [
         ({"/commit/": 403}, TOKEN, "403"),
         ({"/api/repos/create": 401}, TOKEN, "401"),
-        ({}, "", "HF_TOKEN is not set: on Colab add it under Secrets"),
+        ({}, "", "HF_TOKEN is not set: set the environment variable HF_TOKEN"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(dataset, hub, fails, token, words):
