@@ -347,7 +347,7 @@ def test_a_controlnet_of_another_family_or_of_code_is_refused(of_family, control
     other = config | {"cross_attention_dim": 768}
     (controlnet / "config.json").write_text(json.dumps(other))
     with pytest.raises(
-        RunError, match="cross_attention_dim 768 and this model .*: it belongs to another family"
+        RunError, match="cross_attention_dim 768 and this model .*: it belongs to another kind"
     ):
         Sampler(run, controlnet=str(controlnet))
     (controlnet / "config.json").write_text(json.dumps(config | {"_class_name": "T2IAdapter"}))

@@ -36,8 +36,8 @@ class ControlNet:
             own, wanted = (_comparable(model.config[key]) for model in (empty, unet))
             if own != wanted:
                 raise RunError(
-                    f"controlnet {name!r} has {key} {own} and this model {wanted}: it belongs to another family of "
-                    "models, choose one that was made for this base model"
+                    f"controlnet {name!r} has {key} {own} and this model {wanted}: it belongs to another kind of "
+                    "model, choose one that was made for this base model"
                 )
 
     def __str__(self) -> str:

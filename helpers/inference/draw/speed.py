@@ -14,7 +14,7 @@ from helpers.models.licence import public_name, stated_licence
 from helpers.models.lora import LORA_FILE, Lora, find_misfit, read_foreign_lora
 from helpers.models.untrusted import lora_file
 
-ADVICE = "give a TCD or LCM LoRA of this model's family, such as h1t/TCD-SD15-LoRA for Stable Diffusion 1"
+ADVICE = "give a TCD or LCM LoRA made for this kind of model, such as h1t/TCD-SD15-LoRA for Stable Diffusion 1"
 
 
 @dataclass(frozen=True)
