@@ -14,7 +14,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from diffusers.training_utils import compute_snr
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -22,6 +22,7 @@ from helpers.config import InferenceConfig, TrainConfig, configure
 from helpers.core.errors import RunError
 from helpers.core.records import read_metadata
 from helpers.dataset.takedown import remove
+from helpers.figures.pictures import open_rgb
 from helpers.host.device import Device, pick_device
 from helpers.inference.draw.sampler import Request, Sampler
 from helpers.inference.share import one_file
@@ -32,10 +33,11 @@ from helpers.train.buckets import Crop
 from helpers.train.buckets import _pixels as pixels_of
 from helpers.train.loss import diffusion_loss
 from helpers.train.model import load_components, make_trainable, read_base
+from helpers.train.prepare import prepare
 from helpers.train.resources import CUDA_CONTEXT_GB, refuse_too_large
 from helpers.train.trainer import train
 from tests.bases import full_size_sdxl, make_base, make_sdxl
-from tests.conftest import SMALL_TRAINING, lines
+from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
 
 TINY_XL = {"method": "lora", "rank": 4, "resolution_px": 32}
 
@@ -330,6 +332,43 @@ def test_sizes_are_those_of_the_crop_that_the_batch_holds(tmp_path):
     for i, (_, (top, left), (down, across)) in enumerate(found):
         seen = (mirrored if i % 2 else resized)[:, top : top + down, left : left + across]
         assert (seen - pixels[i]).abs().mean() < 0.02
+
+
+def test_each_batch_holds_the_sizes_of_its_pictures_in_buckets_crops_and_mirrored(
+    workplace, tmp_path, sdxl
+):
+    shapes = [(160, 96), (96, 160), (120, 118), (200, 90)] * 3
+    for i, shape in enumerate(shapes):
+        path = photograph(tmp_path / f"in/{i}.png", i, size=shape)
+        path.with_suffix(".txt").write_text(f"thing {i}")
+    run = make_dataset("pictures", tmp_path / "in")
+    more = {"aspect_ratio_buckets": True, "random_flip": True, "crops_per_image": 2}
+    config = settings(sdxl, **TINY_XL | {"resolution_px": 64}, **more, caption_dropout=0.5)
+    training, _ = prepare(config, run, pick_device())
+    parts, seen = training.components, []
+    for step in range(12):
+        names = training.data.names(step)[0]
+        batch = training.data.get_batch(step)[0]
+        for name, latents, sizes in zip(names, batch["latents"], batch["time_ids"], strict=True):
+            height, width, top, left, down, across = (int(number) for number in sizes)
+            assert latents.shape[1:] == (down // 4, across // 4)
+            if "sample" in name:  # of the base, for prior preservation
+                assert (height, width, top, left, down, across) == (64, 64, 0, 0, 64, 64)
+                seen.append("prior")
+                continue
+            image = open_rgb(run.split("train") / name)
+            assert image.size == (width, height)
+            scale = max(across / width, down / height)
+            resized = image.resize((round(width * scale), round(height * scale)), 1)
+            errors = []
+            for mirrored in (resized, ImageOps.mirror(resized)):
+                cut = mirrored.crop((left, top, left + across, top + down))
+                encoded = parts.family.encode_image(parts.vae, pixels_of(cut)[None])[0]
+                errors.append(float((encoded - latents).abs().mean() / latents.std()))
+            assert min(errors) < 0.1
+            seen.append("mirrored" if errors[1] < errors[0] else "as it is")
+    training.log.close()
+    assert {"prior", "mirrored", "as it is"} == set(seen)
 
 
 FLOW = '''

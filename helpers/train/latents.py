@@ -40,7 +40,8 @@ def cached(
     for file in [path, *others]:
         if tensors := _read_cache(file):
             return tensors
-    computed = [tensor.clone() for tensor in compute()]
+    # an encoder may leave channels last, which no file holds
+    computed = [tensor.clone(memory_format=torch.contiguous_format) for tensor in compute()]
     with replacing_file(path) as tmp_path:
         named = {f"{i:08d}": tensor for i, tensor in enumerate(computed)}
         save_file(named, tmp_path, {"sha256": _digest(computed)})
