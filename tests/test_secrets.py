@@ -177,7 +177,7 @@ def test_the_password_of_an_address_is_taken_out_untold_and_told(monkeypatch, ad
     assert "canary" not in shown and kept in shown and shown.endswith("', and")
     monkeypatch.setenv("OPTUNA_STORAGE", address)
     assert "canary" not in redact(f"wrong password {UNTOLD} given")
-    with pytest.raises(RunError, match="holds a secret .* under Colab's Secrets"):
+    with pytest.raises(RunError, match="holds a secret .* among the host's secrets"):
         configure(TrainConfig, {"sweep_storage": address})
 
 
@@ -294,7 +294,7 @@ def test_a_secret_among_the_parameters_is_refused_before_anything_is_written(
     workplace, secrets, monkeypatch, name, value
 ):
     monkeypatch.setattr(sys, "argv", ["helpers.batch", "x", "-p", name, value])
-    with pytest.raises(RunError, match="holds a secret .* under Colab's Secrets") as caught:
+    with pytest.raises(RunError, match="holds a secret .* among the host's secrets") as caught:
         batch.main()
     assert "\n" not in str(caught.value)
     assert "canary" not in str(caught.value) and "whatever" not in str(caught.value)
@@ -303,7 +303,7 @@ def test_a_secret_among_the_parameters_is_refused_before_anything_is_written(
 
 def test_a_config_takes_no_secret(secrets):
     for kind, given in ((ScrapeConfig, {"account": COOKIES}), (CaptionConfig, {"model": TOKEN})):
-        with pytest.raises(RunError, match="holds a secret .* under Colab's Secrets") as caught:
+        with pytest.raises(RunError, match="holds a secret .* among the host's secrets") as caught:
             configure(kind, {}, **given)
         assert_clean(repr(caught.value))
     with pytest.raises(RunError, match="api_key holds a secret"):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Template
-from markupsafe import Markup
 from PIL import Image
 
 from helpers.core.files import read_json
@@ -73,7 +72,7 @@ def render_page(trained: Trained, figures: dict[str, Any], groups: Groups, rows:
             for prompt, before, after in zip(rows.prompts, rows.base, rows.tuned, strict=True)
         ],
         three_rows=data_url(rows.grid()),
-        side_by_side=Markup(_render_side_by_side(run, figures)),
+        side_by_side=_render_side_by_side(run, figures),
         curves=data_url(loss_curves(trained.log)),
         steps=_preview_steps(trained),
         prompts=rows.prompts,
