@@ -107,7 +107,7 @@ def test_05_draws_the_base_the_lora_and_each_checkpoint_of_an_sdxl(dataset, sdxl
         assert torch.equal(weight, before[name])
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.soak)])
 def test_each_file_of_an_sdxl_lora_draws_what_was_trained(dataset, tmp_path, kind):
     base = make_sdxl(tmp_path / "base", prediction_type=kind)
     more = {"train_text_encoder": True, "text_encoder_lr": 0.01, "learning_rate": 0.05}
@@ -253,6 +253,7 @@ def test_t4_xl_takes_less_than_8_gb_with_previews_and_the_models_reading_back(da
     assert counted.trained == 11_612_160 and counted.model_gb == pytest.approx(6.94, abs=0.01)
 
 
+@pytest.mark.soak
 def test_all_of_sdxl_is_refused_with_the_memory_that_it_takes(dataset, full_sdxl):
     given = {"run": "pictures", "preset": "t4-xl", "base_model": full_sdxl, "method": "full"}
     with pytest.raises(RunError, match=r"needs about [45]\d\.\d GB of memory and there are"):

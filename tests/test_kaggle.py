@@ -467,6 +467,7 @@ def scraped(ask, pictures, run="mine"):
     return said
 
 
+@pytest.mark.soak
 def test_a_run_that_is_not_attached_is_told_with_those_that_are(kaggle, ask, pictures):
     said = scraped(ask, pictures)
     assert "0 files restored; if mine was begun in another notebook, *Add Input*" in said
@@ -477,6 +478,7 @@ def test_a_run_that_is_not_attached_is_told_with_those_that_are(kaggle, ask, pic
     assert "begun" not in ask('print(restore(Run("mine")))')
 
 
+@pytest.mark.soak
 def test_an_attached_output_that_is_not_whole_is_told_and_another_one_completes_it(
     kaggle, ask, pictures
 ):
@@ -493,6 +495,7 @@ def test_an_attached_output_that_is_not_whole_is_told_and_another_one_completes_
     assert "did not verify" not in said and "input/whole" in said
 
 
+@pytest.mark.soak
 def test_of_two_attached_versions_the_newer_one_counts_whatever_their_names(kaggle, ask, pictures):
     scraped(ask, pictures)
     attach_output(kaggle, "notebooks/me/zzz-first")
@@ -506,6 +509,7 @@ def test_of_two_attached_versions_the_newer_one_counts_whatever_their_names(kagg
     assert (kaggle / "kaggle/temp/runs/mine/posts.jsonl").read_text() == newer
 
 
+@pytest.mark.soak
 def test_a_folder_that_is_not_where_one_thought_is_found_by_what_is_attached(kaggle, ask, pictures):
     inputs = kaggle / "kaggle/input"
     listing = 'list_items(ScrapeConfig(run="a", source="{}", folder="{}"), Run("a"))'
@@ -530,6 +534,7 @@ def test_a_training_longer_than_a_session_says_what_to_do_in_time(ask, run_type)
     assert ("*Save Version* with its output before that" in said) == (run_type != "Batch")
 
 
+@pytest.mark.soak
 def test_04_trains_on_both_gpus_by_the_command_that_it_prints_as_on_one(
     kaggle, pictures, tiny_base, monkeypatch
 ):
@@ -602,6 +607,7 @@ def push(machine, *arguments, run="my_run", **options):
     return done, folder
 
 
+@pytest.mark.soak
 def test_a_pushed_batch_walks_all_five_and_its_output_goes_on(kaggle):
     done, folder = push(kaggle, "--only", "01,02,03", "-p", "more", str(FEW))
     assert done.returncode == 0 and "kaggle kernels push -p build/kaggle/my_run" in done.stdout

@@ -9,6 +9,7 @@ from jinja2 import Template
 from helpers.core.files import read_json, replacing_file, write_text
 from helpers.core.run import Run
 from helpers.figures.pictures import loss_curves, open_rgb
+from helpers.inference.share.one_file import MADE_FROM
 from helpers.inference.trained import read_trained, summarize_posts
 from helpers.models.families import family_of, read_settings
 from helpers.models.licence import licence_of, public_name
@@ -66,6 +67,7 @@ def render_card(run: Run, figures: dict[str, Any]) -> str:
         **summarize_posts(run),
         lora=settings["method"] == "lora",
         # before an export the card names what a full one has
-        whole=not run.export.is_dir() or (run.export / f"{run.name}.safetensors").is_file(),
+        whole=not (run.export / MADE_FROM).is_file()
+        or (run.export / f"{run.name}.safetensors").is_file(),
         light=figures.get("light_lora"),  # not in older versions' report.json
     )
