@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 META = torch.device("meta")
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
+UNET = "model.diffusion_model."
 UNUSED = ("logit_scale", "position_ids", "clip_l.transformer.text_projection.weight")
 found = Found({})
 
@@ -51,12 +51,17 @@ def compare_lora(file: str, changed: Iterable[tuple[str, Tensor, Tensor]], own: 
     """The shapes of what a LoRA adds to weights, each given by name, up and down."""
     wrong, seen = [], 0
     for name, up, down in changed:
-        has = own[name].shape
-        fits = (len(up), *down.shape[1:]) == tuple(has) or not {*down.shape[2:], *has[2:]} - {1}
+        fits = size((len(up), *down.shape[1:])) == size(own[name].shape)
         seen += fits
         wrong += [] if fits else [name]
     found.unmatched(file, wrong)
     found.note(file, f"{seen} layers of {file} find their weight")
+
+
+def size(shape: Iterable[int]) -> tuple[int, ...]:
+    """A weight's shape; a convolution of 1 x 1 is as a linear layer."""
+    out, into, *kernel = shape
+    return (out, into, *kernel) if set(kernel) - {1} else (out, into)
 
 
 def sd_scripts(files: dict[str, State]) -> None:
