@@ -1,7 +1,9 @@
 """Random base models in the shapes that people have: SD 1, SD 2 and SDXL, a first block with and without attention."""
 
+import copy
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -104,22 +106,46 @@ def make_base(  # noqa: PLR0913
     return folder
 
 
-def make_sdxl(folder: Path, *, prediction_type: str = "epsilon", zeros: bool = True) -> Path:
-    """An SDXL of 1.6 million parameters, with two text encoders of different widths and no attention at first."""
+@dataclass(frozen=True)
+class SdxlShape:
+    """The sizes of an SDXL: its UNet's by level, its text encoders', its VAE's. As it stands: 1.6 million parameters.
+
+    The encoders' widths differ, and diffusers tells the second by more than 9 layers.
+    """
+
+    widths: tuple[int, ...] = (16, 32, 48)
+    depths: tuple[int, ...] = (1, 1, 2)  # of transformers; the first level has none
+    heads: tuple[int, ...] = (2, 4, 6)
+    size_width: int = 8  # of the embedding of each of the six sizes
+    text_widths: tuple[int, int] = (24, 40)
+    text_layers: tuple[int, int] = (3, 10)
+    text_heads: int = 4
+    vae_widths: tuple[int, ...] = (8, 16, 16)
+    norm_groups: int = 4
+
+
+def make_sdxl(
+    folder: Path,
+    *,
+    prediction_type: str = "epsilon",
+    zeros: bool = True,
+    shape: SdxlShape = SdxlShape(),  # noqa: B008, it is frozen
+    tokenizer: CLIPTokenizer | None = None,
+) -> Path:
+    """An SDXL in diffusers layout, with two text encoders of different widths and no attention at first."""
     torch.manual_seed(0)
-    tokenizers = make_tokenizer(), make_tokenizer()
+    tokenizers = [copy.deepcopy(tokenizer) if tokenizer else make_tokenizer() for _ in range(2)]
     tokenizers[1].pad_token = "!"  # as SDXL's second
-    widths, layers = (24, 40), (3, 10)  # diffusers tells the second encoder by more than 9 layers
 
     def text(number: int) -> CLIPTextConfig:
-        tokenizer = tokenizers[number]
+        tokenizer, width = tokenizers[number], shape.text_widths[number]
         return CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=widths[number],
-            intermediate_size=2 * widths[number],
-            projection_dim=widths[number],
-            num_hidden_layers=layers[number],
-            num_attention_heads=4,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
+            num_hidden_layers=shape.text_layers[number],
+            num_attention_heads=shape.text_heads,
             max_position_embeddings=tokenizer.model_max_length,
             hidden_act=("quick_gelu", "gelu")[number],
             bos_token_id=tokenizer.bos_token_id,
@@ -129,25 +155,25 @@ def make_sdxl(folder: Path, *, prediction_type: str = "epsilon", zeros: bool = T
 
     unet = UNet2DConditionModel(
         sample_size=16,
-        block_out_channels=(16, 32, 48),
+        block_out_channels=shape.widths,
         layers_per_block=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4, 6),
+        attention_head_dim=shape.heads,
         use_linear_projection=True,
         addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 1, 2),
-        projection_class_embeddings_input_dim=6 * 8 + widths[1],
-        cross_attention_dim=sum(widths),
-        norm_num_groups=4,
+        addition_time_embed_dim=shape.size_width,
+        transformer_layers_per_block=shape.depths,
+        projection_class_embeddings_input_dim=6 * shape.size_width + shape.text_widths[1],
+        cross_attention_dim=sum(shape.text_widths),
+        norm_num_groups=shape.norm_groups,
     )
     vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=(8, 16, 16),
+        down_block_types=["DownEncoderBlock2D"] * len(shape.vae_widths),
+        up_block_types=["UpDecoderBlock2D"] * len(shape.vae_widths),
+        block_out_channels=shape.vae_widths,
         layers_per_block=2,
-        norm_num_groups=4,
+        norm_num_groups=shape.norm_groups,
         scaling_factor=0.13025,
         force_upcast=True,
         sample_size=64,

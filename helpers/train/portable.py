@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 
 from helpers.core.files import write_json, write_text
 
-PREFIX = "text_model."
+PREFIX, PROJECTION = "text_model.", "text_projection."
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -37,8 +37,14 @@ def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def write_text_encoder_names(path: Path) -> None:
-    """Add the prefix `text_model.` to the weight names in a CLIPTextModel's file, as in all published files."""
+    """Add the prefix `text_model.` to the weight names in a text encoder's file, as in all published files.
+
+    The projection of SDXL's second text encoder has none there.
+    """
     state = load_file(path)
-    named = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+    named = {
+        name if name.startswith((PREFIX, PROJECTION)) else PREFIX + name: tensor
+        for name, tensor in state.items()
+    }
     if named.keys() != state.keys():
         save_file(named, path, metadata={"format": "pt"})

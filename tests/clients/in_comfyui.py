@@ -23,14 +23,13 @@ import comfy.utils
 
 case, truth = read_case(sys.argv[2])
 found = Found(truth)
-CLIP = {
-    "hidden_size": case["context"],
-    "intermediate_size": 4 * case["context"],
-    "num_attention_heads": 2,
-    "projection_dim": case["context"],
-}
+IS_XL = case["family"] == "sdxl"
+KIND = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL"}[case["family"]]  # as it calls them
+ENCODERS = {"sd1": ["clip_l"], "sd2": ["clip_h"], "sdxl": ["clip_l", "clip_g"]}[case["family"]]
+CLIP = {f"{n}_model_config": text for n, text in zip(ENCODERS, case["texts"], strict=True)}
 TELLS = ("missing", "unexpected", "leftover", "left over", "not loaded")
-UNUSED = ("logit_scale", "text_projection", "position_ids")  # as its own filter of them
+# as its own filter of them; SDXL's projection is in its pooled text
+UNUSED = ("logit_scale", "text_projection", "position_ids")
 
 
 class Unmatched(logging.Handler):
@@ -61,60 +60,80 @@ def unmatched() -> list[str]:
 
 def narrow() -> None:
     """Its sizes are those of the models that it knows."""
-    for kind in (comfy.supported_models.SD15, comfy.supported_models.SD20):
-        kind.unet_config |= {"context_dim": case["context"], "model_channels": case["widths"][0]}
-    comfy.supported_models.SD15.unet_extra_config["num_heads"] = case["heads"]
-    channels = case["widths"][0] // case["heads"]
-    comfy.supported_models.SD20.unet_extra_config["num_head_channels"] = channels
+    width, kind = case["widths"][0], getattr(comfy.supported_models, KIND)
+    kind.unet_config |= {"context_dim": case["context"], "model_channels": width}
+    if case["family"] == "sd1":
+        kind.unet_extra_config["num_heads"] = case["heads"]
+    elif case["family"] == "sd2":
+        kind.unet_extra_config["num_head_channels"] = width // case["heads"]
+    else:  # whose heads are 64 wide here too
+        kind.unet_config["adm_in_channels"] = case["pooled_and_sizes"]
     sizes = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3}
-    sizes |= {"ch": case["widths"][0], "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
+    sizes |= {"ch": case["vae_width"], "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
     sizes |= {"attn_resolutions": [], "dropout": 0.0}
     config = {"params": {"ddconfig": sizes, "embed_dim": 4}}
     comfy.sd.VAE = partial(comfy.sd.VAE, config=config)
 
 
 def load(path: str) -> tuple:
-    sizes = {"clip_l_model_config": CLIP, "clip_h_model_config": CLIP}
-    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(path, te_model_options=sizes)
+    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(path, te_model_options=CLIP)
     return model, clip, vae
 
 
 @torch.no_grad()
 def compare(file: str, model: object, clip: object) -> None:
     comfy.model_management.load_models_gpu([model, clip.patcher], force_full_load=True)
-    encoder = clip.cond_stage_model
-    encoder = encoder.clip_h if case["is_v2"] else encoder.clip_l
-    words, _ = encoder(truth["ids"].tolist())
+    ids = [truth[name].tolist() for name in ("input_ids", "input_ids_2") if name in truth]
+    encoders = [getattr(clip.cond_stage_model, name) for name in ENCODERS]
+    encoded = [encoder(each) for encoder, each in zip(encoders, ids, strict=True)]
+    words, given = torch.cat([words for words, _ in encoded], -1), {}
     found.compare(file, "words", words)
-    noise = model.model.diffusion_model(truth["latents"], truth["timesteps"].float(), words)
+    if IS_XL:
+        pooled = encoded[-1][1]
+        found.compare(file, "pooled", pooled)
+        both = zip(pooled.split(1), truth["time_ids"], strict=True)
+        given["y"] = torch.cat([sizes(model.model, *each) for each in both])
+    noise = model.model.diffusion_model(
+        truth["latents"], truth["timesteps"].float(), words, **given
+    )
     found.compare(file, "noise", noise)
 
 
+def sizes(model: object, pooled: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Its own vector of a picture's pooled text and sizes."""
+    names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
+    return model.encode_adm(pooled_output=pooled, **dict(zip(names, numbers.tolist(), strict=True)))
+
+
 narrow()
+has_yaml = case["predicts_velocity"] and not IS_XL
 with found.loading("model"):
     model, clip, vae = load(case["model"])
     compare("model", model, clip)
     found.compare("model", "pixels", vae.first_stage_model.decode(truth["latents"]))
     found.unmatched("model", unmatched())
-    assert type(model.model.model_config).__name__ == ("SD20" if case["is_v2"] else "SD15")
-    assert Path(case["yaml"]).is_file() == case["predicts_velocity"]
-if case["predicts_velocity"]:
+    assert type(model.model.model_config).__name__ == KIND
+    assert Path(case["yaml"]).is_file() == has_yaml
+    if IS_XL:
+        sampling = model.get_model_object("model_sampling")
+        is_velocity = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
+        assert is_velocity == case["predicts_velocity"], type(sampling).__mro__
+        assert sampling.zsnr == case["has_zero_snr"], sampling.zsnr
+if has_yaml:
     with found.loading("yaml"):
         real = comfy.sd.load_checkpoint_guess_config
-        sizes = {"clip_l_model_config": CLIP, "clip_h_model_config": CLIP}
-        comfy.sd.load_checkpoint_guess_config = lambda *given, **more: real(
-            *given, **more, te_model_options=sizes
-        )
+        comfy.sd.load_checkpoint_guess_config = partial(real, te_model_options=CLIP)
         model, _, _ = comfy.sd.load_checkpoint(case["yaml"], case["model"])
         sampling = model.get_model_object("model_sampling")
         assert isinstance(sampling, comfy.model_sampling.V_PREDICTION), type(sampling)
+    comfy.sd.load_checkpoint_guess_config = real
     heard.lines.clear()
-if case["has_lora"]:
-    with found.loading("lora"):
+for file, lora in case["loras"].items():
+    with found.loading(file):
         model, clip, _ = load(case["base"])
         heard.lines.clear()
-        tensors = comfy.utils.load_torch_file(case["lora"], safe_load=True)
+        tensors = comfy.utils.load_torch_file(lora, safe_load=True)
         model, clip = comfy.sd.load_lora_for_models(model, clip, tensors, 1.0, 1.0)
-        found.unmatched("lora", unmatched())
-        compare("lora", model, clip)
+        found.unmatched(file, unmatched())
+        compare(file, model, clip)
 found.tell()

@@ -11,6 +11,7 @@ from tests.clients.loader import Found, read_case
 program = Path(sys.argv[1])
 case, truth = read_case(sys.argv[2])
 found = Found(truth)
+IS_XL = case["family"] == "sdxl"
 sys.argv = ["forge", "--always-cpu", "--all-in-fp32", "--clip-in-fp32", "--vae-in-fp32"]
 sys.path[:0] = [str(program), str(program / "packages_3rdparty")]
 os.chdir(program)
@@ -26,22 +27,27 @@ from backend.utils import load_torch_file
 from huggingface_guess import model_list
 
 backend.args.dynamic_args |= {"embedding_dir": "", "emphasis_name": "Original"}
-# what its own loader ignores, and the last layer of Stable Diffusion 2's text encoder, which its config leaves out
-UNUSED = ("logit_scale", "text_projection.weight", "position_ids", ".layers.23.")
+# what its own loader ignores (SDXL's projection is in its pooled text), and the last layer of Stable Diffusion 2's text
+# encoder, which its config leaves out
+UNUSED = ("logit_scale", "text_projection.weight", "position_ids")
+UNUSED += (".layers.23.",) if case["family"] == "sd2" else ()
 
 
 def narrow(folder: Path) -> None:
     """Its sizes are those of the models that it knows, and of configs that it brings: here the model's own."""
-    for kind in (model_list.SD15, model_list.SD20):
-        kind.unet_config |= {"context_dim": case["context"], "model_channels": case["widths"][0]}
-    model_list.SD15.unet_extra_config["num_heads"] = case["heads"]
-    channels = case["widths"][0] // case["heads"]
-    model_list.SD20.unet_extra_config["num_head_channels"] = channels
-    for kind in (model_list.SD15, model_list.SD20):
-        place = folder / "huggingface" / kind.huggingface_repo
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.exists():
-            place.symlink_to(case["folder"])
+    names = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL"}
+    width, kind = case["widths"][0], getattr(model_list, names[case["family"]])
+    kind.unet_config |= {"context_dim": case["context"], "model_channels": width}
+    if case["family"] == "sd1":
+        kind.unet_extra_config["num_heads"] = case["heads"]
+    elif case["family"] == "sd2":
+        kind.unet_extra_config["num_head_channels"] = width // case["heads"]
+    else:  # whose heads are 64 wide here too
+        kind.unet_config["adm_in_channels"] = case["pooled_and_sizes"]
+    place = folder / "huggingface" / kind.huggingface_repo
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.exists():
+        place.symlink_to(case["folder"])
     loader.dir_path = str(folder)
 
 
@@ -60,13 +66,21 @@ def hear_unmatched(file: str) -> None:
 
 @torch.no_grad()
 def compare(file: str, engine: object) -> None:
-    model = engine.forge_objects.unet.model
-    encoder = engine.forge_objects.clip.cond_stage_model
-    encoder = encoder.clip_h if case["is_v2"] else encoder.clip_l
-    output = encoder.transformer(truth["ids"], output_hidden_states=True)
-    words = encoder.transformer.text_model.final_layer_norm(output.hidden_states[-1])
+    model, given = engine.forge_objects.unet.model, {}
+    if IS_XL:
+        first = engine.text_processing_engine_l.encode_with_transformers(truth["input_ids"])
+        second = engine.text_processing_engine_g.encode_with_transformers(truth["input_ids_2"])
+        words = torch.cat([first, second], -1)
+        found.compare(file, "pooled", second.pooled)
+        sizes = [engine.embedder(numbers).flatten() for numbers in truth["time_ids"]]
+        given["y"] = torch.cat([second.pooled, torch.stack(sizes)], 1)
+    else:
+        encoder = engine.forge_objects.clip.cond_stage_model
+        encoder = encoder.clip_h if case["family"] == "sd2" else encoder.clip_l
+        output = encoder.transformer(truth["input_ids"], output_hidden_states=True)
+        words = encoder.transformer.text_model.final_layer_norm(output.hidden_states[-1])
     found.compare(file, "words", words)
-    noise = model.diffusion_model(truth["latents"], truth["timesteps"].float(), words)
+    noise = model.diffusion_model(truth["latents"], truth["timesteps"].float(), words, **given)
     found.compare(file, "noise", noise)
 
 
@@ -88,15 +102,16 @@ with found.loading("model"):
     found.compare("model", "pixels", pixels)
     kind = engine.forge_objects.unet.model.predictor.prediction_type
     assert kind == ("v_prediction" if case["predicts_velocity"] else "epsilon"), kind
-if case["has_lora"]:
-    with found.loading("lora"):
-        hear_unmatched("lora")
+    assert engine.model_config.ztsnr == case["has_zero_snr"]
+for file, lora in case["loras"].items():
+    with found.loading(file):
+        hear_unmatched(file)
         engine = loader.forge_loader(case["base"])
         unet, clip = engine.forge_objects.unet, engine.forge_objects.clip
-        tensors = load_torch_file(case["lora"], safe_load=True)
-        rest = merge(unet, tensors, model_lora_keys_unet(unet.model, {}), case["lora"])
+        tensors = load_torch_file(lora, safe_load=True)
+        rest = merge(unet, tensors, model_lora_keys_unet(unet.model, {}), lora)
         keys = model_lora_keys_clip(clip.cond_stage_model, {})
-        rest = merge(clip.patcher, rest, keys, case["lora"])
-        found.unmatched("lora", rest)
-        compare("lora", engine)
+        rest = merge(clip.patcher, rest, keys, lora)
+        found.unmatched(file, rest)
+        compare(file, engine)
 found.tell()

@@ -29,11 +29,11 @@ def read_case(folder: str) -> tuple[dict, dict[str, torch.Tensor]]:
         "folder": str(place / "model"),
         "model": str(place / f"export/{name}.safetensors"),
         "yaml": str(place / f"export/{name}.yaml"),
-        "lora": str(place / f"export/{name}-lora.safetensors"),
-        "diffusers_lora": str(place / "export/diffusers/pytorch_lora_weights.safetensors"),
         "base": str(place / "base.safetensors"),
         "base_folder": str(place / "base"),
     }
+    for kind in ("loras", "diffusers_loras"):
+        case[kind] = {file: str(place / "export" / path) for file, path in case[kind].items()}
     return case, load_file(place / "truth.safetensors")
 
 
@@ -47,7 +47,7 @@ class Found:
     @contextmanager
     def loading(self, file: str) -> Iterator[None]:
         """What is raised inside is told of the file."""
-        self.files[file] = {"unmatched": [], "differences": {}}
+        self.files[file] = {"unmatched": [], "differences": {}, "notes": []}
         try:
             yield
         except Exception as error:
@@ -57,9 +57,19 @@ class Found:
     def unmatched(self, file: str, names: Iterable[str]) -> None:
         self.files[file]["unmatched"] += sorted(set(names) - MARKS)
 
+    def note(self, file: str, what: str) -> None:
+        """Something to be known of the file that is no error of it."""
+        self.files[file]["notes"].append(what)
+
+    def truth_of(self, file: str, what: str) -> torch.Tensor:
+        """What was trained; or, of a light LoRA, what that draws."""
+        return self.truth.get(f"{file.rstrip('/')}.{what}", self.truth[what])
+
+    def difference(self, file: str, what: str, output: torch.Tensor) -> float:
+        return float((output.detach().float().cpu() - self.truth_of(file, what)).abs().max())
+
     def compare(self, file: str, what: str, output: torch.Tensor) -> None:
-        difference = (output.detach().float().cpu() - self.truth[what]).abs().max()
-        self.files[file]["differences"][what] = float(difference)
+        self.files[file]["differences"][what] = self.difference(file, what, output)
 
     def tell(self) -> None:
         sys.stdout.flush()
