@@ -3,6 +3,7 @@
 import json
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -107,6 +108,19 @@ def test_05_draws_the_base_the_lora_and_each_checkpoint_of_an_sdxl(dataset, sdxl
         assert torch.equal(weight, before[name])
 
 
+@pytest.mark.parametrize("zeros", [True, False])
+def test_previews_take_the_empty_prompt_as_the_base_does(tmp_path, zeros):
+    parts = load_components(str(make_sdxl(tmp_path / "base", zeros=zeros)), pick_device())
+    assert parts._pipeline().config.force_zeros_for_empty_prompt == zeros
+
+
+def test_an_older_diffusers_reads_back_both_text_encoders(dataset, sdxl, monkeypatch):
+    monkeypatch.setattr(diffusers, "__version__", "0.39.0")
+    more = {"train_text_encoder": True, "text_encoder_lr": 0.01, "learning_rate": 0.05}
+    list(train(settings(sdxl, **TINY_XL, **more), dataset))
+    assert len(export(dataset)) == 4
+
+
 @pytest.mark.parametrize("kind", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.soak)])
 def test_each_file_of_an_sdxl_lora_draws_what_was_trained(dataset, tmp_path, kind):
     base = make_sdxl(tmp_path / "base", prediction_type=kind)
@@ -153,6 +167,14 @@ def test_a_vae_of_ones_own_takes_the_place_of_the_bases(dataset, sdxl, tmp_path)
     torch.nn.init.normal_(own.decoder.conv_out.bias)
     own.register_to_config(force_upcast=False)
     own.save_pretrained(tmp_path / "own-vae")
+    known, device = tmp_path / "hashes.json", pick_device()
+    given = load_components(str(sdxl), device, known_hashes=known, vae=str(tmp_path / "own-vae"))
+    base = load_components(str(sdxl), device, known_hashes=known)
+    assert (
+        given.hashes["vae"]
+        != base.hashes["vae"]
+        == load_components(str(sdxl), device).hashes["vae"]
+    )
     list(train(settings(sdxl, **TINY_XL, vae=str(tmp_path / "own-vae")), dataset))
     found = AutoencoderKL.from_pretrained(dataset.model, subfolder="vae")
     assert torch.equal(found.decoder.conv_out.bias, own.decoder.conv_out.bias)

@@ -194,15 +194,25 @@ def load_lora(pipeline: DiffusionPipeline, path: Path) -> None:
     place = {"weight_name": path.name, "use_safetensors": True}
     is_older = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 41)
     try:
-        if not is_older or hasattr(pipeline.text_encoder, "text_model"):
+        parts = pipeline.components.items()
+        encoders = {n: part for n, part in parts if n.startswith("text_encoder") and part}
+        if not is_older or all(hasattr(encoder, "text_model") for encoder in encoders.values()):
             pipeline.load_lora_weights(path.parent, **place)
             return
+        if len(encoders) > 1:  # SDXL, whose LoRA may have the original names of blocks
+            place["unet_config"] = pipeline.unet.config
         tensors, alphas, settings = pipeline.lora_state_dict(
             path.parent, **place, return_lora_metadata=True
         )
         given = {"network_alphas": alphas, "metadata": settings, "_pipeline": pipeline}
         pipeline.load_lora_into_unet(tensors, unet=pipeline.unet, **given)
-        tensors = {name.replace(".text_model.", ".", 1): t for name, t in tensors.items()}
-        pipeline.load_lora_into_text_encoder(tensors, text_encoder=pipeline.text_encoder, **given)
+        for part, encoder in encoders.items():
+            own = {name: t for name, t in tensors.items() if name.startswith(f"{part}.")}
+            if not hasattr(encoder, "text_model"):
+                own = {name.replace(".text_model.", ".", 1): t for name, t in own.items()}
+            if own:
+                pipeline.load_lora_into_text_encoder(
+                    own, text_encoder=encoder, prefix=part, **given
+                )
     except Exception as error:  # the loader raises many kinds
         raise unreadable(path, error) from error

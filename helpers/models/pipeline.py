@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepSchedu
 from safetensors import safe_open
 from torch import nn
 
-from helpers.models.families import family_of, read_settings
+from helpers.models.families import family_of, read_settings, weights_file
 from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 
 MAX_WHOLE_PX, TILE_PX = (
@@ -41,7 +41,8 @@ def load_pipeline(
 
 def load_mapped(kind: type[nn.Module], folder: Path, part: str) -> nn.Module:
     """Load a component of a pipeline's folder in its files' own dtype: they are mapped and take no main memory."""
-    dtype = files_dtype(min((folder / part).glob("[!.]*.safetensors")))
+    path = folder / part / weights_file(part)  # or shards; beside it a variant may lie
+    dtype = files_dtype(path if path.is_file() else min(path.parent.glob("[!.]*.safetensors")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer diffusers say dtype for torch_dtype
         return kind.from_pretrained(folder, subfolder=part, torch_dtype=dtype, use_safetensors=True)

@@ -136,6 +136,7 @@ def prior_dataset(
         config.num_inference_steps,
         config.guidance_scale,
         config.seed,
+        *(k for k, v in components.index.items() if k == "force_zeros_for_empty_prompt" and not v),
     ]
     latents = cached(
         run, "prior-images", key, lambda: _sample_latents(components, config, captions)

@@ -171,6 +171,7 @@ class ModelComponents(Components):
 
     def _pipeline(self, **replaced: Any) -> Any:
         options = self.family.PIPELINE_OPTIONS | self.family.NO_SAFETY_CHECKER
+        options |= {k: v for k, v in self.index.items() if k == "force_zeros_for_empty_prompt"}
         scheduler = self.family.SAMPLER.from_config(self.noise_scheduler.config)
         parts = self.modules | self.tokenizers | {"scheduler": scheduler} | replaced
         pipeline = self.family.PIPELINE(**parts, **options)
@@ -217,7 +218,8 @@ def load_components(
             fit_tokenizer(tokenizer, encoder)
             check_tokenizer(tokenizer, encoder)
         models = {name: denoiser, "vae": autoencoder} | encoders
-        hashes = _hashes(folder, models, known_hashes)
+        own = {part: model for part, model in models.items() if model is not given}
+        hashes = _hashes(folder, own, known_hashes)
         # as the export will, so that it fails now and not after hours
         load_pipeline(str(folder), device.dtype, **tokenizers, **models)
         noise_scheduler = family.SCHEDULER.from_pretrained(folder, subfolder="scheduler")

@@ -162,8 +162,10 @@ def _make_accelerator(config: TrainConfig, run: Run, device: Device) -> Accelera
         kwargs_handlers=[
             AutocastKwargs(cache_enabled=not config.optimizer_in_backward),
             DistributedDataParallelKwargs(
-                gradient_as_bucket_view=True
-            ),  # or gradients are held twice
+                gradient_as_bucket_view=True,  # or gradients are held twice
+                # SDXL does not read its first text encoder's last layer
+                find_unused_parameters=config.train_text_encoder,
+            ),
         ],
     )
 
