@@ -1,15 +1,18 @@
 """Grids of pictures in which one setting changes by row and another by column, all else and the seed being equal."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from PIL import Image
 
 from helpers.config import InferenceConfig
+from helpers.core.errors import RunError
 from helpers.core.files import replacing_file, write_json
 from helpers.figures.pictures import evenly, grid, open_rgb
 from helpers.inference.draw.sampler import Request, Sampler
 
+log = logging.getLogger(__name__)
 GUIDANCE = (1.0, 2.5, 4.0, 7.0, 10.0)
 STEPS = (4, 8, 12, 16, 24, 32)
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -42,7 +45,7 @@ def checkpoints_by_prompts(prompts: Sequence[Request], sampler: Sampler) -> Grid
     """Return a grid of the base, every checkpoint and the model, whose best checkpoint is marked."""
     verdict = sampler.trained.verdict
     exported = verdict.get("exported_step", verdict["steps"])
-    steps = {int(name[5:]): name for name in sampler.weights.steps()}
+    steps = {int(name[5:]): name for name in sampler.weights.steps() if _is_whole(sampler, name)}
     steps.pop(exported, None)  # it would be drawn twice
     rows = ["base model", *(f"step {step}" for step in steps), f"the model, of step {exported}"]
     at = [*steps, exported]
@@ -51,6 +54,15 @@ def checkpoints_by_prompts(prompts: Sequence[Request], sampler: Sampler) -> Grid
         rows[best_row] += ": the lowest validation loss"
     changes = [{"model": name} for name in ("base", *steps.values(), "tuned")]
     return _by_prompts("checkpoints x prompts", rows, changes, prompts, best_row)
+
+
+def _is_whole(sampler: Sampler, name: str) -> bool:
+    try:
+        sampler.weights.hash_of(name)
+    except RunError as error:
+        log.warning("a grid leaves %s out: %s", name, error)
+        return False
+    return True
 
 
 def strength_by_prompts(

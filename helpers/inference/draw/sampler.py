@@ -113,6 +113,7 @@ class Sampler:
         pipeline.to(self.device.device)
         self.scheduler_config = dict(pipeline.scheduler.config)
         sample_fast(pipeline)
+        pipeline.vae.enable_slicing()  # one picture at a time: eight of 1024 px would take 6.5 GB
         for part in (pipeline.unet, pipeline.vae):  # faster convolutions, on CPU and GPU
             part.to(memory_format=torch.channels_last)
         if self.device.attention == "xformers":
@@ -166,6 +167,8 @@ class Sampler:
         requests = [self._fill_size(request) for request in requests]
         first = requests[0]
         self._check(first)
+        pixels = first.width_px * first.height_px  # `batch_size` pictures of 512 px, two of 1024
+        batch_size = min(batch_size, max(1, batch_size * 512**2 // pixels))
         batch_size = self.limit_batch(batch_size)
         images: list[Image.Image] = []
         captured = self.forward.installed() if self.device.captures else nullcontext()

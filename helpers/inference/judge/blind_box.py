@@ -116,7 +116,8 @@ class BlindBox:
         try:
             act()
         except Exception as error:  # browsers do not show exceptions of callbacks
-            self.left.disabled = self.right.disabled = False
+            # the next pair was not drawn, so it cannot be picked from: Begin goes on
+            self.waiting, self.pictures.children = [], ()
             self._tell(error_text(error))
 
     def _tell(self, text: str) -> None:

@@ -83,7 +83,8 @@ def describe_variants(figures: dict[str, Any]) -> Iterator[Row]:
 
 
 def _row(name: str, found: dict[str, Any], words: Callable[[dict[str, Any]], str]) -> Row:
-    if reason := found.get("left_out") or found["style_gain"].get("left_out"):
+    gains = [found.get(kind, {}) for kind in ("style_gain", "full_style_gain")]
+    if reason := next(filter(None, (part.get("left_out") for part in (found, *gains))), ""):
         return name, "not judged", reason
     gain = found["style_gain"]
     return name, f"{gain['value']:.2f} ({gain['low']:.2f} to {gain['high']:.2f})", words(found)
