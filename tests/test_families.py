@@ -153,6 +153,7 @@ def test_each_file_of_an_sdxl_lora_draws_what_was_trained(dataset, tmp_path, kin
     assert any("lora_te2_text_model" in key for key in names["pictures-lora.safetensors"])
 
 
+@pytest.mark.soak
 def test_the_whole_model_is_written_as_one_file_where_it_is_asked_for(dataset, sdxl, monkeypatch):
     list(train(settings(sdxl, **TINY_XL), dataset))
     monkeypatch.setattr(one_file, "MAX_BYTES", 1e6)

@@ -26,6 +26,7 @@ def settings(base, **more):
     return configure(TrainConfig, SMALL_TRAINING | given | more)
 
 
+@pytest.mark.soak
 def test_two_watched_processes_are_stopped_and_the_printed_command_goes_on_as_one_would(
     dataset, tiny_base, pictures, capsys, monkeypatch
 ):

@@ -376,6 +376,7 @@ def test_all_five_by_hand_in_a_browser(kaggle, pictures, tiny_base, monkeypatch)
     assert "<html" in (kept / "report.html").read_text()
 
 
+@pytest.mark.soak
 def test_what_was_taken_down_stays_away_though_an_attached_output_has_it(kaggle):
     by_hand(read("01", run="mine", more=FEW), kaggle)
     attach_output(kaggle, "scraped")
@@ -654,6 +655,7 @@ def test_a_batch_that_would_be_refused_is_not_written(kaggle):
         assert done.returncode == 1 and why in done.stderr and not folder.exists()
 
 
+@pytest.mark.soak
 def test_a_batch_that_fails_fails_its_notebook_and_one_that_is_stopped_in_time_does_not(kaggle):
     for hours, arguments, status, words in (
         ("11.5", ["--only", "02"], 1, "status 1"),

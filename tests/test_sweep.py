@@ -30,7 +30,7 @@ from helpers.train.sweep.runner import describe, run_trials, sweep_if_asked
 from helpers.train.sweep.search import plan_trials, trial_config
 from helpers.train.sweep.study import SECRET, Database, open_place
 from helpers.train.trainer import train
-from tests.conftest import ON_EACH_FAMILY, SMALL_TRAINING, lines, make_dataset, photograph
+from tests.conftest import SMALL_TRAINING, lines, make_dataset, photograph
 from tests.drive import mounted
 from tests.kills import forked, is_operation
 from tests.postgres import postgres
@@ -266,7 +266,9 @@ def test_another_sweep_in_the_same_run_is_refused(swept, tiny_base):
             list(run_trials(settings(tiny_base, **other), swept))
 
 
-@ON_EACH_FAMILY
+@pytest.mark.parametrize(
+    "tiny_base", ["SD 1", pytest.param("SDXL", marks=pytest.mark.soak)], indirect=True
+)
 def test_kills_at_any_moment_change_nothing(swept, swept_folder, tiny_base):
     """Four on three trials; `make soak` has twenty on eight."""
     kill_and_compare(settings(tiny_base), swept, swept_folder, kills=4)
