@@ -25,9 +25,8 @@ from helpers.train.data import LatentDataset, generator
 from helpers.train.model import ModelComponents, settings_of
 
 ENCODE_BATCH = 4  # images
-ENCODE_PIXELS = (
-    4 * 512**2
-)  # of a batch at most; the VAE takes 2.7 GB for an image of 1024 px in float32
+# of a batch at most; the VAE takes 2.7 GB for an image of 1024 px in float32
+ENCODE_PIXELS = 4 * 512**2
 
 
 def cached(
@@ -107,8 +106,8 @@ def text_embeddings(
         return ids
     encoders = components.text_encoders
     parts = [[components.hashes[n], settings_of(encoder)] for n, encoder in encoders.items()]
-    zeros = [v for k, v in components.index.items() if k == "force_zeros_for_empty_prompt"]
-    key = [*chain(*parts), *(tokens.tolist() for tokens in ids.values()), *zeros]
+    settings = components.text_settings.values()
+    key = [*chain(*parts), *(tokens.tolist() for tokens in ids.values()), *settings]
     computed = cached(
         run, f"{name}-texts", key, lambda: chain(*encode_texts(components, texts).values())
     )
@@ -136,7 +135,7 @@ def prior_dataset(
         config.num_inference_steps,
         config.guidance_scale,
         config.seed,
-        *(k for k, v in components.index.items() if k == "force_zeros_for_empty_prompt" and not v),
+        *(name for name, value in components.text_settings.items() if not value),
     ]
     latents = cached(
         run, "prior-images", key, lambda: _sample_latents(components, config, captions)

@@ -24,7 +24,7 @@ from helpers.config import TrainConfig
 from helpers.core.files import read_json, write_json
 from helpers.host.device import Device
 from helpers.models.capture import CapturedForward
-from helpers.models.families import Components, Conditioning, Family, Settings
+from helpers.models.families import Components, Conditioning, Family, Settings, text_config
 from helpers.models.pipeline import clamp_steps, decode_in_tiles, load_pipeline
 from helpers.models.readback import fingerprint, fingerprint_of_files
 from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code, settings_in
@@ -171,7 +171,7 @@ class ModelComponents(Components):
 
     def _pipeline(self, **replaced: Any) -> Any:
         options = self.family.PIPELINE_OPTIONS | self.family.NO_SAFETY_CHECKER
-        options |= {k: v for k, v in self.index.items() if k == "force_zeros_for_empty_prompt"}
+        options |= self.text_settings
         scheduler = self.family.SAMPLER.from_config(self.noise_scheduler.config)
         parts = self.modules | self.tokenizers | {"scheduler": scheduler} | replaced
         pipeline = self.family.PIPELINE(**parts, **options)
@@ -407,8 +407,7 @@ def build_encoders(family: Family, settings: Settings) -> dict[str, nn.Module]:
     """Build a base's text encoders with random weights."""
     built = {}
     for part, kind in family.TEXT_ENCODERS.items():
-        text = settings[part].get("text_config", settings[part])
-        built[part] = kind(kind.config_class.from_dict(text))
+        built[part] = kind(kind.config_class.from_dict(text_config(settings, part)))
     return built
 
 

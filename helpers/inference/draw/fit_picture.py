@@ -2,7 +2,7 @@
 
 import math
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageStat
 
 from helpers.core.decode import ImageError, Picture, decode
 from helpers.core.errors import RunError
@@ -98,8 +98,6 @@ def show_mask(picture: Image.Image, mask: Image.Image) -> Image.Image:
 def to_white_lines(sketch: Image.Image) -> Image.Image:
     """Return a sketch as white lines on black, as ControlNets for scribbles were trained; dark lines are inverted."""
     grey = sketch.convert("L")
-    is_on_paper = (
-        sum(i * n for i, n in enumerate(grey.histogram())) > 128 * grey.width * grey.height
-    )
+    is_on_paper = ImageStat.Stat(grey).mean[0] > 128
     lines = grey.point(lambda level: 255 - level) if is_on_paper else grey
     return lines.convert("RGB")

@@ -13,7 +13,7 @@ from helpers.core.files import MANIFEST, find_corruption, folder_hash, read_json
 from helpers.core.run import Run
 from helpers.inference.trained import read_trained
 from helpers.models.families import Components, family_of, read_settings
-from helpers.models.lora import LORA_FILE, Lora, lora_change, lora_weights, read_lora
+from helpers.models.lora import DOWN, LORA_FILE, UP, Lora, lora_change, lora_weights, read_lora
 from helpers.models.pipeline import load_mapped
 from helpers.models.readback import fingerprint, fingerprint_of_files
 from helpers.models.untrusted import load_file, open_model
@@ -60,8 +60,7 @@ class Weights:
     def _changed_weights(self) -> dict[str, Tensor]:
         if self._lora is None:
             return dict(self.all)
-        layers = [_find_name(self.all, f"{layer}.weight") for layer in self._lora.alpha]
-        return {name: self.all[name] for name in layers}
+        return {name: self.all[name] for name in lora_weights(self._lora, self.all)}
 
     def _trained(self) -> dict[str, type[nn.Module]]:
         """Return the class of each model that training may have changed, by component."""
@@ -141,29 +140,24 @@ class Weights:
         trained = load_file(folder / (AVERAGE if has_average else WEIGHTS))
         alpha = read_json(folder / STATE)["config"].get("lora_alpha")
         weights: dict[str, Tensor] = {}
-        adapters: dict[str, tuple[Tensor, Tensor, float]] = {}  # down, up and scale
+        tensors: dict[str, Tensor] = {}  # of a LoRA, and alpha by layer
+        alphas: dict[str, float] = {}
         for key, tensor in trained.items():
             if key.endswith(LORA_DOWN):
-                layer, rank = key.removesuffix(LORA_DOWN), len(tensor)
+                layer = key.removesuffix(LORA_DOWN)
                 up = trained[layer + LORA_UP]
                 target = _find_name(self.base, layer + ".weight")
-                adapters[target] = tensor, up, (alpha or rank) / rank  # lora_alpha=0 means the rank
-                shape = (len(up), *tensor.shape[1:])
-                _require_shape(target, shape, self.base)
+                _require_shape(target, (len(up), *tensor.shape[1:]), self.base)
+                full = target.removesuffix(".weight")
+                tensors |= {full + DOWN: tensor, full + UP: up}
+                alphas[full] = alpha or len(tensor)  # lora_alpha=0 means the rank
             elif not key.endswith(LORA_UP):
                 weights[target := _find_name(self.base, key)] = tensor
                 _require_shape(target, tensor.shape, self.base)
+        lora = Lora(tensors, alphas, {})
         # an earlier training's may have changed other layers
-        self.own |= {key: self.all[key] for key in [*weights, *adapters]}
-
-        def read(key: str) -> Tensor:
-            if key not in adapters:
-                return weights.get(key, self.base[key])
-            down, up, scale = adapters[key]
-            base = self.base[key].float()
-            return base + scale * (up.flatten(1) @ down.flatten(1)).view_as(base)
-
-        return read
+        self.own |= {key: self.all[key] for key in [*weights, *lora_weights(lora, self.all)]}
+        return _with_lora((self.base | weights).__getitem__, lora, self.base, 1.0)
 
     def hash_of(self, name: str) -> str:
         """Return the SHA-256 of the manifest of a checkpoint, or of model/ if the name is `tuned` or `base`.
@@ -175,9 +169,8 @@ class Weights:
         folder = self.run.checkpoints / name
         files = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
         seen = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
-        if seen != self.verified.get(
-            name
-        ):  # reading gigabytes at every picture would take longer than to draw it
+        # reading gigabytes at every picture would take longer than to draw it
+        if seen != self.verified.get(name):
             if what := find_corruption(folder):
                 raise RunError(f"{what}: choose one of {', '.join([*self.steps(), 'tuned'])}")
             self.verified[name] = seen

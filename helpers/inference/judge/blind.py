@@ -120,15 +120,13 @@ def describe_picks(against: str, found: dict[str, Any]) -> tuple[str, str, str]:
         f"{found['picked']} of {found['pairs']}: {found['value']:.0%} "
         f"({found['low']:.0%} to {found['high']:.0%})"
     )
+    reading = "a person found the model's picture closer to the art; 50% is no difference"
     if against == ART:
-        return (
-            "blind check against held-out art",
-            value,
-            "a person took the model's picture for the artist's; at 50% nobody could tell them apart",
-        )
-    name = "the base model" if against == "base" else f"step {int(against[5:])}"
-    return (
-        f"blind check against {name}",
-        value,
-        "a person found the model's picture closer to the art; 50% is no difference",
-    )
+        reading = "a person took the model's picture for the artist's; at 50% nobody could tell them apart"
+    return f"blind check against {title(against)}", value, reading
+
+
+def title(against: str) -> str:
+    """Return what people call that which the model is compared with."""
+    titles = {ART: "held-out art", "base": "the base model"}
+    return titles.get(against) or f"step {int(against[5:])}"

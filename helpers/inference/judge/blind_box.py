@@ -21,6 +21,7 @@ from helpers.inference.judge.blind import (
     make_pairs,
     read_picks,
     save_pick,
+    title,
 )
 
 PICTURE_PX = 256
@@ -40,7 +41,7 @@ class BlindBox:
         self, sampler: Sampler, config: InferenceConfig, after: Callable[[], object]
     ) -> None:
         self.sampler, self.config, self.after = sampler, config, after
-        options = [(_title(name), name) for name in comparisons(sampler)]
+        options = [(title(name), name) for name in comparisons(sampler)]
         self.against = widgets.Dropdown(options=options, description="Compare with", **NARROW)
         self.begin = widgets.Button(description="Begin", button_style="primary", icon="eye")
         self.message, self.pictures = widgets.HTML(), widgets.VBox()
@@ -122,11 +123,6 @@ class BlindBox:
 
     def _tell(self, text: str) -> None:
         self.message.value = html.escape(text, quote=False)
-
-
-def _title(against: str) -> str:
-    titles = {ART: "held-out art", "base": "the base model"}
-    return titles.get(against) or f"step {int(against[5:])}"
 
 
 def _side_button(name: str) -> widgets.Button:

@@ -78,11 +78,11 @@ def export(
     made_from = {"model": folder_hash(run.model), "format": FORMAT, "one_file": whole}
     made_from |= {"light_lora": light} if light else {}
     if find_corruption(run.export) or read_json(run.export / MADE_FROM) != made_from:
-        light = sampler.light_lora(config) if sampler else None
+        made = sampler.light_lora(config) if sampler else None
         with replacing_folder(run.export) as folder:
             if whole:
                 _write_model(run, folder / f"{run.name}.safetensors")
-            files = _write_loras(run, folder, sampler.light_lora(config) if light else None)
+            files = _write_loras(run, folder, made)
             _read_back(run, folder, files)
             write_json(folder / MADE_FROM, made_from)
     if not whole:

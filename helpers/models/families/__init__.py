@@ -35,6 +35,7 @@ class Family(Protocol):
     INPAINTING: type  # draws a part of a picture anew
     CONTROLNET: type  # draws by the lines of a sketch
     PIPELINE_OPTIONS: dict[str, Any]
+    TEXT_SETTINGS: tuple[str, ...]  # of model_index.json, that change how texts are encoded
     NO_SAFETY_CHECKER: dict[str, Any]  # options that leave out a safety checker
     SCHEDULER: type  # the noise schedule of training
     SAMPLER: type  # draws in few steps
@@ -148,6 +149,11 @@ class Components:
         return self.family.objective(self.noise_scheduler)
 
     @property
+    def text_settings(self) -> dict[str, Any]:
+        """The settings of model_index.json that change how texts are encoded."""
+        return {k: v for k, v in self.index.items() if k in self.family.TEXT_SETTINGS}
+
+    @property
     def modules(self) -> dict[str, nn.Module]:
         """The models by component, in the order denoiser, VAE, text encoders."""
         return {self.family.DENOISER[0]: self.denoiser, "vae": self.vae} | self.text_encoders
@@ -171,6 +177,11 @@ def read_settings(folder: Path) -> Settings:
     files = {name: SETTINGS_FILES.get(name, "config.json") for name in index}
     found = {name: folder / name / file for name, file in files.items()}
     return {"model_index": index} | {n: read_json(p) for n, p in found.items() if p.is_file()}
+
+
+def text_config(settings: Settings, component: str = "text_encoder") -> dict[str, Any]:
+    """Return the settings of a CLIP text encoder, which may lie within those of a whole CLIP."""
+    return settings[component].get("text_config", settings[component])
 
 
 def needed_components(index: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from helpers.models.families import Conditioning, Settings, Size, State
+from helpers.models.families import Conditioning, Settings, Size, State, text_config
 from helpers.models.objective import PREDICTIONS, Ddpm
 from helpers.models.original_names import (
     text_encoder_to_original,
@@ -30,6 +30,7 @@ PIPELINE = StableDiffusionPipeline
 IMAGE_TO_IMAGE, INPAINTING = StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 CONTROLNET = StableDiffusionControlNetPipeline
 PIPELINE_OPTIONS: dict[str, Any] = {}
+TEXT_SETTINGS: tuple[str, ...] = ()
 NO_SAFETY_CHECKER = {  # a safety checker would take another gigabyte
     "safety_checker": None,
     "feature_extractor": None,
@@ -94,11 +95,6 @@ def check_schedule(settings: Settings) -> None:
         raise ValueError(
             "scheduler/scheduler_config.json has betas that give no finite noise schedule"
         )
-
-
-def text_config(settings: Settings, component: str = "text_encoder") -> dict[str, Any]:
-    """Return the settings of a CLIP text encoder, which may lie within those of a whole CLIP."""
-    return settings[component].get("text_config", settings[component])
 
 
 def vae_dtype(_vae: dict[str, Any], dtype: torch.dtype) -> torch.dtype:

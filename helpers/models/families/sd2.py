@@ -18,6 +18,7 @@ from helpers.models.families.sd1 import (  # noqa: F401
     SCHEDULER,
     TEXT_EMBEDDINGS,
     TEXT_ENCODERS,
+    TEXT_SETTINGS,
     TEXT_TARGETS,
     TOKENIZERS,
     VARIANT,

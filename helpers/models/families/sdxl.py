@@ -14,7 +14,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from helpers.models.families import Conditioning, Settings, Size, State
+from helpers.models.families import Conditioning, Settings, Size, State, text_config
 from helpers.models.families.sd1 import (  # noqa: F401
     DENOISER,
     LORA_TARGETS,
@@ -24,7 +24,6 @@ from helpers.models.families.sd1 import (  # noqa: F401
     check_schedule,
     encode_image,
     objective,
-    text_config,
     tokenize,
 )
 from helpers.models.original_names import (
@@ -40,6 +39,7 @@ PIPELINE = StableDiffusionXLPipeline
 IMAGE_TO_IMAGE, INPAINTING = StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
 CONTROLNET = StableDiffusionXLControlNetPipeline
 PIPELINE_OPTIONS = {"add_watermarker": False}
+TEXT_SETTINGS = ("force_zeros_for_empty_prompt",)
 NO_SAFETY_CHECKER: dict[str, Any] = {}  # it has none
 TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 TOKENIZERS = ("tokenizer", "tokenizer_2")
