@@ -252,6 +252,14 @@ def trained_folder(tmp_path_factory, tiny_base):
     return make_trained(tmp_path_factory.mktemp("trained"), tiny_base)
 
 
+@pytest.fixture
+def trained_run(trained_folder, tmp_path, monkeypatch):
+    """A copy of that run, in a workplace of its own."""
+    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return Run("pictures")
+
+
 @pytest.fixture(scope="session")
 def lora_folder(tmp_path_factory, tiny_base):
     return make_trained(

@@ -1,7 +1,6 @@
 """What the prompt box, and 05 around it, tell a person."""
 
 import logging
-import shutil
 import threading
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from helpers.config import InferenceConfig
-from helpers.core.run import Run
 from helpers.inference.draw.sampler import Request, Sampler, blocked_label, make_requests
 from helpers.inference.draw.schedulers import SCHEDULERS, make_scheduler
 from helpers.inference.judge.copies import MIN_HELD_OUT
@@ -25,10 +23,8 @@ LONG = " ".join(f"a cat number {i}" for i in range(100))
 
 
 @pytest.fixture
-def run(trained_folder, tmp_path, monkeypatch):
-    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    return Run("pictures")
+def run(trained_run):
+    return trained_run
 
 
 @pytest.fixture

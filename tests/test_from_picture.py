@@ -1,7 +1,6 @@
 """Drawing from a picture: image to image, inpainting and sketches, by every family, with one model in memory."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -205,12 +204,8 @@ def test_half_precision_stays_half_precision(sampler):
 
 
 @pytest.mark.parametrize("is_masked", [False, True])
-def test_a_saved_picture_is_drawn_again_to_the_same_bits(
-    trained_folder, monkeypatch, tmp_path, is_masked
-):
-    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    sampler = Sampler(Run("pictures"))
+def test_a_saved_picture_is_drawn_again_to_the_same_bits(trained_run, is_masked):
+    sampler = Sampler(trained_run)
     mask = rectangle_mask((0, 0, 0.5, 1), (48, 32)) if is_masked else None
     request = asked(sampler, painting((48, 32)), mask, 0.7, strength=0.75)
     image = sampler.draw([request])[0]
@@ -220,7 +215,7 @@ def test_a_saved_picture_is_drawn_again_to_the_same_bits(
         assert settings["from_picture"]["denoising_strength"] == 0.7
         assert saved.info["parameters"].endswith("Denoising strength: 0.7")
     assert sampler.album.has(sampler.settings(request))
-    again = Sampler(Run("pictures"))
+    again = Sampler(trained_run)
     again.draw([Request("a cat", 1, num_inference_steps=2)])
     assert np.array_equal(again.redraw(path), image)
     kept = sampler.album.input_path(request.from_picture.image)
@@ -232,13 +227,9 @@ def test_a_saved_picture_is_drawn_again_to_the_same_bits(
         again.redraw(path)
 
 
-def test_a_blocked_picture_is_labelled_and_nothing_of_it_is_shown(
-    trained_folder, tmp_path, monkeypatch
-):
-    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    strict_checker(Run("pictures").model)
-    sampler = Sampler(Run("pictures"))
+def test_a_blocked_picture_is_labelled_and_nothing_of_it_is_shown(trained_run):
+    strict_checker(trained_run.model)
+    sampler = Sampler(trained_run)
     mask = rectangle_mask((0, 0, 0.5, 1), (32, 32))
     for request in (asked(sampler, painting()), asked(sampler, painting(), mask)):
         assert is_blocked(sampler.draw([request])[0])

@@ -1,7 +1,6 @@
 """Drawing with any weights, keeping what was drawn, and the prompt box."""
 
 import json
-import shutil
 import threading
 
 import numpy as np
@@ -187,12 +186,8 @@ def strict_checker(folder):
     write_manifest(folder)
 
 
-def test_a_blocked_picture_is_labelled_and_off_is_only_by_asking(
-    trained_folder, tmp_path, monkeypatch
-):
-    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    run = Run("pictures")
+def test_a_blocked_picture_is_labelled_and_off_is_only_by_asking(trained_run):
+    run = trained_run
     strict_checker(run.model)
     sampler = Sampler(run)
     (image,) = sampler.draw([ASKED])

@@ -9,7 +9,6 @@ import pytest
 from diffusers import ControlNetModel
 from PIL import Image, ImageCms
 
-from helpers.core.run import Run
 from helpers.inference.draw.picture_form import ALL, IN_USE, MASK, RECTANGLE, SKETCH, TITLE
 from helpers.inference.draw.prompt_box import PromptBox
 from helpers.inference.draw.sampler import Sampler
@@ -19,11 +18,9 @@ from tests.test_inference_draw import CONFIG
 
 
 @pytest.fixture
-def box(trained_folder, tmp_path, monkeypatch):
-    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    shutil.rmtree(Run("pictures").samples, ignore_errors=True)  # another test's
-    return box_of(Sampler(Run("pictures")))
+def box(trained_run):
+    shutil.rmtree(trained_run.samples, ignore_errors=True)  # another test's
+    return box_of(Sampler(trained_run))
 
 
 def box_of(sampler):

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 
@@ -15,7 +14,6 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from helpers.core.errors import RunError
-from helpers.core.run import Run
 from helpers.inference.draw.prompt_box import PromptBox
 from helpers.inference.draw.sampler import Request, Sampler, make_config
 from helpers.inference.report import report
@@ -62,10 +60,8 @@ def old_names(lora: Lora) -> dict:
 
 
 @pytest.fixture
-def run(trained_folder, tmp_path, monkeypatch):
-    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    return Run("pictures")
+def run(trained_run):
+    return trained_run
 
 
 @pytest.fixture

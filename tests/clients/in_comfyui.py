@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from tests.clients.loader import Found, read_case
+from tests.clients.loader import Found, narrow_unet, read_case
 
 sys.path.insert(0, sys.argv[1])
 
@@ -60,14 +60,7 @@ def unmatched() -> list[str]:
 
 def narrow() -> None:
     """Its sizes are those of the models that it knows."""
-    width, kind = case["widths"][0], getattr(comfy.supported_models, KIND)
-    kind.unet_config |= {"context_dim": case["context"], "model_channels": width}
-    if case["family"] == "sd1":
-        kind.unet_extra_config["num_heads"] = case["heads"]
-    elif case["family"] == "sd2":
-        kind.unet_extra_config["num_head_channels"] = width // case["heads"]
-    else:  # whose heads are 64 wide here too
-        kind.unet_config["adm_in_channels"] = case["pooled_and_sizes"]
+    narrow_unet(getattr(comfy.supported_models, KIND), case)
     sizes = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3}
     sizes |= {"ch": case["vae_width"], "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
     sizes |= {"attn_resolutions": [], "dropout": 0.0}

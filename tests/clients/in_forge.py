@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from tests.clients.loader import Found, read_case
+from tests.clients.loader import Found, narrow_unet, read_case
 
 program = Path(sys.argv[1])
 case, truth = read_case(sys.argv[2])
@@ -36,14 +36,8 @@ UNUSED += (".layers.23.",) if case["family"] == "sd2" else ()
 def narrow(folder: Path) -> None:
     """Its sizes are those of the models that it knows, and of configs that it brings: here the model's own."""
     names = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL"}
-    width, kind = case["widths"][0], getattr(model_list, names[case["family"]])
-    kind.unet_config |= {"context_dim": case["context"], "model_channels": width}
-    if case["family"] == "sd1":
-        kind.unet_extra_config["num_heads"] = case["heads"]
-    elif case["family"] == "sd2":
-        kind.unet_extra_config["num_head_channels"] = width // case["heads"]
-    else:  # whose heads are 64 wide here too
-        kind.unet_config["adm_in_channels"] = case["pooled_and_sizes"]
+    kind = getattr(model_list, names[case["family"]])
+    narrow_unet(kind, case)
     place = folder / "huggingface" / kind.huggingface_repo
     place.parent.mkdir(parents=True, exist_ok=True)
     if not place.exists():

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -35,6 +36,18 @@ def read_case(folder: str) -> tuple[dict, dict[str, torch.Tensor]]:
     for kind in ("loras", "diffusers_loras"):
         case[kind] = {file: str(place / "export" / path) for file, path in case[kind].items()}
     return case, load_file(place / "truth.safetensors")
+
+
+def narrow_unet(kind: Any, case: dict) -> None:
+    """Give a model that ComfyUI or Forge knows, whose sizes those are, the UNet's sizes of a case."""
+    width = case["widths"][0]
+    kind.unet_config |= {"context_dim": case["context"], "model_channels": width}
+    if case["family"] == "sd1":
+        kind.unet_extra_config["num_heads"] = case["heads"]
+    elif case["family"] == "sd2":
+        kind.unet_extra_config["num_head_channels"] = width // case["heads"]
+    else:  # whose heads are 64 wide here too
+        kind.unet_config["adm_in_channels"] = case["pooled_and_sizes"]
 
 
 class Found:
