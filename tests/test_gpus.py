@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from helpers.config import TrainConfig, configure
+from helpers.config import TrainConfig, configure, read_settings
 from helpers.core.errors import RunError, Stopped
 from helpers.host.device import pick_device
 from helpers.train import launch, trainer
 from helpers.train.checkpoint import latest_step
 from helpers.train.data import BatchOrder
-from helpers.train.gpus import launch_command, share
+from helpers.train.gpus import launch_command, share, whole
+from helpers.train.prepare import training_signature
 from helpers.train.resources import estimate_resources
 from tests.conftest import SMALL_TRAINING, lines, make_dataset
 
@@ -44,6 +45,7 @@ def test_two_watched_processes_are_stopped_and_the_printed_command_goes_on_as_on
     while seen[-1] <= step:
         seen.append(next(iter(steps)).step)
     assert seen in (list(range(2, step + 2)), [*range(2, step), step + 1])  # the last may go untold
+    assert read_settings(TrainConfig, twin.read_config("train")) == config  # not a share
     steps.close()
     assert 2 <= step < latest_step(twin) and not twin.verdict.exists()
     printed, _ = [line for line in capsys.readouterr().out.splitlines() if "accelerate" in line]
@@ -52,6 +54,8 @@ def test_two_watched_processes_are_stopped_and_the_printed_command_goes_on_as_on
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     done = subprocess.run(shlex.split(command), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    trained_with = twin.read_verdict()["trained_with"]["settings"]
+    assert read_settings(TrainConfig, trained_with) == config  # which the card tells
     for one, two in zip(lines(dataset.train_log), lines(twin.train_log), strict=True):
         assert one["step"] == two["step"] and abs(one.get("loss", 0) - two.get("loss", 0)) < 1e-3
     assert list(launch.train(config, twin, processes=2)) == []
@@ -78,6 +82,8 @@ def test_a_step_of_two_processes_has_the_images_of_one(given, each):
     assert (shared and (shared.train_batch_size, shared.gradient_accumulation_steps)) == each
     if shared:
         assert shared.effective_batch_size * 2 == config.effective_batch_size
+        together = training_signature(whole(shared, 2), 1)
+        assert together == training_signature(shared, 2) == training_signature(config, 1)
         buckets = [range(7), range(7, 20)] if config.aspect_ratio_buckets else [range(20)]
         assert images(shared, 2, buckets) == images(config, 1, buckets)
 

@@ -30,6 +30,7 @@ from helpers.host import here
 from helpers.models.capture import Captured
 from helpers.models.families import Components
 from helpers.train import checkpoint, save_model
+from helpers.train.gpus import whole
 from helpers.train.latents import token_ids
 from helpers.train.model import Denoiser, unload
 from helpers.train.optim import TrainState
@@ -82,7 +83,7 @@ def finish(training: Training, state: TrainState) -> None:
             "base_model": training.signature.base_model,
             "trained_with": {
                 "suffix": training.datasets.suffix,
-                "settings": asdict(training.config),
+                "settings": asdict(whole(training.config, training.accelerator.num_processes)),
                 "curve": log.val_curve,
             },
         }

@@ -37,6 +37,14 @@ def share(config: TrainConfig, processes: int) -> TrainConfig | None:
     return None
 
 
+def whole(shared: TrainConfig, processes: int) -> TrainConfig:
+    """Return settings whose step in one process has the images that it has in several with these settings each."""
+    if shared.aspect_ratio_buckets:
+        return replace(shared, train_batch_size=shared.train_batch_size * processes)
+    passes = shared.gradient_accumulation_steps * processes
+    return replace(shared, gradient_accumulation_steps=passes)
+
+
 def launch_command(shared: TrainConfig, processes: int) -> list[str]:
     """Return the command that trains with these settings of each process, as words of a shell's line."""
     preset, words = shared.defaults(), [*LAUNCH.split(), "--num_processes", str(processes)]

@@ -23,6 +23,7 @@ from helpers.train import trainer
 from helpers.train.finish import is_finished
 from helpers.train.gpus import count_gpus, launch_command, share
 from helpers.train.interrupt import Interrupts
+from helpers.train.limits import memory_advice
 from helpers.train.trainer import Step, Steps
 
 NOISE = re.compile(
@@ -40,15 +41,16 @@ def train(config: TrainConfig, run: Run, processes: int | None = None) -> Steps:
     shared = share(config, processes)
     if processes == 1 or shared is None:
         return trainer.train(config, run, sync_soon)
-    return Steps(partial(_watch, config, run, launch_command(shared, processes)))
+    return Steps(partial(_watch, config, shared, processes, run))
 
 
-def _watch(config: TrainConfig, run: Run, command: list[str]) -> Generator[Step]:
-    """Start the command, print it and what it says, and yield the steps that it tells."""
+def _watch(config: TrainConfig, shared: TrainConfig, processes: int, run: Run) -> Generator[Step]:
+    """Start the processes, print their command and what they say, and yield the steps that they tell."""
     run.require(run.split_metadata("train"), "dataset")
     if is_finished(config, run):
         return
-    print(f"{command[command.index('--num_processes') + 1]} processes: {shlex.join(command)}")
+    command, is_under_way = launch_command(shared, processes), False
+    print(f"{processes} processes: {shlex.join(command)}")
     torch.cuda.empty_cache()
     launched = _Launched(command)
     try:
@@ -56,6 +58,9 @@ def _watch(config: TrainConfig, run: Run, command: list[str]) -> Generator[Step]
             for line in iter(launched.lines.get, None):
                 if line.startswith("{"):
                     interrupts.set_handlers()
+                    if not is_under_way:
+                        run.write_config("train", config)  # they left those of one of them
+                        is_under_way = True
                     yield Step(**json.loads(line))
                 elif not NOISE.search(line) and not launched.last_words():
                     print(line, end="")
@@ -67,10 +72,11 @@ def _watch(config: TrainConfig, run: Run, command: list[str]) -> Generator[Step]
         launched.end()
         written_elsewhere(run)
     if launched.is_stopped:  # between two steps, and now iterated again
-        yield from _watch(config, run, command)
+        yield from _watch(config, shared, processes, run)
     elif launched.process.returncode:
         words = launched.last_words() or launched.said[-1:] or ["no reason given"]
-        raise RunError(words[0].removeprefix("error: "))
+        reason = words[0].removeprefix("error: ")
+        raise RunError(reason.replace(memory_advice(shared), memory_advice(config)))
 
 
 class _Launched:
