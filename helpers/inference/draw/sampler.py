@@ -38,7 +38,7 @@ from helpers.models.families import read_settings
 from helpers.models.light_lora import LightLora, make_light_lora
 from helpers.models.pipeline import decode_in_tiles, load_pipeline, sample_fast
 
-WITHIN_A_BATCH = {"prompt": "", "seed": 0, "negative_prompt": ""}  # what may differ in it
+WITHIN_A_BATCH = {"prompt": "", "seed": 0}  # what may differ in it
 NO_CONTROLNET = (
     "that picture is drawn with a ControlNet that is not loaded: set controlnet in more to the one that was used, and "
     "run 05_inference from its top again"
@@ -156,7 +156,7 @@ class Sampler:
     def draw(
         self, requests: Sequence[Request], batch_size: int = 8, progress: Progress | None = None
     ) -> list[Image.Image]:
-        """Return a picture for each request. The requests may differ only in prompt, seed and negative prompt.
+        """Return a picture for each request. The requests may differ only in prompt and seed.
 
         A picture that the safety checker blocks is replaced by `blocked_label`. Each picture's noise comes from its own
         seed, so it does not depend on the batch. On a CPU the batch size is 1: batches gain little, and pictures are
@@ -222,10 +222,10 @@ class Sampler:
             drawn = self.pictures.through_autoencoder(image)
             return [_keep_outside(mask, image, drawn)] * len(batch)
         pipeline, given = self._pipeline_for(first, image, mask, len(batch))
-        negative = [self.prompts.truncate(request.negative_prompt) for request in batch]
+        negative = self.prompts.truncate(first.negative_prompt)
         output = pipeline(
             prompt=[self.prompts.truncate(request.prompt) for request in batch],
-            negative_prompt=negative if any(negative) else None,
+            negative_prompt=[negative] * len(batch) if negative else None,
             num_inference_steps=first.num_inference_steps,
             guidance_scale=first.guidance_scale,
             generator=[torch.Generator().manual_seed(request.seed) for request in batch],
@@ -373,8 +373,8 @@ def make_requests(config: InferenceConfig, sampler: Sampler) -> list[Request]:
 def draw_missing(sampler: Sampler, requests: Sequence[Request], batch_size: int) -> Iterator[Path]:
     """Yield the path of each request's picture, after drawing and saving the picture if samples/ lacks it.
 
-    Requests that follow one another and differ only in prompt, seed and negative prompt are drawn in batches. What a
-    kill interrupts is one batch.
+    Requests that follow one another and differ only in prompt and seed are drawn in batches. What a kill interrupts
+    is one batch.
     """
     album, batch_size = sampler.album, sampler.limit_batch(batch_size)
     for _, alike in groupby(requests, key=lambda r: replace(r, **WITHIN_A_BATCH)):
