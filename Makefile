@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 COLAB := .venv/colab/bin
 SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
-# what is run a second time, with Colab's versions
-WALK := tests/test_walk.py tests/test_starts.py tests/test_replica.py tests/test_malicious.py $(addprefix \
+# what is run with Colab's versions alone, and with them a second time
+COLABS := tests/test_walk.py tests/test_starts.py tests/test_replica.py
+WALK := $(COLABS) tests/test_malicious.py $(addprefix \
 	tests/test_train_methods.py::,test_eight_bit_adam_trains_and_goes_on_or_says_what_to_set \
 	test_attention_without_xformers_with_it_and_where_it_cannot_run)
 # begun first, so that nobody waits for the longest at the end
-LONG := tests/test_walk.py tests/test_older_copies.py tests/test_secrets.py
+LONG := tests/test_older_copies.py tests/test_secrets.py tests/test_kaggle.py
 # a kernel binds its ports a second after they were chosen: another test's may have taken one (nteract/papermill#511)
 NOT_BEGUN := "Kernel (died before replying|didn't respond)"
 # three tests at a time on two cores, each on one thread: some wait for a disk or a clock
@@ -38,7 +39,7 @@ demo: .venv/installed
 test: .venv/installed .venv/colab/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(MANY) $(LONG) tests --ignore tests/test_starts.py --ignore tests/test_replica.py
+	$(BIN)/python -m pytest $(MANY) $(LONG) tests $(addprefix --ignore=,$(COLABS))
 	$(COLAB)/python -m pytest $(MANY) $(WALK)
 
 # the same walk on each of Colab's images as it is: its own Python (pyenv's), torch and libraries, some 8 GB of disk

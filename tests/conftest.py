@@ -255,7 +255,16 @@ def trained_folder(tmp_path_factory, tiny_base):
 @pytest.fixture
 def trained_run(trained_folder, tmp_path, monkeypatch):
     """A copy of that run, in a workplace of its own."""
-    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
+    return copy_run(trained_folder, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def lora_run(lora_folder, tmp_path, monkeypatch):
+    return copy_run(lora_folder, tmp_path, monkeypatch)
+
+
+def copy_run(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    shutil.copytree(workplace / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return Run("pictures")
 

@@ -32,9 +32,8 @@ STEPS = 6
 
 
 @pytest.fixture
-def sampler(trained_folder, monkeypatch):
-    monkeypatch.chdir(trained_folder)
-    return Sampler(Run("pictures"))
+def sampler(trained_run):
+    return Sampler(trained_run)
 
 
 FAMILIES = {

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ from PIL import Image
 
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
-from helpers.core.run import Run
 from helpers.figures.pictures import MARK, grid
 from helpers.inference.draw.grids import (
     GUIDANCE,
@@ -45,13 +43,8 @@ CONFIG = InferenceConfig(**GIVEN)
 
 
 @pytest.fixture
-def run(trained_folder, tmp_path, monkeypatch):
-    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    run = Run("pictures")
-    shutil.rmtree(run.samples, ignore_errors=True)  # another test's
-    run.report_json.unlink(missing_ok=True)
-    return run
+def run(trained_run):
+    return trained_run
 
 
 @pytest.fixture

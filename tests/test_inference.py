@@ -29,9 +29,8 @@ CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8
 
 
 @pytest.fixture
-def sampler(trained_folder, monkeypatch):
-    monkeypatch.chdir(trained_folder)
-    return Sampler(Run("pictures"))
+def sampler(trained_run):
+    return Sampler(trained_run)
 
 
 def test_a_picture_does_not_depend_on_its_neighbours(sampler):

@@ -13,7 +13,6 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
 from helpers.core.files import write_manifest
-from helpers.core.run import Run
 from helpers.inference.draw.prompt_box import PromptBox
 from helpers.inference.draw.sampler import (
     SCHEDULERS,
@@ -30,19 +29,14 @@ CONFIG = InferenceConfig(run="pictures", num_inference_steps=2)
 ASKED = Request("a turtle", 4, num_inference_steps=2)
 
 
-def open_sampler(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    return Sampler(Run("pictures"))
+@pytest.fixture
+def sampler(trained_run):
+    return Sampler(trained_run)
 
 
 @pytest.fixture
-def sampler(trained_folder, monkeypatch):
-    return open_sampler(trained_folder, monkeypatch)
-
-
-@pytest.fixture
-def lora_sampler(lora_folder, monkeypatch):
-    return open_sampler(lora_folder, monkeypatch)
+def lora_sampler(lora_run):
+    return Sampler(lora_run)
 
 
 def asked(**given):

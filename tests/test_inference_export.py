@@ -194,12 +194,8 @@ def published(model):
 
 
 @pytest.fixture(params=["full", "lora"])
-def run(request, monkeypatch):
-    folder = request.getfixturevalue(
-        {"full": "trained_folder", "lora": "lora_folder"}[request.param]
-    )
-    monkeypatch.chdir(folder)
-    return Run("pictures")
+def run(request):
+    return request.getfixturevalue({"full": "trained_run", "lora": "lora_run"}[request.param])
 
 
 def draw(pipeline, **given):
@@ -280,9 +276,8 @@ def test_metadata_tell_the_model_and_nothing_of_the_person(run):
             assert word not in header
 
 
-def test_a_lora_draws_the_same_in_both_layouts_and_as_the_merged_model(lora_folder, monkeypatch):
-    monkeypatch.chdir(lora_folder)
-    run = Run("pictures")
+def test_a_lora_draws_the_same_in_both_layouts_and_as_the_merged_model(lora_run):
+    run = lora_run
     paths = [path for path in export(run) if "lora" in path.name]
     base = run.read_config("train")["base_model"]
     drawn, merged = [], []

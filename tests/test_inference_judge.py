@@ -10,7 +10,6 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
-from helpers.core.run import Run
 from helpers.demo.paint import paint_flat, paint_watercolour
 from helpers.demo.scenes import random_scene
 from helpers.demo.tokenizer import make_tokenizer
@@ -196,11 +195,8 @@ def test_clip_score_is_the_cosine_of_picture_and_prompt(clip_folder, art):
     assert np.allclose(scores, 100 * cosine.numpy(), atol=1e-3)
 
 
-def test_prompt_adherence_is_measured_or_left_out_with_a_reason(
-    trained_folder, clip_folder, monkeypatch
-):
-    monkeypatch.chdir(trained_folder)
-    sampler = Sampler(Run("pictures"))
+def test_prompt_adherence_is_measured_or_left_out_with_a_reason(trained_run, clip_folder):
+    sampler = Sampler(trained_run)
     flat = [paint_flat(random_scene(i), SIDE_PX) for i in range(8)]
     groups = Groups(flat, flat, flat, flat[::-1], flat)
     left_out = measure_adherence(InferenceConfig(run="pictures"), sampler, groups)

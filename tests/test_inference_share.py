@@ -20,19 +20,23 @@ from helpers.inference.draw.sampler import Sampler
 from helpers.inference.report import report
 from helpers.inference.share.model_card import write_card
 from helpers.inference.share.one_file import export
-from tests.loopback_hub import TOKEN, Repo, loopback_hub
+from tests.loopback_hub import TOKEN, Hub, Repo, loopback_hub
 
 CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8, probed_captions=4)
 PUSH = """
-import json, sys
+import json, os, sys
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
 from helpers.inference.share.push_model import push
 from helpers.core.run import Run
-try:
-    print(push(InferenceConfig(run="pictures", **json.loads(sys.argv[1])), Run("pictures")))
-except RunError as error:
-    print(f"RunError: {error}")
+for line in sys.stdin:
+    workplace, os.environ["HF_TOKEN"], settings = json.loads(line)
+    os.chdir(workplace)
+    try:
+        said = push(InferenceConfig(run="pictures", **settings), Run("pictures"))
+    except RunError as error:
+        said = f"RunError: {error}"
+    print(said, flush=True)
 """
 
 
@@ -57,22 +61,37 @@ def run(shared_folder, tmp_path, monkeypatch):
     return Run("pictures")
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A hub, and a process of its own in which the real client pushes to it."""
+    home = tmp_path_factory.mktemp("hf")
+    with loopback_hub() as hub, (home / "stderr").open("w+") as errors:
+        env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
+        env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        with subprocess.Popen(
+            [sys.executable, "-c", PUSH], env=env, text=True, bufsize=1, **pipes
+        ) as client:
+            yield hub, client
+            assert client.communicate()[0] == ""
+        errors.seek(0)
+        assert client.returncode == 0 and TOKEN not in errors.read()
+
+
 @pytest.fixture
-def hub():
-    with loopback_hub() as hub:
-        yield hub
+def hub(served):
+    hub, hub.client = served
+    vars(hub).update(vars(Hub(hub.url)))  # as if it were new
+    return hub
 
 
 def push(hub, token=TOKEN, **settings):
-    """What the real client, in a process of its own, says."""
-    env = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_ENDPOINT")}
-    env |= {"HF_HOME": str(Path.cwd() / "hf"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
-    env |= {"HF_TOKEN": token, "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PUSH, json.dumps({"push_to": "mira/style", **settings})]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert TOKEN not in done.stdout + done.stderr
-    return done.stdout.strip().splitlines()[-1]
+    """What the real client says."""
+    asked = str(Path.cwd()), token, {"push_to": "mira/style", **settings}
+    hub.client.stdin.write(json.dumps(asked) + "\n")
+    said = hub.client.stdout.readline().strip()
+    assert TOKEN not in said
+    return said
 
 
 ROOT = Path(__file__).parent.parent

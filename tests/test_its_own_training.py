@@ -9,7 +9,6 @@ from helpers.config import DatasetConfig, InferenceConfig, TrainConfig, configur
 from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json
 from helpers.core.records import rewrite
-from helpers.core.run import Run
 from helpers.dataset.build import build
 from helpers.dataset.curate import curate
 from helpers.dataset.split import split
@@ -26,10 +25,8 @@ CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8
 
 
 @pytest.fixture
-def run(trained_folder, tmp_path, monkeypatch):
-    shutil.copytree(trained_folder / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    return Run("pictures")
+def run(trained_run):
+    return trained_run
 
 
 def build_again(run, seed=0, **given):

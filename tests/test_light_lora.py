@@ -1,7 +1,6 @@
 """A light LoRA: what a full fine-tune or a LoRA changed, kept to a low rank."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from safetensors.torch import load_file
 
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
-from helpers.core.run import Run
 from helpers.inference.draw.sampler import Request, Sampler, make_config
 from helpers.inference.report import report
 from helpers.inference.share.model_card import write_card
@@ -26,19 +24,13 @@ ASKED = Request("a turtle", 4, num_inference_steps=2)
 
 
 @pytest.fixture
-def full(trained_folder, tmp_path, monkeypatch):
-    return copied(trained_folder, tmp_path, monkeypatch)
+def full(trained_run):
+    return trained_run
 
 
 @pytest.fixture
-def lora(lora_folder, tmp_path, monkeypatch):
-    return copied(lora_folder, tmp_path, monkeypatch)
-
-
-def copied(folder, tmp_path, monkeypatch):
-    shutil.copytree(folder / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    return Run("pictures")
+def lora(lora_run):
+    return lora_run
 
 
 def weights(seed):

@@ -11,7 +11,6 @@ from transformers import CLIPTokenizer
 
 from helpers.config import TrainConfig, configure
 from helpers.core.files import read_json
-from helpers.core.run import Run
 from helpers.inference.share.modelspec import Variant
 from helpers.inference.share.one_file import to_kohya
 from helpers.models.families import sd1, sd2
@@ -23,9 +22,8 @@ from tests.test_inference_draw import strict_checker
 
 
 @pytest.fixture
-def run(lora_folder, monkeypatch):
-    monkeypatch.chdir(lora_folder)
-    return Run("pictures")
+def run(lora_run):
+    return lora_run
 
 
 def test_the_tokenizer_has_the_files_that_transformers_4_reads(run):

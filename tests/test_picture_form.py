@@ -1,7 +1,6 @@
 """The prompt box's part "From a picture", by the values that either ipywidgets gives it, and bad input."""
 
 import io
-import shutil
 from datetime import UTC, datetime
 
 import numpy as np
@@ -19,7 +18,6 @@ from tests.test_inference_draw import CONFIG
 
 @pytest.fixture
 def box(trained_run):
-    shutil.rmtree(trained_run.samples, ignore_errors=True)  # another test's
     return box_of(Sampler(trained_run))
 
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from helpers.config import InferenceConfig, TrainConfig, configure
 from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_json
-from helpers.core.run import Run
 from helpers.demo.tokenizer import make_tokenizer
 from helpers.inference.draw.sampler import Request, Sampler
 from helpers.inference.report import report, verdict_text
@@ -32,11 +31,8 @@ CONFIG = InferenceConfig(run="pictures", num_inference_steps=2, judged_samples=8
 
 
 @pytest.fixture
-def run(lora_folder, tmp_path, monkeypatch):
-    """A LoRA's run, its base beside it, in a workplace of its own."""
-    shutil.copytree(lora_folder / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    return Run("pictures")
+def run(lora_run):
+    return lora_run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from IPython.utils.capture import capture_output
 from jupyter_client.manager import start_new_kernel
 
 from helpers.core.records import Caption, append_row
-from helpers.core.run import Run
 from helpers.inference.draw.prompt_box import PromptBox
 from helpers.inference.draw.sampler import Sampler, make_config
 from tests.test_claude import make_run, name_of
@@ -37,9 +36,8 @@ def shown_by(code, folder):
     return shown
 
 
-def test_below_the_prompt_box_stands_what_to_do(trained_folder, monkeypatch):
-    monkeypatch.chdir(trained_folder)
-    sampler = Sampler(Run("pictures"))
+def test_below_the_prompt_box_stands_what_to_do(trained_run):
+    sampler = Sampler(trained_run)
     box = PromptBox(sampler, make_config(sampler.run), "a turtle")
     shell = InteractiveShell.instance()
     try:

@@ -9,9 +9,6 @@ import sys
 from dataclasses import asdict
 from datetime import timedelta
 
-import torch
-from accelerate import PartialState
-
 from helpers.config import TrainConfig, configure, from_text
 from helpers.core.errors import Stopped
 from helpers.core.process import run_command
@@ -20,9 +17,6 @@ from helpers.mirror.sync import STOP_S, sync, sync_before_end
 
 
 def main() -> None:
-    from helpers.train.finish import verify_model
-    from helpers.train.trainer import train  # imports diffusers, once its logging is set
-
     parser = argparse.ArgumentParser(prog="python -m helpers.train", description=__doc__)
     parser.add_argument("run")
     parser.add_argument("--preset", help="start from a preset, not from the run's own settings")
@@ -34,6 +28,13 @@ def main() -> None:
     given = {"run": args.run} | ({"preset": args.preset} if args.preset else {})
     typed = {name: from_text(TrainConfig, name, value) for name, value in args.p}
     config = configure(TrainConfig, saved | typed | given)
+
+    import torch
+    from accelerate import PartialState
+
+    from helpers.train.finish import verify_model
+    from helpers.train.trainer import train  # imports diffusers, once its logging is set
+
     # the others wait while the main process draws the base's samples, for which ten minutes may be too few
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
     say = state.print  # in the main process only

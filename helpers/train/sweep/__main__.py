@@ -13,13 +13,11 @@ from helpers.mirror.sync import sync
 
 
 def _arguments() -> argparse.Namespace:
-    from helpers.train.sweep.study import SECRET
-
     parser = argparse.ArgumentParser(prog="python -m helpers.train.sweep", description=__doc__)
     add = parser.add_argument
     add("run")
     swept = "a setting: a range 1e-5..1e-3 or choices 4,8,16 are swept, one value is fixed"
-    where = f"postgresql, whose address is the secret {SECRET} (default: the run's folder)"
+    where = "postgresql, whose address is the secret OPTUNA_STORAGE (default: the run's folder)"
     add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=swept)
     add("--preset", help="start from a preset, not from the run's own settings")
     add("--trials", type=int, help="how many (default 8)")
@@ -42,14 +40,15 @@ def _settings(args: argparse.Namespace, run: Run) -> TrainConfig:
 
 
 def main() -> None:
-    # imports diffusers, once its logging is set
-    from helpers.train.sweep.runner import describe, sweep_if_asked
-
     args = _arguments()
     run = Run(args.run)
     config = _settings(args, run)
     if not config.sweep:
         raise RunError("nothing to sweep: give ranges, as in -p learning_rate 1e-5..1e-3")
+
+    # imports diffusers, once its logging is set
+    from helpers.train.sweep.runner import describe, sweep_if_asked
+
     if args.plan:
         print(describe(config, run))
         return
