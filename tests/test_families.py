@@ -1,6 +1,7 @@
 """Families of base models: told by their settings, trained as diffusers' scripts do, and one file each."""
 
 import json
+import shutil
 import sys
 
 import diffusers
@@ -179,14 +180,28 @@ def test_a_vae_of_ones_own_takes_the_place_of_the_bases(dataset, sdxl, tmp_path)
     list(train(settings(sdxl, **TINY_XL, vae=str(tmp_path / "own-vae")), dataset))
     found = AutoencoderKL.from_pretrained(dataset.model, subfolder="vae")
     assert torch.equal(found.decoder.conv_out.bias, own.decoder.conv_out.bias)
-    with pytest.raises(RunError, match="vae"):  # the checkpoints are of the other one
-        list(train(settings(sdxl, **TINY_XL, max_steps=6), dataset))
+    more = TINY_XL | {"max_steps": TINY_XL.get("max_steps", 4) + 2}
+    with pytest.raises(
+        RunError, match="VAE .* was another"
+    ):  # the checkpoints are of the other one
+        list(train(settings(sdxl, **more), dataset))
+    moved = shutil.move(tmp_path / "own-vae", tmp_path / "moved")  # known by its weights
+    assert [step.step for step in train(settings(sdxl, **more, vae=str(moved)), dataset)][
+        -1
+    ] == more["max_steps"]
 
 
-def test_a_vae_that_is_none_is_refused(dataset, sdxl, tmp_path):
+def test_a_vae_that_is_none_or_of_another_latent_space_is_refused(dataset, sdxl, tmp_path):
+    small = AutoencoderKL.load_config(sdxl / "vae")
+    AutoencoderKL.from_config(small, scaling_factor=0.18215).save_pretrained(tmp_path / "sd1")
+    levels = {"block_out_channels": [8] * 5, "down_block_types": ["DownEncoderBlock2D"] * 5}
+    levels |= {"up_block_types": ["UpDecoderBlock2D"] * 5}
+    AutoencoderKL.from_config(small, **levels).save_pretrained(tmp_path / "deep")
     for place, words in (
         (tmp_path / "none", "no such file"),
         (sdxl / "unet", "that of a UNet2DConditionModel"),
+        (tmp_path / "sd1", r"scaling factor of 0.18215, and those of the base's own VAE 0.13025"),
+        (tmp_path / "deep", r"downsampling of 16, and those of the base's own VAE \d"),
     ):
         with pytest.raises(RunError, match=rf"vae .*{words}.*: give a hub id or a folder with an"):
             list(train(settings(sdxl, **TINY_XL, vae=str(place)), dataset))

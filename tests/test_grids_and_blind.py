@@ -29,6 +29,7 @@ from helpers.inference.judge.blind import (
     count_picks,
     draw_pair,
     make_pairs,
+    read_picks,
     save_pick,
     wilson,
 )
@@ -36,6 +37,7 @@ from helpers.inference.judge.blind_box import BlindBox
 from helpers.inference.page import figures_table
 from helpers.inference.report import report, update_report
 from tests.conftest import ROOT
+from tests.test_inference_draw import strict_checker
 
 GIVEN = {"run": "pictures", "prompts": "a cat\na dog\na house", "num_inference_steps": 2}
 GIVEN |= {"judged_samples": 8, "probed_captions": 2, "blind_pairs": 4}
@@ -180,7 +182,7 @@ def test_a_marked_row_is_framed_and_no_other():
 
 
 def test_the_pairs_are_the_same_each_time_and_the_sides_tell_nothing(sampler):
-    assert comparisons(sampler) == [ART, "base", "step-000002", "step-000004"]
+    assert comparisons(sampler) == [ART, "base", "step-000002"]  # step 4 is the model itself
     many = InferenceConfig(**GIVEN | {"blind_pairs": 60})
     pairs = make_pairs(many, sampler, "base")
     assert pairs == make_pairs(many, sampler, "base") and len({p.id for p in pairs}) == 60
@@ -246,6 +248,17 @@ def test_a_person_picks_leaves_and_goes_on_where_it_was_left(run, sampler):
     press(again, 0, 1)  # nothing waits
     assert count_picks(run, sampler.model_hash)["base"] == found
     assert count_picks(run, "another model's hash") == {}
+
+
+def test_pairs_that_the_safety_checker_blocked_are_told_and_not_counted(run):
+    strict_checker(run.model)
+    sampler = Sampler(run)
+    box = BlindBox(sampler, CONFIG, lambda: None)
+    box.against.value = "base"
+    box.begin.click()
+    assert box.message.value.strip() == "The safety checker blocked pictures of 4 pairs."
+    assert count_picks(run, sampler.model_hash) == {} and not box.pictures.children
+    assert {row["picked"] for row in read_picks(run, sampler.model_hash)} == {"blocked"}
 
 
 def test_no_word_on_the_page_tells_which_is_which(sampler):

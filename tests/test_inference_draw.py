@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
-from helpers.core.files import write_manifest
+from helpers.core.files import read_json, write_manifest
 from helpers.inference.draw.prompt_box import PromptBox
 from helpers.inference.draw.sampler import (
     SCHEDULERS,
@@ -218,6 +219,57 @@ def test_the_box_brings_a_pictures_settings_back(sampler):
     tuned.children[1].click()
     box.button.click()
     assert set(sampler.run.samples.glob("*.png")) == before  # the very same picture
+
+
+def test_the_box_brings_back_more_steps_than_its_slider_had(sampler):
+    request = asked(guidance_scale=20.0, width_px=16)
+    request = replace(request, num_inference_steps=80)
+    sampler.save(request, sampler.draw([request])[0])
+    box = PromptBox(sampler, CONFIG, "else")
+    box.history.children[0].children[1].click()
+    assert (box.steps.value, box.guidance.value, box.width.value) == (80, 20.0, 16)
+
+
+def test_what_is_changed_while_it_draws_is_for_the_next_drawing(sampler):
+    box = box_of(sampler, seed=5)
+    moves = sampler.pipeline.unet.register_forward_pre_hook(
+        lambda *_: setattr(box.seed, "value", 77) or setattr(box.guidance, "value", 9.0)
+    )
+    box.button.click()
+    moves.remove()
+    saved = [read_json(path) for path in sampler.run.samples.glob("*.json")]
+    assert sorted((s["model"], s["seed"], s["guidance_scale"]) for s in saved) == [
+        ("base", 5, CONFIG.guidance_scale),
+        ("tuned", 5, CONFIG.guidance_scale),
+    ]
+
+
+def test_every_width_of_the_slider_can_be_drawn(sampler):
+    sampler.resolution_px = 40
+    box = PromptBox(sampler, CONFIG, "a turtle")
+    assert (box.width.min, box.width.step, box.height.min) == (24, 8, 24)
+
+
+def test_fewer_are_drawn_at_once_where_memory_runs_out(sampler):
+    """As a GPU would say it: more than two pictures, with and without words, do not fit."""
+    sampler.device = replace(sampler.device, device=torch.device("meta"))  # no CPU, so in batches
+    sizes = []
+
+    def fits(_unet, given):
+        sizes.append(len(given[0]))
+        if len(given[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    sampler.pipeline.unet.register_forward_pre_hook(fits)
+    requests, most = [replace(ASKED, seed=seed) for seed in range(5)], 4
+    images = sampler.draw(requests)
+    assert sizes == [10, 8, 4, 4, 4, 4, 2, 2]
+    assert all(np.ptp(np.asarray(image)) for image in images) and len(images) == 5
+    most = 1
+    with pytest.raises(
+        RunError, match="^out of memory at one picture of 32 x 32 px: draw it smaller"
+    ):
+        sampler.draw(requests)
 
 
 def test_the_history_is_there_when_the_box_opens_again(sampler):

@@ -148,6 +148,7 @@ def test_every_trial_sees_as_many_images_and_is_measured_as_often(batch):
         ({"learning_rat": "1..2"}, "'learning_rat', which cannot be swept"),
         ({"seed": [1, 2]}, "sets the order of images and the noise"),
         ({"max_steps": [10, 20]}, "as many images"),
+        ({"vae": ["mine", "theirs"]}, "different latents cannot be compared"),
         ({"learning_rate": 1e-3}, "give a range as in"),
         ({"learning_rate": "1e-3..1e-5"}, "give a range as in"),
         ({"rank": "4..many"}, "give a range as in"),

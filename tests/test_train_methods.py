@@ -126,6 +126,16 @@ def test_without_a_compiler_the_setting_is_named(dataset, tiny_base, tmp_path):
     assert "set torch_compile to False" in last and "Traceback" not in done.stderr
 
 
+def test_more_patience_goes_on_from_where_it_stopped_early(dataset, tiny_base):
+    given = {"learning_rate": 0.3, "max_steps": 12, "validate_every_steps": 1, "prior_share": 0.0}
+    list(train(settings(tiny_base, early_stopping_patience=1, **given), dataset))
+    verdict = dataset.read_verdict()
+    assert verdict["stopped_early"] and verdict["steps"] < 12
+    assert not list(train(settings(tiny_base, early_stopping_patience=1, **given), dataset))
+    steps = list(train(settings(tiny_base, early_stopping_patience=12, **given), dataset))
+    assert [step.step for step in steps] == list(range(verdict["steps"] + 1, 13))
+
+
 def test_an_average_in_the_cpus_memory_is_the_same_wherever_it_was_before(dataset, tiny_base):
     config = settings(tiny_base, use_ema=True, ema_decay=0.5)
     list(train(config, dataset))
@@ -315,9 +325,11 @@ def test_a_text_encoders_weights_have_their_own_rate():
     layers = {
         "unet.a": torch.nn.Parameter(torch.ones(1)),
         "text_encoder.b": torch.nn.Parameter(torch.ones(1)),
+        "text_encoder_2.b": torch.nn.Parameter(torch.ones(1)),
     }
     config = configure(TrainConfig, run="x", learning_rate=1e-3, text_encoder_lr=1e-5)
-    assert [g["lr"] for g in make_optimizer(layers, config).param_groups] == [1e-3, 1e-5]
+    groups = make_optimizer(layers, config).param_groups
+    assert [(g["lr"], len(g["params"])) for g in groups] == [(1e-3, 1), (1e-5, 2)]
 
 
 def test_eight_bit_adam_trains_and_goes_on_or_says_what_to_set(dataset, tiny_base):
@@ -640,6 +652,10 @@ def test_an_xformers_that_fails_in_its_own_way_is_told_and_is_no_error(
         (
             {"train_batch_size": 4, "aspect_ratio_buckets": True},
             "gradient_accumulation_steps to 2, which changes what is learned",
+        ),
+        (
+            {"train_batch_size": 4, "optimizer_in_backward": True},
+            "train_batch_size to 2, which changes what is",
         ),
         ({"train_batch_size": 1, "method": "full"}, "adamw8bit', which changes what is learned"),
     ],

@@ -18,6 +18,7 @@ KNOWN = {  # messages of libraries, by logger, that a line of ours reports, or t
         "The following part of your input",
         "You have disabled the safety checker",  # to read a model back
     ),
+    "diffusers.pipelines.stable_diffusion.safety_checker": ("Potential NSFW content",),
     "transformers.tokenization_utils_base": ("Token indices sequence length is longer",),
     "diffusers.loaders.lora_base": ("No LoRA keys associated to",),  # text encoder not trained
     "diffusers.models.modeling_utils": ("should be kept in float32: []",),

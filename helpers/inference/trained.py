@@ -52,6 +52,11 @@ class Trained:
         return [caption for _, caption in pictures]
 
     @property
+    def exported_step(self) -> int:
+        """The step whose weights are the model's."""
+        return self.verdict.get("exported_step", self.verdict["steps"])
+
+    @property
     def dataset_has_changed(self) -> bool:
         """True if dataset/ exists and differs from the dataset that the model was trained on."""
         dataset = self.run.dataset

@@ -29,7 +29,7 @@ CONVERSION = 1  # the version of this conversion: raised when its result changes
 TOKENIZER = "openai/clip-vit-large-patch14"  # whose vocabulary both versions have
 FLOATS = {"F64", "F32", "F16", "BF16"}
 REFUSED = {  # by how a weight's name begins: what the file is
-    "conditioner.": "Stable Diffusion XL, which is not trained here",
+    "conditioner.": "Stable Diffusion XL, which is read in diffusers' layout alone: give its folder or hub id",
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3, which is not trained here",
     "model.diffusion_model.double_blocks.": "Flux, which is not trained here",
     "double_blocks.": "Flux, which is not trained here",

@@ -1,9 +1,11 @@
 """Check the files, settings and weights of a base model before the first training step."""
 
+import inspect
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTokenizer
@@ -132,6 +134,20 @@ def check_parts(family: Family, settings: Settings) -> None:
             f"have {latents}: use a text-to-image model"
         )
     family.check(settings)
+
+
+def check_latents(vae: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raise ValueError if a VAE makes other latents than a base's own, which the denoiser was trained on."""
+    default = inspect.signature(AutoencoderKL).parameters
+    for name in ("scaling_factor", "shift_factor", "block_out_channels"):
+        theirs, ours = (values.get(name, default[name].default) for values in (vae, own))
+        if name == "block_out_channels":  # each but the last halves the sides
+            name, theirs, ours = "downsampling", 2 ** (len(theirs) - 1), 2 ** (len(ours) - 1)
+        if theirs != ours:
+            raise ValueError(
+                f"its latents have a {name.replace('_', ' ')} of {theirs}, and those of the base's own VAE {ours}: it "
+                "belongs to another kind of model"
+            )
 
 
 def check_tokenizer(tokenizer: CLIPTokenizer, text_encoder: nn.Module) -> None:

@@ -283,10 +283,13 @@ def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSi
         )
     defaults = {f.name: f.default for f in fields(TrainConfig)}  # of what was no setting yet
     theirs, ours = defaults | saved["config"], signature.config
+    parts = saved.get("parts", {})  # the first checkpoints had none
+    compared = parts.keys() & signature.parts.keys()
+    known_by_weights = {"base_model"} | {"vae" for part in compared if part.startswith("VAE")}
     changed = [
         f"{name} was {theirs.get(name)!r}, not {ours[name]!r}"
         for name in ours
-        if theirs.get(name) != ours[name] and name != "base_model"  # known by its weights
+        if theirs.get(name) != ours[name] and name not in known_by_weights
     ]
     if theirs.get("images_per_step") != ours.get("images_per_step"):
         changed.append("that is train_batch_size x gradient_accumulation_steps x processes")
@@ -297,7 +300,7 @@ def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSi
     ]
     changed += [
         f"the base model's {part} was another"
-        for part, hashed in saved.get("parts", {}).items()  # the first checkpoints had none
+        for part, hashed in parts.items()
         if hashed != signature.parts.get(part, hashed)
     ]
     if changed:

@@ -36,7 +36,7 @@ from helpers.train.model import Denoiser, unload
 from helpers.train.optim import TrainState
 from helpers.train.prepare import Training
 from helpers.train.validation_loss import ValidationLoss
-from helpers.train.verdict import Verdict, best_point, judge, rank_by_loss
+from helpers.train.verdict import Verdict, best_point, has_stopped_improving, judge, rank_by_loss
 
 log = logging.getLogger(__name__)
 ROUNDING = {"no": 1e-4, "bf16": 3e-2, "fp16": 3e-2}  # relative, of a loss, by precision
@@ -55,8 +55,14 @@ def is_finished(config: TrainConfig, run: Run) -> bool:
     images_per_step = verdict.get("images_per_step", done.effective_batch_size * processes)
     same_settings &= images_per_step == config.effective_batch_size * processes
     same_data = verdict["dataset"] == folder_hash(run.dataset)
-    stopped = verdict.get("stopped_early", False) and config.early_stopping_patience > 0
+    stopped = verdict.get("stopped_early", False) and _is_out_of_patience(verdict, config)
     return same_settings and same_data and (stopped or verdict["steps"] >= config.max_steps)
+
+
+def _is_out_of_patience(verdict: dict[str, Any], config: TrainConfig) -> bool:
+    if (curve := verdict.get("trained_with", {}).get("curve")) is None:  # of an older version
+        return config.early_stopping_patience > 0
+    return has_stopped_improving([(step, loss) for step, loss in curve], config)
 
 
 def finish(training: Training, state: TrainState) -> None:

@@ -27,6 +27,8 @@ def memory_advice(config: TrainConfig) -> str:
         return "set gradient_checkpointing to True"
     if size > 1:
         parts = next(n for n in range(2, size + 1) if size % n == 0)
+        if config.optimizer_in_backward:  # which accumulates nothing
+            return f"set train_batch_size to {size // parts}{NEW_RUN}"
         more = config.gradient_accumulation_steps * parts
         new = NEW_RUN if config.aspect_ratio_buckets else ""
         return f"set train_batch_size to {size // parts} and gradient_accumulation_steps to {more}{new}"

@@ -29,6 +29,7 @@ from helpers.models.pipeline import clamp_steps, decode_in_tiles, load_pipeline
 from helpers.models.readback import fingerprint, fingerprint_of_files
 from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code, settings_in
 from helpers.train.check_base import (
+    check_latents,
     check_parts,
     check_settings,
     check_tokenizer,
@@ -381,9 +382,11 @@ def read_base(base_model: str, vae: str = "") -> tuple[Family, Settings]:
             family, settings = check_settings(folder)
     if vae:
         with open_model("vae", vae, VAE_ADVICE, weights=False) as folder:
+            own = settings["vae"]
             settings = {**settings, "vae": settings_in(folder / "config.json")}
             if (kind := settings["vae"].get("_class_name")) != AutoencoderKL.__name__:
                 raise ValueError(f"config.json is that of a {kind}")
+            check_latents(settings["vae"], own)
             with torch.device("cpu"):
                 check_parts(family, settings)
     return family, settings

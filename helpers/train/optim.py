@@ -34,13 +34,14 @@ class TrainState:
 
 
 def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """Return AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with a separate learning rate for a text encoder.
+    """Return AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with a separate learning rate for text encoders.
 
     Raises RunError if 8-bit Adam (Dettmers et al. 2022, arXiv:2110.02861) is asked for and not installed.
     """
-    text = [p for name, p in weights.items() if name.startswith("text_encoder.")]
-    unet = [p for name, p in weights.items() if not name.startswith("text_encoder.")]
-    groups: list[dict[str, Any]] = [{"params": unet, "lr": config.learning_rate}]
+    is_text = {name: name.startswith("text_encoder") for name in weights}  # or text_encoder_2
+    text = [p for name, p in weights.items() if is_text[name]]
+    denoiser = [p for name, p in weights.items() if not is_text[name]]
+    groups: list[dict[str, Any]] = [{"params": denoiser, "lr": config.learning_rate}]
     if text:
         groups.append({"params": text, "lr": config.text_encoder_lr})
     if config.optimizer == "adamw8bit":
@@ -61,8 +62,9 @@ def make_optimizer(weights: dict[str, nn.Parameter], config: TrainConfig) -> tor
 def clip_and_step(accelerator: Accelerator, state: TrainState, max_grad_norm: float) -> Tensor:
     """Clip the gradients to `max_grad_norm` (0: no clipping) and step the optimizer; return the gradient norm.
 
-    A NaN or inf norm skips the step. Fused AdamW clips and skips inside its kernel, without a GPU sync, by the
-    attributes that GradScaler sets on it. With fp16's scaler accelerate's optimizer checks for NaN and inf itself.
+    A NaN or inf norm skips the step, or with optimizer_in_backward that gradient alone. Fused AdamW clips and skips
+    inside its kernel, without a GPU sync, by the attributes that GradScaler sets on it. With fp16's scaler
+    accelerate's optimizer checks for NaN and inf itself.
     """
     if state.in_backward:  # every weight was clipped and stepped during backward, by in_backward.py
         return state.in_backward.end_step()

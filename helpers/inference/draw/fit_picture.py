@@ -31,9 +31,13 @@ def size_for(image: Image.Image, side_px: int) -> Size:
     """
     root = math.sqrt(image.width / image.height)
     sides = (STEP_PX * round(side / STEP_PX) for side in (side_px * root, side_px / root))
-    least = STEP_PX * math.ceil(side_px / 2 / STEP_PX)
-    width, height = (min(max(side, least), 2 * side_px) for side in sides)
+    width, height = (min(max(side, least_side(side_px)), 2 * side_px) for side in sides)
     return width, height
+
+
+def least_side(side_px: int) -> int:
+    """Return the least width or height that is drawn: half of `side_px`, as a multiple of 8."""
+    return STEP_PX * math.ceil(side_px / 2 / STEP_PX)
 
 
 def fit(image: Image.Image, size: Size) -> Image.Image:

@@ -43,8 +43,7 @@ def plan_grids(
 
 def checkpoints_by_prompts(prompts: Sequence[Request], sampler: Sampler) -> Grid:
     """Return a grid of the base, every checkpoint and the model, whose best checkpoint is marked."""
-    verdict = sampler.trained.verdict
-    exported = verdict.get("exported_step", verdict["steps"])
+    verdict, exported = sampler.trained.verdict, sampler.trained.exported_step
     steps = {int(name[5:]): name for name in sampler.weights.steps() if _is_whole(sampler, name)}
     steps.pop(exported, None)  # it would be drawn twice
     rows = ["base model", *(f"step {step}" for step in steps), f"the model, of step {exported}"]

@@ -4,6 +4,7 @@ import html
 import random
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets as widgets
 from IPython import get_ipython
@@ -14,6 +15,7 @@ from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
 from helpers.figures.pictures import open_rgb
 from helpers.inference.draw.album import Settings
+from helpers.inference.draw.fit_picture import STEP_PX, least_side
 from helpers.inference.draw.form_fields import (
     NARROW,
     ROW,
@@ -87,8 +89,8 @@ class PromptBox:
         self.count = slider("Pictures", 4, 1, 8)
         limits = {"min": 0, "max": MAX_SEED}
         self.seed = widgets.BoundedIntText(config.seed, description="Seed", **limits, **NARROW)
-        self.width = slider("Width", side, side // 2, 2 * side, 8)
-        self.height = slider("Height", side, side // 2, 2 * side, 8)
+        sides = least_side(side), 2 * side, STEP_PX
+        self.width, self.height = slider("Width", side, *sides), slider("Height", side, *sides)
         self.scheduler = widgets.Dropdown(
             options=list(SCHEDULERS), description="Scheduler", **NARROW
         )
@@ -173,9 +175,12 @@ class PromptBox:
         prompt = self.sampler.styled(text) if self.styled.value else text
         models = [self.checkpoint.value, "base"] if self.compare.value else [self.checkpoint.value]
         start = self.from_picture.value()
+        # as a whole at first: while it draws, fields can be changed
+        asked = [self._make_requests(prompt, model, start) for model in models]
+        warning = self.sampler.prompts.truncation_warning
+        warnings = warning(prompt), warning(self.negative_prompt.value), self._no_steps(start)
         rows = []
-        for number, model in enumerate(models):
-            requests = self._make_requests(prompt, model, start)
+        for number, (model, requests) in enumerate(zip(models, asked, strict=True)):
             progress = self._progress_callback(number, len(models))
             images = self.sampler.draw(requests, self.config.batch_size, progress)
             for request, image in zip(requests, images, strict=True):
@@ -183,8 +188,6 @@ class PromptBox:
                 self._add_to_history(self.sampler.settings(request), image)
             rows.append(self._row(model, requests, images))
             self.gallery.children = tuple(rows)
-        warning = self.sampler.prompts.truncation_warning
-        warnings = warning(prompt), warning(self.negative_prompt.value), self._no_steps(start)
         self._show(" ".join(filter(None, (f"Kept in {self.sampler.run.samples}.", *warnings))))
 
     def _no_steps(self, start: FromPicture | None) -> str:
@@ -245,7 +248,7 @@ class PromptBox:
         self.fast.value = bool(settings.get("speed") and self.sampler.speed)
         for name, field in FIELDS.items():
             if name != "scheduler" or not settings.get("speed"):
-                getattr(self, field).value = settings[name]
+                _set(getattr(self, field), settings[name])
         self.compare.value = model == "base"
         names = [value for _, value in self.checkpoint.options]
         self.checkpoint.value = model if model in names else "tuned"
@@ -258,6 +261,13 @@ class PromptBox:
 
     def _show(self, text: str) -> None:
         self.message.value = html.escape(text, quote=False)
+
+
+def _set(field: Any, value: Any) -> None:
+    """Set a field's value; a slider's ends move where the picture was drawn with more or less than it offers."""
+    if hasattr(field, "max"):
+        field.min, field.max = min(field.min, value), max(field.max, value)
+    field.value = value
 
 
 def _is_called_by_browser() -> bool:

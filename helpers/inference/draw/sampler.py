@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from helpers.config import InferenceConfig, configure
-from helpers.core.errors import RunError
+from helpers.core.errors import OutOfMemoryError, RunError
 from helpers.core.files import find_corruption
 from helpers.core.run import Run
 from helpers.figures.pictures import INK
@@ -170,7 +170,6 @@ class Sampler:
         pixels = first.width_px * first.height_px  # `batch_size` pictures of 512 px, two of 1024
         batch_size = min(batch_size, max(1, batch_size * 512**2 // pixels))
         batch_size = self.limit_batch(batch_size)
-        images: list[Image.Image] = []
         captured = self.forward.installed() if self.device.captures else nullcontext()
         with self._lock, captured:
             self.pipeline.scheduler = make_scheduler(
@@ -178,8 +177,26 @@ class Sampler:
             )
             self.weights.load(first.model, first.strength, first.speed)
             decode_in_tiles(self.pipeline.vae, max(first.width_px, first.height_px))
-            for start in range(0, len(requests), batch_size):
+            return self._draw_batches(requests, batch_size, progress)
+
+    def _draw_batches(
+        self, requests: list[Request], batch_size: int, progress: Progress | None
+    ) -> list[Image.Image]:
+        """Draw in batches, of half as many pictures each time that memory runs out (OOM)."""
+        images: list[Image.Image] = []
+        while (start := len(images)) < len(requests):
+            try:
                 images += self._draw_batch(requests, slice(start, start + batch_size), progress)
+                continue
+            except torch.OutOfMemoryError as error:
+                if batch_size == 1:
+                    size = f"{requests[0].width_px} x {requests[0].height_px} px"
+                    raise OutOfMemoryError(
+                        f"out of memory at one picture of {size}: draw it smaller, or restart the runtime, so that "
+                        "nothing else holds memory"
+                    ) from error
+            batch_size //= 2  # here, as an error keeps what its frames hold
+            torch.cuda.empty_cache()
         return images
 
     def _check(self, request: Request) -> None:

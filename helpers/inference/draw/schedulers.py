@@ -13,7 +13,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Euler": ("EulerDiscreteScheduler", {}),
     "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "DDIM": ("DDIMScheduler", {}),
-    "PNDM": ("PNDMScheduler", {}),
+    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
 }
 SPEED_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # with a speed LoRA alone
     "TCD": ("TCDScheduler", {}),

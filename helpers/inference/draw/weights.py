@@ -124,8 +124,12 @@ class Weights:
         """Return in float32 by how much training has changed a weight."""
         if self._lora is None:
             return self.tuned[name].float() - self.base[name].float()
-        layer = lora_weights(self._lora, self.base).get(name)
+        layer = self._layers.get(name)
         return lora_change(self._lora, layer) if layer else torch.zeros(self.base[name].shape)
+
+    @cached_property
+    def _layers(self) -> dict[str, str]:
+        return lora_weights(self._lora, self.base)
 
     @cached_property
     def _lora(self) -> Lora | None:

@@ -19,6 +19,7 @@ from helpers.inference.draw.sampler import Request, Sampler
 from helpers.inference.judge.groups import Interval
 
 ART, MODEL = "art", "tuned"
+BLOCKED = "blocked"  # in place of a pick, where the safety checker blocked a picture
 BLIND_SEED = 700  # added to the config's seed
 
 
@@ -34,9 +35,10 @@ class Pair:
 
 
 def comparisons(sampler: Sampler) -> list[str]:
-    """Return what the model can be compared with: held-out art if there is any, the base, checkpoints."""
+    """Return what the model can be compared with: held-out art if there is any, the base, other checkpoints."""
     has_art = bool(sampler.trained.pictures("validation"))
-    return [ART] * has_art + ["base", *sampler.weights.steps()]
+    itself = f"step-{sampler.trained.exported_step:06}"
+    return [ART] * has_art + ["base", *(n for n in sampler.weights.steps() if n != itself)]
 
 
 def make_pairs(config: InferenceConfig, sampler: Sampler, against: str) -> list[Pair]:
@@ -76,7 +78,7 @@ def draw_pair(sampler: Sampler, pair: Pair) -> tuple[Image.Image, Image.Image]:
 
 
 def save_pick(sampler: Sampler, pair: Pair, picked: str) -> None:
-    """Append a person's pick to blind.jsonl. `picked` is one of the pair's sides."""
+    """Append a person's pick to blind.jsonl. `picked` is one of the pair's sides, or BLOCKED."""
     row = {"id": pair.id, "model": sampler.model_hash, "against": pair.against, "picked": picked}
     row |= {"left": pair.sides[0], "prompt": pair.request.prompt, "seed": pair.request.seed}
     append_line(sampler.run.blind, json.dumps(row, ensure_ascii=False))
@@ -97,9 +99,10 @@ def _rows(run: Run) -> Iterator[dict[str, Any]]:
 def count_picks(run: Run, model_hash: str) -> dict[str, dict[str, Any]]:
     """Return, for each comparison, in how many pairs the model's picture was picked, and the share with its interval.
 
-    The interval of 95% is Wilson's (1927, doi:10.1080/01621459.1927.10502953).
+    Pairs with a picture that the safety checker blocked do not count. The interval of 95% is Wilson's (1927,
+    doi:10.1080/01621459.1927.10502953).
     """
-    picks = read_picks(run, model_hash)
+    picks = [row for row in read_picks(run, model_hash) if row["picked"] != BLOCKED]
     found = {}
     for against in sorted({row["against"] for row in picks}):
         chosen = [row["picked"] == MODEL for row in picks if row["against"] == against]

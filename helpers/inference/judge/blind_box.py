@@ -10,9 +10,10 @@ from PIL import Image
 from helpers.config import InferenceConfig
 from helpers.figures.pictures import evenly, grid, middle_square, open_rgb
 from helpers.inference.draw.form_fields import NARROW, ROW, error_text, picture_widget
-from helpers.inference.draw.sampler import Sampler
+from helpers.inference.draw.sampler import Sampler, is_blocked
 from helpers.inference.judge.blind import (
     ART,
+    BLOCKED,
     Pair,
     comparisons,
     count_picks,
@@ -74,6 +75,10 @@ class BlindBox:
         question = QUESTIONS[pair.against == ART]
         self._tell(f"Drawing pair {number} of {self.config.blind_pairs} …")
         images = draw_pair(self.sampler, pair)
+        if any(map(is_blocked, images)):
+            save_pick(self.sampler, self.waiting.pop(0), BLOCKED)
+            self._show_next()
+            return
         buttons = (self.left, self.right)
         cells = [
             widgets.VBox([picture_widget(_enlarge(image), PICTURE_PX), button])
@@ -101,17 +106,18 @@ class BlindBox:
         self._tell_count()
 
     def _tell_count(self) -> None:
-        counts = count_picks(self.sampler.run, self.sampler.model_hash)
-        found = counts.get(self.against.value)
-        if found and found["pairs"] >= self.config.blind_pairs:
-            _, value, reading = describe_picks(self.against.value, found)
-            self._tell(f"The model's picture was picked in {value}. How to read it: {reading}.")
+        run, model_hash, against = self.sampler.run, self.sampler.model_hash, self.against.value
+        picks = [r["picked"] for r in read_picks(run, model_hash) if r["against"] == against]
+        found = count_picks(run, model_hash).get(against)
+        blocked = picks.count(BLOCKED)
+        left_out = f" The safety checker blocked pictures of {blocked} pairs." if blocked else ""
+        told = ""
+        if 0 < len(picks) < self.config.blind_pairs:
+            told = f"{len(picks)} of {self.config.blind_pairs} pairs are done: Begin goes on."
         elif found:
-            self._tell(
-                f"{found['pairs']} of {self.config.blind_pairs} pairs are done: Begin goes on."
-            )
-        else:
-            self._tell("")
+            _, value, reading = describe_picks(against, found)
+            told = f"The model's picture was picked in {value}. How to read it: {reading}."
+        self._tell(told + left_out)
 
     def _show_errors(self, act: Callable[[], None]) -> None:
         try:

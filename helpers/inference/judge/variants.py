@@ -32,7 +32,7 @@ def judge_speed_lora(config: InferenceConfig, sampler: Sampler, groups: Groups) 
     requests = judged_requests(config, sampler)
     gain = _judge(sampler, config, groups, [fast(request) for request in requests])
     ratio = _seconds(sampler, requests, fast) / _seconds(sampler, requests, lambda r: r)
-    told = {n: v for n, v in asdict(speed).items() if n != "lora"}
+    told = {name: value for name, value in vars(speed).items() if name != "lora"}
     return gain | told | {"full_steps": config.num_inference_steps, "time": ratio}
 
 

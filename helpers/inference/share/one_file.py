@@ -85,6 +85,10 @@ def export(
             files = _write_loras(run, folder, made)
             _read_back(run, folder, files)
             write_json(folder / MADE_FROM, made_from)
+    if config.one_file == "no" and not has_lora:
+        log.warning(
+            "one_file is 'no', but the model has no LoRA, so it is written whole: set lora_rank with it"
+        )
     if not whole:
         log.warning(
             "the whole model as one file, of %.1f GB, is left out, as the LoRA is enough: more = "

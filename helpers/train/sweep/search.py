@@ -1,7 +1,8 @@
 """Plan the settings of every trial of a sweep, deterministically, before the first trial runs.
 
 Trials differ in the swept settings alone. All see the same number of images, in the same order and with the same
-noise, and their validation losses are measured on the same images.
+noise, and their validation losses are measured on the same images. (With aspect-ratio buckets the micro-batch, which
+`effective_batch` changes, decides which images come together.)
 """
 
 import itertools
@@ -30,6 +31,7 @@ from helpers.core.errors import RunError
 BATCH = "effective_batch"  # of train_batch_size x gradient_accumulation_steps; only in sweeps
 FIXED = {  # settings that would make trials incomparable, with the reason
     "base_model": "losses of different base models cannot be compared",
+    "vae": "losses of different latents cannot be compared",
     "seed": "it sets the order of images and the noise, which are the same in every trial",
     "resolution_px": "losses at different sizes cannot be compared",
     "aspect_ratio_buckets": "losses on different crops cannot be compared",
