@@ -19,9 +19,8 @@ from helpers.host.device import pick_device
 from helpers.inference.share.one_file import original_state
 from helpers.models import stable_diffusion
 from helpers.models.original_names import unet_to_original, vae_to_original
-from helpers.models.pipeline import load_pipeline
+from helpers.models.pipeline import load_model, load_pipeline
 from helpers.models.untrusted import model_folder
-from helpers.train.check_base import load_model
 from helpers.train.model import fingerprint, load_components
 from helpers.train.trainer import train
 from tests.loopback_hub import Repo, loopback_hub

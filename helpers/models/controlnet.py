@@ -11,10 +11,12 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from helpers.core.errors import RunError
+from helpers.models.pipeline import load_model
 from helpers.models.untrusted import open_model, refuse_code, settings_in
 
-ADVICE = "give one in diffusers layout with safetensors weights"
-SHAPES = ("cross_attention_dim", "block_out_channels", "addition_embed_type")  # as the UNet's
+ADVICE = "give one in diffusers layout: a hub id, or a folder with its config.json and safetensors weights"
+# as the UNet's
+SHAPES = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
 
 
 class ControlNet:
@@ -53,9 +55,8 @@ class ControlNet:
     @cached_property
     def _loaded(self) -> tuple[ControlNetModel, str]:
         with self._open(weights=True) as folder:
-            model = ControlNetModel.from_pretrained(
-                folder, torch_dtype=self.unet.dtype, use_safetensors=True
-            )
+            at = {"dtype": self.unet.dtype, "device": self.unet.device}
+            model = load_model(ControlNetModel, folder.parent, folder.name, **at)
             digest = sha256()
             for path in sorted(folder.glob("*.safetensors")):
                 with path.open("rb") as file:

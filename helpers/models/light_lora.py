@@ -90,10 +90,10 @@ def _lowest_rank(spectra: list[Tensor], wanted: float) -> int:
     ranks = max(map(len, spectra))
     added = sum(F.pad(squares.cpu(), (0, ranks - len(squares))) for squares in spectra)
     kept = added.double().cumsum(0)
-    if kept[-1] < wanted:
+    if kept[-1] < wanted * (1 - 1e-6):  # beyond rounding
         most = f"{float(kept[-1]) / wanted:.2f} of it"
         raise RunError(f"lora_share: the rest lies in norms and biases; all ranks keep {most}")
-    return int((kept >= wanted).int().argmax()) + 1
+    return int((kept >= min(wanted, float(kept[-1]))).int().argmax()) + 1
 
 
 def _shaped(up: Tensor, down: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ The metadata hold each component's rank and alpha, which diffusers reads since 0
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import safetensors.torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
@@ -112,20 +114,26 @@ def _metadata(path: Path) -> dict[str, Any]:
 def read_foreign_lora(path: Path, pipeline: DiffusionPipeline) -> Lora:
     """Read a LoRA file in any layout that diffusers' loaders of this pipeline know, such as kohya's.
 
-    Raises RunError if the file is not safetensors, and ValueError if it holds no LoRA, or more than one.
+    Raises SafetensorError if the file is not safetensors, and ValueError if it holds no LoRA, more than one, or NaN.
     """
-    tensors, alphas = pipeline.lora_state_dict(load_file(path), unet_config=pipeline.unet.config)
+    read = safetensors.torch.load_file(path)
+    tensors, alphas = pipeline.lora_state_dict(read, unet_config=pipeline.unet.config)
     tensors = _rename(tensors)
     rank = {name.removesuffix(UP): t.shape[1] for name, t in tensors.items() if name.endswith(UP)}
     unpaired = tensors.keys() ^ {name + end for name in rank for end in (DOWN, UP)}
-    if not rank or unpaired:
+    if not rank or not all(rank.values()) or unpaired:
         raise ValueError(f"it is no LoRA of a kind that is known here{_for_example(unpaired)}")
     by_layer = _rename({name.removesuffix(".alpha"): a for name, a in (alphas or {}).items()})
     by_layer = {name.removesuffix(DOWN): alpha for name, alpha in by_layer.items()}
     by_part = _metadata(path)
     alpha = {
-        n: by_layer.get(n, by_part.get(f"{n.split('.')[0]}.lora_alpha", r)) for n, r in rank.items()
+        n: float(by_layer.get(n, by_part.get(f"{n.split('.')[0]}.lora_alpha", r)))
+        for n, r in rank.items()
     }
+    if bad := [n for n, t in tensors.items() if not t.float().isfinite().all()]:
+        raise ValueError(f"it has NaN or inf in {bad[0]}")
+    if bad := [n for n, value in alpha.items() if not math.isfinite(value)]:
+        raise ValueError(f"its alpha of {bad[0]} is {alpha[bad[0]]}")
     return Lora(tensors, alpha, {})
 
 

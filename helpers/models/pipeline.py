@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler
@@ -12,10 +12,9 @@ from torch import nn
 from helpers.models.families import family_of, read_settings, weights_file
 from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 
-MAX_WHOLE_PX, TILE_PX = (
-    768,
-    512,
-)  # of an image that a VAE decodes whole, and of a tile of a larger one
+Model = TypeVar("Model", bound=nn.Module)
+# of an image that a VAE decodes whole, and of a tile of a larger one
+MAX_WHOLE_PX, TILE_PX = 768, 512
 
 
 def load_pipeline(
@@ -37,6 +36,30 @@ def load_pipeline(
         for tokenizer, encoder in zip(family.TOKENIZERS, family.TEXT_ENCODERS, strict=True):
             fit_tokenizer(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
         return pipeline
+
+
+def load_model(
+    kind: type[Model], folder: Path, part: str, dtype: torch.dtype, device: torch.device
+) -> Model:
+    """Load a component of a base model onto the CPU, and check the component's weights on `device`.
+
+    Raises ValueError if a weight is NaN, inf or missing; loaders would initialize a missing one at random.
+    """
+    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "subfolder": part}
+    try:
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+    except (RuntimeError, ValueError) as error:
+        what = str(error).strip().split("\n")[0].split(". ")[0]
+        raise ValueError(f"{part}/ does not have the weights of its config.json, {what}") from error
+    missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
+    if missing:
+        raise ValueError(
+            f"{part}/ lacks {len(missing)} of the weights that its config.json needs, such as {missing[0]}"
+        )
+    for name, tensor in model.state_dict().items():
+        if not tensor.to(device).isfinite().all():
+            raise ValueError(f"{part}/ has NaN or inf in {name}")
+    return model
 
 
 def load_mapped(kind: type[nn.Module], folder: Path, part: str) -> nn.Module:

@@ -36,6 +36,7 @@ REFUSED = {  # by how a weight's name begins: what the file is
     "lora_": "a LoRA, not a whole model: give the base that it was made for",
     "unet.": "a LoRA, not a whole model: give the base that it was made for",
     "control_model.": "a ControlNet, not a whole model",
+    "controlnet_cond_embedding.": "a ControlNet, not a whole model",
     "down_blocks.": "a UNet alone: give the folder that holds unet/, vae/ and the others",
     "encoder.": "a VAE alone, not a whole model",
     "text_model.": "a text encoder alone, not a whole model",

@@ -103,11 +103,11 @@ def lora_file(model: str, name: str) -> Path:
 
 
 def _require_safetensors(path: Path) -> Path:
-    if path.suffix in PICKLED:
+    if path.suffix.lower() in PICKLED:
         raise ValueError(
             f"{path.name} is a pickle, which could run any code and is not read: take the .safetensors file"
         )
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise ValueError(f"{path.name} is no .safetensors file")
     return path
 
@@ -154,6 +154,8 @@ def refuse_code(folder: Path) -> None:
 def settings_in(path: Path) -> dict[str, Any]:
     """Return a model's JSON config file as a dict. If the file holds none, a ValueError names the file."""
     name = path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
+    if not path.is_file():
+        raise ValueError(f"{name} is missing")
     try:
         content = read_json(path)
     except ValueError as error:

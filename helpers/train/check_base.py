@@ -2,9 +2,8 @@
 
 import inspect
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -19,7 +18,6 @@ from helpers.models.families import (
 )
 from helpers.models.untrusted import settings_in
 
-Model = TypeVar("Model", bound=nn.Module)
 PROCESSORS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 # a component's settings file, by the end of its class name; a model has weights as well
 SETTINGS = {"Scheduler": "scheduler_config.json"}
@@ -80,9 +78,9 @@ def _check_weights(part: Path, kind: str) -> None:
         return
     weights = sorted(part.glob("[!.]*.safetensors"))  # macOS leaves a ._NAME beside each file
     if not weights:
-        pickled = sorted(part.glob("*.bin"))
-        what = f"only pickled weights, {part.name}/{pickled[0].name}, which could run anything"
-        why = f"{part.name} has {what if pickled else 'no safetensors weights'}"
+        pickled = [f"{part.name}/{path.name}" for path in sorted(part.glob("*.bin"))]
+        what = [f"only pickled weights, {name}, which could run anything" for name in pickled]
+        why = f"{part.name} has {[*what, 'no safetensors weights'][0]}"
         raise ValueError(f"{why}: {NO_CHECKER}" if part.name == "safety_checker" else why)
     for path in weights:
         try:
@@ -97,30 +95,6 @@ def _check_weights(part: Path, kind: str) -> None:
 def _require(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path.parent.name}/{path.name} is missing")
-
-
-def load_model(
-    kind: type[Model], folder: Path, part: str, dtype: torch.dtype, device: torch.device
-) -> Model:
-    """Load a component of a base model onto the CPU, and check the component's weights on `device`.
-
-    Raises ValueError if a weight is NaN, inf or missing; loaders would initialize a missing one at random.
-    """
-    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "subfolder": part}
-    try:
-        model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
-    except (RuntimeError, ValueError) as error:
-        what = str(error).strip().split("\n")[0].split(". ")[0]
-        raise ValueError(f"{part}/ does not have the weights of its config.json, {what}") from error
-    missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
-    if missing:
-        raise ValueError(
-            f"{part}/ lacks {len(missing)} of the weights that its config.json needs, such as {missing[0]}"
-        )
-    for name, tensor in model.state_dict().items():
-        if not tensor.to(device).isfinite().all():
-            raise ValueError(f"{part}/ has NaN or inf in {name}")
-    return model
 
 
 def check_parts(family: Family, settings: Settings) -> None:

@@ -25,7 +25,7 @@ from helpers.core.files import read_json, write_json
 from helpers.host.device import Device
 from helpers.models.capture import CapturedForward
 from helpers.models.families import Components, Conditioning, Family, Settings, text_config
-from helpers.models.pipeline import clamp_steps, decode_in_tiles, load_pipeline
+from helpers.models.pipeline import clamp_steps, decode_in_tiles, load_model, load_pipeline
 from helpers.models.readback import fingerprint, fingerprint_of_files
 from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code, settings_in
 from helpers.train.check_base import (
@@ -34,7 +34,6 @@ from helpers.train.check_base import (
     check_settings,
     check_tokenizer,
     check_weights,
-    load_model,
 )
 from helpers.train.half_precision import keep_half_precision
 from helpers.train.in_backward import weights_dtype

@@ -67,6 +67,11 @@ def check(settings: Settings) -> None:
     missing = [name for name in TEXT_ENCODERS if name not in settings]
     if missing:
         raise ValueError(f"it lacks {missing[0]}: SDXL's base has two, a refiner cannot be trained")
+    for name, kind in TEXT_ENCODERS.items():
+        if (named := settings["model_index"][name][1]) != kind.__name__:
+            raise ValueError(
+                f"model_index.json has a {named} as {name}: SDXL's is a {kind.__name__}"
+            )
     first, second = (text_config(settings, name) for name in TEXT_ENCODERS)
     width, pooled = first["hidden_size"] + second["hidden_size"], second["projection_dim"]
     if (takes := unet.get("cross_attention_dim")) != width:
