@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -263,6 +264,25 @@ def test_a_dataset_that_lacks_an_image_is_not_called_kept(run, there):
     path.unlink()
     line = sync.sync(run)
     assert "NOT all" in line and f"{path} is not what manifest.json says" in line
+
+
+def test_a_training_that_begins_again_keeps_the_other_and_is_alone_on_a_fresh_machine(
+    run, machine, tiny_base, tmp_path
+):
+    sync.restore(run)
+    list(train(settings(tiny_base), run))
+    other = replace(settings(tiny_base), learning_rate=0.01)
+    with pytest.raises(RunError, match=r"learning_rate was .*set more=\{'begin_again': True\}"):
+        list(train(other, run))
+    again = replace(other, begin_again=True)
+    assert [step.step for step in train(again, run)] == list(range(STEPS + 1))
+    assert not list(train(again, run))  # it is done now
+    kept = run.sweep / "before-0/checkpoints"
+    assert {path.name for path in kept.iterdir()} == {"step-000003", "step-000004"}
+    sync.sync(run)
+    on_a_fresh_machine(run, machine, tmp_path)
+    more = replace(other, max_steps=STEPS + 1)
+    assert [step.step for step in train(more, run)] == [STEPS + 1]
 
 
 def test_a_copy_under_another_name_is_in_nobodys_way(run, there):

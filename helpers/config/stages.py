@@ -234,6 +234,8 @@ class TrainConfig(Checked):
     preview_seed: int = number(1000, 0, 2**31, resumable=True)
     guidance_scale: float = number(4.0, 1.0, 30.0)
     num_inference_steps: int = number(16, 1, 1000)
+    # train anew where settings or dataset changed; the checkpoints of before go to sweep/before-N
+    begin_again: bool = plain(False, resumable=True)
     allow_slow: bool = plain(False, resumable=True)  # train a full-size model without a GPU
     # values to try, as in {"learning_rate": "1e-5..1e-3"}
     sweep: dict = field(default_factory=dict, hash=False, metadata={"resumable": True})

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,10 @@ class Run:
     def split_images(self, name: str) -> list[Path]:
         """Return the image files of a split, sorted by name."""
         return sorted(p for p in self.split(name).glob("*") if IMAGE_NAME.fullmatch(p.name))
+
+    def earlier_training(self) -> Path:
+        """Return a folder that is not there yet, sweep/before-N, for a training that another one replaces."""
+        return next(p for n in count() if not (p := self.sweep / f"before-{n}").exists())
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"

@@ -281,6 +281,15 @@ def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSi
             f"{folder} was written by a newer version of this project (format {saved['format']}, "
             f"this one reads {FORMAT}): update it, as a new session of a rented machine does"
         )
+    if changed := _changes(saved, signature):
+        raise RunError(
+            f"{folder} belongs to another training ({'; '.join(changed)}): give this one a run name of its own, or set "
+            "more={'begin_again': True}, which keeps what is there in sweep/before-N and trains from step 0"
+        )
+
+
+def _changes(saved: dict[str, Any], signature: TrainingSignature) -> list[str]:
+    """Return in words by what a checkpoint's training and this one differ."""
     defaults = {f.name: f.default for f in fields(TrainConfig)}  # of what was no setting yet
     theirs, ours = defaults | saved["config"], signature.config
     parts = saved.get("parts", {})  # the first checkpoints had none
@@ -303,11 +312,23 @@ def _check_compatible(folder: Path, saved: dict[str, Any], signature: TrainingSi
         for part, hashed in parts.items()
         if hashed != signature.parts.get(part, hashed)
     ]
-    if changed:
-        raise RunError(
-            f"{folder} belongs to another training ({'; '.join(changed)}): "
-            f"give this one a run name of its own, or move {folder.parent} away"
-        )
+    return changed
+
+
+def set_aside(run: Run, signature: TrainingSignature) -> bool:
+    """Move the checkpoints of another training to sweep/before-N. Return True if there are any."""
+    files.recover_folders(run.checkpoints)
+    whole = [folder for folder in _newest_first(run) if find_corruption(run, folder) is None]
+    saved = {folder: read_json(folder / STATE) for folder in whole}
+    others = [f for f, s in saved.items() if s["format"] <= FORMAT and _changes(s, signature)]
+    target = run.earlier_training() / run.checkpoints.name
+    for folder in others:
+        with files.on_disk("move", folder):
+            target.mkdir(parents=True, exist_ok=True)
+            folder.rename(target / folder.name)
+    if others:
+        log.warning("the checkpoints of an earlier training are now in %s", target)
+    return bool(others)
 
 
 def _flatten(

@@ -18,7 +18,7 @@ import torch
 from helpers.config import TrainConfig
 from helpers.core.errors import RunError, Stopped
 from helpers.core.run import Run
-from helpers.mirror.sync import sync_soon, written_elsewhere
+from helpers.mirror.sync import delete_remote, sync_soon, written_elsewhere
 from helpers.train import trainer
 from helpers.train.finish import is_finished
 from helpers.train.gpus import count_gpus, launch_command, share
@@ -59,7 +59,7 @@ def _watch(config: TrainConfig, shared: TrainConfig, processes: int, run: Run) -
                 if line.startswith("{"):
                     interrupts.set_handlers()
                     if not is_under_way:
-                        run.write_config("train", config)  # they left those of one of them
+                        _take_up(config, run)
                         is_under_way = True
                     yield Step(**json.loads(line))
                 elif not NOISE.search(line) and not launched.last_words():
@@ -77,6 +77,12 @@ def _watch(config: TrainConfig, shared: TrainConfig, processes: int, run: Run) -
         words = launched.last_words() or launched.said[-1:] or ["no reason given"]
         reason = words[0].removeprefix("error: ")
         raise RunError(reason.replace(memory_advice(shared), memory_advice(config)))
+
+
+def _take_up(config: TrainConfig, run: Run) -> None:
+    run.write_config("train", config)  # the processes left those of one of them
+    if config.begin_again:  # and they have no mirror
+        delete_remote(run)
 
 
 class _Launched:

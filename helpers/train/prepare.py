@@ -24,6 +24,7 @@ from helpers.core.records import read_metadata
 from helpers.core.run import Run
 from helpers.core.suffix import append_suffix, strip_suffix
 from helpers.host.device import Device
+from helpers.mirror.sync import delete_remote
 from helpers.models.capture import Captured
 from helpers.models.families import Conditioning
 from helpers.train import checkpoint
@@ -99,6 +100,9 @@ def prepare(config: TrainConfig, run: Run, device: Device) -> tuple[Training, Tr
         datasets = _make_datasets(config, run, components, accelerator)
     model, state = _make_state(config, components, accelerator)
     with accelerator.main_process_first():  # it clears up what kills left
+        if config.begin_again and accelerator.is_main_process:
+            if checkpoint.set_aside(run, signature):
+                delete_remote(run)
         checkpoint.resume(run, state, signature)
     state.saved_at = time.monotonic()
     restore_layout(state.optimizer.optimizer)

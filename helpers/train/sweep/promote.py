@@ -49,7 +49,7 @@ def _outputs(run: Run) -> list[Path]:
 
 
 def _replace_training(run: Run, trial: Run) -> None:
-    backup_path = next(p for i in range(10_000) if not (p := run.sweep / f"before-{i}").exists())
+    backup_path = run.earlier_training()
     for old in reversed(_outputs(run)):
         if old.exists():
             moved = backup_path / old.relative_to(run.folder)
