@@ -181,9 +181,15 @@ def test_a_dataset_left_with_nothing_sends_to_03(workplace, tmp_path):
 @pytest.mark.parametrize("shortcode", ["nothere", "other", "../x", "", "a/b", "*"])
 def test_what_is_no_post_of_the_run_touches_nothing(run, shortcode):
     before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
-    with pytest.raises(RunError, match="has no post|is not a shortcode"):
+    with pytest.raises(RunError, match="has no post|is no post of"):
         remove(run, shortcode)
     assert before == {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", [f"{GONE}_2.jpg", "other 3.jpg"])
+def test_a_post_may_be_named_by_an_image(run, name):
+    post = GONE if GONE in name else "other-3"
+    assert str(remove(run, name)).startswith(f"{post} is taken down: {post}")
 
 
 def test_a_shortcode_that_begins_like_another_spares_it(run):

@@ -7,11 +7,12 @@ import argparse
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.core.errors import RunError
-from helpers.core.files import replacing_folder, write_text
+from helpers.core.files import read_json, replacing_folder, write_json, write_text
 from helpers.core.process import run_command
 from helpers.core.records import Post, read_rows, rewrite
 from helpers.core.run import IMAGE_SUFFIXES, Run
@@ -41,12 +42,18 @@ class Removal:
         return "\n".join((gone, *seen, *self.beyond))
 
 
-def remove(run: Run, shortcode: str) -> Removal:
-    """Delete a post from a run, locally and on Drive. Raises RunError if the run has no such post."""
-    if not SHORTCODE.fullmatch(shortcode):
-        raise RunError(f"{shortcode!r} is not a shortcode: give the part of a post's URL after /p/")
+def remove(run: Run, post: str) -> Removal:
+    """Delete a post from a run, locally and on Drive. Raises RunError if the run has no such post.
+
+    post  its shortcode, or the name of an image of it, in the run or at the source
+    """
     if here.is_there():
         restore(run)  # files that are on Drive only
+    shortcode = _find_shortcode(run, post)
+    if not SHORTCODE.fullmatch(shortcode):
+        raise RunError(
+            f"{post!r} is no post of {run.folder}: give the part of a post's URL after /p/, or an image's name"
+        )
     listed = run.read_taken_down()
     files = _find_files(run, shortcode)
     if not files and shortcode not in listed:
@@ -62,6 +69,15 @@ def remove(run: Run, shortcode: str) -> Removal:
     _purge(run, shortcode, files)
     purge_remote(run)
     return Removal(shortcode, tuple(sorted(files)), tuple(seen), tuple(_find_other_places(run)))
+
+
+def _find_shortcode(run: Run, post: str) -> str:
+    if named := re.fullmatch(
+        rf"(.+)_\d+\.({_SUFFIXES})", post
+    ):  # an image in the run, or once in it
+        return named[1]
+    at_source = {p.shortcode for p in read_rows(run.posts, Post) if post and p.source_name == post}
+    return at_source.pop() if len(at_source) == 1 else post
 
 
 def _find_files(run: Run, shortcode: str) -> set[str]:
@@ -82,6 +98,9 @@ def _purge(run: Run, shortcode: str, files: set[str]) -> None:
         with replacing_folder(run.dataset) as tmp_path:
             copy_without(run.dataset, tmp_path, shortcode)
             write_card(tmp_path)
+    with suppress(OSError, ValueError, LookupError, TypeError):  # missing or damaged
+        losses = read_json(run.image_losses)
+        write_json(run.image_losses, [row for row in losses if row["file_name"] not in files])
     for path in (run.captions, run.posts, run.rejected):
         if path.is_file():
             rewrite(path, lambda row: row.get("file_name") not in files)
@@ -102,7 +121,9 @@ def _find_trained_on(run: Run, shortcode: str) -> list[str]:
     for folder, text in _list_models(run):
         named = [edition for hash, edition in known.items() if hash in text]
         if any(shortcode in edition.train for edition in named):
-            lines.append(f"{folder} was trained on it: train again without it, and delete this one")
+            lines.append(
+                f"{folder} was trained on it: delete it, and train again without it (begin_again in 04)"
+            )
         elif any(shortcode in edition.validation for edition in named):
             lines.append(f"{folder} was measured on it, not trained")
         elif not named:
@@ -127,7 +148,7 @@ def _read_all(paths: Iterable[Path]) -> str:
 
 
 def _find_other_places(run: Run) -> list[str]:
-    pages = [path for path in (run.notebooks, run.report_html) if path.exists()]
+    pages = [path for path in (run.export, run.notebooks, run.report_html) if path.exists()]
     lines = [f"{path} may show it: make it again, or delete it" for path in pages]
     if here.is_there() and (here.MIRROR.path / FOLDER / run.name).is_dir():
         lines += filter(None, [here.MIRROR.if_taken_down])
@@ -142,7 +163,7 @@ def _find_other_places(run: Run) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m helpers.dataset.takedown", description=__doc__)
     parser.add_argument("run", help="the run's name; its folder is runs/RUN")
-    parser.add_argument("shortcode", help="the part of a post's URL after /p/")
+    parser.add_argument("shortcode", help="the part of a post's URL after /p/, or an image's name")
     args = parser.parse_args()
     print(remove(Run(args.run), args.shortcode))
 
