@@ -4,14 +4,28 @@ import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
+import diffusers.utils.logging
 import torch
+import transformers.utils.logging
 from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import safe_open
 from torch import nn
 
 from helpers.models.families import family_of, read_settings, weights_file
 from helpers.models.untrusted import fit_tokenizer, open_model, refuse_code
 
+
+def _hide_bars() -> None:
+    """Hide progress bars of a moment, of loading and writing. The Hub's, of downloads, stay as they are."""
+    shows_downloads = not are_progress_bars_disabled()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # the Hub's as well
+    if shows_downloads:
+        enable_progress_bars()
+
+
+_hide_bars()
 Model = TypeVar("Model", bound=nn.Module)
 # of an image that a VAE decodes whole, and of a tile of a larger one
 MAX_WHOLE_PX, TILE_PX = 768, 512
