@@ -18,11 +18,13 @@ from helpers.core.errors import RunError
 from helpers.host.device import pick_device
 from helpers.inference.share.one_file import original_state
 from helpers.models import stable_diffusion
+from helpers.models.families import sdxl
 from helpers.models.original_names import unet_to_original, vae_to_original
 from helpers.models.pipeline import load_model, load_pipeline
 from helpers.models.untrusted import model_folder
 from helpers.train.model import fingerprint, load_components
 from helpers.train.trainer import train
+from tests.bases import FULL_SDXL, make_sdxl
 from tests.loopback_hub import Repo, loopback_hub
 from tests.test_train import settings
 
@@ -46,10 +48,11 @@ def one_file(base: Path, folder: Path, dtype=torch.float32, extra=None, metadata
     folder.mkdir(parents=True)
     path = folder / "anime-v3.safetensors"
     save_file({k: t.contiguous() for k, t in (state | (extra or {})).items()}, path, metadata)
-    for part in ("unet", "vae", "text_encoder"):
+    for part in ("unet", "vae", *(text.name for text in base.glob("text_encoder*"))):
         (folder / part).mkdir()
         shutil.copy(base / part / "config.json", folder / part)
-    shutil.copytree(base / "tokenizer", folder / "tokenizer")
+    for vocabulary in base.glob("tokenizer*"):
+        shutil.copytree(vocabulary, folder / vocabulary.name)
     return path
 
 
@@ -76,6 +79,51 @@ def test_one_file_holds_what_the_folder_does(tmp_path, tiny_base):
         single.noise_scheduler.alphas_cumprod, folder.noise_scheduler.alphas_cumprod
     )
     assert single.tokenizer("a cat").input_ids == folder.tokenizer("a cat").input_ids
+
+
+def test_one_file_of_sdxl_holds_what_the_folder_does_and_trains_as_it_does(dataset, tmp_path):
+    base = make_sdxl(tmp_path / "base")
+    path = one_file(base, tmp_path / "one")
+    folder, single = (load_components(str(p), CPU) for p in (base, path))
+    assert single.family.NAME == "SDXL" and single.hashes == folder.hashes
+    kinds = single.fingerprints()
+    assert kinds == folder.fingerprints() | {"noise schedule": kinds["noise schedule"]}
+    given = {"max_steps": 1, "prior_share": 0.0, "method": "lora", "rank": 2}
+    losses = []
+    for place in (base, path):
+        steps = list(train(settings(place, **given), dataset))
+        losses.append([step.held_out_loss for step in steps])
+        dataset.checkpoints.rename(dataset.folder / f"checkpoints-{len(losses)}")
+    assert losses[0] == losses[1]
+    exported = load_file(tmp_path / "one/anime-v3.safetensors")
+    again = original_state(single_folder := model_folder(str(path)))
+    assert exported.keys() == again.keys() and all(
+        torch.equal(exported[n], again[n]) for n in again
+    )
+    assert json.loads((single_folder / "model_index.json").read_text())[
+        "force_zeros_for_empty_prompt"
+    ]
+
+
+def test_all_weights_of_sdxl_are_taken_by_name_and_shape():
+    """The counts of sd_xl_base_1.0: 1680 of the UNet, 248 of the VAE, 196 and 517 of both text encoders."""
+    version = stable_diffusion.XL
+    made = models(version)
+    states = {part: model.state_dict() for part, model in made.items()}
+    shapes = {
+        name: vars(model.config).get("_internal_dict", model.config) for name, model in made.items()
+    }
+    state = sdxl.to_original(states, shapes)
+    renamed = stable_diffusion.rename(state, made, version)
+    assert {part: len(weights) for part, weights in renamed.items()} == {
+        "unet": 1680,
+        "vae": 248,
+        "text_encoder": 196,
+        "text_encoder_2": 517,
+    }
+    assert version.unet | {"layers_per_block": 2} == {
+        n: v for n, v in FULL_SDXL["unet"].items() if not n.startswith("_")
+    }
 
 
 def test_a_file_is_converted_once_wherever_it_lies(tmp_path, tiny_base):
@@ -139,13 +187,12 @@ def v1_state() -> dict[str, torch.Tensor]:
     return state | {f"cond_stage_model.transformer.text_model.{k}": t for k, t in words.items()}
 
 
-def models(unet: dict, text: dict) -> dict[str, torch.nn.Module]:
+def models(version) -> dict[str, torch.nn.Module]:
     with torch.device("meta"):
         return {
-            "unet": UNet2DConditionModel.from_config(unet),
-            "vae": AutoencoderKL.from_config(stable_diffusion.VAE_SHAPE),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
-        }
+            "unet": UNet2DConditionModel.from_config(version.unet),
+            "vae": AutoencoderKL.from_config(version.vae),
+        } | {part: text.kind(CLIPTextConfig(**text.config)) for part, text in version.texts.items()}
 
 
 def test_all_weights_of_stable_diffusion_1_are_taken_by_name_and_shape():
@@ -153,9 +200,8 @@ def test_all_weights_of_stable_diffusion_1_are_taken_by_name_and_shape():
     assert state["model.diffusion_model.input_blocks.1.1.proj_in.weight"].shape == (320, 320, 1, 1)
     assert state["model.diffusion_model.output_blocks.11.1.norm.weight"].shape == (320,)
     ema = {f"model_ema.{i}": torch.empty(1) for i in range(200)}
-    made = stable_diffusion.rename(
-        state | ema, models(stable_diffusion.V1_UNET, stable_diffusion.V1_TEXT)
-    )
+    version = stable_diffusion.V1
+    made = stable_diffusion.rename(state | ema, models(version), version)
     assert {part: len(weights) for part, weights in made.items()} == {
         "unet": 686,
         "vae": 248,
@@ -163,7 +209,7 @@ def test_all_weights_of_stable_diffusion_1_are_taken_by_name_and_shape():
     }
     without = {k: t for k, t in state.items() if "output_blocks.11.1.norm" not in k}
     with pytest.raises(ValueError, match="unet is not of this shape: .*norm.weight is missing"):
-        stable_diffusion.rename(without, models(stable_diffusion.V1_UNET, stable_diffusion.V1_TEXT))
+        stable_diffusion.rename(without, models(version), version)
 
 
 def open_clip_state(layers: int, width: int) -> dict[str, torch.Tensor]:
@@ -190,11 +236,12 @@ def open_clip_state(layers: int, width: int) -> dict[str, torch.Tensor]:
 
 
 def test_all_weights_of_stable_diffusion_2_are_taken_by_name_and_shape():
-    wanted = models(stable_diffusion.V2_UNET, stable_diffusion.V2_TEXT)
+    version = stable_diffusion.V2
+    wanted = models(version)
     with torch.device("meta"):
         state = unet_to_original(wanted["unet"].state_dict(), wanted["unet"].config)
         state |= vae_to_original(wanted["vae"].state_dict(), wanted["vae"].config)
-    made = stable_diffusion.rename(state | open_clip_state(24, 1024), wanted)
+    made = stable_diffusion.rename(state | open_clip_state(24, 1024), wanted, version)
     assert len(made["unet"]) == 686 and len(made["text_encoder"]) == 372
     assert made["text_encoder"]["text_model.encoder.layers.22.self_attn.q_proj.weight"].shape == (
         1024,
@@ -344,9 +391,13 @@ def as_sd2(path: Path) -> None:
 
 
 BROKEN_FILES = {
-    "Stable Diffusion XL": (
-        only("conditioner.embedders.0.x model.diffusion_model.x first_stage_model.x"),
-        ["Stable Diffusion XL"],
+    "SDXL's refiner": (
+        only("conditioner.embedders.0.model.x model.diffusion_model.x first_stage_model.x"),
+        ["SDXL's refiner", "cannot be trained"],
+    ),
+    "half of SDXL": (
+        only("conditioner.embedders.0.transformer.x model.diffusion_model.x first_stage_model.x"),
+        ["lacks the text encoder 2"],
     ),
     "a LoRA": (only("lora_unet_mid_block.lora_down.weight"), ["a LoRA", "give the base"]),
     "a diffusers LoRA": (only("unet.mid_block.lora.down.weight"), ["a LoRA", "give the base"]),

@@ -2,7 +2,7 @@
 
 Weights are renamed by diffusers' own conversion and keep their precision. Settings and the tokenizer, which the file
 does not contain, are taken from files beside it (`unet/config.json`, `tokenizer/`), or else are those of Stable
-Diffusion 1 or 2, by the names of the text encoder's weights.
+Diffusion 1, 2 or XL, by the names of the text encoders' weights.
 """
 
 import hashlib
@@ -10,12 +10,18 @@ import json
 import logging
 import re
 import shutil
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DConditionModel,
+)
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -29,7 +35,7 @@ CONVERSION = 1  # the version of this conversion: raised when its result changes
 TOKENIZER = "openai/clip-vit-large-patch14"  # whose vocabulary both versions have
 FLOATS = {"F64", "F32", "F16", "BF16"}
 REFUSED = {  # by how a weight's name begins: what the file is
-    "conditioner.": "Stable Diffusion XL, which is read in diffusers' layout alone: give its folder or hub id",
+    "conditioner.embedders.0.model.": "SDXL's refiner, which cannot be trained",
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3, which is not trained here",
     "model.diffusion_model.double_blocks.": "Flux, which is not trained here",
     "double_blocks.": "Flux, which is not trained here",
@@ -62,7 +68,7 @@ def convert(path: Path) -> Path:
     """Convert a one-file checkpoint to diffusers layout, once, and return the folder in the Hugging Face cache.
 
     Its name is a hash of the file and of the settings beside it, so that a changed file is another model and a moved
-    one is the same. Raises ValueError for a file that is not a complete Stable Diffusion 1 or 2, and OSError if its
+    one is the same. Raises ValueError for a file that is not a complete Stable Diffusion 1, 2 or XL, and OSError if its
     tokenizer is neither beside it nor on the Hub.
     """
     header = _read_header(path)
@@ -77,7 +83,7 @@ def convert(path: Path) -> Path:
             log.warning("%s is converted to diffusers layout, once", path)
             with replacing_folder(folder) as made:
                 _write_settings(path, header, settings, made)
-                _write_weights(path, made)
+                _write_weights(path, header.version, made)
     return folder
 
 
@@ -96,9 +102,11 @@ class _Header(dict[str, tuple[str, list[int]]]):
 
     metadata: dict[str, str]
 
-    @property
-    def is_v2(self) -> bool:
-        return any(name.startswith(sd.OPEN_CLIP) for name in self)
+    @cached_property
+    def version(self) -> sd.Version:
+        if any(name.startswith("conditioner.") for name in self):
+            return sd.XL
+        return sd.V2 if any(name.startswith(sd.OPEN_CLIP) for name in self) else sd.V1
 
 
 def _read_header(path: Path) -> _Header:
@@ -118,7 +126,8 @@ def _check_header(header: _Header) -> None:
     for prefix, what in REFUSED.items():
         if any(name.startswith(prefix) for name in header):
             raise ValueError(f"it holds {what}")
-    parts = {sd.UNET: "UNet", sd.VAE: "VAE", sd.TEXT: "text encoder"}
+    texts = {text.prefix: part.replace("_", " ") for part, text in header.version.texts.items()}
+    parts = {sd.UNET: "UNet", sd.VAE: "VAE"} | texts
     if missing := [
         what for prefix, what in parts.items() if not any(n.startswith(prefix) for n in header)
     ]:
@@ -137,9 +146,10 @@ def _find_settings(path: Path) -> dict[str, Path]:
     # files beside the link go before those beside its target
     of_target = _find_settings(path.resolve()) if path.is_symlink() else {}
     folder = path.parent
-    names = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
-    found = [folder / name for name in (*names, "scheduler/scheduler_config.json")]
-    found += [p for p in sorted(folder.glob("tokenizer/*")) if p.suffix in (".json", ".txt")]
+    found = [folder / f"{part}/config.json" for part in ("unet", "vae", *sd.XL.texts)]
+    found += [folder / "scheduler/scheduler_config.json"]
+    vocabularies = sorted(folder.glob("tokenizer*/*"))  # tokenizer/ and tokenizer_2/
+    found += [path for path in vocabularies if path.suffix in (".json", ".txt")]
     settings = {p.relative_to(folder).as_posix(): p for p in found if p.is_file()}
     if path.with_suffix(".yaml").is_file():
         settings["model.yaml"] = path.with_suffix(".yaml")
@@ -147,13 +157,14 @@ def _find_settings(path: Path) -> dict[str, Path]:
 
 
 def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made: Path) -> None:
-    unet, text = (sd.V2_UNET, sd.V2_TEXT) if header.is_v2 else (sd.V1_UNET, sd.V1_TEXT)
+    version = header.version
     built_in = {
-        "unet/config.json": lambda: UNet2DConditionModel.from_config(unet),
-        "vae/config.json": lambda: AutoencoderKL.from_config(sd.VAE_SHAPE),
-        "text_encoder/config.json": lambda: CLIPTextConfig(**text),
+        "unet/config.json": lambda: UNet2DConditionModel.from_config(version.unet),
+        "vae/config.json": lambda: AutoencoderKL.from_config(version.vae),
         "scheduler/scheduler_config.json": lambda: _scheduler(path, header, settings),
     }
+    for part, text in version.texts.items():
+        built_in[f"{part}/config.json"] = partial(CLIPTextConfig, **text.config)
     for name in {**settings, **built_in}:
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         if name in settings:
@@ -161,13 +172,15 @@ def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made
         else:
             with torch.device("meta"):
                 built_in[name]().to_json_file(made / name)
-    if not (made / "tokenizer").is_dir():
-        tokenizer = CLIPTokenizer.from_pretrained(_fetch_tokenizer(path))
-        if header.is_v2:
-            tokenizer.pad_token = "!"  # token 0, with which OpenCLIP pads
-        tokenizer.save_pretrained(made / "tokenizer")
+    for part, text in version.texts.items():
+        folder = made / part.replace("text_encoder", "tokenizer")
+        if not folder.is_dir():
+            tokenizer = CLIPTokenizer.from_pretrained(_fetch_tokenizer(path))
+            if text.is_open_clip:
+                tokenizer.pad_token = "!"  # token 0, with which OpenCLIP pads
+            tokenizer.save_pretrained(folder)
     scheduler = read_json(made / "scheduler/scheduler_config.json")["_class_name"]
-    write_json(made / "model_index.json", sd.INDEX | {"scheduler": ["diffusers", scheduler]})
+    write_json(made / "model_index.json", version.index | {"scheduler": ["diffusers", scheduler]})
 
 
 def _fetch_tokenizer(path: Path) -> str:
@@ -191,7 +204,7 @@ def _scheduler(path: Path, header: _Header, settings: dict[str, Path]) -> Any:
     if "v_pred" in header:
         kind = "v"
     # both prediction types of Stable Diffusion 2 have the same weights
-    if not kind and header.is_v2:
+    if not kind and header.version is sd.V2:
         raise ValueError(
             "it is a Stable Diffusion 2 and does not say whether it predicts noise or v: put "
             f"{path.with_suffix('.yaml').name} beside it, or its scheduler/scheduler_config.json"
@@ -201,12 +214,15 @@ def _scheduler(path: Path, header: _Header, settings: dict[str, Path]) -> Any:
         if "ztsnr" in header:
             more |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return DDIMScheduler(**sd.SCHEDULE, **more)
+    if header.version is sd.XL:
+        known = {n: v for n, v in sd.SCHEDULE.items() if n != "set_alpha_to_one"}
+        return EulerDiscreteScheduler(**known, timestep_spacing="leading")
     return PNDMScheduler(**sd.SCHEDULE, skip_prk_steps=True)
 
 
-def _write_weights(path: Path, made: Path) -> None:
+def _write_weights(path: Path, version: sd.Version, made: Path) -> None:
     tensors = load_file(path)  # memory-mapped
-    for part, weights in sd.rename(tensors, sd.empty_models(made)).items():
-        name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+    for part, weights in sd.rename(tensors, sd.empty_models(made, version), version).items():
+        name = "model" if part in version.texts else "diffusion_pytorch_model"
         contiguous = {n: t.contiguous() for n, t in weights.items()}
         save_file(contiguous, made / part / f"{name}.safetensors", {"format": "pt"})

@@ -1,6 +1,8 @@
-"""Configs of Stable Diffusion 1 and 2, and the renaming of their original weights (CompVis, 2022) for diffusers."""
+"""Configs of Stable Diffusion 1, 2 and XL, and the renaming of their original weights for diffusers."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -11,13 +13,14 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from helpers.core.files import read_json
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 OPEN_CLIP = "cond_stage_model.model."  # Stable Diffusion 2's text encoder
-SCHEDULE = {  # of both versions
+XL_CLIP, XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+SCHEDULE = {  # of all versions
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -32,6 +35,19 @@ V2_UNET = {
     "upcast_attention": True,  # as 2.1 wants it in half precision, and 2.0 does not mind
     "sample_size": 64,
 }
+XL_UNET = {
+    "sample_size": 128,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "cross_attention_dim": 2048,
+    "attention_head_dim": [5, 10, 20],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 VAE_SHAPE = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -40,6 +56,7 @@ VAE_SHAPE = {
     "sample_size": 512,
     "scaling_factor": 0.18215,
 }
+XL_VAE = VAE_SHAPE | {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}
 V1_TEXT = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -58,6 +75,14 @@ V2_TEXT = V1_TEXT | {
     "projection_dim": 512,
     "hidden_act": "gelu",
 }
+XL_TEXT = V1_TEXT | {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.37.0",
@@ -72,46 +97,102 @@ INDEX = {
 }
 
 
-def empty_models(made: Path) -> dict[str, nn.Module]:
-    """Build the UNet, VAE and text encoder without weights, on the meta device, from a folder's config files."""
+XL_INDEX = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "_diffusers_version": "0.37.0",
+    "feature_extractor": [None, None],
+    "force_zeros_for_empty_prompt": True,
+    "image_encoder": [None, None],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text encoder: its class, its config, and how its weights' names begin in one file."""
+
+    kind: type[CLIPTextModel]
+    config: dict[str, Any]
+    prefix: str
+
+    @property
+    def is_open_clip(self) -> bool:
+        return self.prefix in (OPEN_CLIP, XL_OPEN_CLIP)
+
+
+@dataclass(frozen=True)
+class Version:
+    """The configs of a version of Stable Diffusion."""
+
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    texts: dict[str, Text]  # by component
+    index: dict[str, Any]  # of model_index.json
+
+
+V1 = Version(V1_UNET, VAE_SHAPE, {"text_encoder": Text(CLIPTextModel, V1_TEXT, TEXT)}, INDEX)
+V2 = Version(V2_UNET, VAE_SHAPE, {"text_encoder": Text(CLIPTextModel, V2_TEXT, OPEN_CLIP)}, INDEX)
+XL = Version(
+    XL_UNET,
+    XL_VAE,
+    {
+        "text_encoder": Text(CLIPTextModel, V1_TEXT, XL_CLIP),
+        "text_encoder_2": Text(CLIPTextModelWithProjection, XL_TEXT, XL_OPEN_CLIP),
+    },
+    XL_INDEX,
+)
+
+
+def empty_models(made: Path, version: Version) -> dict[str, nn.Module]:
+    """Build the UNet, VAE and text encoders without weights, on the meta device, from a folder's config files."""
     with torch.device("meta"):
         return {
             "unet": UNet2DConditionModel.from_config(read_json(made / "unet/config.json")),
             "vae": AutoencoderKL.from_config(read_json(made / "vae/config.json")),
-            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(made / "text_encoder")),
+        } | {
+            part: text.kind(CLIPTextConfig.from_pretrained(made / part))
+            for part, text in version.texts.items()
         }
 
 
 def rename(
-    tensors: dict[str, Tensor], models: dict[str, nn.Module]
+    tensors: dict[str, Tensor], models: dict[str, nn.Module], version: Version
 ) -> dict[str, dict[str, Tensor]]:
     """Return a one-file model's weights under diffusers' and transformers' names, as {component: weights}.
 
     Raises ValueError if a weight of a model in `models` is missing, or has another shape.
     """
-    unet, vae, text = (
-        {name: t for name, t in tensors.items() if name.startswith(prefix)}
-        for prefix in (UNET, VAE, TEXT)
-    )
+
+    def of(prefix: str) -> dict[str, Tensor]:
+        return {name: t for name, t in tensors.items() if name.startswith(prefix)}
+
     renamed = {
-        "unet": convert_ldm_unet_checkpoint(unet, models["unet"].config),
-        "vae": convert_ldm_vae_checkpoint(vae, models["vae"].config),
-        "text_encoder": _rename_text(text, models["text_encoder"]),
+        "unet": convert_ldm_unet_checkpoint(of(UNET), models["unet"].config),
+        "vae": convert_ldm_vae_checkpoint(of(VAE), models["vae"].config),
     }
+    for part, text in version.texts.items():
+        renamed[part] = _rename_text(of(text.prefix), text, models[part])
     for part, weights in renamed.items():
         _compare(part, weights, models[part])
     return renamed
 
 
-def _rename_text(text: dict[str, Tensor], model: CLIPTextModel) -> dict[str, Tensor]:
-    if any(name.startswith(OPEN_CLIP) for name in text):
-        renamed = convert_open_clip_checkpoint(model, text, OPEN_CLIP)
+def _rename_text(weights: dict[str, Tensor], text: Text, model: nn.Module) -> dict[str, Tensor]:
+    if text.is_open_clip:
+        renamed = convert_open_clip_checkpoint(model, weights, text.prefix)
     else:
-        renamed = convert_ldm_clip_checkpoint(text)
+        renamed = convert_ldm_clip_checkpoint(weights)
     bare = {name.removeprefix("text_model."): tensor for name, tensor in renamed.items()}
-    ignored = ("position_ids", "text_projection.weight", "logit_scale")
+    projection = {name: bare.pop(name) for name in ("text_projection.weight",) if name in bare}
+    ignored = ("position_ids", "logit_scale")
     # names that all versions of transformers read
-    return {f"text_model.{n}": t for n, t in bare.items() if not n.endswith(ignored)}
+    named = {f"text_model.{n}": t for n, t in bare.items() if not n.endswith(ignored)}
+    return named | (projection if text.kind is CLIPTextModelWithProjection else {})
 
 
 def _compare(part: str, weights: dict[str, Tensor], model: nn.Module) -> None:

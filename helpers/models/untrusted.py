@@ -60,8 +60,8 @@ def open_model(setting: str, model: str, advice: str, *, weights: bool = True) -
 def model_folder(model: str, *, weights: bool = True) -> Path:
     """Find, download or convert a model; return its folder in diffusers (or transformers) layout.
 
-    model    a folder; a hub id, which is downloaded; a one-file .safetensors of Stable Diffusion 1 or 2, or a folder
-             with one, which is converted once (single_file.py); if a part has only weights of a variant, such as
+    model    a folder; a hub id, which is downloaded; a one-file .safetensors of Stable Diffusion 1, 2 or XL, or a
+             folder with one, which is converted once (single_file.py); if a part has only weights of a variant, such as
              `diffusion_pytorch_model.fp16.safetensors`, a folder of links with the usual names is returned
     weights  False downloads only the config files
     Raises ValueError or OSError, with the reason, for a model that is missing, pickled, or has an adapter.

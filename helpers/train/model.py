@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 ADVICE = (
     "give a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, a one-file .safetensors of Stable Diffusion "
-    "1 or 2, or a folder in diffusers layout with safetensors weights"
+    "1, 2 or XL, or a folder in diffusers layout with safetensors weights"
 )
 VAE_ADVICE = "give a hub id or a folder with an AutoencoderKL's config.json and safetensors weights"
 DRAW_PIXELS = 8 * 512**2  # of images drawn together, at most
