@@ -450,6 +450,108 @@ def test_a_list_whose_lines_cannot_be_told_apart_is_left(workplace, tmp_path, ca
     assert "results.csv" in capsys.readouterr().out
 
 
+# lists with mistakes
+
+
+def scrape_list(folder: Path, name: str, text: str, capsys) -> tuple[dict[str, str], str]:
+    """The captions of images 0.jpg to 3.jpg by a list, and what 01 says of it."""
+    for i, image in enumerate(NAMES):
+        photograph(folder / image, i)
+    write(folder / name, text)
+    found = captions(scrape(folder), folder)
+    return found, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("x.csv", 'file_name,text\n0.jpg,a cat\n1.jpg,"a dog\n2.jpg,a cow\n3.jpg,a fox\n', 3),
+        ("x.csv", 'file_name,text\r\n0.jpg,"a cat\r\n1.jpg,"a dog"\r\n2.jpg,a cow\r\n', 2),
+        ("x.csv", 'file_name,text\n0.jpg,"a cat\n1.jpg,a dog"\n2.jpg,a cow\n', 2),
+        ("x.csv", 'text;file_name\n"a cat;0.jpg\na dog;1.jpg\n', 2),
+        ("x.csv", 'file_name,text\n0.jpg,a cat\n1.jpg,"a dog', 3),
+        ("x.csv", '0.jpg,"a cat\n1.jpg,a dog\n2.jpg,a cow\n', 1),
+        ("x.txt", '0.jpg|a cat\n1.jpg|"a dog\n2.jpg|a cow\n', 2),
+        ("x.csv", 'sep=;\nfile_name;text\n0.jpg;"a cat\n1.jpg;a dog\n', 3),
+        ("x.csv", 'file_name,text\n0.jpg,"a cat\n' + "1.jpg,a dog\n" * 20_000, 2),
+    ],
+)
+def test_a_quotation_mark_that_does_not_close_is_told_and_swallows_no_caption(
+    workplace, tmp_path, capsys, name, text, line
+):
+    found, told = scrape_list(tmp_path / "art", name, text, capsys)
+    words = f"{name}: a cell that begins on line {line} does not end: close its quotation mark"
+    assert not found and words in told.splitlines()[2]
+
+
+def test_cells_of_several_lines_and_marks_within_a_line_are_read(workplace, tmp_path, capsys):
+    text = (
+        '0.jpg,"a ""red"" cat,\r\non two lines"\r\n1.jpg,"Untitled" by Anna\r\n2.jpg,5" of snow\r\n'
+    )
+    whole = {"0.jpg": 'a "red" cat, on two lines', "2.jpg": '5" of snow'}
+    found, _ = scrape_list(tmp_path / "a", "x.csv", f"file_name,text\r\n{text}", capsys)
+    assert found == whole | {"1.jpg": "Untitled by Anna"}
+    write(tmp_path / "a/x.csv", text)
+    found = captions(scrape(tmp_path / "a", "headless"), tmp_path / "a")
+    assert found == whole | {"1.jpg": '"Untitled" by Anna'}
+
+
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;\r", '"sep=;"', "sep=;;;"])
+def test_excels_first_line_names_the_delimiter(workplace, tmp_path, capsys, first):
+    text = f"{first}\nfile_name;text\n0.jpg;a cat, red | old\n1.jpg;a dog\n"
+    found, told = scrape_list(tmp_path / "art", "x.csv", text, capsys)
+    assert found == {"0.jpg": "a cat, red | old", "1.jpg": "a dog"}
+    assert "captions from 2 x.csv (text)" in told and "not used" not in told
+
+
+def test_a_delimiter_that_only_excels_first_line_tells_is_taken(workplace, tmp_path, capsys):
+    found, _ = scrape_list(tmp_path / "art", "x.csv", "sep=^\nimage^text\n0.jpg^a cat\n", capsys)
+    assert found == {"0.jpg": "a cat"}
+
+
+def test_a_column_that_is_given_twice_is_told(workplace, tmp_path, capsys):
+    text = "File Name,Caption,Caption,,\n0.jpg,one,two,,\n1.jpg,three,four,,\n"
+    found, told = scrape_list(tmp_path / "art", "x.csv", text, capsys)
+    assert not found and "x.csv: has the column Caption 2 times: rename all but one" in told
+    write(tmp_path / "art/x.csv", text.replace("Caption,Caption", "Caption,Other"))
+    found = captions(scrape(tmp_path / "art", "renamed"), tmp_path / "art")
+    assert found == {"0.jpg": "one", "1.jpg": "three"}
+
+
+def test_lines_that_are_no_json_and_captions_that_are_no_text_are_counted(
+    workplace, tmp_path, capsys
+):
+    rows = [
+        '{"file_name": "0.jpg", "text": "a\u2028cat"}',
+        '{"file_name": "1.jpg", "text": NaN}',
+        '{"file_name": "2.jpg", "text": {"en": "a cow"}}',
+        "",
+        '{"file_name": "3.jpg", "text": 5}',
+        '{"file_name": "3.jpg", "text": null}',
+        '{"file_name": "3.jpg", "text": "a f',
+        "[]",
+    ]
+    found, told = scrape_list(tmp_path / "art", "metadata.jsonl", "\n".join(rows), capsys)
+    assert found == {"0.jpg": "a cat"}
+    assert (
+        "metadata.jsonl: 2 lines are no JSON object (7, 8): write each as {...}, without a comma after it\n"
+        "  metadata.jsonl: 3 lines have a caption that is no text (2, 3, 5): write it in quotation marks"
+    ) in told
+
+
+def test_json_lines_that_end_in_commas_are_told(workplace, tmp_path, capsys):
+    text = "".join(f'{{"file_name": "{n}", "text": "a cat"}},\r\n' for n in NAMES * 2)
+    found, told = scrape_list(tmp_path / "art", "metadata.jsonl", text, capsys)
+    assert not found and "metadata.jsonl: 8 lines are no JSON object (1, 2, 3, 4, 5, ...)" in told
+
+
+def test_captions_of_a_json_file_that_are_no_text_are_counted(workplace, tmp_path, capsys):
+    text = json.dumps({"0.jpg": "a cat", "1.jpg": 5, "2.jpg": {"prompt": "a cow"}, "3.jpg": {}})
+    found, told = scrape_list(tmp_path / "art", "list.json", text, capsys)
+    assert found == {"0.jpg": "a cat", "2.jpg": "a cow"}
+    assert "list.json: 1 entries have a caption that is no text (2)" in told
+
+
 # texts
 
 

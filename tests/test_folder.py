@@ -200,6 +200,42 @@ def test_companions_of_photographs_are_counted_by_kind_and_no_failed_pictures(wo
     assert len(present(run.posts)) == 5 and not read_rows(run.rejected, Rejection)
 
 
+def test_files_that_can_be_no_picture_are_told_by_kind_and_with_what_to_do(workplace, tmp_path):
+    folder = tmp_path / "chat"
+    photograph(folder / "a.jpg", 1)
+    photograph(folder / "b.jpg", 2).rename(folder / "b")
+    photograph(folder / "c.jpg", 3).rename(folder / "c.jpg.bak")
+    photograph(folder / "d.jpg", 4).rename(folder / "d.jpg.crdownload")
+    for name in ("1.opus", "2.opus", "Anna.vcf", "e.zip", ".f.jpg.icloud", "Makefile", "p.kra"):
+        (folder / name).write_bytes(b"PK no picture")
+    (folder / "html.jpg").write_text("<html>")
+    (folder / "old.bmp").write_bytes(b"BM")
+    run, offered = scrape(folder)
+    assert offered.words == (
+        "5 files in 5 posts\nno captions for 5 images\nbeside them 1 .crdownload (it has not "
+        "been downloaded yet), 1 .icloud (it has not been downloaded yet), 1 .zip (unpack it), 2 .opus, "
+        "1 without a suffix, 1 .kra, 1 .vcf"
+    )
+    assert {post.source_name for post in present(run.posts)} == {"a.jpg", "b", "c.jpg.bak"}
+    assert [row.file_name for row in left_out(run)] == ["html.jpg", "old.bmp"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Instagram.ZIP", "holds no image, but 1 .zip (unpack it): put JPEG, PNG"),
+        (".a.heic.icloud", "holds no image, but 1 .icloud (it has not been downloaded yet): put"),
+        ("notes.txt", "holds no image: put JPEG, PNG"),
+    ],
+)
+def test_a_folder_without_a_picture_says_what_is_in_it(workplace, tmp_path, name, words):
+    (tmp_path / "art").mkdir()
+    (tmp_path / "art" / name).write_bytes(b"PK\x03\x04")
+    with pytest.raises(RunError) as caught:
+        scrape(tmp_path / "art")
+    assert words in str(caught.value) and not (workplace / "runs").exists()
+
+
 def test_what_was_done_to_a_picture_is_told_as_it_comes_in(workplace, tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()

@@ -172,6 +172,50 @@ def test_a_carousel_that_is_not_listed_for_once_is_not_gone(graph):
     assert len(present(run.posts)) == 3 and "no longer" not in source.news
 
 
+class WithoutIds(Graph):
+    """Instagram's API, where the posts and slides of these ids, and those that are null, have none."""
+
+    hidden: tuple[str, ...] = ()
+
+    def object(self, post):
+        shown = super().object(post)
+        parts = [self.hide(part) for part in shown.get("children", {}).get("data", ())]
+        return self.hide(shown | ({"children": {"data": parts}} if parts else {}))
+
+    def hide(self, shown):
+        return shown | {"id": None} if shown["id"] in self.hidden else shown
+
+
+def test_a_post_or_slide_without_an_id_is_told_and_taken_once_it_has_one(graph):
+    site = graph(
+        [FakePost(f"Cpost00{i}", 1_700_000_000 - i, ("image",) * i) for i in (1, 2, 3)],
+        kind=WithoutIds,
+    )
+    _, second, third = (site.object(post) for post in site.posts)
+    site.hidden = (second["id"], third["children"]["data"][0]["id"])
+    run, source, _ = walk()
+    assert source.words.startswith("6 files in 3 posts")
+    left = ["Cpost002_1", "Cpost002_2", "Cpost003_1"]
+    assert [row.file_name for row in left_out(run)] == left
+    reason = "has no id in Instagram's answer; the next run tries it again"
+    assert {row.reason for row in left_out(run)} == {reason}
+    assert "3 left out: Cpost002_1 has no id" in verify_images(run)
+    assert stems(run) == ["Cpost001_1", "Cpost003_2", "Cpost003_3"]
+    site.hidden = ()
+    run, source, _ = walk()
+    assert not left_out(run) and sorted(stems(run)) == site.images()
+    site.hidden = (second["id"],)
+    _, source, _ = walk()
+    assert "no longer" not in source.news and len(present(run.posts)) == 6
+
+
+def test_an_answer_that_is_no_post_is_told(graph):
+    site = graph(3, kind=WithoutIds)
+    site.object = lambda post, whole=site.object: whole(post) if post is site.posts[0] else None
+    run, _, _ = walk()
+    assert [row.file_name for row in left_out(run)] == ["post-2_1", "post-3_1"]
+
+
 def test_posts_of_others_are_left_out(graph):
     site = graph(3)
     site.posts[0].owner = "friend"

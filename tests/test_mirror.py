@@ -226,6 +226,16 @@ def there(run, tmp_path):
     return tmp_path / "cloud" / FOLDER / run.name
 
 
+@pytest.fixture
+def of_another_machine(run, machine, tmp_path):
+    """The run on a second machine, after a first one has kept a checkpoint."""
+    write_checkpoint(run, 1)
+    sync.sync(run)
+    run.folder.rename("first machine")
+    machine(tmp_path / "cloud")
+    return Run("pictures")
+
+
 def on_a_fresh_machine(run, machine, tmp_path):
     shutil.rmtree(run.folder)
     machine(tmp_path / "cloud")
@@ -745,6 +755,53 @@ def test_of_two_machines_the_one_that_restored_last_goes_on(run, there, machine,
         verifies(there / "checkpoints/step-000002")
         and not (there / "checkpoints/step-000003").exists()
     )
+
+
+class Shut(drive.Drive):
+    is_shut = True
+
+    def write(self, name, chunks):
+        if self.is_shut:
+            raise OSError(errno.EROFS, "Read-only file system", name)
+        super().write(name, chunks)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_mirror_that_cannot_be_written_is_taken_over_once_it_can(
+    of_another_machine, there, monkeypatch, restarted
+):
+    run = of_another_machine
+    monkeypatch.setattr(Shut, "is_shut", True)
+    lead_to(monkeypatch, Shut)
+    words = "Google Drive cannot be written ([Errno 30])"
+    assert f"NOTHING MORE IS MIRRORED: {words}" in sync.restore(run)
+    write_checkpoint(run, 2)
+    sync.sync_soon(run)
+    sync.delete_remote(run)
+    assert is_step(run, 1) and f"NOT all on Google Drive: {words}" in sync.sync(run)
+    Shut.is_shut = False
+    if restarted:
+        monkeypatch.setattr(sync, "_mirrors", {})
+    assert claimed_step(sync.sync(run)) == 2 and verifies(there / "checkpoints/step-000002")
+
+
+def test_a_machine_that_fails_to_take_its_mirror_back_is_told_the_true_reason(
+    of_another_machine, there, monkeypatch
+):
+    on_second = of_another_machine
+    sync.restore(on_second)
+    write_checkpoint(on_second, 2)
+    assert claimed_step(sync.sync(on_second)) == 2
+    on_second.folder.rename("second machine")
+    run = Run("pictures")
+    Path("first machine").rename(run.folder)
+    monkeypatch.setattr(Shut, "is_shut", True)
+    lead_to(monkeypatch, Shut)
+    assert "cannot be written" in sync.restore(run) and is_step(run, 2)
+    assert "NOT all on Google Drive: Google Drive cannot be written" in sync.sync(run)
+    Shut.is_shut = False
+    write_checkpoint(run, 3)
+    assert claimed_step(sync.sync(run)) == 3 and verifies(there / "checkpoints/step-000003")
 
 
 @pytest.mark.parametrize(

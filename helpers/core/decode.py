@@ -72,13 +72,18 @@ class Picture:
     is_stored: bool  # the file has these pixels: none was rotated, converted or put on white
 
 
-def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
-    """Read an image file's bytes. A file that is no image or too large raises ImageError before it is fully read."""
+def begins_as_picture(path: Path) -> bool:
+    """Return True if a file's first bytes are those of an image format that can be decoded."""
     with path.open("rb") as file:
         head = file.read(32)
     Image.init()
     accepts = (Image.OPEN[name][1] for name in FORMATS)
-    if not any(accept is None or accept(head) for accept in accepts):
+    return any(accept is None or accept(head) for accept in accepts)
+
+
+def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
+    """Read an image file's bytes. A file that is no image or too large raises ImageError before it is fully read."""
+    if not begins_as_picture(path):
         raise ImageError(NO_PICTURE)
     size = path.stat().st_size
     if size > BYTES_A_PIXEL * max_mpx * 10**6:

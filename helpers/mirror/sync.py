@@ -67,10 +67,12 @@ def sync(run: Run) -> str:
     mirror = _mirror(run)
     if mirror is None:
         return f"{run.folder} is on this machine alone{here.HOST.alone}"
+    problem = ""
     try:
         if not mirror.is_of_this_machine():
-            restore(run)
-        problem = mirror.flush()
+            restore(run, follow=False)
+            problem = mirror.take_over()
+        problem = problem or mirror.flush()
         if not problem:
             _copy_report(run, mirror.drive)
     except (OSError, NotMirrored, RunError) as error:

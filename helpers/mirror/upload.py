@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from helpers.core.files import MANIFEST, find_corruption, read_json, sha256, write_text
+from helpers.core.files import MANIFEST, find_corruption, locked, read_json, sha256, write_text
 from helpers.mirror.archives import ArchiveSet, find_unmirrorable, list_small, parents_of
 from helpers.mirror.drive import CHUNK, Drive, NotMirrored, explain, format_bytes
 from helpers.mirror.index import Folder, backup_name, is_hidden, is_of_series, newest_first
@@ -254,30 +254,39 @@ class Mirror:
 
     def take_over(self) -> str:
         """Make this machine the mirror's owner, and return an error line, or "" on success."""
-        return self._try(self._own)
+        problem = self._try(self._own)
+        if problem:  # sync restores and takes over, as on a machine that never owned the mirror
+            self._id_path.unlink(missing_ok=True)
+        return problem
 
     def _own(self) -> None:
-        self.drive.put_bytes(OWNER, self._machine().encode())
+        with locked(self.source / ".restore.lock"):  # two notebooks may share a machine
+            mine = self._read_id() or uuid.uuid4().hex
+            self.drive.put_bytes(OWNER, mine.encode())
+            write_text(self._id_path, mine)  # last: it says that this machine has owned the mirror
 
     def _require_owner(self) -> None:
-        theirs = self.drive.text(OWNER)
+        theirs, mine = self.drive.text(OWNER), self._read_id()
         if not theirs:
             self._own()
-        elif theirs != self._machine():
+        elif not mine:
+            raise NotMirrored("this machine has not taken the mirror over yet: run sync(here)")
+        elif theirs != mine:
             raise NotMirrored(
                 "another machine has taken this run's mirror over: stop one of the two; "
                 "to go on with this one, run the cell with restore(here) again"
             )
 
-    def _machine(self) -> str:
-        path = self.source / f".{OWNER}"
-        if not path.is_file():
-            write_text(path, uuid.uuid4().hex)
-        return path.read_text()
+    @property
+    def _id_path(self) -> Path:
+        return self.source / f".{OWNER}"
+
+    def _read_id(self) -> str:
+        return self._id_path.read_text() if self._id_path.is_file() else ""
 
     def is_of_this_machine(self) -> bool:
         """Return True if no machine owns the mirror, or if this machine has ever owned it."""
-        return (self.source / f".{OWNER}").is_file() or not self.drive.text(OWNER)
+        return bool(self._read_id()) or not self.drive.text(OWNER)
 
     # reports and take-down
 

@@ -17,7 +17,7 @@ from helpers.core.errors import RunError
 from helpers.core.files import is_inside, printable_path
 from helpers.core.text import alternatives, decode, decode_western, fold, one_line
 from helpers.scrape import caption_lists
-from helpers.scrape.caption_lists import Finder, Record, Table, captions_in, rank
+from helpers.scrape.caption_lists import Finder, ListError, Record, Table, captions_in, rank
 from helpers.scrape.non_art import KOHYA, find_non_art
 
 # of a text file named like its image, in order of precedence
@@ -165,6 +165,7 @@ class _Reader:
         self.empty = self.windows_1252 = 0  # numbers of text files
         self.unreadable: list[str] = []
         self.unused: list[str] = []  # text files of no image here
+        self.problems: list[str] = []  # of lists, each with what to do
         self.no_column: list[str] = []  # lists, each with its columns
         self.unmatched: list[str] = []  # names in lists of no image here
 
@@ -259,7 +260,8 @@ class _Reader:
 
     def _read_list(self, path: Path) -> None:
         name, find_images = self._name(path), partial(self.index.find_listed, path.parent)
-        records, column = self._parse_list(path, find_images)
+        records, column, problems = self._parse_list(path, find_images)
+        self.problems += [f"{name}: {problem}" for problem in problems]
         values = [record.get(column) for record in records]
         found = [find_images(value) if isinstance(value, str) else [] for value in values]
         named = [value for value, images in zip(values, found, strict=True) if images]
@@ -292,9 +294,11 @@ class _Reader:
                     return caption_lists.read_records(path, text, find)
             elif self._may_read(path, MAX_LIST_BYTES):
                 return caption_lists.read_parquet(path, find)
+        except ListError as error:
+            return Table(problems=(str(error),))
         except Exception:  # pyarrow raises its decoders' exceptions
             self.unreadable.append(self._name(path))
-        return [], ""
+        return Table()
 
     def _may_read(self, path: Path, max_bytes: int) -> bool:
         return is_inside(path, self.root) and path.stat().st_size <= max_bytes
@@ -333,6 +337,7 @@ class _Reader:
             (self.windows_1252, f"{self.windows_1252} read as Windows-1252"),
             (self.empty, f"{self.empty} are empty"),
             (self.unreadable, f"not read: {some(self.unreadable)} (save them as UTF-8)"),
+            *((problem, problem) for problem in self.problems),
             (self.no_column, "; ".join(self.no_column)),
             (self.unmatched, f"{unmatched}: {some(self.unmatched)}"),
             *((paths, f"{len(paths)} {kind} left out") for kind, paths in self.non_art.items()),

@@ -11,20 +11,33 @@ from pathlib import Path
 from stat import S_ISREG
 
 from helpers.config import ScrapeConfig
-from helpers.core.decode import read_picture_file
+from helpers.core.decode import begins_as_picture, read_picture_file
 from helpers.core.errors import RunError
 from helpers.core.files import is_inside, printable_path
 from helpers.core.run import Run
 from helpers.host.here import HOST
-from helpers.scrape.caption_files import read_captions
+from helpers.scrape.caption_files import is_text_file, read_captions, some
 from helpers.scrape.identity import INSTAGRAM_NAME
 from helpers.scrape.items import Listing, PermanentRefusal, SourceItem
 
 MAX_STEM = 60
+MAX_KINDS = 10  # of other files, named
 VIDEOS = (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".mpg", ".mpeg", ".wmv")
 # files that phones, cameras and programs write next to images
 COMPANIONS = (
     *VIDEOS, ".aae", ".xmp", ".thm", ".ini", ".db", ".lnk", ".url", ".npz", ".safetensors", ".ckpt", ".pt",
+)  # fmt: skip
+ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2")
+UNFINISHED = (".icloud", ".crdownload", ".part", ".partial", ".download", ".opdownload")
+NO_PICTURES = {
+    **dict.fromkeys(COMPANIONS, ""),
+    **dict.fromkeys(ARCHIVES, "unpack it"),
+    **dict.fromkeys(UNFINISHED, "it has not been downloaded yet"),
+}  # by suffix: what to tell of such a file
+# those that cannot be read as well, so that they are told by name; a file of another suffix counts by its first bytes
+PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".hif", ".avif", ".tif", ".tiff", ".psd",
+    ".gif", ".bmp", ".jp2", ".jxl", ".psb", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
 )  # fmt: skip
 OF_TAKEOUT = re.compile(r".+\.[a-z0-9]{3,4}(\.[a-z-]+)?(\(\d+\))?\.json", re.IGNORECASE)
 
@@ -32,22 +45,25 @@ OF_TAKEOUT = re.compile(r".+\.[a-z0-9]{3,4}(\.[a-z-]+)?(\(\d+\))?\.json", re.IGN
 def list_items(config: ScrapeConfig, _run: Run) -> Listing:
     """Return the images below `config.folder`, sorted by path, each with its caption if found.
 
-    Hidden files are left out. Raises RunError if the folder does not exist or has no image.
+    Hidden files are left out, and files that can be no picture are counted by suffix.
+    Raises RunError if the folder does not exist or has no image.
     """
     root = Path(config.folder).expanduser()
     if not root.is_dir():
         raise RunError(_explain_missing(root))
     files, unreadable = walk(root)
-    companions = [path for path in files if path.suffix.lower() in COMPANIONS]
-    others = set(companions)
+    beside = [path for path in files if not (is_text_file(path) or _may_be_picture(path, root))]
+    others = set(beside)
     texts = read_captions(
         root, [path for path in files if path not in others], config.caption_choice
     )
     others |= texts.non_images
     images = [path for path in files if path not in others]
+    beside += [path for path in files if OF_TAKEOUT.fullmatch(path.name)]
     if not images:
+        found = f", but {_count_kinds(beside)}" if beside else ""
         raise RunError(
-            f"folder {root} holds no image: put JPEG, PNG, WEBP, HEIC or TIFF files into it"
+            f"folder {root} holds no image{found}: put JPEG, PNG, WEBP, HEIC or TIFF files into it"
         )
     names, items = UniqueNames(), []
     for path in images:
@@ -64,16 +80,39 @@ def list_items(config: ScrapeConfig, _run: Run) -> Listing:
                 size_bytes=files[path].st_size,
             )
         )
-    companions += [path for path in files if OF_TAKEOUT.fullmatch(path.name)]
     notes = [texts.line]
-    if counts := Counter(sorted(path.suffix.lower() for path in companions)).most_common():
-        notes.append(f"beside them {', '.join(f'{n} {suffix}' for suffix, n in counts)}")
+    if beside:
+        notes.append(f"beside them {_count_kinds(beside)}")
     if unreadable:
         notes.append(
             f"{len(unreadable)} paths cannot be read, such as {printable_path(unreadable[0])}"
         )
     items = _assign_posts(items, [texts.posts.get(path) for path in images])
     return Listing(items, notes, not unreadable)
+
+
+def _may_be_picture(path: Path, root: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in PICTURES or suffix in NO_PICTURES:
+        return suffix in PICTURES
+    try:
+        # reading tells that a link leads out of the folder
+        return not is_inside(path, root) or begins_as_picture(path)
+    except OSError:
+        return True  # reading tells why
+
+
+def _count_kinds(paths: list[Path]) -> str:
+    """Return how many files there are of each suffix. Those about which there is something to do come first."""
+    counts = Counter(sorted(path.suffix.lower() for path in paths)).most_common()
+    kinds = [
+        (f"{n} {suffix or 'without a suffix'}", NO_PICTURES.get(suffix)) for suffix, n in counts
+    ]
+    return some(
+        [f"{kind} ({advice})" for kind, advice in kinds if advice]
+        + [kind for kind, advice in kinds if not advice],
+        MAX_KINDS,
+    )
 
 
 def _explain_missing(path: Path) -> str:
@@ -105,7 +144,8 @@ def walk(root: Path) -> tuple[dict[Path, os.stat_result], list[Path]]:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    # a picture that lies in iCloud alone is there as .NAME.icloud
+    return name == "__MACOSX" or name.startswith(".") and not name.endswith(".icloud")
 
 
 def _assign_posts(items: list[SourceItem], posts: list[tuple[str, int] | None]) -> list[SourceItem]:

@@ -86,9 +86,10 @@ class OwnAccount:
         items = [
             item
             for number, post in enumerate(posts, 1)
-            for item in self._post_items(post, f"post {number} of {len(posts)}")
+            for item in self._post_items(post, number, len(posts))
         ]
-        is_complete = len(posts) < MAX_LISTED and not any(map(_lacks_slides, posts))
+        is_whole = all(_media_id(post) and not _lacks_slides(post) for post in posts)
+        is_complete = len(posts) < MAX_LISTED and is_whole
         return Listing(items, notes, is_complete)
 
     def _identify(self) -> int:
@@ -135,7 +136,8 @@ class OwnAccount:
             self.cursor.frozen = None  # its cursor has expired
             place = {"day": today, "after": "", "posts": []}
             self._walk_pages(place)
-        return [*{post["id"]: post for post in place["posts"]}.values()]
+        posts = enumerate(place["posts"])
+        return [*{_media_id(post) or number: post for number, post in posts}.values()]
 
     def _walk_pages(self, place: Json) -> None:
         """Add the posts from `place` to the end to `place`, page by page."""
@@ -172,11 +174,11 @@ class OwnAccount:
             after = ""
         elif not isinstance(after := (paging.get("cursors") or {}).get("after"), str):
             raise SourceStopped(NOT_UNDERSTOOD)
-        return [post for post in posts if _is_media(post)], after
+        return _objects(posts), after
 
-    def _post_items(self, post: Json, progress: str) -> Iterator[SourceItem]:
-        code = _shortcode(post)
-        url = "" if code == post["id"] else f"https://www.instagram.com/p/{code}/"
+    def _post_items(self, post: Json, number: int, total: int) -> Iterator[SourceItem]:
+        code = _shortcode(post) or f"post-{number}"
+        url = "" if code == _media_id(post) else f"https://www.instagram.com/p/{code}/"
         likes = post.get("like_count")
         for index, slide in enumerate(_slides(post), 1):
             yield SourceItem(
@@ -191,12 +193,14 @@ class OwnAccount:
                 alt_text=str(slide.get("alt_text") or ""),
                 likes=likes if type(likes) is int else None,
                 tries=TRIES,
-                progress=progress,
-                source_id=slide["id"],
+                progress=f"post {number} of {total}",
+                source_id=_media_id(slide),
             )
 
     def _load(self, post: Json, slide: Json) -> bytes:
         """Return the bytes of an image, asking for its post once more if the image's address has expired."""
+        if not (_media_id(post) and _media_id(slide)):
+            raise PermanentRefusal(f"has no id in Instagram's answer{RETRY_NOTE}")
         with self.cursor.recording_stop(self.run.cursor):
             self.budget.check()
             if again := self.asked_again.get(post["id"]):
@@ -240,20 +244,28 @@ class OwnAccount:
             if refusal.is_transient:
                 raise ValueError("has an address that expired, and gets no new one now") from None
             raise
-        if not _is_media(again):
+        if not _media_id(again):
             raise ValueError("has an address that expired, and gets no new one now")
         return again
 
 
-def _is_media(value: Any) -> bool:
-    return isinstance(value, dict) and bool(MEDIA_ID.fullmatch(str(value.get("id"))))
+def _media_id(post: Json) -> str:
+    """Return the id of a post or slide, or "" if Instagram gives none."""
+    media_id = str(post.get("id"))
+    return media_id if MEDIA_ID.fullmatch(media_id) else ""
+
+
+def _objects(values: list[Any]) -> list[Json]:
+    """Return a list with {} in place of what is no object, since a slide's number is its position."""
+    return [value if isinstance(value, dict) else {} for value in values]
 
 
 def _slides(post: Json) -> list[Json]:
     """Return the images and videos of a post; a post that is no carousel is its own only one."""
     children = post.get("children")
     listed = children.get("data") if isinstance(children, dict) else None
-    return [part for part in listed or [] if _is_media(part)] or [post]
+    slides = _objects(listed) if isinstance(listed, list) else []
+    return slides if any(map(_media_id, slides)) else [post]
 
 
 def _lacks_slides(post: Json) -> bool:
@@ -262,15 +274,15 @@ def _lacks_slides(post: Json) -> bool:
 
 def _same_slide(post: Json, slide: Json) -> Json:
     for part in _slides(post):
-        if part["id"] == slide["id"]:
+        if _media_id(part) == _media_id(slide):
             return part
     raise PermanentRefusal("is no longer part of its post")
 
 
 def _shortcode(post: Json) -> str:
-    """Return the post's shortcode, if need be from its permalink, or the media id if both are missing."""
+    """Return the post's shortcode, if need be from its permalink, else its media id, or "" without any of them."""
     code, link = str(post.get("shortcode") or ""), PERMALINK.match(str(post.get("permalink")))
-    return code if CODE.fullmatch(code) else link[1] if link else post["id"]
+    return code if CODE.fullmatch(code) else link[1] if link else _media_id(post)
 
 
 def _time(value: Any) -> str:
