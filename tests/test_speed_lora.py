@@ -320,7 +320,7 @@ def test_a_picture_that_was_drawn_fast_is_drawn_again_to_the_same_bits(run, samp
     lora = random_lora(run.read_config("train")["base_model"], rank=2)
     write_lora(speed / LORA_FILE, lora, {})
     sampler.use_speed_lora(with_speed(run, speed))
-    with pytest.raises(RunError, match="another speed LoRA than is loaded"):
+    with pytest.raises(RunError, match="with a speed LoRA that is not loaded: set speed_lora"):
         sampler.redraw(path)
 
 

@@ -4,6 +4,8 @@ import html
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
@@ -12,6 +14,7 @@ from IPython.display import HTML, display
 from PIL import Image
 
 from helpers.config import InferenceConfig
+from helpers.core.decode import ImageError
 from helpers.core.errors import RunError
 from helpers.figures.pictures import open_rgb
 from helpers.inference.draw.album import Settings
@@ -27,7 +30,8 @@ from helpers.inference.draw.form_fields import (
 )
 from helpers.inference.draw.from_picture import FromPicture
 from helpers.inference.draw.picture_form import PictureForm
-from helpers.inference.draw.sampler import Cancelled, Progress, Request, Sampler
+from helpers.inference.draw.request import Request
+from helpers.inference.draw.sampler import Cancelled, Progress, Sampler
 from helpers.inference.draw.schedulers import SCHEDULERS
 from helpers.inference.draw.speed import speed_cost
 
@@ -69,7 +73,8 @@ class PromptBox:
         form = PictureForm(sampler, self.width, self.height, self._show_errors, self._show)
         self.from_picture = form
         for path, settings in sampler.album.newest(MAX_HISTORY):
-            self._add_to_history(settings, open_rgb(path))
+            with suppress(ImageError):  # checksums do not find all damage
+                self._add_to_history(path, settings, open_rgb(path))
         self.fast.observe(lambda _change: self._set_fast(), "value")
         self.view = self._make_layout()
 
@@ -184,8 +189,8 @@ class PromptBox:
             progress = self._progress_callback(number, len(models))
             images = self.sampler.draw(requests, self.config.batch_size, progress)
             for request, image in zip(requests, images, strict=True):
-                self.sampler.save(request, image)
-                self._add_to_history(self.sampler.settings(request), image)
+                path = self.sampler.save(request, image)
+                self._add_to_history(path, self.sampler.settings(request), image)
             rows.append(self._row(model, requests, images))
             self.gallery.children = tuple(rows)
         self._show(" ".join(filter(None, (f"Kept in {self.sampler.run.samples}.", *warnings))))
@@ -229,7 +234,7 @@ class PromptBox:
         ]
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), widgets.HBox(cells, layout=ROW)])
 
-    def _add_to_history(self, settings: Settings, image: Image.Image) -> None:
+    def _add_to_history(self, path: Path, settings: Settings, image: Image.Image) -> None:
         small = image.copy()
         small.thumbnail((96, 96))
         name, layout = f"{settings['model']} {settings['seed']}", widgets.Layout(width="96px")
@@ -237,7 +242,7 @@ class PromptBox:
         button.on_click(lambda _button: self._show_errors(lambda: self.restore(settings)))
         entry = widgets.VBox([picture_widget(small, 96), button])
         self.history.children = (entry, *self.history.children)[:MAX_HISTORY]
-        self.from_picture.add_past(self.sampler.album.path(settings), settings)
+        self.from_picture.add_past(path, settings)
 
     def restore(self, settings: Settings) -> None:
         """Fill the form with a picture's settings."""

@@ -15,7 +15,8 @@ from helpers.config import InferenceConfig
 from helpers.core.files import append_line
 from helpers.core.run import Run
 from helpers.figures.pictures import evenly, middle_square, open_rgb
-from helpers.inference.draw.sampler import Request, Sampler
+from helpers.inference.draw.request import Request
+from helpers.inference.draw.sampler import Sampler
 from helpers.inference.judge.groups import Interval
 
 ART, MODEL = "art", "tuned"
