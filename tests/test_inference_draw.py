@@ -11,6 +11,7 @@ import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from helpers.config import InferenceConfig
@@ -375,6 +376,19 @@ def test_the_history_is_there_when_the_box_opens_again(sampler):
     labelled(samples / "deep.png", "[" * 100_000)
     again = PromptBox(sampler, CONFIG, "else")
     assert [c.children[1].description for c in again.history.children] == ["tuned 31"]
+
+
+def test_a_picture_of_before_the_model_was_trained_again_is_told(sampler):
+    box_of(sampler, compare=False).button.click()
+    file = next((sampler.run.model / "unet").glob("*.safetensors"))
+    save_file(
+        {name: 1.5 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"}
+    )
+    write_manifest(sampler.run.model)
+    box = PromptBox(Sampler(sampler.run), CONFIG, "else")
+    box.history.children[0].children[1].click()
+    assert box.prompt.value == "a turtle"
+    assert "it was drawn with other weights than" in box.message.value
 
 
 def test_the_box_draws_a_checkpoint(sampler):

@@ -245,7 +245,7 @@ class PromptBox:
         self.from_picture.add_past(path, settings)
 
     def restore(self, settings: Settings) -> None:
-        """Fill the form with a picture's settings."""
+        """Fill the form with a picture's settings, and say what has changed since it was drawn."""
         prompt, suffix, model = settings["prompt"], self.sampler.suffix, settings["model"]
         self.styled.value = prompt.endswith(suffix)
         self.prompt.value = prompt.removesuffix(suffix)
@@ -257,12 +257,21 @@ class PromptBox:
         self.compare.value = model == "base"
         names = [value for _, value in self.checkpoint.options]
         self.checkpoint.value = model if model in names else "tuned"
-        is_gone = model not in (*names, "base")
-        deleted = f"; {model} was deleted, so the model is chosen" if is_gone else ""
-        if settings.get("speed") and not self.fast.value:
-            deleted += "; it was drawn fast, by a speed LoRA that is not loaded: set speed_lora"
         self.from_picture.restore(settings.get("from_picture"))
-        self._show(f"Settings brought back{deleted}.")
+        change = self._find_change(settings)
+        self._show(f"Settings brought back{'; ' if change else ''}{change}.")
+
+    def _find_change(self, settings: Settings) -> str:
+        """Return why the form cannot draw this picture again, though it has its settings, or ""."""
+        model, speed = settings["model"], self.sampler.speed
+        if model != "base" and model not in [value for _, value in self.checkpoint.options]:
+            return f"{model} was deleted, so the model is chosen"
+        if what := self.sampler.find_change(settings):
+            return f"it was drawn {what}"
+        asked = settings.get("speed"), settings["scheduler"]
+        if asked[0] and asked != (speed.weight, speed.scheduler):
+            return f"it was drawn by {asked[1]} at a weight of {asked[0]:g}: set speed_scheduler and speed_weight"
+        return ""
 
     def _show(self, text: str) -> None:
         self.message.value = html.escape(text, quote=False)
