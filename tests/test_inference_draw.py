@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import threading
 from dataclasses import asdict, replace
 
@@ -389,6 +390,36 @@ def test_a_picture_of_before_the_model_was_trained_again_is_told(sampler):
     box.history.children[0].children[1].click()
     assert box.prompt.value == "a turtle"
     assert "it was drawn with other weights than" in box.message.value
+
+
+@pytest.fixture
+def full_disk(sampler):
+    """samples/ on a tmpfs of its own, with no room left."""
+    samples = sampler.run.samples
+    samples.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(samples)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs is refused here: it wants root")
+    filler = samples / "filler"
+    try:
+        filler.write_bytes(b"x" * shutil.disk_usage(samples).free)
+        yield filler
+    finally:
+        subprocess.run(["umount", str(samples)], check=True)
+
+
+def test_what_a_full_disk_does_not_keep_is_shown(sampler, full_disk):
+    box = box_of(sampler, compare=False, count=2)
+    box.button.click()
+    told = box.message.value
+    assert f"could not write {sampler.run.samples}" in told and "No space left on device" in told
+    assert "free some space, and draw again. What was drawn is shown below" in told
+    assert "run the notebook" not in told and not box.button.disabled
+    (row,) = box.gallery.children
+    assert len(row.children[1].children) == 2 and not box.history.children
+    full_disk.unlink()
+    box.button.click()
+    assert "Kept in" in box.message.value and len(box.history.children) == 2
 
 
 def test_the_box_draws_a_checkpoint(sampler):

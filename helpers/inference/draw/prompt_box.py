@@ -15,7 +15,7 @@ from PIL import Image
 
 from helpers.config import InferenceConfig
 from helpers.core.decode import ImageError
-from helpers.core.errors import RunError
+from helpers.core.errors import DiskError, RunError
 from helpers.figures.pictures import open_rgb
 from helpers.inference.draw.album import Settings
 from helpers.inference.draw.fit_picture import STEP_PX, least_side
@@ -188,12 +188,21 @@ class PromptBox:
         for number, (model, requests) in enumerate(zip(models, asked, strict=True)):
             progress = self._progress_callback(number, len(models))
             images = self.sampler.draw(requests, self.config.batch_size, progress)
+            rows.append(self._row(model, requests, images))
+            self.gallery.children = tuple(rows)
+            self._keep(requests, images)
+        self._show(" ".join(filter(None, (f"Kept in {self.sampler.run.samples}.", *warnings))))
+
+    def _keep(self, requests: list[Request], images: list[Image.Image]) -> None:
+        """Save pictures that are shown. Raises RunError if the disk refuses one."""
+        try:
             for request, image in zip(requests, images, strict=True):
                 path = self.sampler.save(request, image)
                 self._add_to_history(path, self.sampler.settings(request), image)
-            rows.append(self._row(model, requests, images))
-            self.gallery.children = tuple(rows)
-        self._show(" ".join(filter(None, (f"Kept in {self.sampler.run.samples}.", *warnings))))
+        except (DiskError, OSError) as error:
+            raise RunError(
+                f"{error_text(error)}. What was drawn is shown below, and not all of it is kept."
+            ) from error
 
     def _no_steps(self, start: FromPicture | None) -> str:
         steps = self.steps.value
