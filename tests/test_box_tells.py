@@ -120,9 +120,9 @@ def test_settings_that_the_fields_do_not_take_are_told(sampler):
     box = box_of(sampler, compare=False)
     box.button.click()
     _, settings = sampler.album.newest(1)[0]
-    box._add_to_history(
-        settings | {"scheduler": "of another version"}, sampler.draw([Request("a", 1)])[0]
-    )
+    drawn = sampler.draw([Request("a", 1)])[0]
+    sampler.album.save(settings | {"scheduler": "of another version"}, drawn)
+    box = box_of(sampler)
     box.history.children[0].children[1].click()
     assert box.message.value.startswith("TraitError: Invalid selection")
 

@@ -250,6 +250,34 @@ def test_a_person_picks_leaves_and_goes_on_where_it_was_left(run, sampler):
     assert count_picks(run, "another model's hash") == {}
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"{}",
+        b"[1}",
+        b"[1]",
+        b"\xff\xfe}",
+        b'{"id": "\xe9"}',
+        b"[" * 100_000,
+        b'{"id": "a", "model": "MODEL", "against": "base"}',
+        b'{"id": "a", "model": "MODEL", "against": "a neighbour", "picked": "tuned"}',
+        b'{"id": ["a"], "model": "MODEL", "against": ["base"], "picked": "tuned"}',
+    ],
+)
+def test_a_line_that_is_no_pick_is_passed_over(run, sampler, row):
+    for pair in make_pairs(CONFIG, sampler, "base")[:2]:
+        save_pick(sampler, pair, MODEL)
+    first, second = run.blind.read_bytes().splitlines(keepends=True)
+    run.blind.write_bytes(
+        first + row.replace(b"MODEL", sampler.model_hash.encode()) + b"\n" + second
+    )
+    box = BlindBox(sampler, CONFIG, lambda: None)
+    box.against.value = "base"
+    assert box.message.value == "2 of 4 pairs are done: Begin goes on."
+    found = count_picks(run, sampler.model_hash)
+    assert found.keys() == {"base"} and found["base"]["picked"] == 2
+
+
 def test_pairs_that_the_safety_checker_blocked_are_told_and_not_counted(run):
     strict_checker(run.model)
     sampler = Sampler(run)

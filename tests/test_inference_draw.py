@@ -1,25 +1,31 @@
 """Drawing with any weights, keeping what was drawn, and the prompt box."""
 
 import json
+import shutil
+import subprocess
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
 from helpers.core.files import read_json, write_manifest
+from helpers.inference.draw.from_picture import FromPicture
 from helpers.inference.draw.prompt_box import PromptBox
 from helpers.inference.draw.sampler import (
     SCHEDULERS,
     Cancelled,
     Request,
     Sampler,
+    draw_missing,
     is_blocked,
     make_config,
     make_requests,
@@ -138,6 +144,95 @@ def test_other_settings_never_replace_a_picture(sampler):
     second = sampler.save(other, sampler.draw([other])[0])
     assert second != first and first.read_bytes() == before
     assert sampler.save(ASKED, sampler.draw([ASKED])[0]) == first
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def with_a_wrong_bit(content):
+    at = content.index(b"IDAT") + 20
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        (".json", lambda content: b""),
+        (".json", cut),
+        (".json", lambda content: content.replace(b"turtle", b"turtl\xe9")),
+        (".png", lambda content: b""),
+        (".png", cut),
+        (".png", lambda content: content[:-12]),
+        (".png", lambda content: content[:60]),
+        (".png", with_a_wrong_bit),
+    ],
+)
+def test_a_damaged_picture_is_drawn_again_in_its_place(sampler, suffix, damage):
+    requests = [ASKED, replace(ASKED, num_inference_steps=3)]  # of one name
+    paths = list(draw_missing(sampler, requests, 8))
+    before = {path: path.read_bytes() for path in sampler.run.samples.glob("*.*")}
+    for path in paths:
+        file = path.with_suffix(suffix)
+        file.write_bytes(damage(before[file]))
+        assert PromptBox(sampler, CONFIG, "else")
+        assert list(draw_missing(sampler, requests, 8)) == paths
+        assert {path: path.read_bytes() for path in sampler.run.samples.glob("*.*")} == before
+
+
+def labelled(path, settings):
+    """A whole PNG that another program wrote."""
+    chunks = PngInfo()
+    chunks.add_text("settings", settings)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+
+
+def test_files_that_are_not_the_pictures_own_stay_as_they_are(sampler):
+    settings, image = sampler.settings(ASKED), sampler.draw([ASKED])[0]
+    first = sampler.album.path(settings)
+    first.parent.mkdir(exist_ok=True)
+    labelled(first, "{}")
+    second = sampler.album.path(settings)
+    second.write_bytes(b"cut off")
+    third = sampler.album.path(settings)
+    third.with_suffix(".json").symlink_to("gone")
+    fourth = sampler.save(ASKED, image)
+    shutil.copy(first, fourth)  # as an image editor saves over it
+    before = {path: path.read_bytes() for path in (first, second, fourth)}
+    fifth = sampler.save(ASKED, image)
+    assert len({first, second, third, fourth, fifth}) == 5 and sampler.album.has(settings)
+    assert {path: path.read_bytes() for path in before} == before
+    assert third.with_suffix(".json").is_symlink() and not third.exists()
+
+
+FOREIGN = [
+    {"prompt": None},
+    {"seed": "4"},
+    {"seed": 2**64},
+    {"model": None},
+    {"model": "../../model"},
+    {"model": "light"},
+    {"strength": None},
+    {"guidance_scale": "4"},
+    {"width_px": 33},
+    {"num_inference_steps": 0},
+    {"speed": 1.0},
+    {"from_picture": [1]},
+    {"from_picture": {"image": "x"}},
+    {"from_picture": asdict(FromPicture("x" * 300))},
+    {"from_picture": asdict(FromPicture("x")) | {"denoising_strength": 7}},
+    {"scheduler": ["Euler"]},
+]
+
+
+@pytest.mark.parametrize("changed", [*FOREIGN, "[" * 100_000, "[]", "no JSON"])
+def test_odd_settings_in_a_png_are_told_in_a_line(sampler, tmp_path, changed):
+    path = tmp_path / "odd.png"
+    odd = sampler.settings(ASKED) | changed if isinstance(changed, dict) else changed
+    labelled(path, odd if isinstance(odd, str) else json.dumps(odd))
+    with pytest.raises(RunError) as told:
+        sampler.redraw(path)
+    assert "\n" not in str(told.value)
 
 
 def test_steps_and_guidance_are_those_of_the_previews_unless_given(sampler):
@@ -274,10 +369,57 @@ def test_fewer_are_drawn_at_once_where_memory_runs_out(sampler):
 
 def test_the_history_is_there_when_the_box_opens_again(sampler):
     box_of(sampler, seed=31, compare=False).button.click()
-    (sampler.run.samples / "foreign.png").write_bytes(b"no picture")
+    samples, settings = sampler.run.samples, sampler.album.newest(1)[0][1]
+    (samples / "foreign.png").write_bytes(b"no picture")
+    (samples / "dangling.png").symlink_to("gone")
+    (samples / "folder.png").mkdir()
+    labelled(samples / "null.png", json.dumps(settings | {"prompt": None}))
+    labelled(samples / "deep.png", "[" * 100_000)
     again = PromptBox(sampler, CONFIG, "else")
-    assert again.history.children[0].children[1].description == "tuned 31"
-    (sampler.run.samples / "foreign.png").unlink()
+    assert [c.children[1].description for c in again.history.children] == ["tuned 31"]
+
+
+def test_a_picture_of_before_the_model_was_trained_again_is_told(sampler):
+    box_of(sampler, compare=False).button.click()
+    file = next((sampler.run.model / "unet").glob("*.safetensors"))
+    save_file(
+        {name: 1.5 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"}
+    )
+    write_manifest(sampler.run.model)
+    box = PromptBox(Sampler(sampler.run), CONFIG, "else")
+    box.history.children[0].children[1].click()
+    assert box.prompt.value == "a turtle"
+    assert "it was drawn with other weights than" in box.message.value
+
+
+@pytest.fixture
+def full_disk(sampler):
+    """samples/ on a tmpfs of its own, with no room left."""
+    samples = sampler.run.samples
+    samples.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(samples)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs is refused here: it wants root")
+    filler = samples / "filler"
+    try:
+        filler.write_bytes(b"x" * shutil.disk_usage(samples).free)
+        yield filler
+    finally:
+        subprocess.run(["umount", str(samples)], check=True)
+
+
+def test_what_a_full_disk_does_not_keep_is_shown(sampler, full_disk):
+    box = box_of(sampler, compare=False, count=2)
+    box.button.click()
+    told = box.message.value
+    assert f"could not write {sampler.run.samples}" in told and "No space left on device" in told
+    assert "free some space, and draw again. What was drawn is shown below" in told
+    assert "run the notebook" not in told and not box.button.disabled
+    (row,) = box.gallery.children
+    assert len(row.children[1].children) == 2 and not box.history.children
+    full_disk.unlink()
+    box.button.click()
+    assert "Kept in" in box.message.value and len(box.history.children) == 2
 
 
 def test_the_box_draws_a_checkpoint(sampler):

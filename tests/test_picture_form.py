@@ -8,7 +8,15 @@ import pytest
 from diffusers import ControlNetModel
 from PIL import Image, ImageCms
 
-from helpers.inference.draw.picture_form import ALL, IN_USE, MASK, RECTANGLE, SKETCH, TITLE
+from helpers.inference.draw.picture_form import (
+    ALL,
+    IN_USE,
+    MASK,
+    RECTANGLE,
+    SKETCH,
+    TITLE,
+    uploaded,
+)
 from helpers.inference.draw.prompt_box import PromptBox
 from helpers.inference.draw.sampler import Sampler
 from tests.conftest import ORIENTATION
@@ -38,7 +46,7 @@ def in_7(name, content):
 
 
 def in_8(name, content):
-    described = {"type": "image/png", "last_modified": datetime.now(UTC)}
+    described = {"type": "image/png", "last_modified": datetime(2020, 1, 1, tzinfo=UTC)}
     return (described | {"name": name, "size": len(content), "content": memoryview(content)},)
 
 
@@ -67,11 +75,31 @@ def shown_fields(box):
 
 
 @pytest.mark.parametrize("kind", [in_7, in_8])
-def test_an_upload_is_taken_as_either_ipywidgets_gives_it(box, kind):
-    box.from_picture._take_upload(kind("mine.png", encoded(painting((40, 32)))))
+def test_an_upload_is_read_as_either_ipywidgets_gives_it(kind):
+    assert uploaded(kind("mine.png", b"pixels")) == [("mine.png", b"pixels")]
+
+
+def test_an_upload_is_taken_at_its_shape(box):
+    upload(box, painting((40, 32)), "mine.png")
     assert "mine.png is taken: 40 x 32 px, drawn at 32 x 32" in box.message.value
-    box.from_picture._take_upload(kind("wide.png", encoded(painting((96, 32)))))
+    upload(box, painting((96, 32)), "wide.png")
     assert (box.width.value, box.height.value) == (56, 16)
+
+
+def test_the_same_file_is_taken_each_time_it_is_uploaded(box):
+    upload(box, b"no picture", "notes.png")
+    box._show("")
+    upload(box, b"no picture", "notes.png")
+    assert "notes.png is no JPEG" in box.message.value
+    form = box.from_picture
+    for _ in range(2):
+        upload(box, painting(), "mine.png")
+        assert form.picture and not form.upload.value
+        form.where.value = MASK
+        upload(box, Image.new("L", (32, 32), 255), "mask.png", "mask_upload")
+        assert form.mask and not form.mask_upload.value
+        form.remove.click()
+        assert form.picture is form.mask is None
 
 
 def test_what_is_off_takes_no_room(box):
@@ -124,6 +152,21 @@ def test_a_past_sample_is_drawn_from(box):
     with Image.open(path) as image:
         assert np.array_equal(kept, image)
     assert box.from_picture.past.value == path  # a new sample does not choose another
+
+
+def test_a_renamed_sample_is_drawn_from(box):
+    path, _ = drawn(box)
+    renamed = path.rename(path.with_name("my favourite.png"))
+    box = box_of(box.sampler)
+    box.from_picture.past.value = box.from_picture.past.options[1][1]
+    assert f"{renamed.name} is taken" in box.message.value and drawn(box)
+
+
+def test_an_upload_heals_its_damaged_copy(box):
+    upload(box, painting())
+    kept = box.sampler.album.input_path(box.from_picture.value().image)
+    kept.write_bytes(kept.read_bytes()[:-20])
+    assert drawn(box)
 
 
 def test_a_rectangle_is_drawn_anew_and_the_rest_is_the_uploads(box):
@@ -193,8 +236,25 @@ def test_a_mask_of_another_shape_is_told_and_not_taken(box, size):
     upload(box, Image.new("L", size, 255), "mask.png", "mask_upload")
     assert f"the mask is {size[0]} x {size[1]} px and the picture 32 x 32 px" in box.message.value
     upload(box, Image.new("L", (64, 64), 255), "large.png", "mask_upload")
-    assert box.message.value == "large.png is taken as the mask."
+    assert box.message.value == (
+        "large.png is taken as the mask: it is white all over, so all of the picture is drawn anew."
+    )
     assert drawn(box)
+
+
+def test_what_is_transparent_in_a_mask_is_not_painted(box):
+    image, mask = painting(), Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+    mask.paste("white", (16, 0, 32, 32))
+    upload(box, image)
+    box.from_picture.where.value = MASK
+    upload(box, mask, "mask.png", "mask_upload")
+    assert box.message.value == "mask.png is taken as the mask."
+    path, _ = drawn(box)
+    with Image.open(path) as saved:
+        changed = (np.asarray(saved) != np.asarray(image)).any(-1)
+    assert changed[:, 16:].any() and not changed[:, :16].any()
+    upload(box, Image.new("RGBA", (32, 32), (255, 255, 255, 0)), "clear.png", "mask_upload")
+    assert "the mask has no white, so nothing would be drawn" in box.message.value
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xe0 cut off", b"%PDF-1.7"])

@@ -320,8 +320,28 @@ def test_a_picture_that_was_drawn_fast_is_drawn_again_to_the_same_bits(run, samp
     lora = random_lora(run.read_config("train")["base_model"], rank=2)
     write_lora(speed / LORA_FILE, lora, {})
     sampler.use_speed_lora(with_speed(run, speed))
-    with pytest.raises(RunError, match="another speed LoRA than is loaded"):
+    with pytest.raises(RunError, match="with a speed LoRA that is not loaded: set speed_lora"):
         sampler.redraw(path)
+
+
+def test_a_picture_that_another_speed_lora_drew_is_told_when_it_is_brought_back(
+    run, sampler, speed, tiny_base
+):
+    box = box_of(run, sampler, speed, seed=61, compare=False, fast=True)
+    box.button.click()
+
+    def brought_back(**more):
+        box = PromptBox(Sampler(run), with_speed(run, speed, **more), "else")
+        box.history.children[0].children[1].click()
+        assert box.fast.value
+        return box.message.value
+
+    assert brought_back() == "Settings brought back."
+    by_weight = brought_back(speed_weight=0.7)
+    assert "it was drawn by TCD at a weight of 1: set speed_scheduler" in by_weight
+    assert "it was drawn by TCD at a weight of 1" in brought_back(speed_scheduler="LCM")
+    write_lora(speed / LORA_FILE, random_lora(tiny_base, rank=2), {})
+    assert "with a speed LoRA that is not loaded: set speed_lora" in brought_back()
 
 
 def test_pictures_of_before_there_was_a_speed_are_known_and_drawn_again(run, sampler):

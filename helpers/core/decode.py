@@ -38,6 +38,7 @@ UPRIGHT = {  # by EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 MANY_FRAMES = ("PNG", "WEBP", "HEIF", "AVIF", "TIFF", "GIF")  # a PSD has layers, an MPO thumbnails
+WHITE = "white"
 NEARLY_SRGB = 1  # levels of 255 by which a profile may differ from sRGB without a conversion
 
 # notes on a picture
@@ -66,7 +67,7 @@ class TooLarge(ImageError):
 class Picture:
     """A decoded image: its pixels, the file's format, and notes on conversions."""
 
-    image: Image.Image  # RGB, upright, sRGB, on white; without metadata
+    image: Image.Image  # RGB, upright, sRGB, on a ground; without metadata
     format: str  # Pillow's name of the file's format
     notes: tuple[str, ...]  # the conversions that a person should know, of the sentences above
     is_stored: bool  # the file has these pixels: none was rotated, converted or put on white
@@ -91,14 +92,15 @@ def read_picture_file(path: Path, max_mpx: int = MAX_MPX) -> bytes:
     return path.read_bytes()
 
 
-def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
+def decode(file: Path | bytes, max_mpx: int = MAX_MPX, ground: str = WHITE) -> Picture:
     """Decode an image file (path or bytes) completely. This finds damage that Pillow's `verify()` would miss.
 
+    `ground` is the colour that transparent parts are put on.
     Raises ImageError if it is of another format, is damaged, or has more than `max_mpx` megapixels.
     """
     content = file if isinstance(file, bytes) else read_picture_file(file, max_mpx)
     try:
-        return _decode(content, max_mpx)
+        return _decode(content, max_mpx, ground)
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -108,7 +110,7 @@ def decode(file: Path | bytes, max_mpx: int = MAX_MPX) -> Picture:
         raise ImageError(f"does not decode: {words}") from None
 
 
-def _decode(content: bytes, max_mpx: int) -> Picture:
+def _decode(content: bytes, max_mpx: int, ground: str) -> Picture:
     content = strip_png_text(content)
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > max_mpx * 1e6:
@@ -122,10 +124,10 @@ def _decode(content: bytes, max_mpx: int) -> Picture:
         rgb, alpha, notes = to_srgb(image, image.info.get("icc_profile"))
         is_stored = image.mode == "RGB" and not (notes or alpha or turn or is_first)
     if alpha is not None:
-        white = Image.new("RGB", rgb.size, "white")
-        white.paste(rgb, mask=alpha)
-        rgb = white
-        notes += (ON_WHITE,) if alpha.getextrema()[0] < 255 else ()
+        behind = Image.new("RGB", rgb.size, ground)
+        behind.paste(rgb, mask=alpha)
+        rgb = behind
+        notes += (ON_WHITE,) if ground == WHITE and alpha.getextrema()[0] < 255 else ()
     if turn is not None:
         rgb = rgb.transpose(turn)
     rgb.info.clear()

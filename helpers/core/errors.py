@@ -21,6 +21,18 @@ class OutOfMemoryError(RunError):
     """The error when a training runs out of memory (OOM). The message names a setting to change."""
 
 
+class DiskError(RunError):
+    """The error when a disk refuses a change. Its message ends with what a notebook's user does next."""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, and what would help, for callers that go on in another way."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{self.problem}, and run the notebook again; it goes on from what was saved last"
+
+
 class DatabaseError(RunError):
     """The error when a sweep's database does not answer. A later try may succeed."""
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.core.errors import RunError
+from helpers.core.errors import DiskError
 
 MANIFEST = "manifest.json"
 GB = 1e9
@@ -27,7 +27,7 @@ NEXT_STEPS = {  # by the errno of a disk that refuses a change
 
 @contextmanager
 def on_disk(what: str, path: Path) -> Iterator[None]:
-    """Turn a disk error inside this context into a RunError that names `path` and the free space.
+    """Turn a disk error inside this context into a DiskError that names `path` and the free space.
 
     `what` is the one change made inside: make, write, sync, rename or unlink. Each change of this module is wrapped, as
     is what callers write to its temporary paths: tests fail each one, and find by audit events that there is no other.
@@ -37,10 +37,8 @@ def on_disk(what: str, path: Path) -> Iterator[None]:
     except Exception as error:
         if (reason := _refusal(error)) is None:
             raise
-        raise RunError(
-            f"could not {what} {path}: {os.strerror(reason)} ({_free(path)}): {NEXT_STEPS[reason]}, "
-            "and run the notebook again; it goes on from what was saved last"
-        ) from error
+        problem = f"could not {what} {path}: {os.strerror(reason)} ({_free(path)})"
+        raise DiskError(f"{problem}: {NEXT_STEPS[reason]}") from error
 
 
 def _refusal(error: Exception) -> int | None:
@@ -100,7 +98,7 @@ def _writing(tmp_path: Path) -> Iterator[None]:
         with on_disk("write", tmp_path):
             yield
     except BaseException:
-        with suppress(OSError, RunError):
+        with suppress(OSError, DiskError):
             _remove(tmp_path)
         raise
 

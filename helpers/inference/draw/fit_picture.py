@@ -18,8 +18,17 @@ Box = tuple[float, float, float, float]  # left, top, right and bottom, as share
 
 def read_upload(name: str, content: bytes) -> Picture:
     """Decode an uploaded picture. Raises RunError, with its name, if it is none or too large."""
+    return _decode_upload(name, content, "white")
+
+
+def read_mask(name: str, content: bytes) -> Image.Image:
+    """Decode an uploaded mask, as `read_upload` does. What is transparent is not painted, and so black."""
+    return _decode_upload(name, content, "black").image
+
+
+def _decode_upload(name: str, content: bytes, ground: str) -> Picture:
     try:
-        return decode(content, MAX_MPX)
+        return decode(content, MAX_MPX, ground)
     except ImageError as error:
         raise RunError(f"{name} {error}: upload another picture") from None
 

@@ -5,7 +5,8 @@ import io
 import ipywidgets as widgets
 from PIL import Image
 
-from helpers.core.errors import RunError
+from helpers.core.errors import DiskError, RunError
+from helpers.core.files import NEXT_STEPS
 
 STYLE = {"description_width": "96px"}
 WIDE = {"layout": widgets.Layout(width="98%", max_width="640px"), "style": STYLE}
@@ -37,8 +38,11 @@ def picture_widget(image: Image.Image, width_px: int) -> widgets.Image:
 
 def error_text(error: Exception) -> str:
     """Return an error of a form's callback as one line."""
+    if isinstance(error, DiskError):
+        return f"{error.problem}, and draw again"
     if isinstance(error, RunError):
         return str(error)
     first_line = str(error).strip().partition("\n")[0]
     words = f"{type(error).__name__}: {first_line}".removesuffix(": ")
-    return f"{words} (nothing was lost: change a setting and draw again)"
+    step = NEXT_STEPS.get(getattr(error, "errno", None), "nothing was lost: change a setting")
+    return f"{words} ({step} and draw again)"

@@ -10,7 +10,8 @@ from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
 from helpers.core.files import replacing_file, write_json
 from helpers.figures.pictures import evenly, grid, open_rgb
-from helpers.inference.draw.sampler import Request, Sampler
+from helpers.inference.draw.request import Request
+from helpers.inference.draw.sampler import Sampler
 
 log = logging.getLogger(__name__)
 GUIDANCE = (1.0, 2.5, 4.0, 7.0, 10.0)

@@ -1,6 +1,7 @@
 """The prompt box's part "From a picture": an upload or a past sample, what of it is drawn anew, and how much."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from helpers.inference.draw.fit_picture import (
     Size,
     fit,
     fit_mask,
+    read_mask,
     read_upload,
     rectangle_mask,
     share_cropped,
@@ -66,10 +68,8 @@ class PictureForm:
         self.preview, self.body = widgets.VBox(), widgets.VBox()
         self.view = widgets.Accordion(children=[self.body], selected_index=None)
 
-        self.upload.observe(lambda change: act(lambda: self._take_upload(change["new"])), "value")
-        self.mask_upload.observe(
-            lambda change: act(lambda: self._take_mask(change["new"])), "value"
-        )
+        _on_upload(self.upload, act, self._take_upload)
+        _on_upload(self.mask_upload, act, self._take_mask)
         self._on_past = lambda change: act(lambda: self._take_past(change["new"]))
         self.past.observe(self._on_past, "value")
         self.remove.on_click(lambda _button: self.restore(None))
@@ -126,11 +126,10 @@ class PictureForm:
     def _size(self) -> Size:
         return self.width.value, self.height.value
 
-    def _take_upload(self, value: Any) -> None:
-        for name, content in uploaded(value):
-            picture = read_upload(name, content)
-            self.past.value = None
-            self._take(picture.image, f"{name} is taken", picture.notes)
+    def _take_upload(self, name: str, content: bytes) -> None:
+        picture = read_upload(name, content)
+        self.past.value = None
+        self._take(picture.image, f"{name} is taken", picture.notes)
 
     def _take_past(self, path: Path | None) -> None:
         if path:
@@ -147,13 +146,14 @@ class PictureForm:
         self.tell(f"{'; '.join(words)}.")
         self._lay_out()
 
-    def _take_mask(self, value: Any) -> None:
-        for name, content in uploaded(value):
-            mask = read_upload(name, content).image
-            fit_mask(mask, self.picture, self._size)  # or it says what is wrong
-            self.mask = mask
-            self.tell(f"{name} is taken as the mask.")
-            self._show_preview()
+    def _take_mask(self, name: str, content: bytes) -> None:
+        mask = read_mask(name, content)
+        fitted = fit_mask(mask, self.picture, self._size)  # or it says what is wrong
+        self.mask = mask
+        is_white = fitted.getextrema()[0] == 255
+        told = ": it is white all over, so all of the picture is drawn anew" if is_white else ""
+        self.tell(f"{name} is taken as the mask{told}.")
+        self._show_preview()
 
     def _choose_place(self) -> None:
         if self.where.value == SKETCH:
@@ -200,6 +200,22 @@ class PictureForm:
         shown = show_mask(image, mask) if mask else image
         shown.thumbnail((2 * PREVIEW_PX, 2 * PREVIEW_PX))
         self.preview.children = (picture_widget(shown, PREVIEW_PX),)
+
+
+def _on_upload(
+    button: widgets.FileUpload,
+    act: Callable[[Callable[[], None]], None],
+    take: Callable[[str, bytes], None],
+) -> None:
+    """Call `take`, by `act`, with the name and content of each file that is uploaded."""
+
+    def on_change(change: dict[str, Any]) -> None:
+        for name, content in uploaded(change["new"]):
+            act(partial(take, name, content))
+        # emptied: the same file again would be no change
+        button.set_trait("value", type(change["new"])())
+
+    button.observe(on_change, "value")
 
 
 def uploaded(value: Any) -> list[tuple[str, bytes]]:

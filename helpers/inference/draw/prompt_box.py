@@ -4,6 +4,8 @@ import html
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
@@ -12,7 +14,8 @@ from IPython.display import HTML, display
 from PIL import Image
 
 from helpers.config import InferenceConfig
-from helpers.core.errors import RunError
+from helpers.core.decode import ImageError
+from helpers.core.errors import DiskError, RunError
 from helpers.figures.pictures import open_rgb
 from helpers.inference.draw.album import Settings
 from helpers.inference.draw.fit_picture import STEP_PX, least_side
@@ -27,7 +30,8 @@ from helpers.inference.draw.form_fields import (
 )
 from helpers.inference.draw.from_picture import FromPicture
 from helpers.inference.draw.picture_form import PictureForm
-from helpers.inference.draw.sampler import Cancelled, Progress, Request, Sampler
+from helpers.inference.draw.request import Request
+from helpers.inference.draw.sampler import Cancelled, Progress, Sampler
 from helpers.inference.draw.schedulers import SCHEDULERS
 from helpers.inference.draw.speed import speed_cost
 
@@ -69,7 +73,8 @@ class PromptBox:
         form = PictureForm(sampler, self.width, self.height, self._show_errors, self._show)
         self.from_picture = form
         for path, settings in sampler.album.newest(MAX_HISTORY):
-            self._add_to_history(settings, open_rgb(path))
+            with suppress(ImageError):  # checksums do not find all damage
+                self._add_to_history(path, settings, open_rgb(path))
         self.fast.observe(lambda _change: self._set_fast(), "value")
         self.view = self._make_layout()
 
@@ -183,12 +188,21 @@ class PromptBox:
         for number, (model, requests) in enumerate(zip(models, asked, strict=True)):
             progress = self._progress_callback(number, len(models))
             images = self.sampler.draw(requests, self.config.batch_size, progress)
-            for request, image in zip(requests, images, strict=True):
-                self.sampler.save(request, image)
-                self._add_to_history(self.sampler.settings(request), image)
             rows.append(self._row(model, requests, images))
             self.gallery.children = tuple(rows)
+            self._keep(requests, images)
         self._show(" ".join(filter(None, (f"Kept in {self.sampler.run.samples}.", *warnings))))
+
+    def _keep(self, requests: list[Request], images: list[Image.Image]) -> None:
+        """Save pictures that are shown. Raises RunError if the disk refuses one."""
+        try:
+            for request, image in zip(requests, images, strict=True):
+                path = self.sampler.save(request, image)
+                self._add_to_history(path, self.sampler.settings(request), image)
+        except (DiskError, OSError) as error:
+            raise RunError(
+                f"{error_text(error)}. What was drawn is shown below, and not all of it is kept."
+            ) from error
 
     def _no_steps(self, start: FromPicture | None) -> str:
         steps = self.steps.value
@@ -229,7 +243,7 @@ class PromptBox:
         ]
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), widgets.HBox(cells, layout=ROW)])
 
-    def _add_to_history(self, settings: Settings, image: Image.Image) -> None:
+    def _add_to_history(self, path: Path, settings: Settings, image: Image.Image) -> None:
         small = image.copy()
         small.thumbnail((96, 96))
         name, layout = f"{settings['model']} {settings['seed']}", widgets.Layout(width="96px")
@@ -237,10 +251,10 @@ class PromptBox:
         button.on_click(lambda _button: self._show_errors(lambda: self.restore(settings)))
         entry = widgets.VBox([picture_widget(small, 96), button])
         self.history.children = (entry, *self.history.children)[:MAX_HISTORY]
-        self.from_picture.add_past(self.sampler.album.path(settings), settings)
+        self.from_picture.add_past(path, settings)
 
     def restore(self, settings: Settings) -> None:
-        """Fill the form with a picture's settings."""
+        """Fill the form with a picture's settings, and say what has changed since it was drawn."""
         prompt, suffix, model = settings["prompt"], self.sampler.suffix, settings["model"]
         self.styled.value = prompt.endswith(suffix)
         self.prompt.value = prompt.removesuffix(suffix)
@@ -252,12 +266,21 @@ class PromptBox:
         self.compare.value = model == "base"
         names = [value for _, value in self.checkpoint.options]
         self.checkpoint.value = model if model in names else "tuned"
-        is_gone = model not in (*names, "base")
-        deleted = f"; {model} was deleted, so the model is chosen" if is_gone else ""
-        if settings.get("speed") and not self.fast.value:
-            deleted += "; it was drawn fast, by a speed LoRA that is not loaded: set speed_lora"
         self.from_picture.restore(settings.get("from_picture"))
-        self._show(f"Settings brought back{deleted}.")
+        change = self._find_change(settings)
+        self._show(f"Settings brought back{'; ' if change else ''}{change}.")
+
+    def _find_change(self, settings: Settings) -> str:
+        """Return why the form cannot draw this picture again, though it has its settings, or ""."""
+        model, speed = settings["model"], self.sampler.speed
+        if model != "base" and model not in [value for _, value in self.checkpoint.options]:
+            return f"{model} was deleted, so the model is chosen"
+        if what := self.sampler.find_change(settings):
+            return f"it was drawn {what}"
+        asked = settings.get("speed"), settings["scheduler"]
+        if asked[0] and asked != (speed.weight, speed.scheduler):
+            return f"it was drawn by {asked[1]} at a weight of {asked[0]:g}: set speed_scheduler and speed_weight"
+        return ""
 
     def _show(self, text: str) -> None:
         self.message.value = html.escape(text, quote=False)

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from helpers.core.files import find_corruption
 from helpers.core.run import Run
 from helpers.figures.pictures import INK
 from helpers.host.device import pick_device
-from helpers.inference.draw.album import Album
-from helpers.inference.draw.from_picture import FromPicture, PicturePipelines
+from helpers.inference.draw.album import Album, Settings
+from helpers.inference.draw.from_picture import PicturePipelines
 from helpers.inference.draw.prompts import Prompts
+from helpers.inference.draw.request import OPTIONAL, Request
 from helpers.inference.draw.schedulers import (
     MAX_SPEED_STEPS,
     SCHEDULERS,
@@ -49,29 +50,6 @@ log = logging.getLogger(__name__)
 
 class Cancelled(Exception):
     """An exception that a progress callback raises to stop a drawing."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The settings of a picture to draw. The same request, weights and machine give the same picture."""
-
-    prompt: str
-    seed: int
-    negative_prompt: str = ""
-    num_inference_steps: int = 16
-    guidance_scale: float = 4.0
-    model: str = "tuned"  # base, tuned, or a checkpoint such as step-000250
-    scheduler: str = "DPM-Solver++"
-    width_px: int = 0  # 0 is the resolution of training
-    height_px: int = 0
-    strength: float = 1.0  # from the base's weights (0) to the model's (1)
-    speed: float = 0.0  # at which the speed LoRA is merged
-    from_picture: FromPicture | None = None
-
-    @classmethod
-    def of(cls, config: InferenceConfig, prompt: str, seed: int, negative: str = "") -> "Request":
-        """Create a request with the steps and the guidance scale of a config."""
-        return cls(prompt, seed, negative, config.num_inference_steps, config.guidance_scale)
 
 
 class Sampler:
@@ -285,17 +263,12 @@ class Sampler:
             return pictures.inpainting(image, mask, start.denoising_strength, count)
         return pictures.image_to_image(image, start.denoising_strength, count)
 
-    def settings(self, request: Request) -> dict[str, object]:
+    def settings(self, request: Request) -> Settings:
         """Return all settings that a picture depends on, as saved in the picture's PNG and .json."""
         settings = asdict(self._fill_size(request))
+        settings = {k: v for k, v in settings.items() if v or k not in OPTIONAL}
         settings |= {"model_hash": self.weights.hash_of(request.model)}
-        # without what pictures lack that were drawn before there was one
-        if not request.from_picture:
-            del settings["from_picture"]
-        if not request.speed:
-            del settings["speed"]
-            return settings
-        return settings | {"speed_lora_hash": self.speed.sha256}
+        return settings | ({"speed_lora_hash": self.speed.sha256} if request.speed else {})
 
     def save(self, request: Request, image: Image.Image) -> Path:
         """Save a picture and its settings in samples/."""
@@ -307,23 +280,21 @@ class Sampler:
         Raises RunError if the PNG has no settings, or was drawn with other weights or from a picture that is gone.
         """
         settings = self.album.read(path)
-        given = _known(Request, settings)
-        if start := settings.get("from_picture"):
-            given["from_picture"] = FromPicture(**_known(FromPicture, start))
-        request = Request(**given)
-        if settings["model_hash"] != self.weights.hash_of(request.model):
-            raise RunError(
-                f"{path} was drawn with other weights than {self.run.model} has now: it cannot be drawn again"
-            )
-        if request.speed and settings["speed_lora_hash"] != (self.speed and self.speed.sha256):
-            raise RunError(
-                f"{path} was drawn with another speed LoRA than is loaded: set speed_lora"
-            )
-        return self.draw([request])[0]
+        if what := self.find_change(settings):
+            raise RunError(f"{path} was drawn {what}")
+        return self.draw([Request.read(settings)])[0]
 
+    def find_change(self, settings: Settings) -> str:
+        """Return what has changed since a saved picture was drawn, so that it cannot be drawn again, or "".
 
-def _known(kind: type, settings: dict[str, Any]) -> dict[str, Any]:
-    return {f.name: settings[f.name] for f in fields(kind) if f.name in settings}
+        Raises RunError if its checkpoint is missing or corrupt.
+        """
+        if settings.get("model_hash") != self.weights.hash_of(settings["model"]):
+            return f"with other weights than {self.run.model} has now: it cannot be drawn again"
+        loaded = self.speed.sha256 if self.speed else ""
+        if settings.get("speed") and settings.get("speed_lora_hash") != loaded:
+            return "with a speed LoRA that is not loaded: set speed_lora"
+        return ""
 
 
 def _keep_outside(

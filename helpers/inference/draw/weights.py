@@ -107,6 +107,8 @@ class Weights:
         if name == "base" or strength == 0:
             read = self.base.__getitem__
         elif name == LIGHT:
+            if self._light is None:
+                raise RunError("no light LoRA is made: set lora_rank or lora_share in more")
             read = _with_lora(self.base.__getitem__, self._light, self.all, 1.0)
         else:
             read = self.tuned.__getitem__ if name == "tuned" else self._read_checkpoint(name)
@@ -168,8 +170,12 @@ class Weights:
 
         Raises RunError if the checkpoint is missing or corrupt.
         """
-        if not STEP.fullmatch(name):
+        if name in ("base", "tuned", LIGHT):
             return self.model_hash
+        if not STEP.fullmatch(name):
+            raise RunError(
+                f"there is no model {name!r}: choose one of {', '.join([*self.steps(), 'tuned'])}"
+            )
         folder = self.run.checkpoints / name
         files = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
         seen = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,9 @@ from helpers.config import InferenceConfig
 from helpers.core.files import append_line
 from helpers.core.run import Run
 from helpers.figures.pictures import evenly, middle_square, open_rgb
-from helpers.inference.draw.sampler import Request, Sampler
+from helpers.inference.draw.request import Request
+from helpers.inference.draw.sampler import Sampler
+from helpers.inference.draw.weights import STEP
 from helpers.inference.judge.groups import Interval
 
 ART, MODEL = "art", "tuned"
@@ -90,10 +93,20 @@ def read_picks(run: Run, model_hash: str) -> list[dict[str, Any]]:
 
 
 def _rows(run: Run) -> Iterator[dict[str, Any]]:
-    if run.blind.is_file():
-        for line in run.blind.read_text(encoding="utf-8").splitlines():
-            if line.endswith("}"):  # a kill may have cut the last one
-                yield json.loads(line)
+    """Yield the picks of any model. A line that a kill cut off, or that is none, is passed over."""
+    for line in run.blind.read_bytes().split(b"\n") if run.blind.is_file() else []:
+        row = None
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+        if isinstance(row, dict) and _is_pick(row):
+            yield row
+
+
+def _is_pick(row: dict[str, Any]) -> bool:
+    against = row.get("against")
+    is_known = against in (ART, "base") or isinstance(against, str) and STEP.fullmatch(against)
+    is_whole = isinstance(row.get("id"), str) and isinstance(row.get("model"), str)
+    return bool(is_known and is_whole and row.get("picked") in (MODEL, against, BLOCKED))
 
 
 def count_picks(run: Run, model_hash: str) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from helpers.config import InferenceConfig
 from helpers.figures.pictures import evenly, middle_square, open_rgb
-from helpers.inference.draw.sampler import Request, Sampler, is_blocked
+from helpers.inference.draw.request import Request
+from helpers.inference.draw.sampler import Sampler, is_blocked
 from helpers.inference.judge.copies import CopyFinder
 from helpers.inference.judge.encoders import ClipScore, ImageModel
 from helpers.inference.judge.groups import COMPARED, Groups, Interval, Pictures

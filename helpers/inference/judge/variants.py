@@ -7,7 +7,8 @@ from typing import Any
 
 from helpers.config import InferenceConfig
 from helpers.core.errors import RunError
-from helpers.inference.draw.sampler import Request, Sampler
+from helpers.inference.draw.request import Request
+from helpers.inference.draw.sampler import Sampler
 from helpers.inference.draw.speed import speed_words
 from helpers.inference.draw.weights import LIGHT
 from helpers.inference.judge.groups import Groups
