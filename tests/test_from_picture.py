@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 
 from helpers.core.errors import RunError
 from helpers.core.run import Run
@@ -329,6 +330,23 @@ def test_a_controlnets_memory_is_said_before_any_of_it_is_loaded(of_family, cont
     sampler.draw([Request("a turtle", 4, num_inference_steps=1)])
     with pytest.raises(RunError, match="controlnet .* could not be loaded"):
         by_sketch(sampler, sketch())
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda t: dict(list(t.items())[1:]), "lacks 1 of the weights that its config.json needs"),
+        (
+            lambda t: t | {"conv_in.bias": t["conv_in.bias"] * torch.nan},
+            "NaN or inf in conv_in.bias",
+        ),
+    ],
+)
+def test_a_controlnet_that_is_not_whole_is_told(of_family, controlnet, spoil, words):
+    path = controlnet / "diffusion_pytorch_model.safetensors"
+    save_file(spoil(load_file(path)), path)
+    with pytest.raises(RunError, match=f"controlnet .* could not be loaded .*{words}"):
+        by_sketch(Sampler(of_family.run, controlnet=str(controlnet)), sketch())
 
 
 def test_a_controlnet_of_another_family_or_of_code_is_refused(of_family, controlnet, tmp_path):

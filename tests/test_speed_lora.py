@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -229,6 +230,26 @@ def half_of_one(folder, base):
     return folder / "lora.safetensors", "it is no LoRA"
 
 
+def of_nan(folder, base):
+    lora = random_lora(base)
+    path = folder / "lora.safetensors"
+    write_lora(path, Lora({n: t * torch.nan for n, t in lora.tensors.items()}, lora.alpha, {}), {})
+    return path, "it has NaN or inf in unet."
+
+
+def of_nan_alpha(folder, base):
+    path = folder / "lora.safetensors"
+    write_lora(path, replace(random_lora(base), settings={"unet.lora_alpha": torch.nan}), {})
+    return path, "is nan"
+
+
+def of_rank_0(folder, base):
+    lora = random_lora(base)
+    none = {n: t[:0] if "lora_A" in n else t[:, :0] for n, t in lora.tensors.items()}
+    save_file({n: t.contiguous() for n, t in none.items()}, folder / "lora.safetensors")
+    return folder / "lora.safetensors", "it is no LoRA"
+
+
 def empty_file(folder, _base):
     save_file({}, folder / "lora.safetensors")
     return folder / "lora.safetensors", "it is no LoRA"
@@ -246,6 +267,9 @@ BAD = [
     empty,
     a_whole_model,
     half_of_one,
+    of_nan,
+    of_nan_alpha,
+    of_rank_0,
     empty_file,
 ]
 

@@ -19,7 +19,6 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -114,10 +113,9 @@ def _metadata(path: Path) -> dict[str, Any]:
 def read_foreign_lora(path: Path, pipeline: DiffusionPipeline) -> Lora:
     """Read a LoRA file in any layout that diffusers' loaders of this pipeline know, such as kohya's.
 
-    Raises SafetensorError if the file is not safetensors, and ValueError if it holds no LoRA, more than one, or NaN.
+    Raises RunError if the file is not safetensors, and ValueError if it holds no LoRA, more than one, or NaN.
     """
-    read = read_tensors(path)
-    tensors, alphas = pipeline.lora_state_dict(read, unet_config=pipeline.unet.config)
+    tensors, alphas = pipeline.lora_state_dict(load_file(path), unet_config=pipeline.unet.config)
     tensors = _rename(tensors)
     rank = {name.removesuffix(UP): t.shape[1] for name, t in tensors.items() if name.endswith(UP)}
     unpaired = tensors.keys() ^ {name + end for name in rank for end in (DOWN, UP)}

@@ -188,4 +188,5 @@ def load_file(path: Path) -> dict[str, Tensor]:
     try:
         return read_tensors(path)
     except SafetensorError as error:
-        raise RunError(f"{path} is no safetensors file ({error}): move its folder away") from error
+        what = f"{path} is no safetensors file ({error})"
+        raise RunError(f"{what}: put a whole copy in its place") from error
