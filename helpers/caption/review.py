@@ -20,6 +20,7 @@ from helpers.core.errors import RunError
 from helpers.core.records import Caption, Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.figures.pictures import open_rgb
+from helpers.mirror.sync import sync_soon
 
 ROWS_PER_PAGE = 8
 PICTURE_PX = 160
@@ -171,6 +172,7 @@ class ReviewTable:
             button.disabled = False
 
     def _refresh(self, line: Line, what: str) -> None:
+        sync_soon(self.run)
         self._reload()
         line.words.value = self.rows[line.name].caption
         line.note.value = self._note(self.rows[line.name])

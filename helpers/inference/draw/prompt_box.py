@@ -30,6 +30,7 @@ from helpers.inference.draw.picture_form import PictureForm
 from helpers.inference.draw.sampler import Cancelled, Progress, Request, Sampler
 from helpers.inference.draw.schedulers import SCHEDULERS
 from helpers.inference.draw.speed import speed_cost
+from helpers.mirror.sync import sync_soon
 
 MAX_SEED = 2**31 - 1
 MAX_HISTORY = 16
@@ -186,6 +187,7 @@ class PromptBox:
             for request, image in zip(requests, images, strict=True):
                 self.sampler.save(request, image)
                 self._add_to_history(self.sampler.settings(request), image)
+            sync_soon(self.sampler.run)
             rows.append(self._row(model, requests, images))
             self.gallery.children = tuple(rows)
         self._show(" ".join(filter(None, (f"Kept in {self.sampler.run.samples}.", *warnings))))

@@ -24,6 +24,7 @@ from helpers.inference.judge.blind import (
     save_pick,
     title,
 )
+from helpers.mirror.sync import sync_soon
 
 PICTURE_PX = 256
 QUESTIONS = {
@@ -99,6 +100,7 @@ class BlindBox:
         pair = self.waiting.pop(0)
         save_pick(self.sampler, pair, pair.sides[side])
         self.after()
+        sync_soon(self.sampler.run)
         self._show_next()
 
     def _close(self) -> None:
