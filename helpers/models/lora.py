@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import safetensors.torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
+from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -116,7 +116,7 @@ def read_foreign_lora(path: Path, pipeline: DiffusionPipeline) -> Lora:
 
     Raises SafetensorError if the file is not safetensors, and ValueError if it holds no LoRA, more than one, or NaN.
     """
-    read = safetensors.torch.load_file(path)
+    read = read_tensors(path)
     tensors, alphas = pipeline.lora_state_dict(read, unet_config=pipeline.unet.config)
     tensors = _rename(tensors)
     rank = {name.removesuffix(UP): t.shape[1] for name, t in tensors.items() if name.endswith(UP)}
