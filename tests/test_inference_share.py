@@ -18,7 +18,7 @@ from helpers.core.permission import require_shareable
 from helpers.core.run import Run
 from helpers.inference.draw.sampler import Sampler
 from helpers.inference.report import report
-from helpers.inference.share.model_card import write_card
+from helpers.inference.share.model_card import python_lines, write_card
 from helpers.inference.share.one_file import export
 from tests.loopback_hub import TOKEN, Hub, Repo, loopback_hub
 
@@ -186,3 +186,10 @@ def test_the_rule_of_what_may_be_shown(permissions):
 
 def test_nothing_is_pushed_unasked(run, hub):
     assert push(hub, push_to="") == "not pushed: push_to is empty" and not hub.requests
+
+
+def test_the_lines_for_any_python_draw_with_this_run_in_its_style(run):
+    lines = python_lines(run)
+    assert f'("runs/pictures/model")("a blue cat at night{Sampler(run).suffix}")' in lines
+    exec(lines, {})
+    assert Path("cat.png").is_file()
