@@ -174,7 +174,7 @@ def test_a_hub_that_does_not_keep_it_private_gets_nothing(run, hub):
 def test_a_lost_file_and_a_wrong_token_are_told(run, hub):
     hub.drops = "README.md"
     assert "lacks README.md after the push" in push(hub)
-    assert push(hub, token="hf_wrong").startswith("RunError: the hub and mira/style")
+    assert push(hub, token="hf_wrong").startswith("RunError: mira/style could not be pushed (")
 
 
 @pytest.mark.parametrize("permissions", [[], ["private study"], ["own work", ""], ["Own work"]])

@@ -27,6 +27,7 @@ PICTURE_PX = 160
 IF_DEAD = """<small>If the buttons do nothing, or no table stands above, this page has lost its kernel (it was
 restarted, or the page was reloaded): run all cells of the notebook again. Edits and accepted captions are
 saved.</small>"""
+NO_CAPTION = "no caption yet: type what the picture shows"
 EVERY, TO_READ = "all captions", "all that want a look"
 
 
@@ -125,7 +126,7 @@ class ReviewTable:
 
     def _row(self, row: Caption) -> widgets.HBox:
         wide = widgets.Layout(width="98%")
-        words = widgets.Text(row.caption, placeholder=row.status, layout=wide)
+        words = widgets.Text(row.caption, placeholder=NO_CAPTION, layout=wide)
         words.continuous_update = False
         note = widgets.HTML(self._note(row))
         accept = widgets.Button(description="Accept", icon="check", button_style="success")
