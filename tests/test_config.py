@@ -3,6 +3,7 @@ import pytest
 from helpers.config import (
     PRESETS,
     DatasetConfig,
+    InferenceConfig,
     ScrapeConfig,
     TrainConfig,
     configure,
@@ -64,3 +65,9 @@ def test_a_notebook_shows_the_settings_that_differ_alone(capsys):
     assert capsys.readouterr().out == said
     ScrapeConfig(run="x")._ipython_display_()
     assert capsys.readouterr().out == "run = 'x'\nAll other settings are the defaults.\n"
+
+
+@pytest.mark.parametrize("typed", ["a cat\na dog", r"a cat\na dog", ["a cat", "a dog"]])
+def test_a_typed_backslash_n_separates_prompts_as_a_line_break_does(typed):
+    assert configure(InferenceConfig, prompts=typed).prompts == "a cat\na dog"
+    assert configure(TrainConfig, {"prompts": typed}).prompts == ("a cat", "a dog")

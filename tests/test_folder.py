@@ -16,6 +16,7 @@ from helpers.core.records import Caption, Post, Rejection, latest, present, read
 from helpers.core.run import Run
 from helpers.dataset.curate import curate, take_back
 from helpers.dataset.takedown import remove
+from helpers.figures.pictures import months
 from helpers.scrape.ingest import ingest, left_out, list_items, verify_images
 from tests.conftest import lines, make_dataset, photograph
 
@@ -43,6 +44,16 @@ def as_an_older_version_wrote_it(run):
         for row in lines(run.posts)
     ]
     run.posts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_folder_says_that_its_files_have_no_dates(workplace, pictures):
+    told = "a folder's files have no dates: since and until do nothing"
+    assert told not in scrape(pictures)[1].words
+    run, offered = scrape(pictures, until="2001-01-01")
+    assert offered.total == 12 and offered.words.count(told) == 1
+    dates = [post.taken_at for post in present(run.posts)]
+    assert months(dates) == "no post has a date"
+    assert isinstance(months([*dates, "2024-01-31T10:00:00"]), Image.Image)
 
 
 def test_an_image_and_words_that_were_replaced_are_taken_up_together(workplace, pictures):

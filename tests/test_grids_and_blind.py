@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,22 @@ def test_the_pairs_are_the_same_each_time_and_the_sides_tell_nothing(sampler):
     assert [p.request.seed for p in pairs] != sorted(p.request.seed for p in pairs)
 
 
+def test_each_held_out_picture_is_in_one_pair_with_the_artists(run, sampler):
+    shown = sampler.trained.pictures("validation")
+    many = InferenceConfig(**GIVEN | {"blind_pairs": 20})
+    pairs = make_pairs(many, sampler, ART)
+    assert sorted(pair.art for pair in pairs) == [path for path, _ in shown]
+    box = BlindBox(sampler, many, lambda: None)
+    box.begin.click()
+    assert box.message.value.startswith(f"1 of {len(shown)}. Which one is the artist's own?")
+    press(box, *[0] * len(shown))
+    found = count_picks(run, sampler.model_hash)[ART]
+    assert f"picked in {found['picked']} of {len(shown)}: " in box.message.value
+    assert (
+        "That is how often you took the model's picture for the artist's; at" in box.message.value
+    )
+
+
 @pytest.mark.parametrize("against", [ART, "base", "step-000002"])
 def test_both_sides_are_what_they_are_said_to_be(sampler, against):
     pair = make_pairs(CONFIG, sampler, against)[0]
@@ -325,17 +342,19 @@ def test_grids_and_picks_come_into_the_report_without_drawing_it_again(run, samp
     figures = report(CONFIG, sampler)
     assert figures == json.loads(run.report_json.read_text()) == update_report(run)
     assert figures["blind"]["art"] | {"low": 0, "high": 0} == {
-        "picked": 4,
-        "pairs": 4,
+        "picked": 3,
+        "pairs": 3,
         "value": 1.0,
         "low": 0,
         "high": 0,
     }
     assert figures["grids"][0]["rows"] == plan.rows
     changed = run.report_html.read_text()
-    assert "4 of 4: 100% (51% to 100%)" in changed and "Checkpoints × prompts" in changed
+    assert "3 of 3: 100% (44% to 100%)" in changed and "Checkpoints × prompts" in changed
     assert without(changed) == without(page)
-    assert "blind check against held-out art" in figures_table(figures).to_html()
+    table = figures_table(figures).to_html()
+    assert "blind check against held-out art" in table
+    assert re.search(r"#\w+ th {\s*text-align: left", table)
     modified = run.report_html.stat().st_mtime_ns
     update_report(run)
     assert run.report_html.stat().st_mtime_ns == modified

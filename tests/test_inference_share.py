@@ -18,7 +18,7 @@ from helpers.core.permission import require_shareable
 from helpers.core.run import Run
 from helpers.inference.draw.sampler import Sampler
 from helpers.inference.report import report
-from helpers.inference.share.model_card import write_card
+from helpers.inference.share.model_card import python_lines, write_card
 from helpers.inference.share.one_file import export
 from tests.loopback_hub import TOKEN, Hub, Repo, loopback_hub
 
@@ -174,7 +174,7 @@ def test_a_hub_that_does_not_keep_it_private_gets_nothing(run, hub):
 def test_a_lost_file_and_a_wrong_token_are_told(run, hub):
     hub.drops = "README.md"
     assert "lacks README.md after the push" in push(hub)
-    assert push(hub, token="hf_wrong").startswith("RunError: the hub and mira/style")
+    assert push(hub, token="hf_wrong").startswith("RunError: mira/style could not be pushed (")
 
 
 @pytest.mark.parametrize("permissions", [[], ["private study"], ["own work", ""], ["Own work"]])
@@ -186,3 +186,10 @@ def test_the_rule_of_what_may_be_shown(permissions):
 
 def test_nothing_is_pushed_unasked(run, hub):
     assert push(hub, push_to="") == "not pushed: push_to is empty" and not hub.requests
+
+
+def test_the_lines_for_any_python_draw_with_this_run_in_its_style(run):
+    lines = python_lines(run)
+    assert f'("runs/pictures/model")("a blue cat at night{Sampler(run).suffix}")' in lines
+    exec(lines, {})
+    assert Path("cat.png").is_file()

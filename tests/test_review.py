@@ -107,6 +107,14 @@ def test_an_empty_caption_is_not_kept(run):
         edit(run, caption_in(run, 0), "")
 
 
+def test_an_empty_field_says_what_to_type(run):
+    append_row(run.captions, Caption(name_of(4), "", "failed: no caption came with it", "sidecar"))
+    table = ReviewTable(CONFIG, run)
+    table.filter.value = "no caption"
+    words = row_of(table, 0)[1]
+    assert words.placeholder == "no caption yet: type what the picture shows"
+
+
 def test_asking_again_takes_the_new_words_and_does_not_make_them_a_persons(run, monkeypatch):
     claude = LoopbackClaude()
     monkeypatch.setenv("ANTHROPIC_BASE_URL", claude.url)

@@ -121,7 +121,7 @@ def test_without_a_suffix_no_switch_is_judged_and_no_empty_words_are_advised(dat
     assert "suffix" not in figures["verdict"]
     for text in ((dataset.model / "README.md").read_text(), write_card(dataset).read_text()):
         assert "``" not in text.replace("```", "") and "End a prompt" not in text
-    assert "Each prompt ends in" not in dataset.report_html.read_text()
+    assert "Each prompt ends with" not in dataset.report_html.read_text()
 
 
 def test_the_loss_of_an_earlier_steps_model_is_told():

@@ -102,6 +102,15 @@ def walked(source, suffix, name="seed", **more):
     return run, kept
 
 
+def test_the_demos_suffix_on_pictures_of_ones_own_is_told(workplace, pictures):
+    run, _ = walked("folder", DatasetConfig.suffix, folder=str(pictures))
+    assert "warning: your captions end in the demo's suffix" in verify_dataset(run)
+    run, _ = walked("folder", " in a kestrel gouache style", "mine", folder=str(pictures))
+    assert "warning" not in verify_dataset(run)
+    run, _ = walked("demo", DatasetConfig.suffix, "demo", demo_posts=8)
+    assert "warning" not in verify_dataset(run)
+
+
 @pytest.mark.parametrize(
     "count", [40, pytest.param(857, marks=pytest.mark.soak)], ids=["40", "857"]
 )

@@ -297,6 +297,8 @@ def test_draws_depend_on_the_position_alone():
         ([1.0, 0.5, 0.5], "converged"),
         ([1.0], "converged"),
         ([1.0, 0.6, 0.4, 0.3, 0.32], "converged"),  # a single rise may be chance
+        ([1.0, 0.38, 0.35, 0.33, 0.36, 0.34, 0.335], "converged"),  # it fell to no new low
+        ([1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.15], "converged"),
     ],
 )
 def test_the_verdict_reads_the_held_out_curve(losses, words):

@@ -47,6 +47,7 @@ def test_a_folder_of_photographs_walks_to_a_report(workplace, pictures, tiny_bas
         assert (run / name).exists(), name
     assert len(lines(run / "posts.jsonl")) == 12
     assert done.stdout.count("\n") >= 10 and "report.html" in done.stdout.splitlines()[-1]
+    assert "captions end in the demo's suffix, “in a mira watercolor style”: set" in done.stdout
     assert DiffusionPipeline.from_pretrained(run / "model")("a cat", num_inference_steps=1).images
     assert_executed_copies_are_clean(run)
     assert_a_second_walk_does_nothing_twice(run, given)

@@ -20,12 +20,14 @@ from helpers.core.errors import RunError
 from helpers.core.records import Caption, Post, latest, read_rows
 from helpers.core.run import Run
 from helpers.figures.pictures import open_rgb
+from helpers.mirror.sync import sync_soon
 
 ROWS_PER_PAGE = 8
 PICTURE_PX = 160
 IF_DEAD = """<small>If the buttons do nothing, or no table stands above, this page has lost its kernel (it was
 restarted, or the page was reloaded): run all cells of the notebook again. Edits and accepted captions are
 saved.</small>"""
+NO_CAPTION = "no caption yet: type what the picture shows"
 EVERY, TO_READ = "all captions", "all that want a look"
 
 
@@ -124,7 +126,7 @@ class ReviewTable:
 
     def _row(self, row: Caption) -> widgets.HBox:
         wide = widgets.Layout(width="98%")
-        words = widgets.Text(row.caption, placeholder=row.status, layout=wide)
+        words = widgets.Text(row.caption, placeholder=NO_CAPTION, layout=wide)
         words.continuous_update = False
         note = widgets.HTML(self._note(row))
         accept = widgets.Button(description="Accept", icon="check", button_style="success")
@@ -171,6 +173,7 @@ class ReviewTable:
             button.disabled = False
 
     def _refresh(self, line: Line, what: str) -> None:
+        sync_soon(self.run)
         self._reload()
         line.words.value = self.rows[line.name].caption
         line.note.value = self._note(self.rows[line.name])

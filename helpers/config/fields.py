@@ -121,6 +121,8 @@ def check(config: Any) -> None:
 
 
 def _lines(f: Field, value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        value = value.replace("\\n", "\n")  # as typed in a form's field of one line
     texts = value.splitlines() if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise RunError(f"{f.name} is {value!r}: give a text in quotes, or a list of them")

@@ -82,6 +82,7 @@ def _has_pixels(content: bytes, image: Image.Image) -> bool:
 def verify_dataset(run: Run) -> str:
     """Check that dataset/ matches its manifest and loads with `datasets`. Return a line with image counts and hash.
 
+    A second line warns of the demo's suffix on other images than the demo's.
     Raises RunError if a file is missing or changed, or the settings differ.
     """
     run.require(run.dataset, "dataset")
@@ -96,7 +97,19 @@ def verify_dataset(run: Run) -> str:
             f"{run.config('dataset')} is not what {run.dataset} was made with: run 03_dataset again"
         )
     listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"{listed} images in {run.dataset}, hash {folder_hash(run.dataset)[:12]}"
+    line = f"{listed} images in {run.dataset}, hash {folder_hash(run.dataset)[:12]}"
+    return "\n".join(filter(None, [line, _suffix_warning(run, settings["suffix"])]))
+
+
+def _suffix_warning(run: Run, suffix: str) -> str:
+    # a fetched dataset has no settings of 01
+    is_ours = run.config("scrape").is_file() and run.read_config("scrape").get("source") != "demo"
+    if not is_ours or suffix != DatasetConfig.suffix:
+        return ""
+    return (
+        f"warning: your captions end in the demo's suffix, “{suffix.strip()}”: set suffix to words of your own, as in "
+        '-p suffix " in a kestrel gouache style", and run 03_dataset again'
+    )
 
 
 def _count_loaded(run: Run) -> dict[str, int]:

@@ -9,6 +9,7 @@ from PIL import Image
 from helpers.core.run import Run
 from helpers.dataset.curate import take_back
 from helpers.figures.pictures import grid, open_rgb
+from helpers.mirror.sync import sync_soon
 
 SIDE_PX = 120
 CELL_PX = 190
@@ -54,6 +55,7 @@ def gallery(run: Run, left_out: pd.DataFrame) -> widgets.VBox:
 def _row(run: Run, row: object) -> widgets.HBox:
     def include(button: widgets.Button) -> None:
         take_back(run, row.file_name)
+        sync_soon(run)
         button.description, button.disabled = "taken back", True
 
     button = widgets.Button(description="take back")

@@ -66,7 +66,7 @@ def fetch(run: Run, hub_id: str) -> str:
 
     Raises RunError if the run has another dataset, or the repository was not pushed by 03 or does not verify.
     """
-    with hub_errors(hub_id), tempfile.TemporaryDirectory() as temporary:
+    with hub_errors(hub_id, "fetched"), tempfile.TemporaryDirectory() as temporary:
         folder = _download(hub_id, Path(temporary))
         if what := find_corruption(folder):
             raise RunError(f"{hub_id}: {what}: push it again")

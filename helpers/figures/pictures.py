@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -178,6 +179,14 @@ def bars(counts: "Mapping[str, int] | pd.Series", ylabel: str) -> Image.Image:
     axes.set(ylabel=ylabel, xlim=(-0.7, max(len(counts), 12) - 0.3))
     axes.spines[["top", "right"]].set_visible(False)
     return to_image(figure)
+
+
+def months(dates: Iterable[str]) -> Image.Image | str:
+    """Plot how many posts are of each month, from their ISO dates. If none has a date, return a sentence."""
+    counts = Counter(date[:7] or "no date" for date in dates)
+    if not counts.keys() - {"no date"}:
+        return "no post has a date"
+    return bars(dict(sorted(counts.items())), "posts")
 
 
 def to_image(figure: "Figure") -> Image.Image:

@@ -3,6 +3,7 @@
 Settings that could name a person, place or key are left out, and paths are cut to their last part.
 """
 
+import argparse
 import platform
 import re
 import sys
@@ -69,5 +70,13 @@ def _settings(run: Run, stage: str) -> str:
     return f"{stage}: {', '.join(shown) or 'defaults'}"
 
 
+def main() -> None:
+    words = "Print what a bug report needs, and nothing that is private."
+    parser = argparse.ArgumentParser(prog="python -m helpers.about", description=words)
+    parser.add_argument("run", nargs="?", help="the run's name; its folder is runs/RUN")
+    name = parser.parse_args().run
+    print(about(Run(name) if name else None))
+
+
 if __name__ == "__main__":
-    run_command(lambda: print(about(Run(sys.argv[1]) if len(sys.argv) > 1 else None)))
+    run_command(main)

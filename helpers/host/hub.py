@@ -56,8 +56,8 @@ def release(api: HfApi, hub_id: str, repo_type: str, files: set[str], *, private
 
 
 @contextmanager
-def hub_errors(hub_id: str) -> Iterator[None]:
-    """Turn every exception inside this context into a one-line RunError about the Hub."""
+def hub_errors(hub_id: str, done: str = "pushed") -> Iterator[None]:
+    """Turn every exception inside this context into a one-line RunError: what could not be `done`, and why."""
     try:
         yield
     except RunError:
@@ -65,5 +65,5 @@ def hub_errors(hub_id: str) -> Iterator[None]:
     except Exception as error:
         what = " ".join(str(error).split())[:300] or type(error).__name__
         raise RunError(
-            f"the hub and {hub_id}: {what}; check the name, the token's rights and the network, and try again"
+            f"{hub_id} could not be {done} ({what}): check the name, the token's rights and the network, and try again"
         ) from None

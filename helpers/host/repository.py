@@ -1,7 +1,7 @@
 """The GitHub address and release tag of this repository. `python -m helpers.colab OWNER/NAME [REF]` changes both."""
 
+import argparse
 import re
-import sys
 from pathlib import Path
 
 from helpers.core.errors import RunError
@@ -44,9 +44,12 @@ def rewrite_repository(new: str, ref: str = RELEASE, root: Path = HERE) -> list[
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
-        sys.exit("usage: python -m helpers.colab OWNER/NAME [REF]")
-    for path in rewrite_repository(*sys.argv[1:]):
+    words = "Write another home of the repository into every badge and clone line."
+    parser = argparse.ArgumentParser(prog="python -m helpers.colab", description=words)
+    parser.add_argument("repository", metavar="OWNER/NAME", help="as in its GitHub address")
+    parser.add_argument("ref", nargs="?", default=RELEASE, help="a tag or branch")
+    args = parser.parse_args()
+    for path in rewrite_repository(args.repository, args.ref):
         print(f"rewrote {path.relative_to(HERE)}")
 
 

@@ -126,7 +126,8 @@ def figures_table(figures: dict[str, Any]) -> "Styler":
     rows += [describe_picks(*found) for found in figures.get("blind", {}).items()]
     columns = ["figure", "value", "how to read it"]
     # a Styler, since pandas truncates texts over 50 letters
-    return pd.DataFrame(rows, columns=columns).style.hide().set_properties(**{"text-align": "left"})
+    shown = pd.DataFrame(rows, columns=columns).style.hide()
+    return shown.set_table_styles([{"selector": "th, td", "props": "text-align: left"}])
 
 
 def _describe_metrics(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

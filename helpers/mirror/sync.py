@@ -105,9 +105,13 @@ def sync_before_end(run: Run, max_s: float | None = None) -> str:
 
 
 def sync_soon(run: Run) -> None:
-    """Schedule a background sync if the run has a mirror. Calls made before the sync starts share it."""
-    if mirror := _mirror(run):
-        mirror.schedule()
+    """Schedule a background sync if the run has a mirror. Calls made before the sync starts share it.
+
+    Returns at once and raises nothing: a mirror that fails is told by `sync`.
+    """
+    with suppress(RunError):  # RUNS_MIRROR cannot be made
+        if mirror := _mirror(run):
+            mirror.schedule()
 
 
 def written_elsewhere(run: Run) -> None:

@@ -5,6 +5,7 @@ last day, in a file outside the runs that only the user can read, and is used in
 Source: https://developers.facebook.com/docs/instagram-platform/reference/refresh_access_token
 """
 
+import argparse
 import hashlib
 import re
 from dataclasses import dataclass
@@ -114,6 +115,8 @@ def refresh_token() -> str:
 
 
 def main() -> None:
+    words = "Refresh the token of Instagram's API for another 60 days, and tell its last day."
+    argparse.ArgumentParser(prog=REFRESH, description=words).parse_args()
     print(refresh_token())
 
 

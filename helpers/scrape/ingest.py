@@ -57,6 +57,8 @@ def list_items(config: ScrapeConfig, run: Run) -> Source:
         return replace(listing, config=config)
     names = ("dataset_id",) if config.source == "export" else ("folder", "dataset_id")
     _refuse_another_source(config, run, names, listing)
+    if config.source == "folder" and (config.since or config.until):
+        listing.notes.append("a folder's files have no dates: since and until do nothing")
     items = [item for item in listing.items if config.covers(item.taken_at)]
     codes = dict.fromkeys(item.shortcode for item in items)
     codes = set(list(codes)[: config.max_posts or None])

@@ -75,7 +75,7 @@ class ResourceEstimate:
             )
         if self.hours is not None:
             lines.append(
-                f"time        about {_format_hours(self.hours)}: {_format_hours(self.step_hours)} of steps at "
+                f"time        about {format_hours(self.hours)}: {format_hours(self.step_hours)} of steps at "
                 f"{self.steps_per_s:.2f} a second, the rest for evaluations and previews"
             )
             if self.hours > HOST.session_hours:
@@ -83,7 +83,8 @@ class ResourceEstimate:
         return "\n".join(lines)
 
 
-def _format_hours(hours: float) -> str:
+def format_hours(hours: float) -> str:
+    """Return a time in hours, or in minutes if it is under an hour."""
     return f"{hours:.1f} hours" if hours >= 1 else f"{max(60 * hours, 1):.0f} min"
 
 

@@ -30,7 +30,7 @@ def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
     """Judge a training by its (step, validation loss) points, which begin at step 0 (the base model).
 
     overfitting     the smoothed loss has risen for two points, and so has its gap to `train_eval_curve`
-    still learning  the loss fell during the last third
+    still learning  the loss ended at its lowest (within MIN_CHANGE), below all of the first two thirds
     converged       neither
     `train_eval_curve` is the same loss on training images: a rise that both share is no overfitting. Without it, a
     rise is enough. Raises RunError if every point was NaN or inf.
@@ -42,9 +42,8 @@ def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
     losses, train_losses = [loss for _, loss in curve], dict(train_eval_curve)
     base, last = losses[0], losses[-1]
     gap = [loss - train_losses[step] for step, loss in curve if step in train_losses]
-    before = curve[:-1] or curve
-    late = (loss for step, loss in before if step >= curve[-1][0] * 2 / 3)
-    two_thirds = next(late, before[-1][1])
+    before = [loss for step, loss in curve if step < curve[-1][0] * 2 / 3]
+    two_thirds = losses[: min(len(before) + 1, len(losses) - 1)] or losses
     best_step, best = min(curve, key=lambda point: point[1])
     rose = _rose(losses, losses, MIN_CHANGE * base)
     if rose and (len(gap) < len(losses) or _rose(gap, losses, MIN_GAP_RISE * base)):
@@ -53,7 +52,7 @@ def judge(curve: Curve, train_eval_curve: Curve = ()) -> Verdict:
             words = "overfitting from the start: no step is better than the base model"
     elif rose:
         words = "converged: the loss rose on training images as well, so lower learning_rate"
-    elif two_thirds - last > MIN_CHANGE * base:
+    elif min(two_thirds) - last > MIN_CHANGE * base and last - best <= MIN_CHANGE * base:
         words = "still learning: more steps would help"
     else:
         words = "converged: more steps would bring little"

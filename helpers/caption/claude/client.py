@@ -45,6 +45,13 @@ FATAL = {
 }
 
 
+def _read_key() -> str:
+    try:
+        return secret(KEY)
+    except RunError as error:
+        raise RunError(f"{error}; or set captioner to 'sidecar' or 'blip'") from None
+
+
 class Session:
     """The Claude API client of a run, with prompt, prices and budget. Raises RunError for a missing key or price."""
 
@@ -54,7 +61,7 @@ class Session:
         self.prompt = Prompt(config, run, self.model)
         self.made_with = made_with(config, run)
         options = {"max_retries": 0, "timeout": config.timeout_s}
-        self.client = anthropic.Anthropic(api_key=secret(KEY), **options)
+        self.client = anthropic.Anthropic(api_key=_read_key(), **options)
         self.budget = Budget(config.budget_usd, caption_costs(run.captions)[0])
         self.limiter = ConcurrencyLimiter(config.concurrency)
         self._lock = threading.Lock()

@@ -34,6 +34,7 @@ from helpers.inference.draw.request import Request
 from helpers.inference.draw.sampler import Cancelled, Progress, Sampler
 from helpers.inference.draw.schedulers import SCHEDULERS
 from helpers.inference.draw.speed import speed_cost
+from helpers.mirror.sync import sync_soon
 
 MAX_SEED = 2**31 - 1
 MAX_HISTORY = 16
@@ -199,6 +200,7 @@ class PromptBox:
             for request, image in zip(requests, images, strict=True):
                 path = self.sampler.save(request, image)
                 self._add_to_history(path, self.sampler.settings(request), image)
+            sync_soon(self.sampler.run)
         except (DiskError, OSError) as error:
             raise RunError(
                 f"{error_text(error)}. What was drawn is shown below, and not all of it is kept."

@@ -44,13 +44,20 @@ def comparisons(sampler: Sampler) -> list[str]:
     return [ART] * has_art + ["base", *(n for n in sampler.weights.steps() if n != itself)]
 
 
+def count_pairs(config: InferenceConfig, sampler: Sampler, against: str) -> int:
+    """Return the number of pairs of a comparison. Held-out art comes once each, so that pairs are independent."""
+    if against != ART:
+        return config.blind_pairs
+    return min(config.blind_pairs, len(sampler.trained.pictures("validation")))
+
+
 def make_pairs(config: InferenceConfig, sampler: Sampler, against: str) -> list[Pair]:
     """Return the pairs of a comparison, the same ones each time. Sides and order tell nothing."""
     trained = sampler.trained
     pictures = trained.pictures("validation") or trained.pictures("train")
     pictures = evenly(pictures, config.blind_pairs)
     pairs = []
-    for number in range(config.blind_pairs):
+    for number in range(count_pairs(config, sampler, against)):
         path, caption = pictures[number % len(pictures)]
         seed = config.seed + BLIND_SEED + number
         request = Request.of(config, sampler.styled(caption), seed, config.negative_prompt)
@@ -136,9 +143,9 @@ def describe_picks(against: str, found: dict[str, Any]) -> tuple[str, str, str]:
         f"{found['picked']} of {found['pairs']}: {found['value']:.0%} "
         f"({found['low']:.0%} to {found['high']:.0%})"
     )
-    reading = "a person found the model's picture closer to the art; 50% is no difference"
+    reading = "how often you found the model's picture closer to the art; 50% is no difference"
     if against == ART:
-        reading = "a person took the model's picture for the artist's; at 50% nobody could tell them apart"
+        reading = "how often you took the model's picture for the artist's; at 50% you could not tell them apart"
     return f"blind check against {title(against)}", value, reading
 
 

@@ -16,6 +16,7 @@ from helpers.inference.judge.blind import (
     BLOCKED,
     Pair,
     comparisons,
+    count_pairs,
     count_picks,
     describe_picks,
     draw_pair,
@@ -24,6 +25,7 @@ from helpers.inference.judge.blind import (
     save_pick,
     title,
 )
+from helpers.mirror.sync import sync_soon
 
 PICTURE_PX = 256
 QUESTIONS = {
@@ -71,9 +73,10 @@ class BlindBox:
             self._close()
             return
         self.left.disabled = self.right.disabled = True  # until both are there
-        pair, number = self.waiting[0], self.config.blind_pairs - len(self.waiting) + 1
+        pair, total = self.waiting[0], self._total()
+        number = total - len(self.waiting) + 1
         question = QUESTIONS[pair.against == ART]
-        self._tell(f"Drawing pair {number} of {self.config.blind_pairs} …")
+        self._tell(f"Drawing pair {number} of {total} …")
         images = draw_pair(self.sampler, pair)
         if any(map(is_blocked, images)):
             save_pick(self.sampler, self.waiting.pop(0), BLOCKED)
@@ -86,8 +89,11 @@ class BlindBox:
         ]
         above = [] if pair.against == ART else [picture_widget(self._art(), 2 * PICTURE_PX)]
         self.pictures.children = (*above, widgets.HBox(cells, layout=ROW))
-        self._tell(f"{number} of {self.config.blind_pairs}. {question}")
+        self._tell(f"{number} of {total}. {question}")
         self.left.disabled = self.right.disabled = False
+
+    def _total(self) -> int:
+        return count_pairs(self.config, self.sampler, self.against.value)
 
     def _art(self) -> Image.Image:
         paths = [path for path, _ in evenly(self.sampler.trained.pictures("train"), 4)]
@@ -99,6 +105,7 @@ class BlindBox:
         pair = self.waiting.pop(0)
         save_pick(self.sampler, pair, pair.sides[side])
         self.after()
+        sync_soon(self.sampler.run)
         self._show_next()
 
     def _close(self) -> None:
@@ -112,11 +119,11 @@ class BlindBox:
         blocked = picks.count(BLOCKED)
         left_out = f" The safety checker blocked pictures of {blocked} pairs." if blocked else ""
         told = ""
-        if 0 < len(picks) < self.config.blind_pairs:
-            told = f"{len(picks)} of {self.config.blind_pairs} pairs are done: Begin goes on."
+        if 0 < len(picks) < (total := self._total()):
+            told = f"{len(picks)} of {total} pairs are done: Begin goes on."
         elif found:
             _, value, reading = describe_picks(against, found)
-            told = f"The model's picture was picked in {value}. How to read it: {reading}."
+            told = f"The model's picture was picked in {value}. That is {reading}."
         self._tell(told + left_out)
 
     def _show_errors(self, act: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 """Write the model card: base model, data, permission, settings, loss curves, results and limits."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from jinja2 import Template
 
 from helpers.core.files import read_json, replacing_file, write_text
 from helpers.core.run import Run
+from helpers.core.suffix import append_suffix
 from helpers.figures.pictures import loss_curves, open_rgb
 from helpers.inference.share.one_file import MADE_FROM
 from helpers.inference.trained import read_trained, summarize_posts
@@ -34,6 +36,17 @@ def write_card(run: Run) -> Path:
         open_rgb(run.before_and_after).save(tmp_path, quality=92)
     write_text(run.export / "README.md", render_card(run, figures))
     return run.export / "README.md"
+
+
+def python_lines(run: Run) -> str:
+    """Return two lines of Python that draw with the run's model in its style."""
+    folder = json.dumps(run.model.as_posix(), ensure_ascii=False)
+    prompt = append_suffix("a blue cat at night", read_trained(run).suffix)
+    return (
+        "from diffusers import DiffusionPipeline\n"
+        f"DiffusionPipeline.from_pretrained({folder})({json.dumps(prompt, ensure_ascii=False)})"
+        '.images[0].save("cat.png")'
+    )
 
 
 def find_card_files(run: Run) -> dict[str, Path]:

@@ -6,6 +6,7 @@ Cookies come from the environment or the host's secrets (INSTAGRAM_COOKIES, as t
 Instagram is used anonymously.
 """
 
+import argparse
 import getpass
 import io
 import json
@@ -124,9 +125,11 @@ def _log_in(loader: instaloader.Instaloader, user: str) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m helpers.scrape.login USER")
-    print(f"logged in; the cookies are in {log_in(sys.argv[1])}, for your eyes only")
+    words = "Log in to Instagram and keep the cookies. The password is asked for, and not saved."
+    parser = argparse.ArgumentParser(prog="python -m helpers.scrape.login", description=words)
+    parser.add_argument("user", help="your account's name")
+    user = parser.parse_args().user
+    print(f"logged in; the cookies are in {log_in(user)}, for your eyes only")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from helpers.core.run import Run
 from helpers.figures.trials import best_trial, read_trials
 from helpers.host.device import pick_device
 from helpers.mirror.sync import restore
-from helpers.train.resources import estimate_resources, refuse_too_large
+from helpers.train.resources import estimate_resources, format_hours, refuse_too_large
 from helpers.train.sweep.promote import promote
 from helpers.train.sweep.search import plan_trials, trial_config, unused_settings
 from helpers.train.sweep.study import Journal, database_errors, open_place, open_study
@@ -106,7 +106,8 @@ def describe(config: TrainConfig, run: Run) -> str:
     images = config.max_steps * config.effective_batch_size
     price = f", {hours * config.usd_per_hour:.2f} USD" if config.usd_per_hour else ""
     lines = [f"{number:5}  {params}" for number, params in enumerate(planned)]
-    head = f"{len(planned)} trials of {images} images, {hours:.1f} hours at most{price}; hopeless trials are pruned:"
+    takes = format_hours(hours)
+    head = f"{len(planned)} trials of {images} images, {takes} at most{price}; hopeless trials are pruned:"
     return "\n".join([head, *lines, *unused_settings(config)])
 
 

@@ -25,6 +25,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import QMCSampler
 
 from helpers.config import TrainConfig, from_text
+from helpers.config.fields import names_like
 from helpers.config.stages import RESUMABLE
 from helpers.core.errors import RunError
 
@@ -57,7 +58,7 @@ def parse_dimension(name: str, asked: Any) -> BaseDistribution:
     """
     known = {f.name for f in fields(TrainConfig)} - RESUMABLE - set(FIXED) | {BATCH, *BATCH_PARTS}
     if name not in known:
-        why = FIXED.get(name, f"a sweep can try {', '.join(sorted(known))}")
+        why = FIXED.get(name) or names_like(name, known)
         raise RunError(f"sweep has {name!r}, which cannot be swept: {why}")
     if isinstance(asked, list | tuple) and asked:
         return CategoricalDistribution(_choices(name, asked))
