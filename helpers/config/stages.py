@@ -285,9 +285,8 @@ class InferenceConfig(Checked):
     safety_checker: bool = True  # if the model has one
     # drawn and compared, at the same seeds; there are those of GRIDS
     grids: tuple[str, ...] = lines(GRIDS[:1])
-    blind_pairs: int = number(
-        20, 4, 500
-    )  # that a person compares, at most: held-out art comes once
+    # that a person compares, at most: each picture of held-out art comes once
+    blind_pairs: int = number(20, 4, 500)
     controlnet: str = ""  # a hub id or folder of a ControlNet for scribbles, to draw by sketches
     # a TCD or LCM LoRA, by hub id or path: the prompt box gets a switch that draws in a few steps. The report measures
     # what it costs in style: the demo's, assets/tiny-sd-lcm, keeps 97% of the style gain in 25% of the time
