@@ -38,6 +38,7 @@ def settings(args: argparse.Namespace, **given: Any) -> Row:
         "run": "bench",
         "base_model": args.base,
         "allow_slow": True,
+        "begin_again": True,  # another row has left its checkpoints
         "max_steps": 100_000,
         "save_every_steps": NEVER,
         "save_every_minutes": 0.0,
