@@ -9,7 +9,7 @@ WALK := $(COLABS) tests/test_malicious.py $(addprefix \
 	tests/test_train_methods.py::,test_eight_bit_adam_trains_and_goes_on_or_says_what_to_set \
 	test_attention_without_xformers_with_it_and_where_it_cannot_run)
 # begun first, so that nobody waits for the longest at the end
-LONG := tests/test_older_copies.py tests/test_secrets.py tests/test_kaggle.py
+LONG := tests/test_older_copies.py tests/test_secrets.py
 # a kernel binds its ports a second after they were chosen: another test's may have taken one (nteract/papermill#511)
 NOT_BEGUN := "Kernel (died before replying|didn't respond)"
 # three tests at a time on two cores, each on one thread: some wait for a disk or a clock

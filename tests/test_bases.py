@@ -81,20 +81,13 @@ def test_one_file_holds_what_the_folder_does(tmp_path, tiny_base):
     assert single.tokenizer("a cat").input_ids == folder.tokenizer("a cat").input_ids
 
 
-def test_one_file_of_sdxl_holds_what_the_folder_does_and_trains_as_it_does(dataset, tmp_path):
+def test_one_file_of_sdxl_holds_what_the_folder_does(tmp_path):
     base = make_sdxl(tmp_path / "base")
     path = one_file(base, tmp_path / "one")
     folder, single = (load_components(str(p), CPU) for p in (base, path))
     assert single.family.NAME == "SDXL" and single.hashes == folder.hashes
     kinds = single.fingerprints()
     assert kinds == folder.fingerprints() | {"noise schedule": kinds["noise schedule"]}
-    given = {"max_steps": 1, "prior_share": 0.0, "method": "lora", "rank": 2}
-    losses = []
-    for place in (base, path):
-        steps = list(train(settings(place, **given), dataset))
-        losses.append([step.held_out_loss for step in steps])
-        dataset.checkpoints.rename(dataset.folder / f"checkpoints-{len(losses)}")
-    assert losses[0] == losses[1]
     exported = load_file(tmp_path / "one/anime-v3.safetensors")
     again = original_state(single_folder := model_folder(str(path)))
     assert exported.keys() == again.keys() and all(

@@ -440,7 +440,7 @@ def kill_while_captioning(claude, count, kills):
 
 
 @pytest.mark.parametrize(
-    ("count", "kills"), [(120, 3), pytest.param(1000, 20, marks=pytest.mark.soak)]
+    ("count", "kills"), [(60, 2), pytest.param(1000, 20, marks=pytest.mark.soak)]
 )
 def test_kills_and_faults_lose_no_image_and_pay_for_hardly_any_twice(claude, count, kills):
     run = kill_while_captioning(claude, count, kills)

@@ -115,6 +115,7 @@ def test_previews_take_the_empty_prompt_as_the_base_does(tmp_path, zeros):
     assert parts._pipeline().config.force_zeros_for_empty_prompt == zeros
 
 
+@pytest.mark.soak
 def test_an_older_diffusers_reads_back_both_text_encoders(dataset, sdxl, monkeypatch):
     monkeypatch.setattr(diffusers, "__version__", "0.39.0")
     more = {"train_text_encoder": True, "text_encoder_lr": 0.01, "learning_rate": 0.05}

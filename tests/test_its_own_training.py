@@ -52,7 +52,7 @@ def test_another_suffix_in_03_changes_no_prompt_and_is_told(run):
     figures = report(CONFIG, sampler)
     assert told in words_of(figures["remarks"]) and told in verify_report(run)
     page = run.report_html.read_text()
-    assert f"Each prompt ends in <code>{SUFFIX}</code>" in page and "and the model knows" in page
+    assert f"Each prompt ends with “{SUFFIX.strip()}”" in page and "and the model knows" in page
     assert f"`{SUFFIX}`" in (card := write_card(run).read_text()) and told in card
     assert "dataset/ has changed since" in verify_model(run)
 

@@ -425,6 +425,7 @@ def ask(kaggle, origin):
     return run
 
 
+@pytest.mark.soak
 def test_a_training_goes_from_kaggle_to_a_drive_and_back_to_the_same_bits(
     kaggle, ask, pictures, tiny_base, monkeypatch
 ):

@@ -116,6 +116,7 @@ def test_compiled_blocks_come_to_the_same_losses_and_names(dataset, tiny_base, m
     assert graphs == 2  # of the base's two widths; of nothing that is measured or drawn
 
 
+@pytest.mark.soak
 def test_without_a_compiler_the_setting_is_named(dataset, tiny_base, tmp_path):
     bare = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
     given = SMALL_TRAINING | {"base_model": tiny_base, "torch_compile": True}

@@ -159,9 +159,9 @@ def _find_settings(path: Path) -> dict[str, Path]:
 def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made: Path) -> None:
     version = header.version
     built_in = {
-        "unet/config.json": lambda: UNet2DConditionModel.from_config(version.unet),
-        "vae/config.json": lambda: AutoencoderKL.from_config(version.vae),
-        "scheduler/scheduler_config.json": lambda: _scheduler(path, header, settings),
+        "unet/config.json": partial(_without_weights, UNet2DConditionModel, version.unet),
+        "vae/config.json": partial(_without_weights, AutoencoderKL, version.vae),
+        "scheduler/scheduler_config.json": partial(_scheduler, path, header, settings),
     }
     for part, text in version.texts.items():
         built_in[f"{part}/config.json"] = partial(CLIPTextConfig, **text.config)
@@ -170,8 +170,7 @@ def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made
         if name in settings:
             shutil.copyfile(settings[name], made / name)
         else:
-            with torch.device("meta"):
-                built_in[name]().to_json_file(made / name)
+            built_in[name]().to_json_file(made / name)
     for part, text in version.texts.items():
         folder = made / part.replace("text_encoder", "tokenizer")
         if not folder.is_dir():
@@ -181,6 +180,11 @@ def _write_settings(path: Path, header: _Header, settings: dict[str, Path], made
             tokenizer.save_pretrained(folder)
     scheduler = read_json(made / "scheduler/scheduler_config.json")["_class_name"]
     write_json(made / "model_index.json", version.index | {"scheduler": ["diffusers", scheduler]})
+
+
+def _without_weights(kind: type, config: dict[str, Any]) -> Any:
+    with torch.device("meta"):
+        return kind.from_config(config)
 
 
 def _fetch_tokenizer(path: Path) -> str:

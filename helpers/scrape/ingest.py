@@ -261,7 +261,7 @@ class Ingestion:
 
 
 def verify_images(run: Run) -> str:
-    """Check all image files by SHA-256, and return a line with the numbers of images and rejections.
+    """Check all image files by SHA-256, and return a line with the numbers of images and rejections and the permission.
 
     Raises RunError if there is no image, or for the first image that is missing or changed.
     """
@@ -281,6 +281,8 @@ def verify_images(run: Run) -> str:
     line = f"{len(posts)} images of {len({post.shortcode for post in posts})} posts in {run.images}"
     line += f", {len(refused)} left out" + (f": {_list_reasons(refused)}" if refused else "")
     line += f"; {gone} more are no longer in the source" if gone else ""
+    permissions = sorted({post.permission for post in posts})
+    line += f"; permission: {', '.join(permissions)}"
     return f"{line}. Stopped early: {stopped}" if stopped else line
 
 
