@@ -1,12 +1,13 @@
 """Estimate the memory, disk and hours of a training before it starts, and refuse one that will not fit."""
 
+import json
 import os
 import shutil
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import wraps
 
 import torch
 from diffusers import AutoencoderKL
@@ -39,6 +40,11 @@ from helpers.train.validation_loss import MAX_LATENT_PIXELS
 CUDA_CONTEXT_GB = 0.6
 MIN_PARAMETERS = 100_000_000  # of a model that draws real pictures
 ALLOCATOR_OVERHEAD = 1.1  # what is reserved per byte of activations
+MEMORY_SETTINGS = (  # that activations depend on
+    "method rank lora_targets train_text_encoder weights_dtype optimizer_in_backward train_batch_size "
+    "gradient_accumulation_steps gradient_checkpointing resolution_px validation_pairs prior_share prompts "
+    "guidance_scale"
+).split()
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,23 @@ def _estimate_memory_and_disk(config: TrainConfig, run: Run, device: Device) -> 
     )
 
 
-@lru_cache(maxsize=8)  # the notebook counts, and the training does again
+def _counted_once(count: Callable[[TrainConfig, Device], float]) -> Callable[..., float]:
+    """Remember a count by all that it depends on: a plan counts, then its training, and each trial of a sweep."""
+    known: dict[tuple, float] = {}
+
+    @wraps(count)
+    def counted(config: TrainConfig, device: Device) -> float:
+        _, settings = read_base(config.base_model, config.vae)
+        values = (getattr(config, name) for name in MEMORY_SETTINGS)
+        key = (json.dumps(settings, sort_keys=True), device, *values)
+        if key not in known:
+            known[key] = count(config, device)
+        return known[key]
+
+    return counted
+
+
+@_counted_once
 def activation_memory(config: TrainConfig, device: Device) -> int:
     """Return the peak bytes of a step's activations and gradients, in the forward and backward passes."""
     model = _meta_model(config, device)
@@ -182,7 +204,7 @@ def activation_memory(config: TrainConfig, device: Device) -> int:
     return peak + 8 * largest if config.optimizer_in_backward else peak
 
 
-@lru_cache(maxsize=8)
+@_counted_once
 def memory_beside_steps(config: TrainConfig, device: Device) -> float:
     """Return the bytes beside the trained model at the most of a preview, a validation and model/'s reading back.
 
