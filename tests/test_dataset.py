@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers.config import DatasetConfig
 from helpers.core.errors import RunError
-from helpers.core.files import find_corruption, folder_hash
+from helpers.core.files import find_corruption, folder_hash, write_manifest
 from helpers.core.records import (
     Caption,
     Post,
@@ -186,6 +186,21 @@ def test_every_mode_becomes_rgb(workplace, tmp_path, mode):
 def test_the_same_input_gives_the_same_bytes(workplace, pictures):
     first, second = (folder_hash(make_dataset("one", pictures).dataset) for _ in range(2))
     assert first == second
+
+
+def test_a_card_in_other_words_is_no_other_dataset(workplace, pictures):
+    """As an older version wrote it: a training goes on with a dataset that 03 has made again since."""
+    run = make_dataset("one", pictures)
+    card = run.dataset / "README.md"
+    card.write_text(card.read_text() + "Words of another version.\n")
+    write_manifest(run.dataset)
+    older = folder_hash(run.dataset)
+    make_dataset("one", pictures)
+    assert folder_hash(run.dataset) == older and verify_dataset(run)
+    assert "another version" in card.read_text()
+    min(pictures.glob("*.txt")).write_text("another caption\n")
+    make_dataset("one", pictures)
+    assert folder_hash(run.dataset) != older and "another version" not in card.read_text()
 
 
 def test_what_is_left_out_has_a_reason(workplace, pictures):

@@ -1,5 +1,6 @@
 """Write dataset/ in the imagefolder format, which `datasets.load_dataset` and trainers read."""
 
+import shutil
 import tempfile
 from collections import Counter
 from contextlib import suppress
@@ -12,11 +13,20 @@ from PIL import Image
 from helpers.config import DatasetConfig
 from helpers.core.decode import ImageError, decode, read_picture_file, strip_metadata
 from helpers.core.errors import RunError
-from helpers.core.files import find_corruption, folder_hash, replacing_folder
+from helpers.core.files import (
+    MANIFEST,
+    find_corruption,
+    folder_hash,
+    read_json,
+    replacing_folder,
+    write_manifest,
+)
 from helpers.core.records import NO_BREAK_SPACE, read_metadata
 from helpers.core.run import Run
 from helpers.dataset.dataset_card import write_card
 from helpers.dataset.dataset_files import (
+    CARD,
+    SHEET,
     SPLITS,
     Record,
     made_with,
@@ -44,7 +54,7 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
     """
     kept = refresh(config, run, kept)
     record_edition(run)
-    with replacing_folder(run.dataset) as folder:
+    with replacing_folder(run.dataset, manifest=False) as folder:
         for split in kept["split"].unique():
             (folder / split).mkdir()
         written = [_write_image(run, folder, row, config.suffix) for row in kept.itertuples()]
@@ -52,7 +62,21 @@ def build(config: DatasetConfig, run: Run, kept: pd.DataFrame, left_out: pd.Data
         changed = Counter(note for _, notes in written for note in notes)
         write_about(folder, config, left_out["kind"].value_counts().to_dict(), changed)
         write_card(folder)
+        write_manifest(folder)
+        _keep_card(run.dataset, folder)
     run.write_config("dataset", config)
+
+
+def _keep_card(old: Path, new: Path) -> None:
+    """Where no more than the card would change, keep the old one: newer words of ours make no other dataset."""
+    if not (old / MANIFEST).is_file() or find_corruption(old):
+        return
+    listed = [read_json(folder / MANIFEST) for folder in (old, new)]
+    theirs, ours = ({n: e for n, e in m.items() if n not in (CARD, SHEET)} for m in listed)
+    if theirs == ours and listed[0].keys() == listed[1].keys():
+        for name in (CARD, SHEET, MANIFEST):
+            if (old / name).is_file():
+                shutil.copyfile(old / name, new / name)
 
 
 def _write_image(run: Run, folder: Path, row: Any, suffix: str) -> tuple[Record, tuple[str, ...]]:
