@@ -72,9 +72,8 @@ def remove(run: Run, post: str) -> Removal:
 
 
 def _find_shortcode(run: Run, post: str) -> str:
-    if named := re.fullmatch(
-        rf"(.+)_\d+\.({_SUFFIXES})", post
-    ):  # an image in the run, or once in it
+    # an image in the run, or once in it
+    if named := re.fullmatch(rf"(.+)_\d+\.({_SUFFIXES})", post):
         return named[1]
     at_source = {p.shortcode for p in read_rows(run.posts, Post) if post and p.source_name == post}
     return at_source.pop() if len(at_source) == 1 else post

@@ -83,32 +83,25 @@ XL_TEXT = V1_TEXT | {
     "projection_dim": 1280,
     "hidden_act": "gelu",
 }
-INDEX = {
-    "_class_name": "StableDiffusionPipeline",
+IN_BOTH = {  # of model_index.json
     "_diffusers_version": "0.37.0",
     "feature_extractor": [None, None],
     "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-
-
-XL_INDEX = {
+INDEX = IN_BOTH | {
+    "_class_name": "StableDiffusionPipeline",
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+}
+XL_INDEX = IN_BOTH | {
     "_class_name": "StableDiffusionXLPipeline",
-    "_diffusers_version": "0.37.0",
-    "feature_extractor": [None, None],
     "force_zeros_for_empty_prompt": True,
-    "image_encoder": [None, None],
-    "text_encoder": ["transformers", "CLIPTextModel"],
     "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
     "tokenizer_2": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
 }
 
 
@@ -188,11 +181,13 @@ def _rename_text(weights: dict[str, Tensor], text: Text, model: nn.Module) -> di
     else:
         renamed = convert_ldm_clip_checkpoint(weights)
     bare = {name.removeprefix("text_model."): tensor for name, tensor in renamed.items()}
-    projection = {name: bare.pop(name) for name in ("text_projection.weight",) if name in bare}
+    projection = bare.pop("text_projection.weight", None)
     ignored = ("position_ids", "logit_scale")
     # names that all versions of transformers read
     named = {f"text_model.{n}": t for n, t in bare.items() if not n.endswith(ignored)}
-    return named | (projection if text.kind is CLIPTextModelWithProjection else {})
+    if text.kind is CLIPTextModelWithProjection and projection is not None:
+        named["text_projection.weight"] = projection
+    return named
 
 
 def _compare(part: str, weights: dict[str, Tensor], model: nn.Module) -> None:

@@ -78,9 +78,10 @@ def _check_weights(part: Path, kind: str) -> None:
         return
     weights = sorted(part.glob("[!.]*.safetensors"))  # macOS leaves a ._NAME beside each file
     if not weights:
-        pickled = [f"{part.name}/{path.name}" for path in sorted(part.glob("*.bin"))]
-        what = [f"only pickled weights, {name}, which could run anything" for name in pickled]
-        why = f"{part.name} has {[*what, 'no safetensors weights'][0]}"
+        what = "no safetensors weights"
+        if pickled := sorted(part.glob("*.bin")):
+            what = f"only pickled weights, {part.name}/{pickled[0].name}, which could run anything"
+        why = f"{part.name} has {what}"
         raise ValueError(f"{why}: {NO_CHECKER}" if part.name == "safety_checker" else why)
     for path in weights:
         try:

@@ -8,6 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -318,9 +319,7 @@ def _changes(saved: dict[str, Any], signature: TrainingSignature) -> list[str]:
 def set_aside(run: Run, signature: TrainingSignature) -> bool:
     """Move the checkpoints of another training to sweep/before-N. Return True if there are any."""
     files.recover_folders(run.checkpoints)
-    whole = [folder for folder in _newest_first(run) if find_corruption(run, folder) is None]
-    saved = {folder: read_json(folder / STATE) for folder in whole}
-    others = [f for f, s in saved.items() if s["format"] <= FORMAT and _changes(s, signature)]
+    others = [folder for folder in _newest_first(run) if _is_of_another(folder, signature)]
     target = run.earlier_training() / run.checkpoints.name
     for folder in others:
         with files.on_disk("move", folder):
@@ -329,6 +328,13 @@ def set_aside(run: Run, signature: TrainingSignature) -> bool:
     if others:
         log.warning("the checkpoints of an earlier training are now in %s", target)
     return bool(others)
+
+
+def _is_of_another(folder: Path, signature: TrainingSignature) -> bool:
+    with suppress(*CORRUPT_ERRORS):  # `resume` tells of it
+        saved = read_json(folder / STATE)
+        return saved["format"] <= FORMAT and bool(_changes(saved, signature))
+    return False
 
 
 def _flatten(

@@ -72,7 +72,7 @@ def model_metadata(run: Run, variant: Variant, kind: str = "") -> dict[str, str]
 def lora_metadata(run: Run, variant: Variant, lora: Lora) -> dict[str, str]:
     """Return the metadata of a run's LoRA file: modelspec fields, and the `ss_` fields of sd-scripts."""
     training = read_trained(run)
-    trained, verdict = training.settings, training.verdict
+    trained = training.settings
     first = next(iter(lora.alpha))
     rank, alpha = lora.tensors[first + UP].shape[1], lora.alpha[first]
     convolutions = {"conv_dim": rank, "conv_alpha": alpha}
@@ -86,7 +86,7 @@ def lora_metadata(run: Run, variant: Variant, lora: Lora) -> dict[str, str]:
         "network_dim": rank,
         "network_alpha": alpha,
         "network_args": json.dumps(convolutions if has_convolutions else {}),
-        "steps": verdict.get("exported_step", verdict["steps"]),
+        "steps": training.exported_step,
         "max_train_steps": trained["max_steps"],
         "unet_lr": trained["learning_rate"],
         "text_encoder_lr": trained["text_encoder_lr"] if trained["train_text_encoder"] else None,
